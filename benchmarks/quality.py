@@ -2,9 +2,12 @@
 
 The demo model draws the prompts of the grader in `tools/train_shapes`, several at a time, and the grader judges the
 pictures. A stand-in for models of videos, random weights of Wan's layout, draws a few videos, of which no grader knows
-what is right: they are compared with exact ones. Time is processor seconds, of some prompts drawn alone and up to the
-finished latents, as a ratio to exact drawing in turns with it; other work on the machine disturbs it less than the
-clock. Figures are kept in `docs/quality.json`, where a run replaces those that it measured (`--only int8`).
+what is right: they are compared with exact ones. What is calibrated has the thresholds that `omnimuse calibrate` finds,
+with its own prompts.
+
+Time is processor seconds, of some prompts drawn alone and up to the finished latents, as a ratio to exact drawing in
+turns with it; other work on the machine disturbs it less than the clock. Figures are kept in `docs/quality.json`, where
+a run replaces those that it measured (`--only int8`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -28,9 +32,11 @@ from benchmarks.frontier import Panel, Point, write_svg
 from benchmarks.standin import film_folder
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
 from omnimuse.cache.row import Row
-from omnimuse.core.caches import PRESETS
+from omnimuse.cli import calibrate as command
+from omnimuse.core.caches import PRESETS, Fits
 from omnimuse.core.config import QUANT, CompileConfig, QuantConfig
 from omnimuse.core.output import Done, Failed, Result
+from omnimuse.engine.calibrate import calibrate, fit
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from omnimuse.loader.tensors import stored_tensors
@@ -45,13 +51,14 @@ TOGETHER = 20
 EXACT = "exact"
 SUBJECTS = {"demo": "demo model", "film": "stand-in for videos"}
 STEPS, FILM_STEPS = 20, 10
+FORECASTS = ("dbcache", "taylorseer")
 FILMS = ("a red circle on a table", "a fox in the snow")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to draw: how the engine is started, and what requests ask for. `adapter` is one that comes with the demo
-    model; its pictures are judged as its style has them.
+    """One way to draw: how the engine is started, and what requests ask for. `calibrated` caches know what was measured
+    of the model. `adapter` is one that comes with the demo model; its pictures are judged as its style has them.
     """
 
     group: str
@@ -59,6 +66,7 @@ class Choice:
     compiled: bool = False
     dtype: str = "float32"
     cache: str = "none"
+    calibrated: bool = False
     steps: int | None = None
     adapter: str = ""
 
@@ -79,10 +87,12 @@ class Choice:
 
 def choices() -> dict[str, Choice]:
     """Every choice by its name: `exact` first, each approximation alone, common pairs, what is compiled last."""
-    caches = (*PRESETS, "dbcache", "taylorseer", "dbcache,mask=fast,forced=true")
+    caches = (*PRESETS, *(f"{kind},threshold={Fits.dbcache}" for kind in FORECASTS), "dbcache,mask=fast,forced=true")
+    calibrated = (*FORECASTS, "auto")
     found = {EXACT: Choice("exact")}
     found |= {f"{steps} steps": Choice("steps", steps=steps) for steps in (14, 10, 7)}
     found |= {f"`{cache}`": Choice("caches", cache=cache) for cache in caches}
+    found |= {f"`{cache}`, calibrated": Choice("caches", cache=cache, calibrated=True) for cache in calibrated}
     found |= {f"`{scheme}`": Choice("weights", quantize=scheme) for scheme in QUANT}
     found |= {
         **{f"`{style}`, rank {rank_of(style)}": Choice("adapters", adapter=style) for style in STYLES},
@@ -146,6 +156,22 @@ class Subject:
     tasks: Sequence[Task | str]
     timed: int
 
+    @cached_property
+    def fits(self) -> Fits:
+        """What `omnimuse calibrate` finds, as it is called without options."""
+        engine = start(Choice(EXACT).config(self.model))
+        asks = [self.ask(prompt, self.exact, number) for number, prompt in enumerate(command.PROMPTS)]
+        found = calibrate(engine, asks, command.DIFFERENCE).fits
+        engine.close()
+        return found
+
+    def engine(self, choice: Choice) -> Engine:
+        """One that draws by `choice`."""
+        engine = start(choice.config(self.model))
+        if choice.calibrated:
+            fit(engine, self.fits)
+        return engine
+
     def ask(self, task: Task | str, params: DiffusionParams, number: int) -> Ask:
         """What is asked for the task of that number."""
         prompt, seed = (task, 100 + number) if isinstance(task, str) else (task.prompt, task.seed)
@@ -159,7 +185,9 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=8, help="of these are timed, too (default: 8)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="choices whose name or group is one of these; "
                         "none: only write the page from what is known")  # fmt: skip
-    parser.add_argument("--missing", action="store_true", help="only choices of which there are no figures yet")
+    parser.add_argument(
+        "--missing", action="store_true", help="only choices of which there are no figures yet, of so many prompts"
+    )
     parser.add_argument(
         "--kept", type=Path, metavar="FOLDER", help="exact pictures are kept here, for a run that goes on"
     )
@@ -173,7 +201,9 @@ def main() -> None:
         for subject, make in subjects(args.count, args.timed).items():
             there = known.setdefault(subject, {})
             some = suited(wanted, subject)
-            left = {name: it for name, it in some.items() if not (args.missing and name in there)}
+            left = {
+                name: it for name, it in some.items() if not (args.missing and _known(there, name, subject, args.count))
+            }
             if args.subject in (None, subject) and left:
                 for name, figures in measure(make(Path(folder)), left, args.kept and args.kept / f"{subject}.npy"):
                     there[name] = asdict(figures)
@@ -206,27 +236,32 @@ def subjects(count: int, timed: int) -> dict[str, Callable[[Path], Subject]]:
     return {"demo": demo, "film": film}
 
 
+def _known(there: Mapping[str, Mapping[str, Any]], name: str, subject: str, count: int) -> bool:
+    return name in there and (subject != "demo" or there[name]["count"] == count)
+
+
 def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
     return only is None or name.replace("`", "") in only or choice.group in only
 
 
 def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
-    """Those of a subject: adapters are the demo model's, and fewer steps are fewer than its own."""
+    """Those of a subject: adapters and what is calibrated are the demo model's, fewer steps are fewer than its own."""
     if subject == "demo":
         return dict(wanted)
-    return {name: it for name, it in wanted.items() if not it.adapter and (it.steps or 0) < FILM_STEPS}
+    some = {name: it for name, it in wanted.items() if not (it.adapter or it.calibrated)}
+    return {name: it for name, it in some.items() if (it.steps or 0) < FILM_STEPS}
 
 
 def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
     """Every wanted choice beside exact drawing, one after the other; what is drawn exactly is `kept`."""
-    base = Choice("exact")
-    exact = start(base.config(subject.model))
+    base = Choice(EXACT)
+    exact = subject.engine(base)
     known = kept is not None and kept.exists()
     reference = list(np.load(kept)) if kept is not None and known else drawn(exact, subject, subject.exact)
     if kept is not None and not known:
         np.save(kept, np.stack(reference))
     for name, choice in wanted.items():
-        engine = exact if choice == base else start(choice.config(subject.model))
+        engine = exact if choice == base else subject.engine(choice)
         base_tally = Tally(weights=held(exact))
         tally = timed(exact, engine, subject, choice, base_tally)
         asked = choice.asked(subject.exact)

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from omnimuse.core.params import DiffusionParams, TokenParams
+from omnimuse.core.params import DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.spec import Spec
 from omnimuse.loader.tensors import outline
 from omnimuse.models import REGISTRY
@@ -25,23 +25,25 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 BEGIN = """# Models
 
 Made by `make models` from what the code declares; do not change it by hand. Any other pipeline in the layout of
-diffusers runs, too, through diffusers itself: [diffusers.md](diffusers.md). Every family here has the same of the
-engine: shared forwards of different requests, cancelling, pausing and previews between steps, step caches, offload,
-compiled blocks, guidance over several processes; but one that makes one token after the other has no step caches, no
-compiled blocks and one process. `tests/parity` compares each with diffusers, transformers or its published code in
-float32, `tests/invariants` has what must hold for all of them.
+diffusers runs, too, through diffusers itself: [diffusers.md](diffusers.md). Different requests to any family here share
+forwards, and are cancelled and paused between steps or tokens; what else each has of the engine, and why it lacks what
+it lacks, is in [features.md](features.md). `tests/parity` (of what writes and speaks, `tests/invariants`, too) compares
+each with diffusers, transformers or its published code in float32; `tests/invariants` has what must hold for all.
 
 ## Families
 
-`network` is what is evaluated at every step, with the defaults of its configuration: billions of parameters, and
-gigabytes of its weights in bfloat16. The published FLUX.2 Klein, Bria 3.2 (4 billion) and Lucy Edit (5 billion) are
-smaller than the defaults of their class. `also` are pipelines whose folders load as this one.
+`by` are the commands that ask for it (`omnimuse chat MODEL`, ...), `makes` is all that may come out of one request, the
+first of it always or unless otherwise asked. `network` is what is evaluated at every step, with the defaults of its
+configuration: billions of parameters, and gigabytes of its weights in bfloat16. The published FLUX.2 Klein, Bria 3.2
+(4 billion) and Lucy Edit (5 billion) are smaller than the defaults of their class. `also` are pipelines whose folders
+load as this one.
 """
 VARIANTS = """
 ## Published checkpoints, and what they are asked for by default
 
 A checkpoint is recognised by its id, by its folder, or by what its configuration says. A dash: the model has no such
-choice.
+choice. What is chosen of text and speech where a request does not say, each checkpoint's own `generation_config.json`
+says.
 """
 THROUGH = """
 ## Other pipelines of diffusers around these networks
@@ -75,13 +77,23 @@ def family(spec: Spec) -> list[str]:
     names = [*sorted(spec.supported), *(part.name for part in own)]
     choices = ", ".join(f"`{name}`" for name in names)
     network = f"{size / 1e9:.1f} billion, {2 * size / 1e9:.0f} GB" if size else "of many sizes"
-    return [f"`{spec.arch}`", spec.summary, ", ".join(spec.tasks), network, choices, also]
+    made = ", ".join(REGISTRY.pipeline(spec.arch).results)
+    return [f"`{spec.arch}`", spec.summary, commands(spec), ", ".join(spec.tasks), made, network, choices, also]
+
+
+def commands(spec: Spec) -> str:
+    """Those of the command line that ask for what it makes."""
+    if issubclass(spec.extra, SpeechParams):
+        return "speak"
+    return "chat" if spec.writes else "generate, chat" if spec.converses else "generate"
 
 
 def size(params: DiffusionParams) -> str:
     """How large, or long, a result is."""
     if params.seconds is not None:
         return f"{params.seconds:g} s" if params.seconds < LONGEST else "the longest it makes"
+    if params.num_inference_steps is None:
+        return "–"
     frames = "" if params.num_frames is None else f", {params.num_frames} frames"
     return "as the picture" if params.width is None else f"{params.width}x{params.height}{frames}"
 
@@ -94,7 +106,7 @@ def published(spec: Spec) -> list[list[str]]:
         scales = [p.true_cfg_scale if p.guidance_scale is None else p.guidance_scale, p.guidance_scale_2]
         guidance = ", ".join(f"{scale:g}" for scale in scales if scale is not None) or "–"
         for model in variant.ids:
-            rows.append([f"`{model}`", f"`{spec.arch}`", str(p.num_inference_steps), guidance, size(p)])
+            rows.append([f"`{model}`", f"`{spec.arch}`", str(p.num_inference_steps or "–"), guidance, size(p)])
     return rows
 
 
@@ -124,7 +136,7 @@ def _networks(pipeline: ast.ClassDef) -> set[str]:
 def page() -> str:
     """The whole text of `docs/models.md`."""
     specs = sorted(REGISTRY.specs(), key=lambda spec: spec.arch)
-    head = ("pipeline", "what it is", "tasks", "network", "choices beside every model's", "also")
+    head = ("pipeline", "what it is", "by", "tasks", "makes", "network", "choices beside every model's", "also")
     rows = [row for spec in specs for row in published(spec)]
     return "".join(
         [

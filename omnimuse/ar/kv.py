@@ -235,6 +235,11 @@ class Decoder(Network):
     def sizes(self) -> Sizes:
         """What a token takes in the memory."""
 
+    @property
+    def most(self) -> Sizes:
+        """The same on the rank on which it takes most."""
+        return self.sizes
+
     def memory(self, room: int, device: torch.device) -> KV:
         """An empty memory with room for so many tokens, and perhaps for more."""
         return KV(self.slabs, self.slabs.take(self.sizes, room, device))

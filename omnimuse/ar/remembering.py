@@ -23,6 +23,8 @@ from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
 
+NONE = -1
+"""In the place of a token, where none is the likeliest."""
 GAP = 2
 """Places of others between two rows that still share a call."""
 
@@ -141,18 +143,11 @@ class Conditions:
         return rows.argsort()
 
     @cached_property
-    def _pairs(self) -> tuple[Tensor, Tensor]:
-        """By what both numbers of every pair are multiplied, and their partners, [*, 1, 2 P] each."""
-        return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Heads [B, S, *, H], of whose first 2 P numbers each pair (x[i], x[i + P]) is turned by its angle; rounded
-        where the reference rounds.
+    def turns(self) -> tuple[Tensor, Tensor]:
+        """How heads are `turned`: by what both numbers of every pair are multiplied, and their partners, packed like
+        the hidden states, [*, 1, 2 P] each.
         """
-        own, other = self._pairs
-        if (turning := own.shape[-1]) < x.shape[-1]:
-            return torch.cat([self.turn(x[..., :turning]), x[..., turning:]], dim=-1)
-        return x * own + x.roll(self.cos.shape[-1], -1) * other
+        return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries [B, S, N, H], keys and values of as many heads or fewer, packed -> what is seen, [B, S, N H]."""
@@ -184,6 +179,15 @@ class Conditions:
         if len(whole) < len(q):
             whole = torch.cat([whole, whole[:1].expand(len(q) - len(whole), -1, -1)])
         return whole.reshape(len(q), 1, -1)
+
+
+def turned(x: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Heads [B, S, *, H], of whose first 2 P numbers each pair (x[i], x[i + P]) is turned by its angle: `own` and
+    `other` are `Conditions.turns`. Rounded where the reference rounds.
+    """
+    if (turning := own.shape[-1]) < x.shape[-1]:
+        return torch.cat([turned(x[..., :turning], own, other), x[..., turning:]], dim=-1)
+    return x * own + x.roll(turning // 2, -1) * other
 
 
 @lru_cache(maxsize=4096)
@@ -260,7 +264,8 @@ def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
 
 
 def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
-    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU.
+    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU,
+    which is `NONE` where logits are no numbers.
 
     The likeliest are found all at once, and come in one transfer.
     """
@@ -271,9 +276,11 @@ def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
     if others := [(number, token) for number in chosen for token in rows[number].forbidden or ()]:
         where = tuple(numbers(side, logits.device) for side in zip(*others, strict=True))
         logits.index_put_(where, logits.new_full((), -torch.inf))
-    best = logits.argmax(-1).cpu().unbind()
+    best = logits.argmax(-1)  # of what is no number, if there is any
+    broken = logits.gather(1, best[:, None]).isnan()[:, 0]
+    tokens = best.masked_fill(broken, NONE).cpu().unbind()
     for number in chosen:
-        found[number] = best[number]
+        found[number] = tokens[number]
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnimuse.core.errors import NumericalError
 from omnimuse.core.params import GenerationParams, TokenParams
 
 TOP_K = 50
@@ -61,12 +62,17 @@ class Sampling:
 
 
 def next_token(logits: Tensor, read: Sequence[int], written: int, how: Sampling, generator: torch.Generator) -> int:
-    """The token after those in `read`, the last `written` of which are the model's own; from logits [V] on the CPU."""
+    """The token after those in `read`, the last `written` of which are the model's own; from logits [V] on the CPU.
+
+    NumericalError where these are no numbers.
+    """
+    if logits.max().isnan():
+        raise no_numbers()
     held = how.ends and written < how.min_tokens
     if how.temperature == 0 and how.repetition_penalty == 1.0:
-        best = int(logits.argmax())
-        if best not in how.suppressed and not (held and best in how.ends):
-            return best  # whatever is forbidden is not the likeliest
+        likeliest = int(logits.argmax())
+        if likeliest not in how.suppressed and not (held and likeliest in how.ends):
+            return likeliest  # whatever is forbidden is not the likeliest
     scores = logits.to(torch.float32, copy=True)[None]  # [1, V]
     if how.repetition_penalty != 1.0:
         known = torch.tensor([list(read)], dtype=torch.int64)
@@ -85,6 +91,11 @@ def next_token(logits: Tensor, read: Sequence[int], written: int, how: Sampling,
     if how.top_p < 1.0:
         scores = _nucleus(scores, how.top_p)
     return int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
+
+
+def no_numbers() -> NumericalError:
+    """What is said of logits that are none."""
+    return NumericalError("the model's logits are not numbers (NaN); another prompt or --dtype float32 may help")
 
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:

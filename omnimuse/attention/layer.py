@@ -9,6 +9,7 @@ Letters: B batch, S query tokens, K key tokens, N heads, H head dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -64,12 +65,30 @@ class Spread(Protocol):
         ...
 
 
-class Attention(nn.Module):
-    """One attention site. `role` and, failing that, `category` are the names a configuration can address it
-    by.
+class Heads(nn.Module):
+    """A part that has heads: `num_heads` here, from `first_head` on, which a rank may share with others. Where queries
+    share keys, these have `key_heads`, of which no rank has more than `most_heads`.
+    """
 
-    `num_heads` is how many heads it has here, from `first_head` on, which a rank may share with others: models ask for
-    it. Where queries share keys, these have `key_heads`, and the model repeats them.
+    def __init__(self, num_heads: int, head_dim: int, key_heads: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.first_head = 0
+        self.key_heads = self.most_heads = key_heads or num_heads
+        self.head_dim = head_dim
+
+    def keep_heads(self, part: Cut) -> None:
+        """From now on only those heads are here; queries stay with the keys that they share."""
+        shared = self.num_heads // self.key_heads
+        self.first_head += part.span(self.key_heads)[0] * shared
+        self.most_heads = replace(part, at=0).share(self.key_heads)
+        self.key_heads = part.share(self.key_heads)
+        self.num_heads = self.key_heads * shared
+
+
+class Attention(Heads):
+    """One attention site. `role` and, failing that, `category` are the names a configuration can address it
+    by. Models ask it how many heads it has here, and repeat keys that queries share.
     """
 
     def __init__(
@@ -81,11 +100,7 @@ class Attention(nn.Module):
         *,
         key_heads: int | None = None,
     ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.first_head = 0
-        self.key_heads = key_heads or num_heads
-        self.head_dim = head_dim
+        super().__init__(num_heads, head_dim, key_heads)
         self.role = role
         self.category = category
         self.backend: Backend = Sdpa()
@@ -125,13 +140,6 @@ class Attention(nn.Module):
         if self.spread is None:
             raise ValueError("the tokens are spread over ranks, and this attention was not bound to attend across them")
         return self.spread(self.backend, q, k, v, layout, known)
-
-    def keep_heads(self, part: Cut) -> None:
-        """From now on this site has only those heads; queries stay with the keys that they share."""
-        shared = self.num_heads // self.key_heads
-        self.first_head += part.span(self.key_heads)[0] * shared
-        self.key_heads = part.share(self.key_heads)
-        self.num_heads = self.key_heads * shared
 
     def extra_repr(self) -> str:
         return f"heads={self.num_heads}x{self.head_dim}, role={self.role}, backend={self.backend.name}"

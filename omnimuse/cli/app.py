@@ -18,7 +18,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import NoReturn
 
-from omnimuse.cli.layered import CONFIG, read_layered
+from omnimuse.cli.layered import CONFIG, read_layered, said_by
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError, reason
 from omnimuse.core.names import MEANINGS, absent, meant
@@ -262,7 +262,11 @@ def dispatch(words: Sequence[str]) -> int:
     if not layered:
         return int(command.run(parser.read(words[1:])))
     quiet = parser_of(name, quiet=True)
-    return int(command.run(read_layered(parser, quiet, words[1:], Environment.options())))
+    args = read_layered(parser, quiet, words[1:], Environment.options())
+    try:
+        return int(command.run(args))
+    except ConfigError as error:
+        raise ConfigError(f"{error}{said_by(args, str(error))}") from error
 
 
 def exit_code(error: Exception) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import ssl
 import time
@@ -302,7 +303,8 @@ async def find_model(target: Target, timeout: float = 10.0) -> str:
         async with asyncio.timeout(timeout), exchange(target, "GET", "/models", b"", {}) as answer:
             content = await answer.read()
     except (OSError, EOFError, ValueError) as error:
-        reason = str(error) or type(error).__name__
+        number = error.errno if isinstance(error, OSError) else None
+        reason = os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
         raise ConfigError(f"no server answers at {target} ({reason}); start one with `omnimuse serve`") from None
     if answer.status in (401, 403):
         raise ConfigError(f"the server at {target} refuses this key (status {answer.status}); give --api-key")

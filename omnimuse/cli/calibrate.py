@@ -1,6 +1,6 @@
-"""Measure a model for its step caches, so that --cache auto, teacache and magcache suit it.
+"""Measure a model for its step caches, so that --cache auto, teacache, dbcache and magcache suit it.
 
-It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries a dozen
+It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries some
 choices, and keeps the one that runs the fewest blocks of those that change latents by no more than --difference. What
 is found goes into a folder of this user, where every start finds it; a file cache.json in the model's own folder comes
 first. Prompts should be like those that will be drawn.
@@ -22,15 +22,21 @@ from typing import TYPE_CHECKING
 
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import read_size
+from omnimuse.cli.plot import check_place
 from omnimuse.cli.table import columns
 from omnimuse.core.caches import OFF
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
+from omnimuse.media.destination import check_destination
 
 if TYPE_CHECKING:
     from omnimuse.engine.calibrate import Calibration, Trial
 
+DIFFERENCE = 0.03
+"""How far latents may be from exact ones, as a part of them: what pictures of the demo model bear by its grader
+(`docs/quality.md`).
+"""
 PROMPTS = ("a red circle on a blue background", "a green star above a white square", "a fox in the snow", "an old door")
 
 
@@ -45,11 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--difference",
         type=float,
-        default=0.1,
+        default=DIFFERENCE,
         metavar="X",
-        help="how far latents may be from those without a cache, as a part of them (default: 0.1)",
+        help=f"how far latents may be from those without a cache, as a part of them (default: {DIFFERENCE})",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else: a *.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of -o, if there is one")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     add_engine_options(parser)
 
@@ -68,12 +75,21 @@ def run(args: argparse.Namespace) -> int:
         Ask(text, DiffusionParams(num_inference_steps=args.steps, width=width, height=height, seed=args.seed + number))
         for number, text in enumerate(args.prompts or PROMPTS)
     ]
-    from omnimuse.engine.calibrate import calibrate
-    from omnimuse.engine.local import start
+    if not all(ask.prompt for ask in asks):
+        raise RequestError("a prompt is empty; say what to draw", "prompt")
+    if args.output is not None:
+        check_place("output", args.output, (".json",), args.overwrite)
     from omnimuse.loader.fits import place_of, write_fits
     from omnimuse.worker.find import find
 
-    place = args.output or place_of(find(config).checkpoint)
+    found_model = find(config)
+    if found_model.spec.by_token:
+        raise ConfigError(f"{args.model} makes one token after the other, and no step is like the one before; leave it")
+    place = args.output or place_of(found_model.checkpoint)
+    check_destination(place, (".json",))
+    from omnimuse.engine.calibrate import calibrate
+    from omnimuse.engine.local import start
+
     engine = start(config)
     try:
         found = calibrate(engine, asks, args.difference, _tell)
@@ -84,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         "difference": args.difference,
         "trials": [asdict(trial) for trial in found.trials],
     }
-    write_fits(place, found.fits, about)
+    write_fits(place, found.fits, about, found_model.checkpoint.arch)
     print(
         json.dumps(about | {"auto": found.fits.auto, "file": str(place)}, indent=1) if args.json else text(found, place)
     )

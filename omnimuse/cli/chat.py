@@ -10,6 +10,7 @@ examples:
   omnimuse chat ./a-model-that-talks-and-draws -o shapes.png --steps 20
 
   omnimuse chat ./Qwen3-0.6B --tools tools.json
+  omnimuse chat ./Qwen3-0.6B --lora ./my-adapter:0.8
 
 With --tools, a JSON list of functions as OpenAI has them, an answer may ask for one; it is shown, and nothing is
 carried out: `/answer TEXT` is what came of the first call that waits for that, and the model goes on after the last.
@@ -36,9 +37,10 @@ from typing import Any, Protocol, TextIO
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import NAMES, read_size
-from omnimuse.cli.terms import add_deadline, read_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline, read_deadline
 from omnimuse.core.calls import Call, Splitter
 from omnimuse.core.errors import CapacityError, ConfigError, MemoryShortageError, NumericalError, RequestError, reason
+from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
 from omnimuse.core.request import Ask
@@ -112,6 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="X", help="how strongly its prompt steers a picture")
     parser.add_argument("--size", metavar="WxH", help="width and height of a picture in pixels")
     parser.add_argument("--voice", metavar="NAME", help="of a spoken answer; one that the checkpoint has")
+    add_adapters(parser, "write")
     add_deadline(parser)
     add_engine_options(parser)
 
@@ -119,6 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Talk until the person ends it."""
     from omnimuse.api import Omni
+    from omnimuse.loader.adapter_file import find_file
     from omnimuse.media.finished import check_file
     from omnimuse.worker.find import find
 
@@ -140,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
     files = _files(args, draws=found.door.limits.draws)
     for medium, file in files.items():
         check_file(file, medium)
+    for lora in loras_of(args.lora) or ():
+        find_file(lora.source)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     with Omni(args.model, config=config) as engine:
         setting = Setting(args.system, args.seed, deadline, prompt, shown, files, tools)
@@ -150,7 +156,7 @@ def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionPa
     """What was chosen of how it writes, and speaks; RequestError for a voice of a model that does not speak."""
     chosen = {name: getattr(args, name) for name in OPTIONS}
     width, height = read_size(args.size)
-    params = DiffusionParams(args.steps, args.guidance, width=width, height=height)
+    params = DiffusionParams(args.steps, args.guidance, width=width, height=height, loras=loras_of(args.lora))
     if args.output is None and args.voice is None and not spec.writes:
         return replace(params, extra={**chosen, "modalities": ("text",)})  # it could draw as well
     if args.voice is None and (draws or args.output is None):

@@ -7,7 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from omnimuse.core.caches import BY_NAME, cache_named
+from omnimuse.core.caches import BY_NAME, OFF, cache_named
 from omnimuse.core.config import (
     LAUNCHERS,
     QUANT,
@@ -261,7 +261,7 @@ def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
         if not 0 <= teacache < math.inf:
             raise ConfigError(f"--teacache {teacache:g} is not allowed; use a number of at least 0, which never skips")
         return CacheConfig("teacache", teacache)
-    return cache_named(text or "none")
+    return OFF if text is None else cache_named(text)
 
 
 def read_parallel(args: argparse.Namespace) -> ParallelConfig:
@@ -281,14 +281,12 @@ def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelC
 
 def read_attention(text: str) -> AttentionConfig:
     """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category. `TORCH_SDPA` is `sdpa`."""
-    default, per_role = "auto", {}
+    chosen: dict[str, str] = {}
     for part in text.split(","):
-        role, is_role, backend = part.rpartition("=")
-        if not backend.strip() or (is_role and not role.strip()):
+        role, is_role, backend = (piece.strip() for piece in part.rpartition("="))
+        if not backend or (is_role and not role):
             raise ConfigError(f"--attention {text} is not understood; write NAME or NAME,role=NAME")
-        named = BACKENDS.get(backend.strip(), backend.strip())
-        if is_role:
-            per_role[role.strip()] = named
-        else:
-            default = named
-    return AttentionConfig(default, per_role)
+        if role in chosen:
+            raise ConfigError(f"--attention {text} says twice what {role or 'all roles'} take; leave one out")
+        chosen[role] = BACKENDS.get(backend, backend)
+    return AttentionConfig(chosen.pop("", "auto"), chosen)

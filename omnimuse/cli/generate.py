@@ -33,7 +33,7 @@ from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
 from omnimuse.cli.plot import plot
 from omnimuse.cli.preview import PreviewFile
-from omnimuse.cli.terms import add_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.effort import EFFORT
 from omnimuse.core.environment import Environment
@@ -169,7 +169,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     )
     picture.add_argument("--boundary-ratio", type=float, metavar="X", help="of the noise, above it the first expert")
     picture.add_argument("--scheduler", metavar="NAME", help=f"{', '.join(SCHEDULERS)}, in place of the checkpoint's")
-    picture.add_argument("--lora", action="append", metavar="FILE[:SCALE]", help="an adapter to draw with; or several")
+    add_adapters(picture, "draw or write")
     picture.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of this model's family"
     )
@@ -263,7 +263,7 @@ def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr
     stopped = _draw(job, prepare, outcome, clock, stdout, stderr) if job.drawings else ""
     record = outcome.record(clock.seconds(), stopped)
     if job.shown.plot is not None:
-        plot(record, job.shown.plot)
+        plot(record, job.shown.plot, job.naming.overwrite)
     if job.shown.as_json:
         print_json(record, stdout)
     elif not job.shown.quiet:

@@ -259,6 +259,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     check_destination(named(naming, "image"), (*suffixes(), WRITTEN))
     if args.plot is not None:
         check_place("plot", args.plot, KINDS, args.overwrite)
+        if args.plot.absolute() == named(naming, "image").absolute():
+            raise RequestError(f"--plot {args.plot} is where the picture itself goes; choose another name", "plot")
     if args.profile is not None:
         check_place("profile", args.profile, (".gz",), args.overwrite)
     args.model = args.model or DEFAULT_MODEL

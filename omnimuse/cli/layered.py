@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from omnimuse.core.errors import ConfigError, RequestError, reason
 logger = logging.getLogger(__name__)
 
 CONFIG = "config"
+SAID = "said"
+"""Where the options have what was not given on the command line: by its source, the values."""
 OF_THE_COMMAND_LINE = frozenset({"help", "debug", CONFIG})
 """Options that are about the command line itself; the file can be named in the environment, too."""
 YES, NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
@@ -113,13 +116,25 @@ def read_layered(
     path = given.get(CONFIG, environment.get(CONFIG.upper()))
     layers = _of_file(Path(path), options) if path is not None else {}
     layers |= _of_environment(environment, options)
+    vars(args)[SAID] = {}
     for dest, (source, said) in layers.items():
         if dest not in given:
             try:
                 vars(args)[dest] = vars(quiet.read(said)).get(dest, vars(args)[dest])
             except RequestError as error:
                 raise ConfigError(f"{source}: {error}") from None
+            vars(args)[SAID][source] = [word.partition("=")[2] for word in said]
     return args
+
+
+def said_by(args: argparse.Namespace, message: str) -> str:
+    """` (so says ...)` with the variables and the lines of a file whose values an error's `message` quotes, if any."""
+    quoted = [
+        source
+        for source, values in vars(args).get(SAID, {}).items()
+        if any(value and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", message) for value in values)
+    ]
+    return f" (so says {' and '.join(quoted)})" if quoted else ""
 
 
 Layer = dict[str, tuple[str, list[str]]]

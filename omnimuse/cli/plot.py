@@ -7,11 +7,12 @@ Made from the record that the outcome prints, by Pillow alone. Called by `genera
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnimuse.core.errors import RequestError
-from omnimuse.media.destination import check_destination
+from omnimuse.media.destination import check_destination, write_whole
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -30,7 +31,10 @@ at the end of each."""
 
 def check_place(option: str, path: Path, suffixes: Collection[str], overwrite: bool) -> None:
     """RequestError unless a file with one of these endings can be written there, and none is in its place."""
-    check_destination(path, suffixes)
+    try:
+        check_destination(path, suffixes)
+    except RequestError as problem:
+        raise RequestError(f"--{option} {path}: {problem}", option) from None
     if path.exists() and not overwrite:
         raise RequestError(f"--{option} {path} is there already; choose another name, or --overwrite", option)
 
@@ -52,8 +56,8 @@ def blocks_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
     return found
 
 
-def plot(record: Mapping[str, Any], path: Path) -> None:
-    """Write the picture to `path`, whose ending says of which kind."""
+def plot(record: Mapping[str, Any], path: Path, replace: bool = False) -> None:
+    """Write the picture to `path`, whose ending says of which kind; FileExistsError if it must not `replace` a file."""
     from PIL import Image, ImageDraw
 
     bars, blocks = bars_of(record), blocks_of(record)
@@ -87,8 +91,9 @@ def plot(record: Mapping[str, Any], path: Path) -> None:
             pen.rectangle((at, below + 2, at + 8, below + 10), fill=colour)
             pen.text((at + 12, below), label, fill="black")
             at += width
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    content = BytesIO()
+    picture.save(content, Image.registered_extensions()[path.suffix.lower()])
+    write_whole(path, content.getvalue(), replace=replace)
 
 
 def _draw_blocks(pen: ImageDraw, top: int, blocks: Mapping[str, Sequence[float]]) -> None:

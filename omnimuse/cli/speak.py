@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 from omnimuse.cli.engine import add_engine_options, read_config
-from omnimuse.cli.terms import add_deadline, read_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event
 from omnimuse.core.params import DiffusionParams, SpeechParams
 from omnimuse.core.request import Ask
@@ -56,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many sounds; 0: all")
     parser.add_argument("--top-p", type=float, metavar="X", help="choose among the sounds that make up so much")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: sound less like before")
+    add_adapters(parser, "speak")
     add_deadline(parser)
     add_engine_options(parser)
 
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.model} answers what it is told; use `omnimuse chat {args.model} -o reply.wav`")
     text = sys.stdin.read().strip() if args.text == "-" else args.text
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    params = DiffusionParams(seed=seed, extra=SpeechParams(**{name: getattr(args, name) for name in OPTIONS}))
+    extra = SpeechParams(**{name: getattr(args, name) for name in OPTIONS})
+    params = DiffusionParams(seed=seed, loras=loras_of(args.lora), extra=extra)
     prompt = {"prompt": text, "sounds": [] if args.like is None else [open_sound(args.like)]}
     ask = Ask(prompt, params, deadline=read_deadline(args.deadline))
     found.door.make_request(ask, now=0.0, fresh_seed=0)  # refused before anything is loaded

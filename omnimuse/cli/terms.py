@@ -49,6 +49,13 @@ class Terms:
         return replace(params, num_frames=frames, seconds=None)
 
 
+def add_adapters(parser: argparse._ActionsContainer, what: str) -> None:
+    """Adapters to do `what` with."""
+    parser.add_argument(
+        "--lora", action="append", metavar="FILE[:SCALE]", help=f"an adapter to {what} with; or several"
+    )
+
+
 def add_deadline(parser: argparse.ArgumentParser) -> None:
     """When results are wanted."""
     parser.add_argument(

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from omnimuse.compat.diffusers.read import named_class
 from omnimuse.compat.weights_file import Content, Tensors, read_file, shapes_in
 from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.loader.adapter_names import named
 from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few
-from omnimuse.loader.packed import save_packed
+from omnimuse.loader.packed import new_folder, save_packed
 from omnimuse.loader.tensors import construct
+from omnimuse.media.destination import check_new_folder
 from omnimuse.quant.packings import Rows
 
 DENOISER = "model.diffusion_model."
@@ -59,19 +61,13 @@ def convert(
     others become bfloat16. ModelError says what the file lacks or has too much; nothing is left behind then.
     RequestError if `target` exists, or if the file fits several components.
     """
-    if target.exists():
-        raise RequestError(f"{target} exists; name a folder that does not", "output")
+    check_new_folder(target)
     networks = [name for name in like.components if like.has_weights(name)]
     if component is not None and component not in networks:
         raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
     found = _find_networks(file, like, networks if component is None else [component], ours)
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(target) as part:
         _write(part, like, found, linked)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Converted(target, tuple(found), tuple(name for name in like.components if name not in found))
 
 
@@ -91,6 +87,8 @@ def kind_of(file: Path) -> str:
     # It says "v1" of all that it does not know.
     guessed = kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
     if not place or guessed or "subfolder" in place or kind.startswith(PARTS):
+        if any(part.role in ("down", "up") for part in map(named, shapes) if part is not None):
+            raise ModelError(f"{file} is an adapter and no model; name a model, and wear this with --lora {file}")
         raise ModelError(
             f"names such as {few(sorted(shapes)[:3])} do not tell of which model this is the network; say it with "
             f"`omnimuse convert {file.name} --like MODEL -o FOLDER`, and use the folder"

@@ -160,8 +160,13 @@ def _gguf(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
         reader = GGUFReader(file, "c")  # torch wants pages that could be written to
     except FileNotFoundError:
         raise ModelError(f"there is no file {file}") from None
-    except (OSError, ValueError, IndexError, KeyError, UnicodeDecodeError) as problem:
+    except OSError as problem:
         raise ModelError(f"{file} cannot be read: {reason(problem)}; get it again") from problem
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as problem:
+        size = file.stat().st_size
+        raise ModelError(
+            f"{file} cannot be read: it is no GGUF file, or damaged or cut short ({size} bytes); get it again"
+        ) from problem
     shapes = {
         name.removeprefix(SHAPE): tuple(int(found.parts[part][0]) for part in found.data)
         for name, found in reader.fields.items()

@@ -7,7 +7,7 @@ All networks of such a model lie in the same files.
 from __future__ import annotations
 
 from omnimuse.components.decoder_names import LAYERS, inside
-from omnimuse.loader.rules import Drop, Fuse, Rename, joined
+from omnimuse.loader.rules import Alias, Drop, Fuse, Rename, joined
 
 ROUTER = Rename(r"\.mlp\.gate\.weight$", ".mlp.router.weight")
 """What chooses among experts, where layers have some."""
@@ -19,6 +19,9 @@ THINKER: tuple[Rename | Drop | Fuse, ...] = (
     ROUTER,
     *LAYERS,
 )
+
+THINKER_ALIASES: tuple[Alias, ...] = (Alias(r"(model\.layers\..+|lm_head)", (r"thinker.\1",)),)
+"""What adapters call its layers that were trained for a thinker by itself."""
 
 VISION: tuple[Rename | Drop | Fuse, ...] = (
     *inside(r"thinker\.visual\."),

@@ -9,25 +9,36 @@ Letters: R rows, S tokens of a row, T of all rows, D width, N heads, H head dim,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, numbers, packed, wanted
-from omnimuse.attention.layer import Attention
+from omnimuse.ar.remembering import Conditions, numbers, packed, turned, wanted
+from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
+from omnimuse.core.plans import Columns, Cutting, Rows, Total
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.stack import Block, BlockStack, Memory, Piece
 
 FEWEST = 256
 """Positions whose rotations are made at first."""
+CUT: Mapping[str, Cutting] = {
+    "qkv": Columns(queries=1, keys=2),
+    "o_proj": Rows(queries=1),
+    "gate_up": Columns(others=2),
+    "down": Rows(others=1),
+}
+"""How ranks share out the parts of a layer, by what they are called wherever they are in it."""
+EXPERTS: Mapping[str, Cutting] = {"gate_up": Columns(others=2), "down": Rows(others=1, summed=False)}
+"""The same of an expert, of whom many say something before ranks add up (`Experts`)."""
 
 
 class DenseDecoder(Decoder):
@@ -43,17 +54,33 @@ class DenseDecoder(Decoder):
         self.layers = BlockStack(make(layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._turns: Tensor | None = None
-        sites = [(part,) for part in self.layers.modules() if isinstance(part, Attention)]
-        self._site = sites[0] if sites else None  # in a tuple: it is no part of its own
+        self._site = (next(part for part in self.layers.modules() if isinstance(part, Heads)),)  # no part of its own
 
     def stacks(self) -> dict[str, BlockStack]:
         return {"layers": self.layers}
 
     @property
     def sizes(self) -> Sizes:
-        c = self.config
-        heads = c.num_key_value_heads if self._site is None else self._site[0].key_heads  # ranks may share those out
-        return Sizes(c.num_hidden_layers, heads, c.head_dim, self.norm.weight.dtype)
+        return self._sizes(self._site[0].key_heads)
+
+    @property
+    def most(self) -> Sizes:
+        return self._sizes(self._site[0].most_heads)
+
+    def _sizes(self, heads: int) -> Sizes:
+        return Sizes(self.config.num_hidden_layers, heads, self.config.head_dim, self.norm.weight.dtype)
+
+    def plan(self) -> Mapping[str, Cutting]:
+        """What tokens embed, and what says words or codes, every rank has whole: so all choose alike."""
+        found = dict[str, Cutting]()
+        for path, part in self.layers.named_modules():
+            *around, name = ("*" if piece.isdigit() else piece for piece in path.split("."))
+            known = EXPERTS if "experts" in around else CUT
+            if name in known:
+                found[".".join(["layers", *around, name])] = known[name]
+            elif name == "total" and isinstance(part, nn.Identity):
+                found[".".join(["layers", *around, name])] = Total()
+        return found
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(row.count for row in rows))
@@ -114,42 +141,53 @@ class DecoderLayer(Block[Conditions]):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
-    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cond)
+    def made(self, hidden: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of hidden states [B, S, D]; `own` and `other` turn them."""
+        return self.self_attn.made(self.input_layernorm(hidden), own, other)
+
+    def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        """The hidden states after what their attention has `seen`, [B, S, N H]."""
+        hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    pieces: ClassVar[tuple[Piece, ...]] = (made, answered)
+
+    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        made, answered = (self.piece(piece) for piece in self.pieces)
+        return answered(self, hidden, cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns)))
 
 
 def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
     return DecoderLayer(config, layer, JoinedMLP(config.hidden_size, config.intermediate_size))
 
 
-class RememberingAttention(nn.Module):
+class RememberingAttention(Heads):
     """Causal attention to what the memory of a row has, and to the tokens that are read now, which it then has, too.
 
     Queries, keys and values are made by one product: few rows take the time of reading the weights, and of the call.
     """
 
     def __init__(self, config: Qwen3Config, layer: int) -> None:
-        super().__init__()
-        self.layer, self.dim = layer, config.head_dim
-        self.own, self.shared = config.num_attention_heads, config.num_key_value_heads
-        self.qkv = nn.Linear(config.hidden_size, (self.own + 2 * self.shared) * self.dim, config.biased)
-        self.o_proj = nn.Linear(self.own * self.dim, config.hidden_size, bias=False)
+        own, keys, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        super().__init__(own, dim, keys)
+        self.layer = layer
+        self.qkv = nn.Linear(config.hidden_size, (own + 2 * keys) * dim, config.biased)
+        self.o_proj = nn.Linear(own * dim, config.hidden_size, bias=False)
         self.normed = config.norms_heads
         if self.normed:
-            self.q_norm = RMSNorm(self.dim, config.rms_norm_eps)
-            self.k_norm = RMSNorm(self.dim, config.rms_norm_eps)
+            self.q_norm = RMSNorm(dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(dim, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        qk, v = self.qkv(x).unflatten(-1, (-1, self.dim)).split_with_sizes([self.own + self.shared, self.shared], -2)
+    def made(self, x: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x` [B, S, D], [B, S, *, H] each, the first two turned."""
+        heads, keys, dim = self.num_heads, self.key_heads, self.head_dim
+        qk, v = self.qkv(x).unflatten(-1, (-1, dim)).split_with_sizes([heads + keys, keys], -2)
         if self.normed:
-            qk = F.rms_norm(qk, (self.dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
-            for part, norm in zip(
-                qk.split_with_sizes([self.own, self.shared], -2), (self.q_norm, self.k_norm), strict=True
-            ):
+            qk = F.rms_norm(qk, (dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
+            for part, norm in zip(qk.split_with_sizes([heads, keys], -2), (self.q_norm, self.k_norm), strict=True):
                 part.mul_(norm.weight)
-        q, k = cond.turn(qk).split_with_sizes([self.own, self.shared], -2)
-        return self.o_proj(cond.attend(self.layer, q, k, v))
+        q, k = turned(qk, own, other).split_with_sizes([heads, keys], -2)
+        return q, k, v
 
 
 class JoinedMLP(nn.Module):

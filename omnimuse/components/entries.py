@@ -80,6 +80,7 @@ def inside_model(
         model,
         network=network if network.startswith("omnimuse.") else f"{package}.{network}",
         rules=f"{package}.weights:{rules}",
+        aliases="",
         dtype=dtype,
         optional=where is not None,
         inside="model",

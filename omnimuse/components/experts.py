@@ -23,6 +23,7 @@ class Experts(nn.Module):
         self.facts = facts
         self.router = nn.Linear(width, facts.num_experts, bias=False)
         self.experts = nn.ModuleList(JoinedMLP(width, facts.moe_intermediate_size) for _ in range(facts.num_experts))
+        self.total = nn.Identity()  # of what ranks make, who may have parts of every expert
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)  # [T, D]
@@ -33,7 +34,7 @@ class Experts(nn.Module):
         for expert in asked.unique().tolist():
             token, place = (asked == expert).nonzero(as_tuple=True)
             found.index_add_(0, token, self.experts[expert](tokens[token]) * weights[token, place, None])
-        return found.view_as(x)
+        return self.total(found).view_as(x)
 
 
 class SharedExperts(Experts):

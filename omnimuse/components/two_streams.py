@@ -100,6 +100,8 @@ class TwoStreamStatic:
         return len(self.text) + (0 if self.shown is None else len(self.shown))
 
 
+Modulated = tuple[Tensor, Sequence[Tensor]]
+"""The tokens of one kind, and what modulates them."""
 Static = TypeVar("Static", bound=TwoStreamStatic)
 
 
@@ -299,14 +301,17 @@ class DoubleBlock(Block[TwoStreamCond]):
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         text, image = cond.split(hidden)
         text_mods, image_mods = self.text.modulate(cond, cond.text), self.image.modulate(cond, cond.image)
-        heads = self.core.num_heads
-        text_qkv, image_qkv = self.text.enter(text, text_mods, heads), self.image.enter(image, image_mods, heads)
-        qk, v = (cond.join(*pair) for pair in zip(text_qkv, image_qkv, strict=True))  # packed
-        q, k = self.turn(qk, cond.rope).unbind(2)  # [B, S, N, H] each
-        x = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
-        text_x, image_x = cond.split(x)
+        text_x, image_x = cond.split(self._meet((text, text_mods), (image, image_mods), cond))
         image = self.beside(image, cond, image_mods)
         return cond.join(self.text.leave(text, text_x, text_mods), self.image.leave(image, image_x, image_mods))
+
+    def _meet(self, text: Modulated, image: Modulated, cond: TwoStreamCond) -> Tensor:
+        """What the attention gives, [B, S, D]; of queries, keys and values nothing is kept beside what comes after."""
+        heads = self.core.num_heads
+        entered = zip(self.text.enter(*text, heads), self.image.enter(*image, heads), strict=True)
+        qk, v = (cond.join(*pair) for pair in entered)  # packed
+        q, k = self.turn(qk, cond.rope).unbind(2)  # [B, S, N, H] each
+        return self.core(q, k, v, cond.layout).flatten(-2)
 
     def beside(self, image: Tensor, cond: TwoStreamCond, mods: Sequence[Tensor]) -> Tensor:
         """The image [B, S, D] and what is added to it beside what the attention gives; here nothing."""
@@ -394,11 +399,15 @@ class SingleBlock(Block[TwoStreamCond]):
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
+        x, mlp = self._attend(x, cond)
+        x = self.to_out(self.beside(x, mlp))
+        return _finite(self.add(hidden, gate, x))
+
+    def _attend(self, x: Tensor, cond: TwoStreamCond) -> tuple[Tensor, Tensor]:
+        """What the attention gives, [B, S, D], and what the MLP begins with; queries and keys are gone then."""
         qk, v, mlp = self.qkv(x, self.core.num_heads, cond.rope)
         q, k = qk.unbind(2)  # [B, S, N, H] each
-        attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
-        x = self.to_out(self.beside(attended, mlp))
-        return _finite(self.add(hidden, gate, x))
+        return self.core(q, k, v, cond.layout).flatten(-2), mlp
 
     def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         return self._enter(hidden, cond)[0]

@@ -18,6 +18,8 @@ from omnimuse.core.plugins import CACHES, brought
 from omnimuse.core.step_masks import MASKS, step_mask
 
 KINDS = ("none", "auto", "careful", "balanced", "fast", "teacache", "dbcache", "magcache")
+FITTED = frozenset(KINDS) - {"none", "dbcache"}
+"""Those that go by what was measured of a model, or published."""
 MOST_ORDER = 4
 """A forecast of a higher order is noise: differences of differences of rounded numbers."""
 
@@ -136,6 +138,8 @@ class TeaFit:
     def __post_init__(self) -> None:
         if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
             raise ConfigError(f"teacache coefficients={self.coefficients} must be finite numbers, at least one")
+        if not 0 <= self.threshold < math.inf:
+            raise ConfigError(f"teacache threshold={self.threshold} is not allowed; use a number >= 0")
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Fits:
     `ratios` are MagCache's: by how much what the blocks add grows from one step to the next, over any number of steps.
     `only` are the kinds that there are for this model, where there are not all.
     `auto` is the choice that `auto` stands for. `blocks` are those of the stack that a cache is around, the fewest of
-    several networks; 0 before the network is built.
+    several networks; 0 before the network is built. `dbcache` and `magcache` are the thresholds that suit those kinds,
+    the documented ones where none were measured. `flaw` says what is wrong with the file that was to tell all this.
     """
 
     tea: TeaFit = TeaFit()
@@ -153,6 +158,16 @@ class Fits:
     auto: str = ""
     blocks: int = 0
     only: tuple[str, ...] = ()
+    dbcache: float = 0.24
+    magcache: float = 0.06
+    flaw: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(0 <= ratio < math.inf for ratio in self.ratios):
+            raise ConfigError("magcache ratios must be finite numbers >= 0")
+        for kind, threshold in (("dbcache", self.dbcache), ("magcache", self.magcache)):
+            if not 0 <= threshold < math.inf:
+                raise ConfigError(f"{kind} threshold={threshold} is not allowed; use a number >= 0")
 
 
 def cache_named(text: str) -> CacheConfig:
@@ -167,8 +182,10 @@ def cache_named(text: str) -> CacheConfig:
     for pair in pairs:
         field, given, value = (part.strip() for part in pair.partition("="))
         if not given or field not in _DEFAULTS or field == "kind":
-            known = ", ".join(name for name in _DEFAULTS if name != "kind")
-            raise ConfigError(f"cache setting {pair!r:.80} is not NAME=VALUE with one of {known}")
+            known = [name for name in _DEFAULTS if name != "kind"]
+            near = meant(field, known) if given else None
+            hint = f"; did you mean {near!r}?" if near else f" with one of {', '.join(known)}"
+            raise ConfigError(f"cache setting {pair!r:.80} is not NAME=VALUE{hint}")
         if field in chosen:
             raise ConfigError(f"cache {field} is there twice; leave one out")
         chosen[field] = _read(field, value)
@@ -182,6 +199,8 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
     """
     if fits.only and choice.kind not in ("none", *fits.only):
         raise ConfigError(f"cache={choice.kind!r} is not there for this model; use one of {', '.join(fits.only)}")
+    if fits.flaw and (choice.kind in FITTED or (choice.kind == "dbcache" and choice.threshold is None)):
+        raise ConfigError(f"cache={choice.kind!r} goes by what was measured of this model, and {fits.flaw}")
     if choice.kind == "auto":
         if not fits.auto:
             raise ConfigError(
@@ -200,19 +219,27 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
     usual: dict[str, dict[str, Any]] = {
         "none": {},
         "teacache": {"threshold": fits.tea.threshold, "warm_up": 1},
-        "magcache": {"threshold": 0.06, "in_a_row": 3},
+        "magcache": {"threshold": fits.magcache, "in_a_row": 3},
     }
-    found = usual.get(choice.kind, {"threshold": 0.24, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3})
+    found = usual.get(choice.kind, {"threshold": fits.dbcache, "first": 1, "last": 0, "warm_up": 4, "in_a_row": 3})
     open_ones = {name: value for name, value in found.items() if getattr(choice, name) is None}
     if choice.mask and evaluations is not None:
         open_ones["mask"] = step_mask(choice.mask, evaluations)
     return replace(choice, **open_ones)
 
 
-def asked_for(text: object, fits: Fits, evaluations: int) -> str:
-    """The choice of a request written out in full, for a model; RequestError for one that makes no sense, or leaves no
-    block to skip.
+def asked_for(text: object, fits: Fits, evaluations: int, usual: CacheConfig = OFF) -> str | None:
+    """The choice of a request written out in full, for a model; None for `usual`, that of all which say nothing.
+    RequestError for one that makes no sense, leaves no block to skip, or has a mask for other numbers of steps.
     """
+    if text is None:
+        if usual.mask and evaluations > 1:
+            try:
+                step_mask(usual.mask, evaluations)
+            except ConfigError as problem:
+                why = "requests that name no cache are drawn so; name one, such as 'none'"
+                raise RequestError(f"{problem} ({why})", "cache") from problem
+        return None
     if not isinstance(text, str):
         raise RequestError(
             f"cache={text!r:.80} is not a text; write it like 'fast' or 'dbcache,threshold=0.1'", "cache"

@@ -341,9 +341,9 @@ def check_threads(name: str, value: int | None) -> None:
 class ScheduleConfig:
     """Who runs next, and how much at once.
 
-    `tick_tokens` bounds the row tokens of one tick, `running_tokens` those of all outputs in progress (None: no
-    bound), `running_bytes` what they may come to remember while they are written (None: half of the memory that is
-    free when the engine starts), `max_running` the outputs in progress and `max_queue` the requests waiting. A
+    `tick_tokens` bounds the row tokens of one tick, as memory does, `running_tokens` those of all outputs in progress
+    (None: no bound), `running_bytes` what they may come to remember while they are written (None: half of the memory
+    that is free when the engine starts), `max_running` the outputs in progress and `max_queue` the requests waiting. A
     request that came `patience` seconds ago is late, and half of its tenant's work goes to late ones. A request
     keeps its place for `slice` seconds at least while others wait for one, and ends after `max_run` seconds in
     progress (None: no bound). One tenant has at most `tenant_share` (0 to 1) of the places and tokens, also while

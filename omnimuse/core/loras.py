@@ -103,7 +103,13 @@ def _lora(given: Any) -> Lora:
 
 
 def _checked(lora: Lora) -> Lora:
-    if not isinstance(lora.source, str) or not 0 < len(lora.source) <= MAX_SOURCE or "\0" in lora.source:
+    source: Any = lora.source
+    if not isinstance(source, str):
+        kind = type(source).__name__
+        raise RequestError(
+            f"the name of an adapter must be a text, got {kind}; use that of a *.safetensors file", "loras"
+        )
+    if not 0 < len(lora.source) <= MAX_SOURCE or "\0" in lora.source:
         raise RequestError(f"{lora.source!r:.80} names no adapter; use the name of a *.safetensors file", "loras")
     number = isinstance(lora.scale, int | float) and not isinstance(lora.scale, bool)
     if not number or not math.isfinite(lora.scale) or abs(lora.scale) > MAX_SCALE:

@@ -27,12 +27,13 @@ class Columns:
 @dataclass(frozen=True)
 class Rows:
     """A linear layer whose inputs are shared out, as the outputs of `Columns` before it are; its outputs are sums of
-    all ranks, the bias added once.
+    all ranks, the bias added once. One that is not `summed` has no bias, and some `Total` behind it adds up.
     """
 
     queries: int = 0
     keys: int = 0
     others: int = 0
+    summed: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,12 @@ class Widths:
     keys: int = 0
 
 
-Cutting = Columns | Rows | Widths
+@dataclass(frozen=True)
+class Total:
+    """A place, an identity on one rank, at which what all ranks have made so far is added up."""
+
+
+Cutting = Columns | Rows | Widths | Total
 
 Span = tuple[int, int]
 """From where to where."""

@@ -106,6 +106,11 @@ def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> li
             if pool.stages == (REST,)
             else pool.stages or [name for number in pool.tracks for name in names[ends[number] : ends[number + 1]]]
         )
+        if not held:
+            raise ConfigError(
+                f"pool {pool.name} is left with no stage: those before it hold all there are, which are {order}; leave "
+                "it out, or say by `pools:` which stages each holds"
+            )
         for offset, name in enumerate(held):
             if name not in names:
                 near = get_close_matches(name, names, 1)

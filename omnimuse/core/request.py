@@ -15,7 +15,7 @@ from typing import Any
 from omnimuse.core.ask import MAX_STEPS
 from omnimuse.core.ask import Ask as Ask
 from omnimuse.core.bounds import is_text, real, whole
-from omnimuse.core.caches import Fits, asked_for
+from omnimuse.core.caches import OFF, CacheConfig, Fits, asked_for
 from omnimuse.core.calls import begun_of, tools_of
 from omnimuse.core.deadlines import Within, classes
 from omnimuse.core.errors import RequestError
@@ -149,7 +149,8 @@ class Door:
     """What a loaded model lets in: its spec, its limits, its defaults, the bytes of memory there are, what the
     checkpoint's scheduler is configured to, and what step caches know of it. `adapters` are the files
     of those that may be worn, by name; None: any. `worn` are those of requests that do not say what they wear.
-    `deadlines` are the classes that a request may name as its deadline.
+    `deadlines` are the classes that a request may name as its deadline. `cache` is the step cache of those that choose
+    none.
     """
 
     spec: Spec
@@ -161,6 +162,7 @@ class Door:
     adapters: Mapping[str, str] | None = None
     worn: Sequence[Lora] = ()
     deadlines: Mapping[str, Within] = field(default_factory=lambda: classes({}))
+    cache: CacheConfig = OFF
 
     @staticmethod
     def of(spec: Spec, configs: Configs, variant: str | Variant) -> Door:
@@ -288,9 +290,8 @@ class Door:
 
     def with_cache(self, request: Request) -> Request:
         """`request` with its step cache written out in full, for this model; RequestError for one that cannot be."""
-        if (text := request.params.cache) is None:
-            return request
-        return replace(request, params=replace(request.params, cache=asked_for(text, self.fits, request.evaluations)))
+        text = asked_for(request.params.cache, self.fits, request.evaluations, self.cache)
+        return replace(request, params=replace(request.params, cache=text))
 
     def _suited(self, chosen: DiffusionParams, came: Given) -> DiffusionParams:
         """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one."""

@@ -6,9 +6,10 @@ that the outcome does not depend on how busy the machine is.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
+from statistics import mean, median
 
 from torch import Tensor
 
@@ -51,14 +52,18 @@ def calibrate(
     """
     if engine.door.spec.library:
         raise ConfigError("a pipeline that a library runs has no step cache of ours; there is nothing to calibrate")
-    watched = dict(_watched(engine))
+    watched = {cache: _watch(cache, blocks) for cache, blocks in step_caches(engine)}
+    if not watched:
+        raise ConfigError(
+            "this model makes one token after the other, and no step is like the one before: nothing can be measured"
+        )
     asks = [replace(ask, params=replace(ask.params, output_type="latent", cache="none")) for ask in asks]
     exact = [_draw(engine, ask) for ask in asks]
     whole, seen = _spent(watched), [each for observer in watched.values() for each in observer.seen]
     if not seen:
         raise RequestError("one step has nothing to compare with; use at least 2", "num_inference_steps")
     fits = Fits(TeaFit(polynomial(seen)), ratios(seen))
-    _fit(engine, watched, fits)
+    fit(engine, fits)
     trials = []
     for choice in candidates(fits, seen):
         drawn = [_draw(engine, replace(ask, params=replace(ask.params, cache=choice))) for ask in asks]
@@ -71,46 +76,61 @@ def calibrate(
 def candidates(fits: Fits, seen: Sequence[Seen]) -> list[str]:
     """The choices that are tried, from numbers of steps and changes that were seen."""
     steps = max(each.steps for each in seen)
-    warm_up = max(1, steps // 5)
+    warm_up = max(1, min(4, steps // 5))
     usual = mean(each.added for each in seen)  # what one skipped step is rescaled to, on average
+    apart = median(abs(1 - each.growth) for each in seen)  # n skipped steps err by 1 + ... + n of these
     first = [
-        f"dbcache,threshold={threshold},warm_up={warm_up},in_a_row={in_a_row},order={order}"
-        for threshold, in_a_row in ((0.08, 1), (0.16, 2), (0.3, 3))
+        f"dbcache,threshold={threshold},warm_up={warm_up},order={order}"
+        for threshold in (0.04, 0.08, 0.12, 0.24)
         for order in (0, 1)
     ]
-    tea = [f"teacache,threshold={float(f'{share * usual:.3g}')}" for share in (1.2, 2.2, 3.2)]
-    mag = [f"magcache,threshold={threshold},warm_up={warm_up}" for threshold in (0.03, 0.06, 0.12)]
+    tea = [f"teacache,threshold={_round(share * usual)}" for share in (0.8, 1.2, 2.2)]
+    mag = [f"magcache,threshold={_round(share * apart)},warm_up={warm_up}" for share in (2, 4.5, 8, 20)]
     return [*first, *tea, *mag]
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def chosen(fits: Fits, trials: Sequence[Trial], difference: float) -> Fits:
     """`fits` with the choice that runs the fewest blocks of those that change little enough ("none" if none does), and
-    with TeaCache's threshold chosen in the same way, or the least that was tried.
+    with the threshold of every kind that was tried: the highest with which no trial changes more, or else the lowest.
     """
     good = [trial for trial in trials if trial.difference <= difference and trial.work < 1]
-    tea = [trial for trial in trials if cache_named(trial.choice).kind == "teacache"]
     best = min(good, key=lambda trial: (trial.work, trial.difference)).choice if good else "none"
-    thresholds = [cache_named(trial.choice).threshold or 0.0 for trial in tea]
-    suited = [threshold for threshold, trial in zip(thresholds, tea, strict=True) if trial in good]
-    return replace(fits, tea=replace(fits.tea, threshold=max(suited, default=min(thresholds))), auto=best)
+    tried: defaultdict[str, defaultdict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        choice = cache_named(trial.choice)
+        tried[choice.kind][choice.threshold or 0.0].append(trial.difference <= difference)
+    found = {kind: max((each for each in of if all(of[each])), default=min(of)) for kind, of in tried.items()}
+    tea = replace(fits.tea, threshold=found.get("teacache", fits.tea.threshold))
+    dbcache, magcache = found.get("dbcache", fits.dbcache), found.get("magcache", fits.magcache)
+    return replace(fits, tea=tea, auto=best, dbcache=dbcache, magcache=magcache)
 
 
-def _watched(engine: Engine) -> Iterator[tuple[StepCache, Observer]]:
-    """The step cache of every network, and an observer that is put inside it."""
+def fit(engine: Engine, fits: Fits) -> None:
+    """From now on `fits` are what `engine` knows of its model."""
+    engine.door = replace(engine.door, fits=replace(fits, blocks=engine.door.fits.blocks))
+    for cache, _ in step_caches(engine):
+        cache.fits = fits
+
+
+def step_caches(engine: Engine) -> Iterator[tuple[StepCache, int]]:
+    """The step cache of every network, and how many blocks it is around."""
     components = engine.runner.pipeline.ctx.components
     for component in map(components.wherever, components):
         if not isinstance(component, Network):
             continue
         stack = list(component.stacks().values())[-1]
-        assert isinstance(stack.runner, StepCache)
-        stack.runner.inner = observer = Observer(stack.runner.inner, len(stack.blocks()))
-        yield stack.runner, observer
+        if isinstance(stack.runner, StepCache):  # not where it writes one token after the other
+            yield stack.runner, len(stack.blocks())
 
 
-def _fit(engine: Engine, watched: dict[StepCache, Observer], fits: Fits) -> None:
-    engine.door = replace(engine.door, fits=fits)
-    for cache in watched:
-        cache.fits = fits
+def _watch(cache: StepCache, blocks: int) -> Observer:
+    """An observer that is put inside a step cache."""
+    cache.inner = observer = Observer(cache.inner, blocks)
+    return observer
 
 
 def _spent(watched: dict[StepCache, Observer]) -> int:

@@ -206,14 +206,19 @@ class Engine:
             with self._lock:  # in a pool, who has nothing to do waits for another
                 self._starved = plan == TickPlan() and self._news == news
         except Exception as error:  # the worker loop: nobody is left waiting
-            log.exception("the engine has died")
-            self.dead = EngineDeadError(f"the engine has died ({type(error).__name__}: {error}); start a new one")
+            self.die(error)
         with self._lock:
             if self.dead is not None:
                 ended = {event.request_id for event in events if isinstance(event, Done | Failed)}
                 lost = [id_ for id_ in self.scheduler.entries if id_ not in ended]
                 events += [Failed(id_, EngineDeadError(str(self.dead))) for id_ in lost]
             return [self._settle(event) if isinstance(event, ENDS) else event for event in events]
+
+    def die(self, error: Exception) -> EngineDeadError:
+        """Nothing more will come of it, for this reason; what is said of it from now on."""
+        log.error("the engine has died", exc_info=error)
+        self.dead = EngineDeadError(f"the engine has died ({type(error).__name__}: {error}); start a new one")
+        return self.dead
 
     def record(self) -> None:
         """Record what every rank computes from now on; comes between two ticks."""

@@ -57,19 +57,25 @@ def start(config: Config) -> Engine:
         agree_on_start(mesh, error)
         raise
     agree_on_start(mesh, None)
-    runner = Runner(built.pipeline, bounded(config.schedule, built.pipeline), built.resources, crew=built.crew)
-    if not mesh.is_leader:
-        follow(runner, built.governor)
-        raise SystemExit(0)
     ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
     here = [name for name in ctx.components if ctx.lent.get(name, mesh.rank) == mesh.rank]
     parts = {name: ctx.components.wherever(name) for name in here}
     space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise)
+    schedule = bounded(config.schedule, built.pipeline, space)
+    runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
+    if not mesh.is_leader:
+        follow(runner, built.governor)
+        raise SystemExit(0)
     return Engine(runner, built.door, governor=built.governor, space=space)
 
 
-def bounded(schedule: ScheduleConfig, pipeline: Pipeline) -> ScheduleConfig:
-    """`schedule` with what its outputs may remember in all, where nobody chose that and loops that grow remember."""
+def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> ScheduleConfig:
+    """`schedule` with no more in one tick than there is `space` for: the rows of others wait for the next one. And with
+    what its outputs may remember in all, where nobody chose that and loops that grow remember.
+    """
+    most = space.in_a_tick()
+    if most is not None and pipeline.ctx.mesh.size == 1:  # several ranks must divide rows alike
+        schedule = replace(schedule, tick_tokens=min(schedule.tick_tokens, most))
     grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
@@ -143,7 +149,7 @@ class Errand(Generic[T]):
         """Do it; what goes wrong with it is told to whoever waits."""
         try:
             self.done.set_result(self._work())
-        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of any kind: whoever waits raises it
             self.done.set_exception(error)
 
 
@@ -234,7 +240,7 @@ class Background:
     def between_ticks(self, work: Callable[[], T]) -> Future[T]:
         """Have the engine's thread do `work` before its next tick: where the engine computes, and while it does not.
 
-        An error of ours, of the system or of a library is in the future.
+        What it raises is in the future.
         """
         errand = Errand(work)
         with self._lock:
@@ -273,17 +279,27 @@ class Background:
             return
         engine.woken = self._wake.set
         made.set_result(engine)
-        while not self._stopping and engine.dead is None:
-            while not self._errands.empty():
-                self._errands.get().run()
-            rest = engine.rest()
-            if rest == 0.0:
-                self._tick(engine)
-            else:
-                self._wake.wait(rest)
-                self._wake.clear()
+        try:
+            while not self._stopping and engine.dead is None:
+                while not self._errands.empty():
+                    self._errands.get().run()
+                rest = engine.rest()
+                if rest == 0.0:
+                    self._tick(engine)
+                else:
+                    self._wake.wait(rest)
+                    self._wake.clear()
+        except Exception as error:  # between two ticks: nobody is left waiting
+            self._die(engine, error)
         self._refuse_errands()
         engine.close()  # here: a library's call that stands still can be unwound by its own thread alone
+
+    def _die(self, engine: Engine, error: Exception) -> None:
+        dead = engine.die(error)
+        if self._on_death is not None:
+            self._on_death(dead)
+        for request_id in list(self._listeners):
+            self._deliver(Failed(request_id, EngineDeadError(str(dead))))
 
     def _refuse_errands(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, agreeing, cut, tiled
+from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, agreeing, cut, equal_rows, tiled
 
 HEIGHTS = (64, 32, *range(16, 0, -1))
 LARGE = 2**17
@@ -44,11 +44,10 @@ class FewLinear(SteadyLinear):
         self._packed: tuple[int, Tensor] | None = None  # made of what lay there
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, *between = x.shape[:-1]
-        if between != [1]:
+        if x.shape[1:-1] != (1,):
             return super().forward(x)
         if not self.few.packed:
-            if rows in self._whole:
+            if len(x) in self._whole:
                 return _plain(x, self.weight, self.bias)
             return tiled(x, self.weight, self.bias, self.few.heights)
         return multiplied(x[:, 0], self._weights(), self.bias, self.few)[:, None]
@@ -87,12 +86,13 @@ def few_rows(weight: Tensor, bias: Tensor | None, *, may_pack: bool) -> Few:
 
     Tried here and now, as `steady_heights` does. Packed, a height that does not agree with one row does not count.
     """
+    rows = equal_rows(weight, HEIGHTS[0])
     if may_pack and weight.dtype == torch.float32 and weight.numel() >= LARGE and torch.backends.mkldnn.is_available():
         packed = pack(weight)
-        heights = agreeing(weight, HEIGHTS, lambda x: _product(x, packed, bias))
+        heights = agreeing(rows, HEIGHTS, lambda x: _product(x, packed, bias))
         if heights and heights[-1] == 1:
             return Few(heights, True)
-    return Few(agreeing(weight, HEIGHTS, lambda x: _plain(x[:, None], weight, bias)[:, 0]), False)
+    return Few(agreeing(rows, HEIGHTS, lambda x: _plain(x[:, None], weight, bias)[:, 0]), False)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ Packed hidden states are [R, S, D] or [1, T, D]; see `attention/layout.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast, runtime_checkable
@@ -59,6 +59,9 @@ class Counting(Protocol):
 
 Cond = TypeVar("Cond", bound=Conditioning)
 
+Piece = Callable[..., Any]
+"""A function of modules, whose weights it uses, and tensors, packed ones: rows and tokens are of any number."""
+
 
 class Block(nn.Module, Generic[Cond]):
     """One repeated part of a network. Rows do not see each other in it, nor tokens but in attention, unless it says so
@@ -66,6 +69,15 @@ class Block(nn.Module, Generic[Cond]):
     """
 
     mixes_tokens: ClassVar[bool] = False
+    pieces: ClassVar[tuple[Piece, ...]] = ()
+    """Which functions a compiler is given instead of the whole, where what is done between them is not for it; a block
+    calls them by `piece`.
+    """
+    compiled: Mapping[Piece, Piece] = MappingProxyType({})
+
+    def piece(self, piece: Piece) -> Piece:
+        """That one of the `pieces`, or what was compiled of it, if that is to run."""
+        return self.compiled.get(piece, piece)
 
     def forward(self, hidden: Tensor, cond: Cond) -> Tensor:
         """Packed hidden states in, packed hidden states of the same shape out."""

@@ -23,6 +23,7 @@ BETWEEN = (448, 384, 320, 224, 192, 160, 112, 96, 80, 56, 48, 40, 24)
 SMALL = 2**20  # numbers in weights
 ALIGNMENT = 64  # bytes; matrix libraries round as the alignment has it
 SHARE = 32768  # elements that torch gives a thread at least (at::internal::GRAIN_SIZE)
+PIECE = 2**16  # numbers to try products with that are made at a time
 LANES = 64  # elements; a multiple of what every kernel takes at once
 
 
@@ -121,23 +122,46 @@ def whole_vectors(count: int, threads: int) -> int:
     return max(count // (LANES * parts) * LANES * parts, (parts - 1) * SHARE)  # the latter: one thread fewer takes part
 
 
-def steady_heights(weight: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    """Those of our heights at which products with `weight` give equal rows equal bits, wherever they lie."""
+def steady_heights(weight: Tensor, bias: Tensor | None, room: Tensor | None = None) -> tuple[int, ...]:
+    """Those of our heights at which products with `weight` give equal rows equal bits, wherever they lie.
+
+    They and their outcome lie in `room`, uint8, if that is given: in the first `tried_bytes` of it.
+    """
     tried = HEIGHTS if weight.numel() > SMALL else sorted((*HEIGHTS, *BETWEEN), reverse=True)
-    return agreeing(weight, tried, lambda tile: _made(tile, weight, bias))
+    outputs, inputs = weight.shape
+    size = tried_bytes(outputs, inputs, weight.dtype)
+    room = weight.new_empty(size, dtype=torch.uint8) if room is None else room[:size]
+    tile, made = room.view(weight.dtype).split((HEIGHTS[0] * inputs, HEIGHTS[0] * outputs))
+    rows, made = tile.view(-1, inputs).copy_(trial(1, inputs)), made.view(-1, outputs)
+
+    def multiply(tile: Tensor) -> Tensor:
+        product(tile, weight, bias, made[: len(tile)])
+        return made[: len(tile)]
+
+    return agreeing(rows, tried, multiply)
+
+
+def tried_bytes(outputs: int, inputs: int, dtype: torch.dtype) -> int:
+    """What the tallest tile and its outcome take."""
+    return HEIGHTS[0] * (inputs + outputs) * dtype.itemsize
 
 
 def steady_row(weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor | None:
     """What every row is that products with `weight` make of tiles of equal rows, at all of `heights`; None if any row
     differs.
     """
-    row, first = trial(1, weight.shape[1]).to(weight), None
+    rows, first = equal_rows(weight, heights[0]), None
     for height in heights:
-        out = _made(row.expand(height, -1).contiguous(), weight, bias)
+        out = _made(rows[:height], weight, bias)
         first = out[0].clone() if first is None else first
         if not bool((out == first).all()):
             return None
     return first
+
+
+def equal_rows(weight: Tensor, height: int) -> Tensor:
+    """So many equal rows to try products with `weight` with, in its format."""
+    return trial(1, weight.shape[1]).to(weight).expand(height, -1).contiguous()
 
 
 def _made(tile: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -146,16 +170,15 @@ def _made(tile: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def agreeing(weight: Tensor, heights: Sequence[int], multiply: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
-    """Those of `heights` at which `multiply` with `weight` gives equal rows equal bits.
+def agreeing(rows: Tensor, heights: Sequence[int], multiply: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
+    """Those of `heights`, tallest first, at which `multiply` gives equal rows equal bits; `rows` are as many of them.
 
     Tried here and now: a tile of equal rows must have equal rows for an outcome, and the same ones at every height.
     The largest set of heights that agree is kept, of equal sets the taller one.
     """
     found: list[tuple[Tensor, list[int]]] = []
-    row = trial(1, weight.shape[1]).to(weight)
     for height in heights:
-        out = multiply(row.expand(height, -1).contiguous())
+        out = multiply(rows[:height])
         if not bool((out == out[0]).all()):
             continue
         known = next((together for first, together in found if torch.equal(first, out[0])), None)
@@ -168,4 +191,13 @@ def agreeing(weight: Tensor, heights: Sequence[int], multiply: Callable[[Tensor]
 
 def trial(rows: int, columns: int) -> Tensor:
     """Numbers of both signs and many sizes, float32 [rows, columns]; the same every time."""
-    return torch.arange(1, rows * columns + 1, dtype=torch.float32).mul_(0.7).sin_().view(rows, columns)
+    return written(torch.empty(rows, columns))
+
+
+def written(into: Tensor) -> Tensor:
+    """The numbers of `trial`, in the memory and in the format of `into`, and besides in that of a piece."""
+    flat = into.view(-1)
+    for start in range(0, len(flat), PIECE):
+        piece = flat[start : start + PIECE]
+        piece.copy_(torch.arange(start + 1, start + len(piece) + 1, dtype=torch.float32).mul_(0.7).sin_())
+    return into

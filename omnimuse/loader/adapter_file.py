@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from omnimuse.core.errors import RequestError, plain
+from omnimuse.core.errors import RequestError, plain, reason
 from omnimuse.loader.files import PICKLES
 from omnimuse.loader.resolve import BUNDLED
 
@@ -18,7 +18,15 @@ def find_file(source: str, folder: Path | None = None) -> Path:
 
     With a `folder`, what is not inside of it is not there. Without, `omnimuse/MODEL/NAME` is a bundled one.
     """
-    path = _bundled(source) or Path(source).expanduser() if folder is None else _inside(source, folder)
+    try:
+        path = _bundled(source) or Path(source).expanduser() if folder is None else _inside(source, folder)
+        path.stat()
+    except FileNotFoundError:
+        pass  # said below, where it is no pickle
+    except (OSError, ValueError, RuntimeError) as problem:  # too long, a loop of links, a folder that is closed
+        raise refusal(
+            source, f"cannot be looked up ({reason(problem)}); give the path of a *.safetensors file"
+        ) from None
     if path.suffix in PICKLES:
         raise refusal(source, "is a pickle, which can run any code when it is opened; use a *.safetensors file")
     if path.is_dir():

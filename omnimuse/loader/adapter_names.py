@@ -86,9 +86,14 @@ def other_kind(tensors: Sequence[str]) -> str:
     return next((kind for pattern, kind in OTHERS for tensor in tensors if pattern.search(tensor)), "")
 
 
+def bare(name: str) -> str:
+    """The layer `name` as the network calls it that an adapter was trained around."""
+    return name.removeprefix("base_model.model.")
+
+
 def layer_of(name: str, components: Sequence[str]) -> Layer:
     """Whose the layer `name` is, of a pipeline with these `components`."""
-    name = name.removeprefix("base_model.model.")
+    name = bare(name)
     for begin in UNDERSCORED:
         if name.startswith(begin):
             return Layer("", name.removeprefix(begin).lstrip("_"), flat=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import ModelError
 from omnimuse.loader.files import read_json
 
 BESIDE, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -50,24 +50,24 @@ class Strength:
 def strengths(file: Path, metadata: Mapping[str, str]) -> dict[str, Strength]:
     """What is said of `file` by its metadata or its neighbour, by component; under "" what is said of all.
 
-    RequestError for settings that are not of plain low-rank products.
+    ModelError for settings that are not of plain low-rank products.
     """
     if METADATA in metadata:
-        return {name: _strength(file, said) for name, said in _by_component(file, metadata[METADATA]).items()}
+        return {name: _strength(said) for name, said in _by_component(metadata[METADATA]).items()}
     beside = file.with_name(BESIDE)
     if file.name == PEFT_FILE and beside.is_file():
-        return {"": _strength(file, read_json(beside))}
+        return {"": _strength(read_json(beside))}
     return {}
 
 
-def _by_component(file: Path, text: str) -> dict[str, dict[str, Any]]:
+def _by_component(text: str) -> dict[str, dict[str, Any]]:
     """`{"transformer.r": 4}` -> `{"transformer": {"r": 4}}`."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        raise RequestError(f"the metadata of {file} are no settings of an adapter; save it again", "loras")
+        raise ModelError("its metadata are no settings of an adapter; save it again")
     found: dict[str, dict[str, Any]] = {}
     for name, value in said.items():
         component, dot, setting = name.partition(".")
@@ -75,19 +75,19 @@ def _by_component(file: Path, text: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _strength(file: Path, said: Mapping[str, Any]) -> Strength:
+def _strength(said: Mapping[str, Any]) -> Strength:
     if said.get("use_dora"):
-        raise RequestError(f"the adapter {file} is DoRA; only adapters of low-rank products (LoRA) are worn", "loras")
+        raise ModelError("its settings say that it is DoRA; only adapters of low-rank products (LoRA) are worn")
     alpha, patterns = said.get("lora_alpha"), said.get("alpha_pattern") or {}
     if alpha is not None and not _is_alpha(alpha):
-        raise _refused(file, f"lora_alpha={alpha!r:.80}", f"is no number up to {MOST_ALPHA:g}")
+        raise _refused(f"lora_alpha={alpha!r:.80}", f"is no number up to {MOST_ALPHA:g}")
     if not isinstance(patterns, Mapping) or not all(map(_is_alpha, patterns.values())):
-        raise _refused(file, f"alpha_pattern={patterns!r:.80}", f"is no table of numbers up to {MOST_ALPHA:g}")
+        raise _refused(f"alpha_pattern={patterns!r:.80}", f"is no table of numbers up to {MOST_ALPHA:g}")
     for pattern in patterns:
         try:
             _pattern(pattern)
         except re.error as problem:
-            raise _refused(file, f"alpha_pattern has {pattern!r:.80}", f"is no pattern ({problem})") from None
+            raise _refused(f"alpha_pattern has {pattern!r:.80}", f"is no pattern ({problem})") from None
     return Strength(alpha, dict(patterns), bool(said.get("use_rslora")))
 
 
@@ -96,8 +96,8 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({text.removeprefix('^')})")
 
 
-def _refused(file: Path, said: str, why: str) -> RequestError:
-    return RequestError(f"the settings of {file} say {said}, which {why}; save the adapter again", "loras")
+def _refused(said: str, why: str) -> ModelError:
+    return ModelError(f"its settings say {said}, which {why}; save it again")
 
 
 def _is_alpha(value: object) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.adapter_file import find_file, refusal, stamp
-from omnimuse.loader.adapter_names import DIFFERENCE, Layer, Role, layer_of, named, other_kind
+from omnimuse.loader.adapter_names import DIFFERENCE, Role, bare, layer_of, named, other_kind
 from omnimuse.loader.adapter_settings import Strength, strengths
 from omnimuse.loader.differences import listed
 from omnimuse.loader.files import AGAIN
@@ -107,7 +107,7 @@ class Reader:
             if "down" not in tensors or "up" not in tensors:
                 has = " and ".join(sorted(tensors.values()))
                 raise refusal(source, f"has {has} of {name} without the other half of the product; get it again")
-            found = self._find(layer_of(name, tuple(self._sites)))
+            found = self._find(name)
             if found is None:
                 unknown.append(name)
             else:
@@ -116,10 +116,17 @@ class Reader:
             raise self._unbound(source, unknown, len(layers))
         return bound
 
-    def _find(self, layer: Layer) -> tuple[str, tuple[Outputs, ...]] | None:
-        """The component and the outputs that `layer` is about; None if there is no such layer."""
+    def _find(self, name: str) -> tuple[str, tuple[Outputs, ...]] | None:
+        """The component and the outputs that the layer `name` is about; None if there is no such layer.
+
+        Networks in one set of files are told apart by names that begin there as components of a pipeline do elsewhere.
+        """
+        layer = layer_of(name, tuple(self._sites))
         for component in [layer.component] if layer.component else self._main[:1]:
             if component in self._sites and (found := self._sites[component].find(layer.name, flat=layer.flat)):
+                return component, found
+        for component in self._main:
+            if found := self._sites[component].find(bare(name), flat=False):
                 return component, found
         return None
 

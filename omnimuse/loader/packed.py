@@ -6,17 +6,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from omnimuse.core.errors import StorageError, reason
 from omnimuse.loader.headers import PACKED
 from omnimuse.quant.packings import Rows
 
 SHARD = 2 * 2**30
 """Bytes of tensors after which another file is begun."""
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to write into, which is `target` when the block has ended: all of it, or nothing.
+
+    StorageError where the disk refuses.
+    """
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        yield part
+        part.rename(target)
+    except (OSError, SafetensorError) as problem:
+        raise StorageError(f"{target} could not be written, and nothing is left of it: {_why(problem)}") from problem
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _why(problem: Exception) -> str:
+    """In words; of all that copying a folder complains of, the first."""
+    said = problem.args[0][0][2] if isinstance(problem, shutil.Error) else reason(problem)
+    return re.sub(r"^\[Errno \d+\] ([^:]*).*", r"\1", said, flags=re.DOTALL)
 
 
 def save_packed(contents: Mapping[str, Tensor | Rows], path: Path) -> None:

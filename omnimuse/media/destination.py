@@ -31,6 +31,18 @@ def check_destination(path: Path, suffixes: Collection[str]) -> None:
         raise RequestError(
             f"{path} is a folder; name a file in it, such as {path / ('picture' + path.suffix)}", "output"
         )
+    _check_folder(path)
+
+
+def check_new_folder(path: Path) -> None:
+    """RequestError unless a folder can be made at `path`, where nothing is yet."""
+    if os.path.lexists(path):
+        raise RequestError(f"{path} exists; name a folder that does not", "output")
+    _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    """RequestError unless something can be written beside `path`."""
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent

@@ -9,8 +9,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Recording:
     def write(self, path: Path) -> None:
         """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device."""
         self._profile.stop()
-        self._profile.export_chrome_trace(str(path))
+        with _whole(path):
+            self._profile.export_chrome_trace(str(path))
         trace = _read(path)
         trace["traceEvents"] += [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
         _write(trace, path)
@@ -106,7 +107,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(trace: dict[str, Any], path: Path) -> None:
-    path.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=4))
+    with _whole(path):
+        path.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=4))
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What is written to `path` within stays whole, or not at all; the error of a disk that refuses names it."""
+    try:
+        yield
+    except OSError as problem:
+        path.unlink(missing_ok=True)
+        raise OSError(problem.errno, problem.strerror or str(problem), str(path)) from problem
 
 
 def _counter(event: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from omnimuse.parallel.mesh import BRANCHES, Axis, Mesh
 Outcome = Tensor | Exception
 """What became of a row: its prediction, or why there is none."""
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)  # the last of tokens
 _MAX_DIMS = 6
 _TENSOR, _FAILURE = 1, 2
 _FIELDS = 4 + _MAX_DIMS  # kind, bytes, dtype, dims, shape...
@@ -60,7 +60,7 @@ def _outcome(owned: Mapping[int, Outcome], row: int, owner: int) -> Outcome:
     if isinstance(outcome, Tensor) and (outcome.dtype not in _DTYPES or outcome.dim() > _MAX_DIMS):
         return ModelError(
             f"a prediction {outcome.dtype} {tuple(outcome.shape)} cannot be shared by ranks; "
-            f"allowed are floating dtypes and at most {_MAX_DIMS} axes"
+            f"allowed are floating dtypes, int64 and at most {_MAX_DIMS} axes"
         )
     return outcome
 

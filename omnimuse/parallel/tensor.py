@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.attention.layer import Attention
+from omnimuse.attention.layer import Heads
 from omnimuse.core.errors import ConfigError, ModelError
-from omnimuse.core.plans import Cut, Cutting, Rows, Slices, Span, Widths
+from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Slices, Span, Total, Widths
 from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.parallel.collectives import gathered, summed
@@ -54,6 +54,17 @@ class SummedLinear(nn.Module):
         return summed(self.axis, part)
 
 
+class Summed(nn.Module):
+    """Whatever comes, of all ranks, added up."""
+
+    def __init__(self, axis: Axis) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, part: Tensor) -> Tensor:
+        return summed(self.axis, part)
+
+
 class SummedNorm(nn.Module):
     """An RMS norm over the heads of all ranks, `width` numbers, of which this one has some.
 
@@ -88,7 +99,7 @@ def share_weights(network: Network, axis: Axis) -> dict[str, Slices]:
             f"parallel tensor={axis.size} cannot be: {type(network).__name__} does not say how its weights are cut; "
             "use ulysses or ring, which share out tokens"
         )
-    every = {path: module for path, module in network.named_modules() if isinstance(module, Attention)}
+    every = {path: module for path, module in network.named_modules() if isinstance(module, Heads)}
     sites = {path: _beside(path, every) for path, cutting in _matched(network, plan) if _by_heads(cutting)}
     _check_heads([site for near in sites.values() for site in near], axis)
     made: dict[str, tuple[nn.Module, dict[str, Slices]]] = {}
@@ -104,10 +115,15 @@ def share_weights(network: Network, axis: Axis) -> dict[str, Slices]:
 
 
 def _by_heads(cutting: Cutting) -> bool:
-    return bool(cutting.queries or cutting.keys)
+    return not isinstance(cutting, Total) and bool(cutting.queries or cutting.keys)
 
 
-def _check_heads(sites: Sequence[Attention], axis: Axis) -> None:
+def fewest_heads(network: Network) -> int:
+    """How many ranks can share out its heads, at most."""
+    return min(site.key_heads for site in network.modules() if isinstance(site, Heads))
+
+
+def _check_heads(sites: Sequence[Heads], axis: Axis) -> None:
     fewest = min((site.key_heads for site in sites), default=axis.size)
     if fewest < axis.size:
         raise ConfigError(
@@ -127,7 +143,7 @@ def _matched(network: Network, plan: Mapping[str, Cutting]) -> Iterator[tuple[st
         yield from ((".".join(path), cutting) for path in found)
 
 
-def _beside(path: str, sites: Mapping[str, Attention]) -> list[Attention]:
+def _beside(path: str, sites: Mapping[str, Heads]) -> list[Heads]:
     """The attention that the layer at `path` works for: what the smallest part around it has, all with equal heads."""
     inside = path
     while inside:
@@ -141,7 +157,7 @@ def _beside(path: str, sites: Mapping[str, Attention]) -> list[Attention]:
 
 
 def _cut(
-    path: str, module: nn.Module, cutting: Cutting, site: Attention | None, axis: Axis
+    path: str, module: nn.Module, cutting: Cutting, site: Heads | None, axis: Axis
 ) -> tuple[nn.Module, dict[str, Slices]]:
     """`module` with this rank's share of its weights, and which that is."""
     if isinstance(cutting, Widths):
@@ -150,11 +166,19 @@ def _cut(
         slices = {"weight": slices_of(path, cutting, module.weight.numel(), 0, site, Cut(axis.index, axis.size))}
         module.weight = _held(module.weight, slices["weight"])
         return SummedNorm(module, axis, width), slices
+    if isinstance(cutting, Total):
+        assert isinstance(module, nn.Identity), f"{path} is no place to add up"
+        return Summed(axis), {}
     assert isinstance(module, nn.Linear), f"{path} is no linear layer"
     if isinstance(cutting, Rows):
         slices = {"weight": slices_of(path, cutting, module.in_features, 1, site, Cut(axis.index, axis.size))}
         module.weight = _held(module.weight, slices["weight"])
-        return SummedLinear(module, axis), slices
+        if cutting.summed:
+            return SummedLinear(module, axis), slices
+        biased = module.bias is not None
+        assert not biased, f"{path} has a bias, which every rank would add"
+        module.in_features = slices["weight"].held
+        return module, slices
     every = [slices_of(path, cutting, module.out_features, 0, site, Cut(at, axis.size)) for at in range(axis.size)]
     mine, counts = every[axis.index], [each.held for each in every]
     module.weight, module.out_features = _held(module.weight, mine), mine.held
@@ -164,7 +188,9 @@ def _cut(
     return (GatheredLinear(module, axis, counts) if cutting.gather else module), slices
 
 
-def slices_of(path: str, cutting: Cutting, whole: int, dim: int, site: Attention | None, part: Cut) -> Slices:
+def slices_of(
+    path: str, cutting: Columns | Rows | Widths, whole: int, dim: int, site: Heads | None, part: Cut
+) -> Slices:
     """Which of the `whole` places of the layer at `path` belong to `part`."""
     spans: list[Span] = []
     end = 0

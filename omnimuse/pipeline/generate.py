@@ -19,7 +19,8 @@ from torch import Tensor
 
 from omnimuse.ar.elsewhere import Writer
 from omnimuse.ar.kv import Decoder, Reading
-from omnimuse.ar.sampling import Sampling, next_token
+from omnimuse.ar.remembering import NONE
+from omnimuse.ar.sampling import Sampling, next_token, no_numbers
 from omnimuse.ar.spelling import Spelling
 from omnimuse.core.errors import RequestError
 from omnimuse.core.messages import Message
@@ -225,8 +226,8 @@ class Generate(Loop):
         if found.dim():
             written = len(tokens) - len(state["prompt_ids"])
             token = next_token(found.cpu(), tokens, written, working["how"], working["generator"])
-        else:
-            token = int(found)  # the likeliest
+        elif (token := int(found)) == NONE:
+            raise no_numbers()
         if self._add(state, token):
             state.plan.append(Step(step.index + 1, network=self.network))
 
@@ -276,12 +277,15 @@ class Generate(Loop):
         """Keep the piece that was read from `start` on, if all of it is of the prompt."""
         prompt, end = state["prompt_ids"], start + CHUNK
         if end <= len(prompt) and self.shown(state) is not None:
-            ctx.memo.put(self._key(ctx, state, prompt[:end]), (state["kv"].data[:, :, :, start:end].clone(),))
+            network = ctx.components.wherever(self.network)
+            assert isinstance(network, Decoder)
+            piece = state["kv"].data[:, :, :, start:end].clone()
+            ctx.memo.put(self._key(ctx, state, prompt[:end]), (piece,), network.most.token_bytes * CHUNK)
 
     def _key(self, ctx: Context, state: State, tokens: Sequence[int]) -> Hashable:
         """What promises equal memories of the last piece of `tokens`."""
         read = sha256(array("q", tokens).tobytes()).digest()
-        return (type(self), self.network, ctx.version, self.shown(state), read)
+        return (type(self), self.network, ctx.version, self.shown(state), state.adapters((self.network,)), read)
 
     def _tell(self, state: State, piece: str) -> None:
         told = state.working.setdefault("told", 0)

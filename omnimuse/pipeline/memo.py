@@ -13,6 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+OVERHEAD = 256
+"""Bytes that an entry takes beside its tensors."""
+
 
 class Memo:
     """A least-recently-used map from content keys to tuples of slot values, at most `limit` bytes of tensors."""
@@ -22,6 +25,7 @@ class Memo:
         self.bytes = 0
         self.hits = 0
         self._entries: OrderedDict[Hashable, tuple[Any, ...]] = OrderedDict()
+        self._sizes: dict[Hashable, int] = {}
 
     def get(self, key: Hashable) -> tuple[Any, ...] | None:
         """The remembered values, or None."""
@@ -31,25 +35,28 @@ class Memo:
         self._entries.move_to_end(key)
         return self._entries[key]
 
-    def put(self, key: Hashable, values: tuple[Any, ...]) -> None:
-        """Remember `values`; larger than the whole memo is not remembered."""
-        size = _size(values)
+    def put(self, key: Hashable, values: tuple[Any, ...], most: int = 0) -> None:
+        """Remember `values`; larger than the whole memo is not remembered. They count as `most` bytes where that is
+        given: what ranks have unequal parts of, all of them forget at the same time.
+        """
+        size = _size(values) if not most else most + OVERHEAD
         if size > self.limit or key in self._entries:
             return
-        self._entries[key] = values
+        self._entries[key], self._sizes[key] = values, size
         self.bytes += size
         while self.bytes > self.limit:
-            _, oldest = self._entries.popitem(last=False)
-            self.bytes -= _size(oldest)
+            oldest, _ = self._entries.popitem(last=False)
+            self.bytes -= self._sizes.pop(oldest)
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
+        self._sizes.clear()
         self.bytes = 0
 
 
 def _size(values: tuple[Any, ...]) -> int:
-    return _bytes(values) + 256
+    return _bytes(values) + OVERHEAD
 
 
 def _bytes(value: Any) -> int:

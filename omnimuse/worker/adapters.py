@@ -42,6 +42,8 @@ def obstacle(under: Build) -> str:
         return "" if under.wearing.wardrobe.sites else OWN_READING
     if under.found.spec.library:
         return f"{under.found.spec.library} runs this pipeline, and its networks are not ours to change"
+    if under.replaced:
+        return f"another engine writes in the place of {under.replaced}; use writer=own"
     if config.model.load == "dummy":
         return "they are found by the names in a checkpoint's files, and load=dummy reads none; use load=weights"
     return ""

@@ -19,9 +19,7 @@ from torch import nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.selection import bind
-from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.door import Place, Wardrobe, door_of
-from omnimuse.core.caches import too_few
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
@@ -72,6 +70,7 @@ from omnimuse.worker.ranks import (
     usual_tiles,
 )
 from omnimuse.worker.steady import choose_tier
+from omnimuse.worker.step_caches import check_cache, step_cache
 from omnimuse.worker.threads import Room, choose_threads
 from omnimuse.worker.writing import replace_writer, start_writer
 
@@ -155,7 +154,7 @@ class Build:
     def drawing(self) -> dict[str, Network]:
         """Those of them that do more than write one token at a time: what changes how blocks run is there for these.
 
-        A decoder that writes what another network draws is whole on every rank, and they write the same.
+        Ranks share the weights of a decoder that writes, and nothing else of it: all of them write the same.
         """
         writers = {name for name, each in self.networks.items() if isinstance(each, Decoder) and not each.draws}
         return {name: network for name, network in self.networks.items() if name not in writers}
@@ -216,12 +215,13 @@ def check(under: Build) -> None:
 def check_writing(under: Build) -> None:
     """What a model that makes one token at a time cannot be given, whatever else it is."""
     config, family = under.found.config, under.found.spec.family
+    parallel = config.parallel
     if not under.found.spec.by_token:
         return
     chosen = {
         f"cache={config.cache.kind}": (config.cache.kind != "none", "no step is like the one before"),
         f"compile={config.compile.mode}": (config.compile.mode != "none", "what it remembers is longer at every step"),
-        f"{under.mesh.size} ranks": (under.mesh.size > 1, "its memory is not shared out; use replicas"),
+        f"{parallel}": (parallel.ranks > parallel.tensor, "one token has no parts; use tensor, or replicas"),
     }
     for name, (given, why) in chosen.items():
         if given:
@@ -245,16 +245,6 @@ def construct(under: Build) -> None:
         else:
             module = construct_library_network(checkpoint, name, component.part)
         under.modules[name] = module.eval().requires_grad_(False)
-
-
-def check_drawing(under: Build) -> None:
-    """What blocks that draw cannot be given where they read and write, too."""
-    writers = [name for name, network in under.drawing.items() if isinstance(network, Decoder)]
-    if under.compiles and writers:
-        raise ConfigError(
-            f"compile={under.found.config.compile.mode} cannot be: what the blocks of {writers[0]} read and write they "
-            "remember, and that is longer at every step; leave it out"
-        )
 
 
 def formats(under: Build) -> None:
@@ -386,6 +376,7 @@ def compile_blocks(under: Build) -> None:
             runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
             stack.runner, stack.instead = runner, runner.compiled
             how = "blocks" if whole else "blocks, but for attention across ranks"
+            how = "blocks, but for attention to what they remember" if runner.pieces else how
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))
     for name, module in under.modules.items():
         decoder = dict(module.named_children()).get("decoder")
@@ -395,21 +386,11 @@ def compile_blocks(under: Build) -> None:
             under.choices.append(Choice("compile", f"{name}.decoder", "whole", why))
 
 
-def step_cache(under: Build) -> None:
-    """A step cache around the last stack of each network, where most of the time goes: requests may choose one."""
-    choice, fits = under.found.config.cache, under.found.door.fits
-    for network in under.drawing.values():
-        stack = list(network.stacks().values())[-1]
-        stack.runner = StepCache(choice, fits, stack.runner)
-        if why := too_few(stack.runner.default, len(stack.blocks())):
-            raise ConfigError(why)
-
-
 SHAPES: tuple[Pass, ...] = (
     check,
     replace_writer,
     construct,
-    check_drawing,
+    check_cache,
     formats,
     keep_part,
     lend,

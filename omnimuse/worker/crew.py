@@ -128,7 +128,7 @@ def _products(networks: Mapping[Network, DtypePolicy]) -> dict[Key, SteadyLinear
 
 def _alike(key: Key, module: SteadyLinear, threads: int) -> bool:
     """Whether the products of `module` are the same to the bit with `threads` and with one fewer."""
-    weight, bias = trial_weights(key, torch.device("cpu"))
+    weight, bias = trial_weights(key)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

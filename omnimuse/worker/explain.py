@@ -150,7 +150,12 @@ def _engine_choices(under: Build) -> list[Choice]:
         *(Choice("solver", loop.name, type(solver).__name__, why) for loop, solver, why in solvers),
         *(Choice("features", name, value, _asked(value)) for name, value in features.items()),
         *_rank_choices(config.parallel),
-        Choice("batching", "tick_tokens", str(config.schedule.tick_tokens), "row tokens that one tick may compute"),
+        Choice(
+            "batching",
+            "tick_tokens",
+            str(config.schedule.tick_tokens),
+            "row tokens that one tick may compute, as far as there is memory",
+        ),
         _company_choice(config, under.device.type),
         *(_writing_choices(config.schedule) if spec.writes else []),
     ]

@@ -97,7 +97,7 @@ def find(config: Config) -> Found:
     door = Door.of(spec, checkpoint.configs, recognised.variant)
     door = replace(door, deadlines=classes(config.schedule.deadlines))
     if not spec.library:
-        door = replace(door, fits=measured_fits(checkpoint, spec.fits))
+        door = replace(door, fits=measured_fits(checkpoint, spec.fits), cache=config.cache)
     return Found(config, folder, checkpoint, spec, door, recognised, told)
 
 

@@ -10,6 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import ConfigError, MemoryShortageError, OmnimuseError
 from omnimuse.core.guidance import NEGATIVE, POSITIVE
 from omnimuse.core.request import Request
+from omnimuse.layers.network import Network
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
 from omnimuse.parallel.mesh import WORK, Mesh
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 
 Predictions = dict[str, dict[str, Tensor]]
 """By state and branch."""
+PIECE = 128
+"""Row tokens of what takes no longer than a piece of a prompt does."""
 LATER = 8
 """Steps after which an accelerator is asked how long one took: it is over by then, and nobody waits."""
 
@@ -63,7 +67,9 @@ class Forwards:
     def joins(self, party: Party, offer: Offer, usual: str | None) -> bool:
         """Whether `offer` should step in one tick with the `party`; `usual` is the network of who has none.
 
-        On an accelerator company is not measured. Where ranks may be divided, it is reckoned.
+        On an accelerator company is not measured. Where ranks may be divided, it is reckoned. Who shares no forward
+        with anybody may come along with those that write, if it makes none of them wait for long: it need not wait
+        until they have written all.
         """
         if self.config.company == "always":
             return True
@@ -75,10 +81,15 @@ class Forwards:
         networks = party.networks if offer.network in party.networks else party.networks | {offer.network}
         if None in networks:
             networks = networks - {None} or {usual}
-        if len(networks) != 1 or None in networks or self.config.exact:
+        if None in networks or self.config.exact:
             return False
-        [network] = networks
-        return self.pace.pays(str(network), party, offer)
+        network = str(usual if offer.network is None else offer.network)
+        if not self._writing.issuperset(networks):
+            return len(networks) == 1 and self.pace.pays(network, party, offer)
+        alike = party.alike(network, offer.tokens)
+        if alike is not party and max(offer.tokens, *party.counts) > PIECE:
+            return False
+        return not alike.offers or self.pace.pays(network, alike, offer)
 
     def teams(self, asked: Iterable[tuple[Request, Offer]]) -> int:
         """Into how many teams ranks are divided for a step of each of these.
@@ -94,6 +105,12 @@ class Forwards:
         if len(offers) == 1 and (tried := self.shares.trial(offers[0], divisions)) is not None:
             return tried
         return teams_for([offer.tokens for offer in offers], divisions, self.shares.among(offers))[0]
+
+    @cached_property
+    def _writing(self) -> frozenset[str]:
+        """The networks whose rows are tokens that are read or written."""
+        parts = ((name, self.ctx.components.wherever(name)) for name in self.ctx.components)
+        return frozenset(name for name, part in parts if isinstance(part, Network) and part.packing == "tokens")
 
     @property
     def _divisions(self) -> tuple[int, ...]:

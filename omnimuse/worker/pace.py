@@ -62,6 +62,15 @@ class Party:
         self.tokens += offer.tokens
         self.counts[offer.tokens] = self.counts.get(offer.tokens, 0) + 1
 
+    def alike(self, network: str, tokens: int) -> Party:
+        """Those that ask that network, or none yet, and for one token where `tokens` are one, else for more; itself,
+        where these are all.
+        """
+        if self.networks <= {network, None} and self.counts.get(1, 0) == (len(self.offers) if tokens == 1 else 0):
+            return self
+        there = (each for each in self.offers if each.network in (network, None))
+        return Party(each for each in there if (each.tokens == 1) == (tokens == 1))
+
 
 class Shared(NamedTuple):
     """What forwards of `network` for so many `states` of about so many row `tokens` each took: the `share` of the time

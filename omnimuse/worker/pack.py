@@ -20,11 +20,12 @@ from omnimuse.loader.checkpoint import INDEX
 from omnimuse.loader.files import PICKLES, read_json, weight_files
 from omnimuse.loader.filling import slots
 from omnimuse.loader.headers import Stored, opened
-from omnimuse.loader.packed import SHARD, save_in_shards
+from omnimuse.loader.packed import SHARD, new_folder, save_in_shards
 from omnimuse.loader.plan import Piece
 from omnimuse.loader.sources import Source
 from omnimuse.loader.voices import VOICES
 from omnimuse.loader.weights import matched, refuse_no_numbers
+from omnimuse.media.destination import check_new_folder
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import QuantizedLinear, packed_as, quantized_layers
 from omnimuse.quant.packings import PACKINGS, Rows
@@ -48,12 +49,11 @@ class Packed:
 def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
     """Write the model of `config`, packed as it says, to the new folder `target`: all of it, or nothing.
 
-    ConfigError and ModelError as at a start; RequestError if `target` exists.
+    ConfigError and ModelError as at a start; RequestError if `target` exists, StorageError if the disk refuses it.
     """
     if not config.quantize.schemes:
         raise ConfigError("nothing is to be packed; say how: --quantize int8, or COMPONENT=SCHEME")
-    if target.exists():
-        raise RequestError(f"{target} exists; name a folder that does not", "output")
+    check_new_folder(target)
     under = run(begin(config, Mesh.single()), (construct, formats, quantize))
     checkpoint = under.found.checkpoint
     if checkpoint.lender is not None:
@@ -64,9 +64,7 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
         )
     if checkpoint.folder.resolve() in target.resolve().parents:
         raise RequestError(f"{target} is in the model's own folder; name a folder outside of it", "output")
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(target) as part:
         folders: dict[Path, list[str]] = {}  # some models have all their components in one
         for name, module in under.modules.items():
             if quantized_layers(module):
@@ -77,9 +75,6 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
             files = weight_files(checkpoint.weights(names[0]))
             stem = "model" if files.paths[0].name.startswith("model") else "diffusion_pytorch_model"
             save_in_shards(_contents(under, names), part / folder.relative_to(checkpoint.folder), stem, shard)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     chosen = tuple(choice for choice in under.choices if choice.topic == "quantize")
     return Packed(target, chosen, _size(checkpoint.folder), _size(target))
 

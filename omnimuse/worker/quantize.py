@@ -53,6 +53,11 @@ def quantize(under: Build) -> None:
         chosen = packable(module, policy)
         kept = {path for path in chosen for pattern in config.quantize.skip if matches(path, pattern)}
         unused -= {pattern for pattern in unused if any(matches(path, pattern) for path in chosen)}
+        if kept == chosen.keys():
+            raise ConfigError(
+                f"quantize skip={', '.join(config.quantize.skip)} leaves nothing of {name} to be quantized; leave out "
+                f"either that or {name}={scheme}"
+            )
         arithmetic = _arithmetic(under.device, policy.default)
         share = pack(
             module, {path: layer for path, layer in chosen.items() if path not in kept}, SCHEMES[scheme], arithmetic

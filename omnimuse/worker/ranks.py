@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from omnimuse.ar.kv import Decoder
 from omnimuse.components.autoencoder_kl import AutoencoderKL
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.config import Choice
@@ -23,7 +24,7 @@ from omnimuse.parallel.pipe import PipeRunner
 from omnimuse.parallel.pipe import share_blocks as share_out
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.parallel.shard import share_blocks as keep_parts
-from omnimuse.parallel.tensor import share_weights
+from omnimuse.parallel.tensor import fewest_heads, share_weights
 from omnimuse.parallel.tiles import TileRunner
 from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.stage import Loop
@@ -136,13 +137,30 @@ def tensor_parallel(under: Build) -> None:
     axis = under.mesh.axis(TENSOR)
     if axis.size == 1:
         return
-    for name, network in under.drawing.items():
+    for name, network in _sharing(under, axis.size).items():
         whole = sum(each.numel() for each in network.parameters())
         under.held.cuts[name] = under.held.shares[name] = share_weights(network, axis)
         here = sum(each.numel() for each in network.parameters())
         alike = whole - sum(_places(network.get_parameter(path), cut) for path, cut in under.held.cuts[name].items())
         shared = f"{here / whole:.2f} of the weights on rank {under.mesh.rank}, {alike / whole:.2f} on every rank alike"
         under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
+
+
+def _sharing(under: Build, size: int) -> dict[str, Network]:
+    """The networks whose weights so many ranks share out: what draws, or of a model that only writes and speaks the
+    first, in any case; others that write or speak where they have as many heads, else they are whole.
+    """
+    by_token = under.found.spec.by_token
+    found = {name: network for name, network in under.drawing.items() if network.plan() or not by_token}
+    for name, network in under.networks.items():
+        if name in found or not isinstance(network, Decoder):
+            continue
+        if found and (heads := fewest_heads(network)) < size:
+            why = f"it has {heads} heads to share out, and writes the same on all of them"
+            under.choices.append(Choice("ranks", f"{name}, tensor", "whole on every rank", why))
+        else:
+            found[name] = network
+    return found
 
 
 def pipe(under: Build) -> None:

@@ -6,7 +6,7 @@ much. Asked by the engine when a request comes, and by what tells people where m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Space:
-    """The bytes that there are beside the weights (None: nobody knows), and by component what weights take: the whole,
-    and the largest of the blocks that come in one at a time (0: none do). `tokens` is what a row's token takes.
+    """The bytes that there are beside the weights, those that are to come in among them (None: nobody knows), and by
+    component what weights take: the whole, and the largest of the blocks that come in one at a time (0: none do).
+    `tokens` is what a row's token takes.
     """
 
     room: int | None = None
@@ -41,12 +42,29 @@ class Space:
         modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
         blocks = {name: lone_blocks(part) if layerwise else [] for name, part in modules.items()}
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
-        return Space(most_bytes(device), weights, {name: token_bytes(part, dtype) for name, part in modules.items()})
+        tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
+        coming = (brought(part, blocks[name]) for name, part in modules.items() if tokens[name])
+        return Space(max(0, most_bytes(device) - max(coming, default=0)), weights, tokens)
+
+    def in_a_tick(self) -> int | None:
+        """The row tokens for which there is room, at least one; None where nobody knows."""
+        widest = max(self.tokens.values(), default=0)
+        return None if self.room is None or not widest else max(1, self.room // widest)
 
 
 def held(module: nn.Module) -> int:
     """The bytes of its weights."""
     return sum(tensor.nbytes for tensor, _ in stored_tensors(module).values())
+
+
+def brought(module: nn.Module, blocks: Sequence[nn.Module]) -> int:
+    """The bytes of its weights that wait elsewhere and are there while it runs; of `blocks`, which take turns, one."""
+    waiting = [_absent(block) for block in blocks]
+    return _absent(module) - sum(waiting) + max(waiting, default=0)
+
+
+def _absent(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor, _ in stored_tensors(module).values() if tensor.is_meta)
 
 
 def blocks_of(module: nn.Module) -> Iterable[nn.Module]:

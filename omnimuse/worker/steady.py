@@ -8,9 +8,12 @@ the default is "fast" with the reason. `docs/tiers.md` says what each tier promi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import gettempdir
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.backends.one_by_one import OneByOne
@@ -19,8 +22,17 @@ from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.layers.few import LARGE, Few, FewLinear, few_rows
 from omnimuse.layers.network import Network
-from omnimuse.layers.steady import SteadyActivation, SteadyLinear, steady_heights, trial
+from omnimuse.layers.steady import (
+    ALIGNMENT,
+    SteadyActivation,
+    SteadyLinear,
+    steady_heights,
+    trial,
+    tried_bytes,
+    written,
+)
 from omnimuse.loader.tensors import DtypePolicy
+from omnimuse.offload.stores import FileStore
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.place import free_bytes
 
@@ -60,13 +72,15 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
         writers: dict[Network, DtypePolicy] = {
             network: networks[network] for network in networks if isinstance(network, Decoder)
         }
-        written, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
-        for key in _keys(networks):
-            weight, bias = trial_weights(key, device)
-            heights[key] = steady_heights(weight, bias)
-            if key in written:
-                few[key] = few_rows(weight, bias, may_pack=may_pack)
-            del weight, bias  # before there are the next ones
+        said, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
+        kinds = list(_keys(networks))
+        with room_to_try(kinds, config, device) as room:
+            for key in kinds:
+                weight, bias = trial_weights(key, room)
+                heights[key] = steady_heights(weight, bias, room[_size(key) :])
+                if key in said:
+                    few[key] = few_rows(weight, bias, may_pack=may_pack)
+                del weight, bias  # they lie where the next ones will
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
     if why is not None:
         if tier == "invariant":
@@ -128,10 +142,37 @@ def key_of(path: str, linear: nn.Linear | SteadyLinear | QuantizedLinear, policy
     return linear.weight.shape[0], linear.weight.shape[1], linear.bias is not None, policy.of(f"{path}.weight")
 
 
-def trial_weights(key: Key, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weights and bias of that kind, to try it with."""
+@contextmanager
+def room_to_try(kinds: Iterable[Key], config: Config, device: torch.device) -> Iterator[Tensor]:
+    """Bytes, uint8, for what these kinds are tried with, one after the other: weights, tiles and what comes of them.
+
+    Where weights wait in a file, these lie in one beside it: they are not the process's own either.
+    """
+    needed = (_size(key) + tried_bytes(rows, columns, dtype) for key in kinds for rows, columns, _, dtype in (key,))
+    size = max(needed, default=0)
+    if config.offload.mode == "none":
+        yield torch.empty(size, dtype=torch.uint8, device=device)
+        return
+    folder = config.offload.folder or Path(gettempdir())
+    store = FileStore(next(each for each in (folder, *folder.absolute().parents) if each.is_dir()))  # makes no folder
+    try:
+        yield store.content(store.add(size, lent=False))
+    finally:
+        store.close()
+
+
+def trial_weights(key: Key, room: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Weights, which lie in `room` if that is given, and bias of that kind, to try it with."""
     rows, columns, has_bias, dtype = key
-    return trial(rows, columns).to(device, dtype), trial(1, rows)[0].to(device, dtype) if has_bias else None
+    room = torch.empty(_size(key), dtype=torch.uint8) if room is None else room
+    weight = written(room[: rows * columns * dtype.itemsize].view(dtype).view(rows, columns))
+    return weight, trial(1, rows)[0].to(weight) if has_bias else None
+
+
+def _size(key: Key) -> int:
+    """The bytes of weights of that kind, and as few more as it takes until what comes behind them is aligned."""
+    rows, columns, _, dtype = key
+    return -(-rows * columns * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
 def _unsteady(heights: Heights, usable_to: int | None) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import diffusers
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 Layers = Mapping[str, tuple[int, int]]
@@ -45,6 +46,37 @@ def _of_blocks(folder: Path) -> dict[str, tuple[int, int]]:
         names = [name for name in opened.keys() if name.startswith("language_model.model.layers.")]  # noqa: SIM118
         shapes = {name.removesuffix(".weight"): opened.get_slice(name).get_shape() for name in names}
     return {name: (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
+
+
+def layers_telling(folder: Path, begins: str = r"(thinker\.)?model\.layers\.") -> dict[str, tuple[int, int]]:
+    """Those of the layers of what writes, or of what names begin so, as the files of its checkpoint name them."""
+    found = dict[str, tuple[int, int]]()
+    for file in _telling(folder):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if re.match(begins, name) and name.endswith("_proj.weight"):
+                    outputs, inputs = opened.get_slice(name).get_shape()
+                    found[name.removesuffix(".weight")] = outputs, inputs
+    return found
+
+
+def merged(folder: Path, changed: Path, adapter: Path, scale: float) -> Path:
+    """A copy of the checkpoint in `folder` to whose weights is added what `adapter`, as PEFT names it, adds to them."""
+    shutil.copytree(folder, changed)
+    products = load_file(adapter)
+    for file in _telling(changed):
+        tensors = load_file(file)
+        for name in tensors:
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            if f"{layer}.lora_A.weight" in products:
+                tensors[name] += scale * products[f"{layer}.lora_B.weight"] @ products[f"{layer}.lora_A.weight"]
+        save_file(tensors, file, {"format": "pt"})
+    return changed
+
+
+def _telling(folder: Path) -> Iterator[Path]:
+    """The files of what writes, beside which there may be others."""
+    yield from ((folder / "model") if (folder / "model").is_dir() else folder).glob("*.safetensors")
 
 
 def _empty(kind: Any, folder: Path) -> nn.Module:

@@ -63,8 +63,12 @@ def _one_of_each_network() -> Iterator[Family]:
 
 NETWORKS: tuple[Family, ...] = tuple(_one_of_each_network())
 """One checkpoint of every network: for what takes long and depends on nothing but the code of its blocks."""
-BLOCKS: tuple[Family, ...] = (*NETWORKS, *(family for family in FAMILIES if family.kind in ("2.1-I2V", "5B")))
-"""The same, and those that have blocks which the first of their network does not have."""
+BLOCKS: tuple[Family, ...] = (
+    *NETWORKS,
+    *(family for family in FAMILIES if family.kind in ("2.1-I2V", "5B")),
+    *ALLROUNDERS,
+)
+"""The same, those that have blocks which the first of their network does not have, and blocks that read, too."""
 
 DRAWING: tuple[Family, ...] = (*FAMILIES, *ALLROUNDERS, *WIDER)
 """All that draw, whatever they do besides."""

@@ -87,7 +87,9 @@ def processor() -> GlmImageProcessor:
     return GlmImageProcessor(pictures, tokenizer(), chat_template=CHAT)
 
 
-def language_model(words: PreTrainedTokenizerFast, writes: int = CODES) -> GlmImageForConditionalGeneration:
+def language_model(
+    words: PreTrainedTokenizerFast, writes: int = CODES, keys: int = 1
+) -> GlmImageForConditionalGeneration:
     """Half of a head turns; it can write so many tokens, and usually not the one that ends a text."""
     start, end, place = words.convert_tokens_to_ids([*MARKS, SPECIALS["image_token"]])
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}
@@ -98,7 +100,7 @@ def language_model(words: PreTrainedTokenizerFast, writes: int = CODES) -> GlmIm
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "num_key_value_heads": keys,
         "rope_parameters": rope,
         "max_position_embeddings": 2048,
         "eos_token_id": end,
@@ -123,8 +125,10 @@ def vae() -> AutoencoderKL:
     return made
 
 
-def build(folder: Path, *, writes: int = CODES, seed: int = 0) -> Path:
-    """Writes the checkpoint into `folder` and returns it; its language model `writes` so many tokens (0: none)."""
+def build(folder: Path, *, writes: int = CODES, seed: int = 0, keys: int = 1) -> Path:
+    """Writes the checkpoint into `folder` and returns it; its language model `writes` so many tokens (0: none), and has
+    so many heads of `keys`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     words = ByT5Tokenizer(extra_ids=0)
     words.save_pretrained(folder / "tokenizer")
@@ -145,7 +149,7 @@ def build(folder: Path, *, writes: int = CODES, seed: int = 0) -> Path:
     if writes:
         words = tokenizer()
         processor().save_pretrained(folder / "processor")
-        parts.save_module(folder, "vision_language_encoder", seed, partial(language_model, words, writes))
+        parts.save_module(folder, "vision_language_encoder", seed, partial(language_model, words, writes, keys))
         how = GenerationConfig(
             do_sample=True, temperature=0.9, top_p=0.75, eos_token_id=words.convert_tokens_to_ids(MARKS[1])
         )

@@ -153,9 +153,10 @@ def voices(ids: Callable[[str], int]) -> dict[str, dict[str, Any]]:
     }
 
 
-def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
+def build(folder: Path, *, speaks: bool = True, places: int = 0, wide: bool = False) -> Path:
     """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker, and one whose talker
-    has so many `places` says codes until there are no more: its end is a mark that it never says.
+    has so many `places` says codes until there are no more: its end is a mark that it never says. In a `wide` one no
+    heads share keys, so that ranks can share them out.
     """
     tokenizer = begun(folder, (*MARKED, "<tts_text_bos_single>"), SHOWING)
     ids = tokenizer.convert_tokens_to_ids
@@ -163,6 +164,9 @@ def build(folder: Path, *, speaks: bool = True, places: int = 0) -> Path:
     with quiet("transformers"):
         config = configuration(ids, len(tokenizer))
         config.enable_audio_output = speaks
+        if wide:
+            for each in (config.thinker_config.text_config, config.talker_config):
+                each.num_key_value_heads = each.num_attention_heads
         if places:
             config.talker_config.max_position_embeddings = places
             config.talker_config.tts_codec_end_token_id = config.talker_config.tts_codec_pad_token_id = MARKS["start"]

@@ -144,12 +144,16 @@ def tamed(model: Any) -> None:
     model.talker.codec_head.weight[model.config.talker_config.codec_eos_token_id] = 0
 
 
-def build(folder: Path, *, speaks: bool = True) -> Path:
-    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker."""
+def build(folder: Path, *, speaks: bool = True, wide: bool = False) -> Path:
+    """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker. In a `wide` one heads
+    of the talker share no keys, so that ranks can share them out.
+    """
     tokenizer = begun(folder, MARKED, PREPARING)
     with quiet("transformers"):
         config = configuration(tokenizer.convert_tokens_to_ids, len(tokenizer))
         config.enable_audio_output = speaks
+        if wide:
+            config.talker_config.text_config.num_key_value_heads = 2
         model = Qwen3OmniMoeForConditionalGeneration(config)
         parts.filled("model", 0, model)
         if speaks:

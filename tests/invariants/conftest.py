@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
+import torch
 from torch import Tensor
 
+from omnimuse.ar.kv import KV
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
+from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from tests.checkpoints.families import FAMILIES
@@ -67,6 +72,32 @@ def tick(engine: Engine) -> list[Event]:
 
 def submit(engine: Engine, *asks: Ask) -> list[str]:
     return [engine.submit(engine.make_request(ask)) for ask in asks]
+
+
+def spoil(engine: Engine, request_id: str) -> None:
+    """From when a request remembers something, what it remembers is no numbers."""
+    found: list[KV] = []
+    while not found:
+        tick(engine)
+        states = [state for state in engine.runner.states.values() if state.id.startswith(request_id)]
+        found = [state[name] for state in states for name in state.names if isinstance(state[name], KV)]
+    with torch.inference_mode():
+        for memory in found:
+            memory.data.fill_(torch.nan)
+
+
+def told(pools: Pools, *wanted: Ask) -> list[list[Event]]:
+    """The events of all asks, in flight together."""
+    found: list[list[Event]] = [[] for _ in wanted]
+    queue: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+    for place, ask in enumerate(wanted):
+        pools.submit(pools.make_request(ask), partial(lambda place, event: queue.put((place, event)), place))
+    left = len(wanted)
+    while left:
+        place, event = queue.get(timeout=120)
+        found[place].append(event)
+        left -= isinstance(event, Done | Failed)
+    return found
 
 
 def outputs(events: list[Event], request_id: str) -> Tensor:
@@ -139,6 +170,14 @@ def engine_with(subject: Subject) -> Iterator[Callable[..., Engine]]:
 def folder(teller: Writer | Speaker | Answerer, once: Once) -> Path:
     """The tiny checkpoint of what writes, speaks or does both: the module has a fixture `teller`, which is that."""
     return once.folder(teller.name, teller.build)
+
+
+@pytest.fixture
+def measuring(folder: Path) -> Iterator[Engine]:
+    """One that measures what company costs, as those of users do."""
+    made = start(config(folder, schedule=ScheduleConfig(strict_slots=True)))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

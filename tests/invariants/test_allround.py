@@ -1,7 +1,7 @@
 """What holds for every pipeline, for those that draw and write with one network: the same tests, with other subjects.
 
-What an engine over them is started with is in `test_allround_started.py`. Compiled blocks are refused by what remembers
-what it reads and writes.
+What an engine over them is started with is in `test_allround_started.py`. What is asked of blocks is asked of theirs,
+too (`BLOCKS`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.config import OffloadConfig
-from omnimuse.core.output import Chunk, Done, Event, Progress, Result
+from omnimuse.core.errors import NumericalError
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -18,7 +19,7 @@ from omnimuse.engine.local import start
 from omnimuse.media.picture import picture_of
 from tests.checkpoints.families import ANSWERERS
 from tests.checkpoints.wishes import Answerer, chord, photo
-from tests.invariants.conftest import config, drain, results, submit, tick
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick
 
 PICTURE, SOUND = picture_of(photo(40, 24)), chord(16_000, 0.5, 1)
 TALKS: tuple[dict[str, Any], ...] = (
@@ -83,6 +84,15 @@ def test_who_is_cancelled_is_gone_and_the_others_answer_as_they_do_alone(engine:
     assert not engine.runner.states
 
 
+def test_what_is_no_number_is_not_said_and_ends_its_request(engine: Engine, alone: list[Result]) -> None:
+    bad, good = submit(engine, ask(1), ask(0))
+    spoil(engine, bad)
+    events = drain(engine)
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert failed.request_id == bad and isinstance(failed.error, NumericalError)
+    assert alike(results(engine, events, [good])[0], alone[0])
+
+
 def test_who_waits_in_mid_word_answers_as_if_nothing_had_been(engine: Engine, alone: list[Result]) -> None:
     [id_] = submit(engine, ask(1))
     events: list[Event] = []
@@ -94,6 +104,18 @@ def test_who_waits_in_mid_word_answers_as_if_nothing_had_been(engine: Engine, al
     engine.resume(id_)
     events += drain(engine)
     assert alike(results(engine, events, [id_])[0], alone[1])
+
+
+def test_who_writes_does_not_wait_until_another_has_said_all(measuring: Engine) -> None:
+    [first] = submit(measuring, ask(0))
+    while not any("reply" in state for state in measuring.runner.states.values()):
+        tick(measuring)
+    [second] = submit(measuring, ask(1, max_tokens=60))
+    steps: list[tuple[str, str]] = []
+    while first in measuring.scheduler.entries:
+        steps += [(event.request_id, event.stage) for event in tick(measuring) if isinstance(event, Progress)]
+    assert steps.count((first, "talk")) > 4 and steps.count((second, "generate")) > 2
+    drain(measuring)
 
 
 def test_it_speaks_while_it_still_writes(engine: Engine, answerer: Answerer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import closing
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.config import CacheConfig, OffloadConfig, ParallelConfig
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, NumericalError, RequestError
 from omnimuse.core.output import Chunk, Done, Event, Failed, Progress
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.pools import DeployConfig, PoolConfig
@@ -27,9 +26,10 @@ from omnimuse.engine.local import start
 from omnimuse.pipeline.speech import FIRST, PIECE
 from omnimuse.worker.explain import explain
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
+from tests.checkpoints.adapters import layers_telling, merged, peft, write
 from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
-from tests.invariants.conftest import config, drain, results, submit, tick
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
 
 
 @pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
@@ -103,6 +103,17 @@ def test_who_is_cancelled_is_gone_and_the_others_say_what_they_would_have(speake
     assert not engine.runner.states
 
 
+def test_what_is_no_number_is_not_said_and_ends_its_request(speaker: Speaker, engine: Engine) -> None:
+    wanted = asks(speaker, "latent")
+    good, bad = submit(engine, wanted[0], wanted[0])
+    spoil(engine, bad)
+    events = drain(engine)
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert failed.request_id == bad and isinstance(failed.error, NumericalError)
+    [found], (expected, _) = results(engine, events, [good]), next(iter(speaker.kept()))
+    assert torch.equal(found.tensors["audio"][0].long(), expected)
+
+
 def test_who_waits_in_mid_word_says_what_it_would_have(speaker: Speaker, engine: Engine) -> None:
     [id_] = submit(engine, asks(speaker)[0])
     events: list[Event] = []
@@ -142,8 +153,22 @@ def test_what_cannot_be_had_is_refused_by_name(speaker: Speaker, folder: Path, e
             submit(engine, asks(speaker, **choices)[0])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="speaks, for which cache=teacache is not there"):
         start(config(folder, cache=CacheConfig(kind="teacache")))
-    with pytest.raises(ConfigError, match="speaks, for which 2 ranks is not there"):
-        explain(config(folder, parallel=ParallelConfig(tensor=2)))
+    with pytest.raises(ConfigError, match="speaks, for which ulysses=2 is not there"):
+        explain(config(folder, parallel=ParallelConfig(ulysses=2)))
+
+
+def test_an_adapter_of_the_talker_is_worn_as_if_it_were_in_its_weights(
+    speaker: Speaker, folder: Path, engine: Engine, tmp_path: Path
+) -> None:
+    adapter = write(
+        tmp_path / "a.safetensors", layers_telling(folder, r"talker\.model\.layers\."), peft("base_model.model.")
+    )
+    plain = asks(speaker, "latent")[0]
+    bare, found = spoken(engine, plain, with_params(plain, loras=[str(adapter)]))
+    other = start(config(merged(folder, tmp_path / "merged", adapter, 1.0)))
+    [expected] = spoken(other, plain)
+    other.close()
+    assert torch.equal(found, expected) and not torch.equal(found, bare)
 
 
 def test_a_warm_up_is_something_that_the_model_can_say(speaker: Speaker, engine: Engine) -> None:
@@ -171,20 +196,6 @@ def in_pools(folder: Path, **codec: Any) -> Pools:
     """The talker in one pool and its codec in another, both in this process unless `codec` says otherwise."""
     talk, sound = PoolConfig("talk", tracks=(0,), connector="local"), {"connector": "local", **codec}
     return Pools(config(folder, deploy=DeployConfig((talk, PoolConfig("sound", tracks=(1,), **sound)))))
-
-
-def told(pools: Pools, *wanted: Ask) -> list[list[Event]]:
-    """The events of all asks, in flight together."""
-    found: list[list[Event]] = [[] for _ in wanted]
-    queue: SimpleQueue[tuple[int, Event]] = SimpleQueue()
-    for place, ask in enumerate(wanted):
-        pools.submit(pools.make_request(ask), partial(lambda place, event: queue.put((place, event)), place))
-    left = len(wanted)
-    while left:
-        place, event = queue.get(timeout=120)
-        found[place].append(event)
-        left -= isinstance(event, Done | Failed)
-    return found
 
 
 @pytest.mark.crossed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,18 +18,21 @@ from omnimuse.core.config import (
     QuantConfig,
     ScheduleConfig,
 )
-from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.output import Chunk, Event, Failed, Progress, Result
+from omnimuse.core.errors import ConfigError, NumericalError, RequestError
+from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
+from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
+from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.pipeline.generate import CHUNK
+from omnimuse.pipeline.generate import CHUNK, Generate
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
+from tests.checkpoints.adapters import layers_telling, merged, peft, write
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
-from tests.invariants.conftest import config, drain, results, submit, tick
+from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
 
 
 @pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
@@ -110,6 +114,25 @@ def test_one_that_is_cancelled_is_gone_and_the_others_are_unchanged(writer: Writ
     assert not engine.runner.states
 
 
+def test_who_writes_and_who_reads_a_long_prompt_wait_for_no_more_than_a_piece_of_it(
+    writer: Writer, measuring: Engine
+) -> None:
+    long = Ask({"tokens": (5,) * (3 * CHUNK + 1)}, make_params(DiffusionParams(seed=7), {"max_tokens": 1}))
+    [first] = submit(measuring, ask(writer, 0, min_tokens=40, max_tokens=40))
+    written = 0
+    while written < 3:
+        written += sum(isinstance(event, Progress) and event.stage == "generate" for event in tick(measuring))
+    [second] = submit(measuring, long)
+    steps: list[str] = []
+    while second in measuring.scheduler.entries:
+        told = [event for event in tick(measuring) if isinstance(event, Progress) and event.stage == "generate"]
+        steps += [event.request_id for event in told]
+    pieces = steps.count(second)
+    assert pieces == 4 and first in measuring.scheduler.entries, "the other still writes"
+    assert steps.count(first) >= pieces - 1, "and has written meanwhile"
+    drain(measuring)
+
+
 def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine) -> None:
     [expected] = run(engine, ask(writer, 1))
     bad, good = submit(engine, ask(writer, 0), ask(writer, 1))
@@ -122,6 +145,17 @@ def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine)
     assert tokens(results(engine, events, [good])[0]) == tokens(expected)
     assert engine.runner.forwards.retries.total() == 1, "the forward that the bad row was in"
     engine.runner.forwards.retries.clear()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_number_is_no_word_and_ends_its_request(writer: Writer, engine: Engine, temperature: float) -> None:
+    [expected] = run(engine, ask(writer, 1))
+    bad, good = submit(engine, ask(writer, 0, temperature=temperature, min_tokens=4, max_tokens=8), ask(writer, 1))
+    spoil(engine, bad)
+    events = drain(engine)
+    [failed] = [event for event in events if isinstance(event, Failed)]
+    assert failed.request_id == bad and isinstance(failed.error, NumericalError)
+    assert tokens(results(engine, events, [good])[0]) == tokens(expected)
 
 
 def test_what_is_streamed_is_the_whole_and_nobody_says_of_how_many_steps_one_is(writer: Writer, engine: Engine) -> None:
@@ -175,7 +209,7 @@ def test_n_texts_are_n_requests_with_seeds_in_a_row(writer: Writer, engine: Engi
             r"max_tokens=1000000 is too long: .* at most \d+",
         ),
         ({"prompt": "a"}, {"cache": "fast"}, "no step of a text can be skipped"),
-        ({"prompt": "a"}, {"loras": ("night",)}, "what writes wears no adapters"),
+        ({"prompt": "a"}, {"loras": ("night",)}, "night"),
         ({"messages": [{"role": "robot", "content": "a"}]}, {}, "use one of system, user, assistant"),
         ({"messages": [{"role": "user", "content": "a"}], "prompt": "b"}, {}, "leave one out"),
     ],
@@ -252,6 +286,24 @@ def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing(
     assert tokens(first) == expected[0]
 
 
+@pytest.mark.crossed
+def test_in_two_pools_the_same_is_written_piece_by_piece(writer: Writer, engine: Engine, folder: Path) -> None:
+    asks = [ask(writer, index) for index in range(3)]
+    alone = run(engine, *asks)
+    first = next(stage.name for stage in engine.runner.pipeline.stages if isinstance(stage, Generate))
+    names = [stage.name for stage in engine.runner.pipeline.stages]
+    reading = PoolConfig("read", tuple(names[: names.index(first)]), connector="local")
+    placed = DeployConfig((reading, PoolConfig("write", ("*",), connector="local")))
+    with closing(Pools(config(folder, deploy=placed))) as pools:
+        found = told(pools, *asks)
+    for expected, events in zip(alone, found, strict=True):
+        end = events[-1]
+        assert isinstance(end, Done), end
+        assert tokens(end.result) == tokens(expected) and end.result.prompt_tokens == expected.prompt_tokens
+        pieces = [event for event in events if isinstance(event, Chunk) and event.medium == "text"]
+        assert "".join(piece.data for piece in pieces) == expected.text
+
+
 def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
     writer: Writer, folder: Path, engine: Engine
 ) -> None:
@@ -272,9 +324,30 @@ def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
     narrow.close()
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(cfg=2)])
-def test_several_ranks_are_refused_before_any_is_started(folder: Path, parallel: ParallelConfig) -> None:
-    with pytest.raises(ConfigError, match="writes text, for which 2 ranks is not there"):
+def test_every_request_wears_its_own_adapter_and_no_other_reads_what_one_with_it_has_read(
+    folder: Path, engine: Engine, tmp_path: Path
+) -> None:
+    layers, long = layers_telling(folder), "one two three " * 60
+    worn = [
+        [str(write(tmp_path / f"{seed}.safetensors", layers, peft("base_model.model."), seed=seed))] for seed in (1, 2)
+    ]
+    plain = Ask(long, make_params(DiffusionParams(seed=3), {"temperature": 0, "max_tokens": 9}))
+    asks = [plain, *(with_params(plain, loras=loras) for loras in worn), plain]
+    engine.runner.memo.clear()
+    alone = [run(engine, each)[0] for each in asks]
+    assert [bool(result.written[0].reused) for result in alone] == [False, False, False, True]
+    assert len({tokens(result) for result in alone}) == 3
+    again = run(engine, *asks)
+    assert [tokens(result) for result in again] == [tokens(result) for result in alone]
+    assert all(result.written[0].reused for result in again)
+    other = start(config(merged(folder, tmp_path / "merged", Path(worn[0][0]), 1.0)))
+    assert tokens(run(other, plain)[0]) == tokens(alone[1])
+    other.close()
+
+
+@pytest.mark.parametrize("parallel", [ParallelConfig(ulysses=2), ParallelConfig(tensor=2, cfg=2)])
+def test_ranks_that_share_no_weights_are_refused_before_any_is_started(folder: Path, parallel: ParallelConfig) -> None:
+    with pytest.raises(ConfigError, match=f"writes text, for which {parallel} is not there"):
         explain(config(folder, parallel=parallel))
 
 

@@ -19,6 +19,7 @@ from omnimuse.core.errors import WorkerLostError
 from omnimuse.deploy.wire import Spelt
 from omnimuse.server.routes.talk import Told
 from tests.checkpoints import qwen3
+from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.server.asgi import call, scope
 from tests.server.browser import browser_only, browsing, opened
 from tests.server.fake_workers import WORDS, FakeWorkers
@@ -36,8 +37,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
-    with WholeServer(tmp_path_factory.mktemp("talking"), str(folder), "--dtype", "float32", "--device", "cpu") as made:
+def ink(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that requests may name."""
+    home = tmp_path_factory.mktemp("adapters")
+    return write(home / "ink.safetensors", layers_telling(folder), peft("base_model.model."))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, ink: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
+    options = ("--dtype", "float32", "--device", "cpu", "--lora-dir", str(ink.parent))
+    with WholeServer(tmp_path_factory.mktemp("talking"), str(folder), *options) as made:
         made.wait_ready()
         yield made
 
@@ -68,6 +77,16 @@ def test_the_official_client_has_a_talk_as_from_python(client: openai.OpenAI, om
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 12
     assert answer.usage.total_tokens == 12 + answer.usage.prompt_tokens
+
+
+def test_an_adapter_is_worn_by_the_answer_that_names_it(client: openai.OpenAI, omni: Omni, ink: Path) -> None:
+    said: dict[str, Any] = {"model": "default", "messages": SAID, "temperature": 0, "max_tokens": 12}
+    bare, found = (
+        client.chat.completions.create(**said, extra_body=more).choices[0].message.content
+        for more in ({}, {"lora": "ink:0.8"})
+    )
+    assert found == written(omni, SAID, loras=[f"{ink}:0.8"], **GREEDY)
+    assert found != bare
 
 
 def test_a_stream_has_the_role_pieces_the_reason_and_the_usage(client: openai.OpenAI, omni: Omni) -> None:
@@ -138,7 +157,8 @@ def test_the_list_of_models_says_that_it_writes(server: WholeServer) -> None:
     [model] = server.ask("/v1/models").json["data"]
     assert model["max_model_len"] == qwen3.LONGEST
     assert (model["capabilities"]["medium"], model["capabilities"]["tasks"]) == ("text", ["text-to-text"])
-    assert not {"cache", "loras", "width"} & set(model["capabilities"]["parameters"])
+    assert not {"cache", "width"} & set(model["capabilities"]["parameters"])
+    assert model["capabilities"]["adapters"] == ["ink"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +181,7 @@ def test_the_list_of_models_says_that_it_writes(server: WholeServer) -> None:
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"frequency_penalty": 1}, "unsupported_parameter", "frequency_penalty"),
         ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
-        ({"lora": "x"}, "unsupported_parameter", "lora"),
+        ({"lora": "x"}, "invalid_value", "lora"),
         ({"cache": "fast"}, "unsupported_parameter", "cache"),
         ({"stop": [""]}, "invalid_value", "stop"),
         ({"stop": ["x"] * 17}, "invalid_value", "stop"),

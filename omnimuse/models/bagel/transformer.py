@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Reading
-from omnimuse.ar.remembering import Conditions
+from omnimuse.ar.remembering import Conditions, turned
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.components.decoder import DenseDecoder, JoinedMLP
 from omnimuse.components.patches import patchify, unpatchify
 from omnimuse.components.qwen3_facts import IRRELEVANT, Qwen3Config, rope_theta
 from omnimuse.components.seeing import here
-from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.stack import Block, Memory
@@ -102,15 +101,26 @@ class Mixed(Conditions):
         """Whether any row has tokens that are drawn."""
         return any(drawn for _, drawn in self.kinds)
 
-    def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Packed tokens [1, T, *] -> those that are read and those that are drawn, [1, *, *] each."""
+    @cached_property
+    def turns_apart(self) -> list[tuple[Tensor, ...]]:
+        """Those of each kind."""
+        return list(zip(*map(self.apart, self.turns), strict=True))
+
+    def apart(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Packed tokens [1, T, *] -> those that are read and those that are drawn, [1, *, *] each; where none are
+        drawn, all as they are.
+        """
+        if not self.draws:
+            return (x,)
         parts = x.flatten(0, 1).split([count for pair in self.kinds for count in pair])
         return torch.cat(parts[::2])[None], torch.cat(parts[1::2])[None]
 
-    def joined(self, read: Tensor, drawn: Tensor) -> Tensor:
+    def joined(self, *parts: Tensor) -> Tensor:
         """The reverse of `apart`."""
+        if not self.draws:
+            return parts[0]
         counts = zip(*self.kinds, strict=True)
-        rows = zip(*(x[0].split(kind) for x, kind in zip((read, drawn), counts, strict=True)), strict=True)
+        rows = zip(*(x[0].split(kind) for x, kind in zip(parts, counts, strict=True)), strict=True)
         whole = torch.cat([part for row in rows for part in row])
         return whole.view(-1, self.layout.length or len(whole), *whole.shape[1:])
 
@@ -134,14 +144,6 @@ class Bagel(DenseDecoder):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Bagel:
         return cls(BagelConfig.from_dict(config))
-
-    def plan(self) -> Mapping[str, Cutting]:
-        return {
-            "layers.*.*.qkv": Columns(queries=1, keys=2),
-            "layers.*.*.o_proj": Rows(queries=1),
-            "layers.*.*.mlp.gate_up": Columns(others=2),
-            "layers.*.*.mlp.down": Rows(others=1),
-        }
 
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:
         return self.embed_tokens(given)
@@ -194,28 +196,6 @@ class Bagel(DenseDecoder):
         return unpatchify(drawn, row.latents.shape, PATCH, last=True)
 
 
-class MixedLayer(Block[Mixed]):
-    """Attention of all tokens, then an MLP; tokens that are read and those that are drawn have weights of their own."""
-
-    def __init__(self, config: BagelConfig, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-        heads, shared = config.num_attention_heads, config.num_key_value_heads
-        self.attention = Attention(heads, config.head_dim, key_heads=shared)
-        self.read = Weights(config)
-        self.drawn = Weights(config)
-
-    def forward(self, hidden: Tensor, cond: Mixed) -> Tensor:
-        if not cond.draws:
-            q, k, v = self.read.made(hidden, self.attention)
-            return self.read.answered(hidden, cond.across(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
-        read, drawn = cond.apart(hidden)
-        made = (each.made(x, self.attention) for each, x in ((self.read, read), (self.drawn, drawn)))
-        q, k, v = (cond.joined(*pair) for pair in zip(*made, strict=True))
-        seen = cond.apart(cond.across(self.attention, self.layer, cond.turn(q), cond.turn(k), v))
-        return cond.joined(self.read.answered(read, seen[0]), self.drawn.answered(drawn, seen[1]))
-
-
 class Weights(nn.Module):
     """Those of one kind of tokens in a layer."""
 
@@ -230,13 +210,35 @@ class Weights(nn.Module):
         self.post_attention_layernorm = RMSNorm(dim, config.rms_norm_eps)
         self.mlp = JoinedMLP(dim, config.intermediate_size)
 
-    def made(self, x: Tensor, site: Attention) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values for `site`, [B, S, heads, H] each, not turned yet."""
+    def made(self, site: Attention, x: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values for `site`, [B, S, heads, H] each; the first two turned."""
         heads = self.qkv(self.input_layernorm(x)).unflatten(-1, (-1, site.head_dim))
         q, k, v = heads.split([site.num_heads, site.key_heads, site.key_heads], dim=-2)
-        return self.q_norm(q), self.k_norm(k), v
+        return turned(self.q_norm(q), own, other), turned(self.k_norm(k), own, other), v
 
     def answered(self, x: Tensor, seen: Tensor) -> Tensor:
         """The hidden states after what their attention has `seen`."""
         x = x + self.o_proj(seen)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class MixedLayer(Block[Mixed]):
+    """Attention of all tokens, then an MLP; tokens that are read and those that are drawn have weights of their own."""
+
+    pieces = (Weights.made, Weights.answered)
+
+    def __init__(self, config: BagelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        self.attention = Attention(heads, config.head_dim, key_heads=shared)
+        self.read = Weights(config)
+        self.drawn = Weights(config)
+
+    def forward(self, hidden: Tensor, cond: Mixed) -> Tensor:
+        made, answered = (self.piece(piece) for piece in self.pieces)
+        tokens = list(zip((self.read, self.drawn), cond.apart(hidden), strict=False))
+        heads = [made(own, self.attention, x, *turns) for (own, x), turns in zip(tokens, cond.turns_apart, strict=True)]
+        q, k, v = (cond.joined(*each) for each in zip(*heads, strict=True))
+        seen = cond.apart(cond.across(self.attention, self.layer, q, k, v))
+        return cond.joined(*(answered(own, x, each) for (own, x), each in zip(tokens, seen, strict=True)))

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from omnimuse.ar.remembering import Conditions
 from omnimuse.components.decoder import DecoderLayer, JoinedMLP
 from omnimuse.components.picture_codes import Codebook, CodebookConfig, PictureWriter, StretchedTower, TowerConfig
 from omnimuse.components.qwen3_facts import IRRELEVANT, ROPE, Qwen3Config, rotation
@@ -90,6 +89,8 @@ class GlmImageLayer(DecoderLayer):
         self.post_self_attn_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_mlp_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        hidden = hidden + self.post_self_attn_layernorm(self.self_attn(self.input_layernorm(hidden), cond))
+    def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        hidden = hidden + self.post_self_attn_layernorm(self.self_attn.o_proj(seen))
         return hidden + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))
+
+    pieces = (DecoderLayer.made, answered)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omnimuse.components.answering_facts import speaks, text_of
 from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import WatchParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
+from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant, calls
 from omnimuse.core.speech import Speech
 from omnimuse.models.qwen3_text.spec import REFUSES
 
@@ -20,13 +20,15 @@ def limits(configs: Configs) -> Limits:
 
 
 ARCH = "Qwen2_5OmniForConditionalGeneration"
-MODEL = own_transformer("qwen25_omni", "Thinker", ARCH, "Qwen2_5OmniModel")
+MODEL = own_transformer("qwen25_omni", "Thinker", ARCH, "Qwen2_5OmniModel", alias=True)
 SPEAKING = {
     "talker": inside_model(MODEL, "transformer:Talker", "TALKER", speaks),
     "flow": inside_model(MODEL, "omnimuse.components.mel_flow:MelFlow", "FLOW", speaks, dtype="float32"),
     "vocoder": inside_model(MODEL, "omnimuse.components.bigvgan:BigVgan", "VOCODER", speaks, dtype="float32"),
     VOICES: Component(("Voices",), optional=True, built=False),
 }
+
+PUBLISHED = ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
 
 SPEC = Spec(
     arch=ARCH,
@@ -39,4 +41,5 @@ SPEC = Spec(
     supported=frozenset(),
     limits=limits,
     extra=WatchParams,
+    variants=(Variant("Qwen2.5-Omni", PUBLISHED, ONE),),
 )

@@ -8,11 +8,12 @@ from __future__ import annotations
 from omnimuse.components.answering_names import HEARING as HEARING
 from omnimuse.components.answering_names import TALKER as TALKER
 from omnimuse.components.answering_names import THINKER as RULES
+from omnimuse.components.answering_names import THINKER_ALIASES as ALIASES
 from omnimuse.components.answering_names import VISION as VISION
 from omnimuse.components.decoder_names import inside
 from omnimuse.loader.rules import Drop, Rename
 
-__all__ = ["FLOW", "HEARING", "RULES", "TALKER", "VISION", "VOCODER"]
+__all__ = ["ALIASES", "FLOW", "HEARING", "RULES", "TALKER", "VISION", "VOCODER"]
 
 FLOW: tuple[Rename | Drop, ...] = (
     *inside(r"token2wav\.code2wav_dit_model\."),

@@ -8,7 +8,7 @@ from typing import Any
 from omnimuse.components.answering_facts import TALKER, speaks, text_of
 from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import AnswerParams
-from omnimuse.core.spec import Configs, Limits, Spec, calls
+from omnimuse.core.spec import Configs, Limits, Spec, Variant, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
 from omnimuse.models.qwen3_text.spec import REFUSES
@@ -27,12 +27,15 @@ def _speech(config: Mapping[str, Any]) -> Speech | None:
 
 
 ARCH = "Qwen3OmniMoeForConditionalGeneration"
-MODEL = own_transformer("qwen3_omni", "Thinker", ARCH)
+MODEL = own_transformer("qwen3_omni", "Thinker", ARCH, alias=True)
 SPEAKING = {
     "talker": inside_model(MODEL, "talker:OmniTalker", "TALKER", speaks),
     "predictor": inside_model(MODEL, "talker:OmniPredictor", "PREDICTOR", speaks),
     "code2wav": inside_model(MODEL, "omnimuse.components.summed_codec:SummedCodec", "WAVES", speaks, dtype="float32"),
 }
+
+PUBLISHED = tuple(f"Qwen/Qwen3-Omni-30B-A3B-{kind}" for kind in ("Instruct", "Thinking", "Captioner"))
+"""The first of them speaks."""
 
 SPEC = Spec(
     arch=ARCH,
@@ -44,4 +47,5 @@ SPEC = Spec(
     supported=frozenset(),
     limits=limits,
     extra=AnswerParams,
+    variants=(Variant("Qwen3-Omni", PUBLISHED, ONE),),
 )

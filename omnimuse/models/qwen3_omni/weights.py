@@ -9,6 +9,7 @@ from omnimuse.components.answering_names import HEARING as HEARING
 from omnimuse.components.answering_names import PREDICTOR as PREDICTOR
 from omnimuse.components.answering_names import TALKER as TALKER
 from omnimuse.components.answering_names import THINKER as RULES
+from omnimuse.components.answering_names import THINKER_ALIASES as ALIASES
 from omnimuse.components.answering_names import VISION as VISION
 from omnimuse.components.decoder_names import inside
 from omnimuse.loader.rules import Drop, Rename
@@ -18,4 +19,4 @@ WAVES: tuple[Rename | Drop, ...] = (
     Rename(r"\.mlp\.(gate|up|down)_proj\.", r".mlp.\1."),
 )
 
-__all__ = ["HEARING", "PREDICTOR", "RULES", "TALKER", "VISION", "WAVES"]
+__all__ = ["ALIASES", "HEARING", "PREDICTOR", "RULES", "TALKER", "VISION", "WAVES"]

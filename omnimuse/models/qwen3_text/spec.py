@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from omnimuse.components.entries import longest_of
 from omnimuse.core.params import DiffusionParams, GenerationParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
+from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant, calls
 
 NO_PICTURE = "what comes out is text"
 REFUSES: Mapping[str, str] = MappingProxyType(
@@ -18,7 +18,6 @@ REFUSES: Mapping[str, str] = MappingProxyType(
         "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
         "output_type": "a text has one form",
         "cache": "no step of a text can be skipped",
-        "loras": "what writes wears no adapters",
     }
 )
 """What no model that writes is asked for, and why."""
@@ -30,6 +29,14 @@ def limits(configs: Configs) -> Limits:
     able = calls(configs)
     return Limits(size_multiple=1, max_side=1, max_sequence_length=longest, refuses=REFUSES, calls=able)
 
+
+DEFAULTS = DiffusionParams(num_outputs_per_prompt=1, output_type="pil")
+PUBLISHED = (
+    *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")),
+    *(f"Qwen/Qwen3-{size}-Base" for size in ("0.6B", "1.7B", "4B", "8B", "14B")),
+    "Qwen/Qwen3-4B-Instruct-2507",
+    "Qwen/Qwen3-4B-Thinking-2507",
+)
 
 SPEC = Spec(
     arch="Qwen3ForCausalLM",
@@ -44,8 +51,9 @@ SPEC = Spec(
         ),
         "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
     },
-    defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
+    defaults=DEFAULTS,
     supported=frozenset(),
     limits=limits,
     extra=GenerationParams,
+    variants=(Variant("Qwen3", PUBLISHED, DEFAULTS),),
 )

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from omnimuse.components.entries import inside_model, own_transformer
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams, SpeechParams
-from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec
+from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, Spec, Variant
 from omnimuse.core.speech import Speech
 from omnimuse.models.qwen3_tts.marks import BASE, CUSTOM, DESIGN, marks_of
 
@@ -43,7 +43,6 @@ def limits(configs: Configs) -> Limits:
             "width": NO_SIDES,
             "max_sequence_length": "the whole text is read; max_tokens bounds the frames of sound",
             "cache": "no frame of speech can be skipped",
-            "loras": "what speaks wears no adapters",
         },
         sound=SoundLimits(rate, 1, 0.0, int(_clones(config)), speech),
     )
@@ -73,6 +72,12 @@ def _clones(config: Mapping[str, object]) -> bool:
 ARCH = "Qwen3TTSForConditionalGeneration"
 MODEL = own_transformer("qwen3_tts", "Talker", ARCH)
 
+DEFAULTS = DiffusionParams(num_outputs_per_prompt=1, output_type="pil")
+PUBLISHED = tuple(
+    f"Qwen/Qwen3-TTS-12Hz-{kind}"
+    for kind in ("1.7B-CustomVoice", "1.7B-VoiceDesign", "1.7B-Base", "0.6B-CustomVoice", "0.6B-Base")
+)
+
 SPEC = Spec(
     arch=ARCH,
     family="qwen3_tts",
@@ -90,8 +95,9 @@ SPEC = Spec(
             dtype="float32",
         ),
     },
-    defaults=DiffusionParams(num_outputs_per_prompt=1, output_type="pil"),
+    defaults=DEFAULTS,
     supported=frozenset(),
     limits=limits,
     extra=SpeechParams,
+    variants=(Variant("Qwen3-TTS", PUBLISHED, DEFAULTS),),
 )

@@ -20,7 +20,7 @@ WRITER, WORDS = "model", "words"
 """The language model, and its tokenizer; the other components are those that draw."""
 MARKS = "draw_token_ids"
 REFUSES = {
-    name: qwen3.REFUSES[name] for name in ("max_sequence_length", "cache", "loras")
+    name: qwen3.REFUSES[name] for name in ("max_sequence_length", "cache")
 }  # of a request; the engine refuses a step cache, too
 
 

@@ -160,5 +160,6 @@ async def _body(request: Request, known: Mapping[str, tuple[type, ...]]) -> dict
         if name not in known:
             raise refusal("unknown_parameter", f"there is no field {name!r} here; known are {', '.join(known)}", name)
         if isinstance(value, bool) or not isinstance(value, known[name]):
-            raise refusal("invalid_value", f"{name} has a value of the wrong kind", name)
+            kind = "a number" if float in known[name] else "a whole number" if int in known[name] else "a text"
+            raise refusal("invalid_value", f"{name}={value!r:.80} is not allowed; use {kind}", name)
     return body

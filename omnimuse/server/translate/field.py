@@ -65,6 +65,16 @@ DEADLINE = Field(
     longest=MAX_WORD,
 )
 """Of every endpoint that makes something."""
+ADAPTERS = (
+    Field(
+        "lora",
+        "adapters",
+        "loras",
+        "registered adapters that are worn: a name, name:scale, or {name, scale}; or a list",
+    ),
+    Field("loras", "adapters", "loras", "as `lora`"),
+)
+"""Likewise."""
 
 
 def refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
-from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
+from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
 from omnimuse.server.translate.hearing import HEARING
 from omnimuse.server.translate.speaking import SPEECH
 from omnimuse.server.translate.talking import COMPLETION, TALK
@@ -76,13 +76,7 @@ SHARED: tuple[Field, ...] = (
         allowed=("cpu", "auto", "cuda", "gpu", "musa", "npu", "xpu", "mps"),
         warns="noise comes from a generator on the CPU here: a seed gives another picture than with one there",
     ),
-    Field(
-        "lora",
-        "adapters",
-        "loras",
-        "registered adapters that are worn: a name, name:scale, or {name, scale}; or a list",
-    ),
-    Field("loras", "adapters", "loras", "as `lora`"),
+    *ADAPTERS,
     Field(
         "cache",
         "text",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.messages import MAX_WRITTEN
-from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
 
 MAX_STOPS = 16
 """Texts that may end an answer; OpenAI has four."""
@@ -75,7 +75,7 @@ _WRITING: tuple[Field, ...] = (
     *refused("a text has no scheme that it keeps to", "structured_outputs", "guided_json", "guided_regex"),
     *refused("a text has no scheme that it keeps to", "guided_choice", "guided_grammar", "response_format",
              neutral=({"type": "text"},)),
-    *refused("this model wears no adapters", "lora", "loras"),
+    *ADAPTERS,
     *refused("no step of a text can be skipped", "cache"),
 )  # fmt: skip
 """What both know."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnimuse.ar.kv import KV, LEAST, Reading, Sizes, Slabs
-from omnimuse.ar.remembering import Conditions, wanted, window
+from omnimuse.ar.remembering import Conditions, turned, wanted, window
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.attention.layout import Layout
 from omnimuse.core.params import GenerationParams
@@ -181,11 +181,11 @@ def test_tokens_that_see_one_another_all_also_see_what_came_before_and_are_kept_
 def test_of_a_head_as_many_numbers_turn_as_there_are_angles_for() -> None:
     x, angles = torch.randn(1, 3, 2, 8), torch.rand(1, 3, 1, 2)
     cond = Conditions(Layout((3,)), angles.cos(), angles.sin(), ())
-    turned = cond.turn(x)
-    assert torch.equal(turned[..., 4:], x[..., 4:])
-    assert torch.equal(turned[..., :4], cond.turn(x[..., :4]))
+    found = turned(x, *cond.turns)
+    assert torch.equal(found[..., 4:], x[..., 4:])
+    assert torch.equal(found[..., :4], turned(x[..., :4], *cond.turns))
     pairs = torch.complex(x[..., :2], x[..., 2:4]) * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(turned[..., :4], torch.cat([pairs.real, pairs.imag], dim=-1))
+    torch.testing.assert_close(found[..., :4], torch.cat([pairs.real, pairs.imag], dim=-1))
 
 
 def test_rows_may_go_while_a_place_is_made_ready_for_the_next() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 
 from omnimuse.cli import main
-from omnimuse.core.caches import Fits, TeaFit, cache_named
+from omnimuse.core.caches import Fits, TeaFit, cache_named, completed
 from omnimuse.engine.calibrate import Trial, chosen
 from omnimuse.loader.fits import read_fits
 
@@ -22,10 +23,12 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     shutil.copytree(z_image_folder, model)
     small = ["--size", "32x32", "--steps", "6", "--dtype", "float32"]
     draw = ["generate", "a red circle", "-m", str(model), "--seed", "7", "--quiet", *small]
-    assert main([*draw, "--cache", "auto", "-o", str(tmp_path / "no.png")]) == 2
-    assert "omnimuse calibrate" in capsys.readouterr().err
+    for command in (draw, ["explain", str(model)]):
+        assert main([*command, "--cache", "auto", *(["-o", str(tmp_path / "no.png")] if command is draw else [])]) == 2
+        assert "omnimuse calibrate" in capsys.readouterr().err
+    (model / "cache.json").write_text("{")  # which is no reason not to measure again
     measure = ["calibrate", str(model), "a circle", "a star", *small, "--difference", "0.9", "--json"]
-    assert main([*measure, "-o", str(model / "cache.json")]) == 0
+    assert main([*measure, "-o", str(model / "cache.json"), "--overwrite"]) == 0
     told, fits = json.loads(capsys.readouterr().out), read_fits(model / "cache.json")
     assert told["auto"] == fits.auto != "none"
     assert len(fits.ratios) == 6
@@ -40,6 +43,23 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     assert ImageChops.difference(pictures[0], pictures[2]).getbbox() is not None
 
 
+def test_a_file_that_is_there_is_not_written_over(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.json").write_text("mine")
+    assert main(["calibrate", str(z_image_folder), "-o", str(tmp_path / "mine.json")]) == 2
+    assert "--overwrite" in capsys.readouterr().err and (tmp_path / "mine.json").read_text() == "mine"
+
+
+def test_a_mask_for_another_number_of_steps_is_refused_before_anything_is_drawn(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "x", "-m", str(z_image_folder), "--steps", "4", "--cache", "dbcache,mask=10101"]
+    assert main([*words, "-o", str(tmp_path / "x.png")]) == 2
+    assert "is for 5 steps and the network is evaluated 4 times" in (said := capsys.readouterr().err)
+    assert "encode" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -48,6 +68,9 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
         (["--tensor-parallel-size", "2"], "one process"),
         (["--steps", "1"], "at least 2"),
         (["--size", "33x32"], "multiple"),
+        ([""], "a prompt is empty"),
+        (["-o", "pyproject.toml"], "use one of .json"),
+        (["-o", "/proc/x.json"], "choose another place"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -69,8 +92,23 @@ def test_the_choice_that_runs_the_fewest_blocks_within_the_difference_is_taken()
         Trial("dbcache,threshold=0.2", 0.5, 0.05),
     ]
     fits = Fits(TeaFit((1.0, 0.0)))
-    assert chosen(fits, trials, 0.1) == Fits(TeaFit((1.0, 0.0), 0.2), auto="dbcache,threshold=0.2")
+    expected = Fits(TeaFit((1.0, 0.0), 0.2), dbcache=0.2, auto="dbcache,threshold=0.2")
+    assert chosen(fits, trials, 0.1) == expected
     none = chosen(fits, trials, 0.001)
     assert none.auto == "none"
     assert none.tea.threshold == 0.1
     assert cache_named(chosen(fits, trials, 1.0).auto).threshold == 0.3
+
+
+def test_a_threshold_suits_when_repeating_and_a_series_both_change_little_enough() -> None:
+    trials = [
+        Trial(f"dbcache,threshold={threshold},order={order}", 0.9 - threshold, difference)
+        for threshold, differences in ((0.1, (0.01, 0.02)), (0.2, (0.03, 0.04)), (0.3, (0.05, 0.4)))
+        for order, difference in enumerate(differences)
+    ]
+    magcache = [Trial("magcache,threshold=0.01", 0.6, 0.02), Trial("magcache,threshold=0.02", 0.5, 0.2)]
+    found = chosen(Fits(), [*trials, *magcache], 0.1)
+    assert (found.dbcache, found.magcache, found.tea) == (0.2, 0.01, TeaFit())
+    assert completed(cache_named("taylorseer"), found).threshold == 0.2
+    assert completed(cache_named("magcache"), replace(found, ratios=(1.0,))).threshold == 0.01
+    assert chosen(Fits(), trials, 0.001).dbcache == 0.1

@@ -19,6 +19,7 @@ from omnimuse.cli.chat import Setting, talk
 from omnimuse.core.params import AnswerParams
 from omnimuse.media.picture import open_picture
 from tests.checkpoints import calling, qwen3, qwen3_omni, qwen25_omni, talk_and_draw
+from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.checkpoints.wishes import photo
 
 PARAMS = GenerationParams(temperature=0, max_tokens=6)
@@ -49,6 +50,21 @@ def test_every_answer_knows_what_was_said_until_the_talk_begins_anew(omni: Omni)
     alone = said(omni, ("user", "a star"))
     assert out.getvalue() == f"{first}\n{second}\n{alone}\n"
     assert second != alone
+
+
+def test_an_adapter_is_worn_for_the_length_of_a_talk(
+    folder: Path, omni: Omni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = f"{write(tmp_path / 'ink.safetensors', layers_telling(folder), peft('base_model.model.'))}:0.8"
+    command = ["chat", str(folder), "--dtype", "float32", "--device", "cpu", "--temperature", "0", "--max-tokens", "6"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("a red circle\n"))
+    assert main([*command, "--lora", adapter]) == 0
+    talked = [[{"role": "user", "content": "a red circle"}]]
+    [expected] = omni.generate(talked, PARAMS, loras=[adapter], progress=False)
+    assert capsys.readouterr().out == f"{expected.text}\n"
+    assert expected.text != said(omni, ("user", "a red circle"))
+    assert main([*command, "--lora", "absent.safetensors"]) == 2
+    assert "absent.safetensors is no file or folder" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_the_answer_and_not_the_talk(omni: Omni) -> None:

@@ -111,6 +111,9 @@ def test_the_environment_says_which_backends_attend() -> None:
         (lambda: read("--threads", "0"), ConfigError),
         (lambda: read_attention("=sdpa"), ConfigError),
         (lambda: read_attention("sdpa,"), ConfigError),
+        (lambda: read_attention("sdpa,reference"), ConfigError),
+        (lambda: read_attention("self=sdpa,self=reference"), ConfigError),
+        (lambda: read("--cache", ""), ConfigError),
         (lambda: with_settings(DiffusionParams(), ["cfg_truncation"]), RequestError),
     ],
 )

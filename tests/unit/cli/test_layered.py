@@ -149,3 +149,17 @@ def test_what_is_set_in_the_environment_is_read_and_an_empty_variable_is_as_good
     there = {**os.environ, "OMNIMUSE_PORT": "9", "OMNIMUSE_HOST": "", "OTHER_PORT": "8"}
     told = subprocess.run([sys.executable, "-c", program], env=there, capture_output=True, text=True, check=True)
     assert "('PORT', '9')" in told.stdout and "HOST" not in told.stdout and "8" not in told.stdout
+
+
+def test_what_is_wrong_with_a_value_is_told_by_where_it_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMNIMUSE_CACHE", "fastt")
+    assert main(["serve", "omnimuse/shapes"]) == 2
+    assert "cache='fastt' is not known; did you mean 'fast'? (so says OMNIMUSE_CACHE)" in capsys.readouterr().err
+    monkeypatch.delenv("OMNIMUSE_CACHE")
+    (tmp_path / "a.toml").write_text('quantize = "int9"\n')
+    assert main(["serve", "omnimuse/shapes", "--config", str(tmp_path / "a.toml")]) == 2
+    assert "(so says " in (told := capsys.readouterr().err) and "a.toml: quantize)" in told
+    assert main(["serve", "omnimuse/shapes", "--cache", "fastt"]) == 2
+    assert "so says" not in capsys.readouterr().err

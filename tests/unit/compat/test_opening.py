@@ -20,6 +20,7 @@ from omnimuse.compat.single_file import convert, kind_of
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from tests.checkpoints import z_image
+from tests.checkpoints.adapters import write
 from tests.checkpoints.single_file import merged, weights
 
 SMALL = ("--steps", "2", "--guidance", "2", "--size", "32x32", "--seed", "3", "--dtype", "float32", "--quiet")
@@ -73,6 +74,11 @@ def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
     save_file(merged(foreign_folder("StableDiffusionPipeline")), file)
     with pytest.raises(ModelError, match=r"do not tell of which model .* `omnimuse convert a.safetensors --like MODEL"):
         kind_of(file)
+
+
+def test_an_adapter_is_told_to_be_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is an adapter and no model; .* --lora"):
+        kind_of(write(tmp_path / "a.safetensors", {"blocks.0.to_q": (4, 4)}))
 
 
 @pytest.mark.costly

@@ -193,6 +193,7 @@ def test_pools_hold_every_stage_once_and_in_order() -> None:
         ([PoolConfig("a", ("hear", "read"))], "no pool holds the stage 'talk'"),
         ([PoolConfig("a", tracks=(0, 1)), PoolConfig("b", ("decode",))], "where nothing more is to come"),
         ([PoolConfig("a", tracks=(2,))], "there is no track 2"),
+        ([PoolConfig("a", ("*",)), PoolConfig("b", ("*",))], "pool b is left with no stage"),
     ],
 )
 def test_a_cut_that_does_not_fit_the_pipeline_is_refused(pools: list[PoolConfig], said: str) -> None:

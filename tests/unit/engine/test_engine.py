@@ -495,6 +495,32 @@ def test_a_dead_engine_tells_everybody_and_refuses_more() -> None:
     subject.close()
 
 
+def test_an_engine_that_dies_between_two_ticks_tells_everybody_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths: list[EngineDeadError] = []
+    subject, ear = Background(engine, deaths.append), Ear()
+    monkeypatch.setattr(subject.engine, "_settle", lambda event: {}["an engine with a fault"])
+    subject.submit(subject.engine.make_request(ask()), ear)
+    last = ear.wait()
+    assert isinstance(last, Failed) and isinstance(last.error, EngineDeadError)
+    assert "an engine with a fault" in str(last.error) and len(deaths) == 1
+    with pytest.raises(EngineDeadError, match="has died"):
+        subject.submit(subject.engine.make_request(ask()), Ear())
+    subject.close()
+
+
+@pytest.mark.parametrize("kind", [KeyError, RuntimeError])
+def test_an_errand_that_fails_in_any_way_tells_who_waits_for_it_and_nobody_else(kind: type[Exception]) -> None:
+    def fails() -> None:
+        raise kind("an errand with a fault")
+
+    with background() as subject:
+        with pytest.raises(kind, match="an errand with a fault"):
+            subject.between_ticks(fails).result()
+        ear = Ear()
+        subject.submit(subject.engine.make_request(ask()), ear)
+        assert isinstance(ear.wait(), Done)
+
+
 def test_pausing_and_resuming_wake_a_sleeping_engine() -> None:
     with background() as subject:
         ear, request = Ear(), subject.engine.make_request(ask(num_inference_steps=10_000))

@@ -34,11 +34,12 @@ def test_a_token_is_multiplied_the_same_in_any_company(shape: str, may_pack: boo
         assert torch.equal(few(x[begin:end]), alone[begin:end])
 
 
-def test_rows_of_several_tokens_are_multiplied_as_elsewhere() -> None:
+def test_rows_of_several_tokens_and_one_that_is_no_row_are_multiplied_as_elsewhere() -> None:
     linear, few = made(*SHAPES["large"], bias=True, may_pack=True)
     x = trial(60, linear.in_features).view(2, 30, -1)
     torch.testing.assert_close(few(x), linear(x))
     assert torch.equal(few(x)[1], few(x[1:])[0])
+    assert torch.equal(few(x[1, 4]), few(x)[1, 4]), "one by itself, too"
 
 
 def test_weights_that_lie_elsewhere_are_packed_anew() -> None:

@@ -241,6 +241,7 @@ def test_a_damaged_file_is_refused(reader: Reader, tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused(reader: Reader, tmp_path: Path, settings: str, said: str) -> None:
     file = write(tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": settings})
     assert said in (found := refused(reader, file)) and "again" in found
+    assert found.count(str(tmp_path)) == 1  # as whoever asked called it
 
 
 def with_alpha(alpha: Tensor) -> Style:
@@ -274,6 +275,11 @@ def test_what_is_no_file_of_an_adapter_is_refused_by_its_name(tmp_path: Path) ->
     ):
         with pytest.raises(RequestError, match=said):
             find_file(str(tmp_path / source))
+    (tmp_path / "loop.safetensors").symlink_to("loop.safetensors")
+    for source in ("a" * 300, "loop.safetensors", "nul\0"):
+        for folder in (None, tmp_path):
+            with pytest.raises(RequestError, match="cannot be looked up"):
+                find_file(str(tmp_path / source), folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="is a folder with no"):
         find_file(str(tmp_path / "empty"))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from omnimuse.core.caches import Fits, TeaFit
-from omnimuse.core.errors import ModelError
+from omnimuse.core.caches import Fits, TeaFit, cache_named, completed
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.fits import NAME, measured_fits, place_of, read_fits, write_fits
 
-FITS = Fits(TeaFit((1.5, -0.1), 0.3), (1.0, 1.1, 0.9), "taylorseer,threshold=0.1")
+FITS = Fits(TeaFit((1.5, -0.1), 0.3), (1.0, 1.1, 0.9), "taylorseer,threshold=0.1", dbcache=0.1, magcache=0.02)
 PUBLISHED = Fits(TeaFit((9.0,), 0.9))
 
 
@@ -27,6 +28,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_fits(tmp_path / "a" / "cache.json", FITS, {"prompts": ["x"]})
     assert read_fits(tmp_path / "a" / "cache.json") == FITS
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["cache.json"]
+
+
+def test_a_file_of_an_earlier_version_has_the_documented_thresholds(tmp_path: Path) -> None:
+    write_fits(tmp_path / NAME, FITS, {})
+    content = json.loads((tmp_path / NAME).read_text())
+    del content["dbcache"], content["magcache"]
+    (tmp_path / NAME).write_text(json.dumps(content))
+    assert read_fits(tmp_path / NAME) == replace(FITS, dbcache=Fits.dbcache, magcache=Fits.magcache)
 
 
 def test_the_model_s_own_file_comes_first_then_this_user_s_then_what_is_published(
@@ -48,7 +57,23 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
 
 
 @pytest.mark.parametrize(
-    "change", [{"coefficients": []}, {"ratios": "x"}, {"auto": "slow"}, {"threshold": None}, {"coefficients": [1e999]}]
+    "change",
+    [
+        {"coefficients": []},
+        {"coefficients": [1e999]},
+        {"coefficients": "12"},
+        {"ratios": "x"},
+        {"ratios": [float("nan")]},
+        {"ratios": [True]},
+        {"auto": "slow"},
+        {"auto": "auto"},
+        {"threshold": None},
+        {"threshold": float("nan")},
+        {"threshold": -1},
+        {"dbcache": []},
+        {"dbcache": -1},
+        {"magcache": float("inf")},
+    ],
 )
 def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / NAME
@@ -56,6 +81,21 @@ def test_a_file_that_is_something_else_is_refused_with_what_to_do(tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match="measure the model again"):
         read_fits(path)
+
+
+def test_a_file_that_cannot_be_used_is_told_to_who_asks_for_what_it_was_to_say(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    write_fits(checkpoint.folder / NAME, FITS, {}, "FluxPipeline")
+    fits = measured_fits(checkpoint, PUBLISHED, tmp_path)
+    assert "was measured of 'FluxPipeline', and this is ZImagePipeline" in fits.flaw
+    for choice in ("none", "dbcache,threshold=0.1"):
+        assert completed(cache_named(choice), fits).kind == cache_named(choice).kind
+    for choice in ("auto", "fast", "teacache", "magcache", "dbcache", "taylorseer"):
+        with pytest.raises(ConfigError, match="measure the model again"):
+            completed(cache_named(choice), fits)
+    write_fits(checkpoint.folder / NAME, FITS, {}, "ZImagePipeline")
+    assert measured_fits(checkpoint, PUBLISHED, tmp_path) == FITS
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,21 @@ def test_ranks_with_the_same_numbers_of_processes_and_arrows_stay_apart_and_in_o
     for half in (first, second):
         assert half[2]["id"] == half[3]["id"]
         assert half[0]["pid"] == half[1]["pid"] != half[3]["pid"]
+
+
+def test_a_disk_that_refuses_a_trace_is_told_by_its_name_and_keeps_no_part_of_it(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.json.gz"
+    parts = [written(part_of(whole, rank), 0, []) for rank in range(2)]
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, most[1]))
+    try:
+        with pytest.raises(OSError, match=r"whole\.json\.gz"):
+            merge(parts, whole)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_trace_of_a_single_rank_stays_as_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from benchmarks.quality import (
     BEGIN,
     END,
     EXACT,
+    FORECASTS,
     SUBJECTS,
     Choice,
     Figures,
@@ -54,7 +55,7 @@ def test_no_default_approximation_lies_more_than_a_point_below_exact_drawing() -
 
 def test_every_preset_is_graded_and_weights_of_8_and_4_bits() -> None:
     graded = [choices()[name] for name in FIGURES["demo"]]
-    assert {*PRESETS, "dbcache", "taylorseer"} <= {choice.cache for choice in graded}
+    assert {*PRESETS, *(f"{kind},threshold=0.24" for kind in FORECASTS)} <= {choice.cache for choice in graded}
     assert {"", "int8", "int8-dynamic", "int4", "fp8"} <= {choice.quantize for choice in graded}
 
 
@@ -68,7 +69,7 @@ def test_what_is_not_measured_is_named_on_the_page() -> None:
 
 def test_there_are_choices_of_every_kind() -> None:
     every = choices().values()
-    assert {*PRESETS, "dbcache", "taylorseer"} <= {choice.cache for choice in every}
+    assert {*PRESETS, *FORECASTS, "auto"} <= {choice.cache for choice in every}
     assert {choice.quantize for choice in every} == {"", *QUANT}
     assert {"steps", "adapters", "compiled", "pairs"} <= {choice.group for choice in every}
 

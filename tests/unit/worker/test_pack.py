@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from omnimuse.cli import main
 from omnimuse.core.config import Config, ModelConfig, QuantConfig
-from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.core.errors import ConfigError, ModelError, RequestError, StorageError
 from omnimuse.engine.local import start
 from omnimuse.loader.headers import stored_in
+from omnimuse.loader.packed import new_folder
 from omnimuse.loader.voices import VOICES
 from omnimuse.worker.pack import pack_checkpoint
 from tests.checkpoints import qwen25_omni, wan, z_image
@@ -98,6 +101,10 @@ def test_what_cannot_be_packed_is_refused_and_leaves_nothing(z_image_folder: Pat
         pack_checkpoint(config(z_image_folder, {"unet": "int8"}), tmp_path / "small")
     with pytest.raises(ConfigError, match="fits no layer"):
         pack_checkpoint(config(z_image_folder, {"": "int8"}, "nowhere"), tmp_path / "small")
+    with pytest.raises(ConfigError, match="leaves nothing of transformer to be quantized"):
+        pack_checkpoint(config(z_image_folder, {"": "int8"}, "*"), tmp_path / "small")
+    with pytest.raises(RequestError, match="choose another place"):
+        pack_checkpoint(config(z_image_folder, {"": "int8"}), Path("/proc/small"))
     z_image.build(tmp_path / "broken")
     [file] = (tmp_path / "broken" / "transformer").glob("*.safetensors")
     tensors = load_file(file)
@@ -110,6 +117,27 @@ def test_what_cannot_be_packed_is_refused_and_leaves_nothing(z_image_folder: Pat
     with pytest.raises(RequestError, match="exists"):
         pack_checkpoint(config(z_image_folder, {"": "int8"}), tmp_path / "broken")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    "refusing",
+    [
+        OSError(28, "no room"),
+        SafetensorError("no room"),
+        shutil.Error([("a", "b", "[Errno 28] no room: 'a' -> 'b'"), ("c", "d", "[Errno 28] no room: 'c' -> 'd'")]),
+    ],
+)
+def test_a_folder_that_the_disk_refuses_is_told_in_words_and_leaves_nothing(
+    tmp_path: Path, refusing: Exception
+) -> None:
+    def write() -> None:
+        with new_folder(tmp_path / "small") as part:
+            part.mkdir()
+            raise refusing
+
+    with pytest.raises(StorageError, match=r"small could not be written, and nothing is left of it: no room$"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_of_packed_weights_that_does_not_fit_the_file_is_refused(z_image_folder: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from torch import nn
 from omnimuse.core.config import OffloadConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
-from omnimuse.worker.room import nearest_size
+from omnimuse.engine.local import bounded, start
+from omnimuse.engine.scheduler import Scheduler
+from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, with_params
 
@@ -69,5 +70,31 @@ def test_what_weights_take_is_told_by_component_and_by_block_where_blocks_come_i
     for name, (whole, block) in layers.space.weights.items():
         assert whole == plain.space.weights[name][0]
         assert (0 < block < whole) == (name in ("transformer", "text_encoder")), name  # a library's, too
+    network = layers.runner.pipeline.ctx.components.wherever("transformer")
+    blocks = [held(block) for block in lone_blocks(network)]
+    whole = held(network)
+    assert brought(plain.runner.pipeline.ctx.components["transformer"], []) == 0, "it is all there"
+    assert brought(network, []) == whole, "that of weights which wait as one, none of which is there"
+    assert brought(network, lone_blocks(network)) == whole - sum(blocks) + max(blocks)
     plain.close()
     layers.close()
+
+
+def test_rows_that_have_no_room_beside_others_wait_for_the_next_tick(subject: Subject) -> None:
+    engine = start(subject.config())
+    asks = [subject.ask(0) for _ in range(3)]
+    requests = [engine.make_request(ask) for ask in asks]
+    row = engine.runner.tokens(requests[0])
+    token = max(engine.space.tokens.values())
+    together = {}
+    for rows in (3, 1):
+        space = replace(engine.space, room=rows * row * token)
+        schedule = bounded(engine.runner.config, engine.runner.pipeline, space)
+        assert schedule.tick_tokens == rows * row
+        scheduler = Scheduler(schedule)
+        for request in requests:
+            scheduler.add(request, row, 0.0)
+        together[rows] = len(scheduler.pick(0.0, lambda state_id: None).run)
+    assert together == {3: 3, 1: 1}
+    assert bounded(engine.runner.config, engine.runner.pipeline, Space()) == engine.runner.config
+    engine.close()

@@ -1,0 +1,153 @@
+"""What writes, speaks or answers on two ranks, which share out its weights, tells what it tells on one, for every family.
+
+All that a family is asked for, by chance and not, is in flight together, in one start of the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnimuse.ar.kv import Reading
+from omnimuse.components.decoder import DenseDecoder
+from omnimuse.core.config import Config, HostConfig, ParallelConfig
+from omnimuse.core.request import Ask
+from omnimuse.engine.local import start
+from omnimuse.worker.connect import connect
+from omnimuse.worker.build import build
+from omnimuse.worker.explain import explain
+from tests.checkpoints import glm_image, qwen3, qwen3_omni, qwen25_omni
+from tests.checkpoints.adapters import layers_telling, peft, write
+from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
+from tests.checkpoints.wishes import Speaker, Writer
+from tests.invariants import test_answering, test_speaking, test_writing
+from tests.invariants.conftest import Subject, config, drain, results, submit, with_params
+from tests.once import Once
+from tests.ranks import play
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+
+TWO = ParallelConfig(tensor=2)
+
+
+@dataclass(frozen=True)
+class Teller:
+    """A tiny checkpoint, and what it is asked for."""
+
+    name: str
+    build: Callable[[Path], Path]
+    asks: Callable[[Path], list[Ask]]
+
+
+def _written(writer: Writer, folder: Path) -> list[Ask]:
+    """By chance and not, and one that wears an adapter."""
+    asks = [test_writing.ask(writer, index, max_tokens=10, min_tokens=0) for index in range(3)]
+    file = folder.with_name(f"{folder.name}.safetensors")
+    adapter = write(file, layers_telling(folder), peft("base_model.model."))
+    return [*asks, with_params(asks[0], loras=[f"{adapter}:0.8"])]
+
+
+def _spoken(speaker: Speaker, folder: Path) -> list[Ask]:
+    return [*test_speaking.asks(speaker)[:2], test_speaking.asks(speaker, "latent")[0]]
+
+
+def _answered(folder: Path) -> list[Ask]:
+    return [test_answering.ask(0), test_answering.ask(1, temperature=0)]
+
+
+[GLM] = [replace(family, build=partial(glm_image.build, keys=2)) for family in glm_image.FAMILIES]
+WIDE = {
+    "Qwen2_5OmniForConditionalGeneration": partial(qwen25_omni.build, wide=True),
+    "Qwen3OmniMoeForConditionalGeneration": partial(qwen3_omni.build, wide=True),
+}
+"""Those whose tiny checkpoint has as many heads as ranks share out, where the usual one has fewer."""
+HEADS = {"num_key_value_heads": 2}
+TELLERS = (
+    *(Teller(f"writes-{each.name}", WIDE.get(each.name, each.build), partial(_written, each)) for each in WRITERS),
+    *(Teller(f"speaks-{each.name}", partial(each.build, talker=HEADS), partial(_spoken, each)) for each in SPEAKERS),
+    *(Teller(f"answers-{each.name}", WIDE.get(each.name, each.build), _answered) for each in ANSWERERS),
+    Teller("draws-GlmImagePipeline", GLM.build, lambda folder: Subject(GLM, folder).asks()[:2]),
+)
+
+
+def told(folder: Path, asks: list[Ask], parallel: ParallelConfig) -> dict[str, Tensor]:
+    """The tokens, sounds and pictures that are told; SystemExit on ranks that follow."""
+    engine = start(shared(folder, parallel))
+    ids = submit(engine, *asks)
+    found = dict[str, Tensor]()
+    for number, result in enumerate(results(engine, drain(engine, 3000), ids)):
+        for note in result.written:
+            found[f"{number}.tokens"] = torch.tensor(note.tokens)
+        for medium, tensors in result.tensors.items():
+            found[f"{number}.{medium}"] = tensors[0]
+        for part in result.parts[0]:
+            if part.medium == "audio":
+                found[f"{number}.sound"] = torch.from_numpy(part.data.samples)
+    assert not engine.runner.forwards.retries
+    engine.close()
+    return found
+
+
+def shared(folder: Path, parallel: ParallelConfig) -> Config:
+    return config(folder, parallel=parallel, host=HostConfig(threads=1))
+
+
+def on_rank(rank: int, ranks: int, folder: Path, asks: list[Ask], file: Path) -> None:
+    """Rank 0 drives an engine, the other follows it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=ranks)
+    save_file({name: each.contiguous() for name, each in told(folder, asks, TWO).items()}, file)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.parametrize("teller", TELLERS, ids=lambda teller: teller.name)
+def test_two_ranks_tell_what_one_does(teller: Teller, once: Once, tmp_path: Path) -> None:
+    folder = once.folder(f"shared {teller.name}", teller.build)
+    asks, file = teller.asks(folder), tmp_path / "told.safetensors"
+    play(on_rank, 2, folder, asks, file, ranks=2)
+    found, expected = load_file(file), told(folder, asks, ParallelConfig())
+    assert found.keys() == expected.keys() and found
+    for name, one in expected.items():
+        assert found[name].shape == one.shape, name
+        if not one.is_floating_point():
+            assert torch.equal(found[name], one), name
+        assert float((found[name].double() - one.double()).norm()) <= 1e-5 * float(one.double().norm()), name
+
+
+def alike(rank: int, ranks: int, folder: Path, meeting: Path) -> None:
+    """What every rank makes of the same tokens, a prompt and then one."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    built = build(shared(folder, TWO), connect(TWO))
+    network = built.pipeline.ctx.network("model")
+    assert isinstance(network, DenseDecoder)
+    assert network.sizes.heads == 1, "of two"
+    kv = network.memory(64, torch.device("cpu"))
+    with torch.inference_mode():
+        found = [network([Reading(range(3, 43), 0, kv)])[0], network([Reading([7], 40, kv)])[0]]
+    for made in found:
+        every = [torch.empty_like(made) for _ in range(ranks)]
+        dist.all_gather(every, made)
+        assert torch.equal(*every), "to the bit: or they would not choose the same token"
+    built.resources.close()
+
+
+@pytest.mark.slow
+def test_every_rank_has_the_same_logits_to_the_bit(once: Once, tmp_path: Path) -> None:
+    folder = once.folder("qwen3", qwen3.build)
+    play(alike, 2, folder, tmp_path / "meeting", ranks=2)
+
+
+def test_who_is_cut_is_explained(once: Once) -> None:
+    folder = once.folder("qwen3", qwen3.build)
+    found = {choice.name: choice for choice in explain(shared(folder, TWO))}
+    assert "of the weights on rank 0" in found["model, tensor"].value
