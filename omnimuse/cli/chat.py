@@ -19,7 +19,8 @@ A picture that comes with an answer goes into a file, and is shown in a terminal
 is taken gets the next free number.
 
 /new forgets what was said, /exit ends (so does the end of the input). Ctrl-C ends the answer that is being made, and
-what came of it stays; where none is being made, it ends the talk.
+what came of it stays; where none is being made, it ends the talk. A line that cannot be answered is told why, and is as
+if it had not been said; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import NAMES, read_size
 from omnimuse.cli.terms import add_adapters, add_deadline, read_deadline
 from omnimuse.core.calls import Call, Splitter
-from omnimuse.core.errors import ConfigError, reason
+from omnimuse.core.errors import CapacityError, ConfigError, MemoryShortageError, NumericalError, RequestError, reason
 from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
@@ -46,6 +47,8 @@ from omnimuse.core.request import Ask
 from omnimuse.core.spec import Spec
 from omnimuse.media.destination import free_names
 
+REFUSALS = (RequestError, CapacityError, NumericalError, MemoryShortageError)
+"""What goes wrong with a line, and not with the engine."""
 OPTIONS = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty")
 SHOWN = {"picture": "image", "sound": "audio", "video": "video"}
 """What a person calls what can be shown, and what a part of a message does."""
@@ -202,14 +205,15 @@ def talk(
 ) -> int:
     """Answer every line of `lines` on `out`, with all that was said before it; the exit code."""
     begun: list[Mapping[str, Any]] = [{"role": "system", "content": setting.system}] if setting.system else []
-    said, shown, waiting = list(begun), setting.shown, list[Call]()
+    said, shown, waiting, refused = list(begun), setting.shown, list[Call](), 0
     while True:
         out.write(setting.prompt)
         out.flush()
         line = lines.readline()
         text = line.strip()
         if not line or text == "/exit":
-            return 0
+            return refused
+        before = list(said), shown, list(waiting)
         if text == "/new":
             said, shown, waiting = list(begun), setting.shown, []
         elif setting.tools and text.split(" ")[0] == "/answer":
@@ -223,7 +227,12 @@ def talk(
             said.append({"role": "user", "content": content})
             shown, waiting = (), []
         if text and text != "/new" and not waiting:
-            answer, calls = _answer(engine, said, params, setting, out)
+            try:
+                answer, calls = _answer(engine, said, params, setting, out)
+            except REFUSALS as error:
+                out.write(f"[{error}]\n")
+                (said, shown, waiting), refused = before, 1
+                continue
             waiting += calls
             asked = {"tool_calls": list(calls)} if calls else {}
             said.append({"role": "assistant", "content": answer, **asked})

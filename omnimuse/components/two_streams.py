@@ -399,11 +399,15 @@ class SingleBlock(Block[TwoStreamCond]):
 
     def forward(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         x, gate = self._enter(hidden, cond)
+        x, mlp = self._attend(x, cond)
+        x = self.to_out(self.beside(x, mlp))
+        return _finite(self.add(hidden, gate, x))
+
+    def _attend(self, x: Tensor, cond: TwoStreamCond) -> tuple[Tensor, Tensor]:
+        """What the attention gives, [B, S, D], and what the MLP begins with; queries and keys are gone then."""
         qk, v, mlp = self.qkv(x, self.core.num_heads, cond.rope)
         q, k = qk.unbind(2)  # [B, S, N, H] each
-        attended = self.core(q, k, v, cond.layout).flatten(-2)  # [B, S, D]
-        x = self.to_out(self.beside(attended, mlp))
-        return _finite(self.add(hidden, gate, x))
+        return self.core(q, k, v, cond.layout).flatten(-2), mlp
 
     def probe(self, hidden: Tensor, cond: TwoStreamCond) -> Tensor:
         return self._enter(hidden, cond)[0]

@@ -141,8 +141,12 @@ class Mooncake:
     def __init__(self, options: Mapping[str, str], name: str) -> None:
         try:
             from mooncake.store import MooncakeDistributedStore
-        except ModuleNotFoundError:
-            raise ConfigError("connector mooncake needs mooncake: pip install mooncake-transfer-engine") from None
+        except ImportError as problem:
+            raise ConfigError(
+                f'connector mooncake needs Mooncake ({problem}): pip install "omnimuse[mooncake]", which is '
+                "mooncake-transfer-engine-non-cuda (with CUDA, mooncake-transfer-engine does as well), and the library "
+                "libibverbs of the system"
+            ) from None
         self._store = MooncakeDistributedStore()
         status = self._store.setup(
             options.get("host", "127.0.0.1"),
@@ -184,8 +188,11 @@ class Yuanrong:
     def __init__(self, options: Mapping[str, str], name: str) -> None:
         try:
             from yr.datasystem.kv_client import KVClient, WriteMode
-        except ModuleNotFoundError:
-            raise ConfigError("connector yuanrong needs its client: pip install openyuanrong-datasystem") from None
+        except ImportError as problem:
+            raise ConfigError(
+                f'connector yuanrong needs its client ({problem}): pip install "omnimuse[yuanrong]", which is '
+                "openyuanrong-datasystem"
+            ) from None
         self._client, self._mode = (
             KVClient(options.get("host", "127.0.0.1"), int(options.get("port", 31501))),
             WriteMode,

@@ -239,8 +239,6 @@ COMPILING: dict[str, Asked] = {
     "pipe": (Z, ParallelConfig(pipe=2), COMPILED),
     "ulysses": (Z, ParallelConfig(ulysses=2), COMPILED),
     "ring": (FLUX, ParallelConfig(ring=2), COMPILED),
-    "tensor, in pieces": (ALLROUND, ParallelConfig(tensor=2), COMPILED),
-    "ulysses, in pieces": (ALLROUND, ParallelConfig(ulysses=2), COMPILED),
 }
 """Each takes as long as all that a family shares otherwise; how graphs are cut and what is in them are tested quickly
 elsewhere (`tests/dist/test_compiled_across.py`).

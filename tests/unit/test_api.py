@@ -30,6 +30,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Event
 from omnimuse.core.params import Choices, GenerationParams, SpeechParams, WatchParams
 from omnimuse.core.request import Ask
+from tests.checkpoints import calling
 
 SMALL = DiffusionParams(height=32, width=32, num_inference_steps=2, guidance_scale=1.0, seed=1)
 
@@ -257,6 +258,17 @@ def test_the_async_face_yields_events_and_the_same_picture(config: Config, omni:
     assert isinstance(events[-1], Done)
     assert torch.equal(events[-1].result.output, expected.output)
     assert any(isinstance(event, Preview) for event in events)
+
+
+def test_the_async_face_has_tools_asked_for_and_takes_their_calls_out_of_the_text(tmp_path: Path) -> None:
+    async def run() -> Event:
+        async with AsyncOmni(str(calling.build(tmp_path / "tiny")), dtype="float32", device="cpu") as subject:
+            said = [{"role": "user", "content": "a heron?"}]
+            return [event async for event in subject.generate(said, tools=[calling.LOOK])][-1]
+
+    last = asyncio.run(run())
+    assert isinstance(last, Done)
+    assert (last.result.text, [call.name for call in last.result.calls[0]]) == ("Let me see.", ["look_up", "count"])
 
 
 def test_the_async_face_finishes_results_beside_the_event_loop(config: Config) -> None:

@@ -87,6 +87,16 @@ def test_an_interrupt_ends_the_answer_and_not_the_talk(omni: Omni) -> None:
     assert omni.engine.idle or not omni.engine.runner.jobs
 
 
+def test_a_line_that_is_refused_is_told_and_the_talk_goes_on_without_it(omni: Omni) -> None:
+    out = io.StringIO()
+    lines = io.StringIO(f"a red circle\n{'a star ' * 5000}\na star\n")
+    assert talk(omni, PARAMS, lines, out) == 1
+    first = said(omni, ("user", "a red circle"))
+    second = said(omni, ("user", "a red circle"), ("assistant", first), ("user", "a star"))
+    told = out.getvalue().removeprefix(f"{first}\n[").removesuffix(f"]\n{second}\n")
+    assert "tokens" in told and "\n" not in told
+
+
 def test_a_model_that_draws_is_refused_before_it_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["chat", "omnimuse/shapes"]) == 2
     assert "does not write; use `omnimuse generate`" in capsys.readouterr().err

@@ -219,7 +219,7 @@ def _changed(seen: list[int]) -> Any:
 def test_a_store_that_is_not_there_or_has_lost_something_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ConfigError, match="pip install openyuanrong-datasystem"):
+    with pytest.raises(ConfigError, match=r"pip install \"omnimuse\[yuanrong\]\", which is openyuanrong-datasystem"):
         kind_of("yuanrong").listen(tmp_path, KEY, lambda name, end: None)
     stand_in(monkeypatch)
     with pytest.raises(ConfigError, match="no worker of its data system answers"):
