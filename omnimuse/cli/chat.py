@@ -37,7 +37,7 @@ from typing import Any, Protocol, TextIO
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import NAMES, read_size
-from omnimuse.cli.terms import add_adapters, add_deadline, read_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
 from omnimuse.core.calls import Call, Splitter
 from omnimuse.core.errors import CapacityError, ConfigError, MemoryShortageError, NumericalError, RequestError, reason
 from omnimuse.core.loras import loras_of
@@ -122,7 +122,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Talk until the person ends it."""
     from omnimuse.api import Omni
-    from omnimuse.loader.adapter_file import find_file
     from omnimuse.media.finished import check_file
     from omnimuse.worker.find import find
 
@@ -144,8 +143,7 @@ def run(args: argparse.Namespace) -> int:
     files = _files(args, draws=found.door.limits.draws)
     for medium, file in files.items():
         check_file(file, medium)
-    for lora in loras_of(args.lora) or ():
-        find_file(lora.source)
+    check_adapters(params)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     with Omni(args.model, config=config) as engine:
         setting = Setting(args.system, args.seed, deadline, prompt, shown, files, tools)

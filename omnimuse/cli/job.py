@@ -21,7 +21,7 @@ from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config
 from omnimuse.cli.plot import KINDS, check_place
 from omnimuse.cli.prompts import NONE, read_prompts
-from omnimuse.cli.terms import Terms, read_deadline
+from omnimuse.cli.terms import Terms, check_adapters, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.loras import loras_of
@@ -134,7 +134,6 @@ class Job:
         prompt or makes something else; ConfigError without the library that writes such files.
         """
         from omnimuse.core.request import Ask
-        from omnimuse.loader.adapter_file import find_file
         from omnimuse.media.finished import check_file
         from omnimuse.worker.find import find
 
@@ -152,8 +151,7 @@ class Job:
             if door.spec.prompted and not prompt["prompt"]:
                 raise RequestError(NONE, "prompt")
             door.make_request(Ask(prompt, job.params, deadline=job.terms.deadline), now=0.0, fresh_seed=0)
-        for lora in loras_of(job.params.loras) or ():
-            find_file(lora.source)
+        check_adapters(job.params)
         medium = door.spec.medium
         check_file(job.path(medium), medium)
         job.naming.check_compression(job.path(medium))

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from omnimuse.cli.engine import add_engine_options, read_config
-from omnimuse.cli.terms import add_adapters, add_deadline, read_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.loras import loras_of
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     ask = Ask(prompt, params, deadline=read_deadline(args.deadline))
     found.door.make_request(ask, now=0.0, fresh_seed=0)  # refused before anything is loaded
     check_file(args.output, "audio")
+    check_adapters(params)
     [file] = [args.output] if args.overwrite else free_names(args.output, 1)
     print(_say(args.model, config, ask, file))
     return 0

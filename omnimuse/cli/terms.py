@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from omnimuse.core.effort import EFFORT, LEVELS, UNSAID, steps_of
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def add_adapters(parser: argparse._ActionsContainer, what: str) -> None:
     parser.add_argument(
         "--lora", action="append", metavar="FILE[:SCALE]", help=f"an adapter to {what} with; or several"
     )
+
+
+def check_adapters(params: DiffusionParams) -> None:
+    """RequestError where an adapter that is to be worn is not there, before anything is loaded."""
+    from omnimuse.loader.adapter_file import find_file
+
+    for lora in loras_of(params.loras) or ():
+        find_file(lora.source)
 
 
 def add_deadline(parser: argparse.ArgumentParser) -> None:

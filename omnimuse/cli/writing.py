@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from omnimuse.cli.app import describe
 from omnimuse.cli.job import NAMES, Drawing, Job
 from omnimuse.cli.outcome import print_json
+from omnimuse.cli.terms import check_adapters
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Chunk, Event, Result
@@ -35,6 +36,7 @@ def checked(job: Job, found: Found) -> Job:
         raise ConfigError(f"{wrong[0]} is for models that draw, and {found.folder.id} writes; leave it out")
     for prompt in job.prompts:
         found.door.make_request(Ask(prompt, job.params, deadline=job.terms.deadline), now=0.0, fresh_seed=0)
+    check_adapters(job.params)
     placed, asked = job.placed("text"), job.naming.output
     suffix = placed.drawings[0].file.suffix.lower()
     if found.door.limits.draws and suffix in FORMATS["image"]:

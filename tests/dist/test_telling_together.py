@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def told(folder: Path, asks: list[Ask], parallel: ParallelConfig) -> dict[str, T
             found[f"{number}.tokens"] = torch.tensor(note.tokens)
         for medium, tensors in result.tensors.items():
             found[f"{number}.{medium}"] = tensors[0]
-        for part in result.parts[0]:
+        for part in chain.from_iterable(result.parts):
             if part.medium == "audio":
                 found[f"{number}.sound"] = torch.from_numpy(part.data.samples)
     assert not engine.runner.forwards.retries
