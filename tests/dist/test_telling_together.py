@@ -1,4 +1,4 @@
-"""What writes, speaks or answers on two ranks, which share out its weights, tells what it tells on one, for every family.
+"""What writes, speaks or answers on two ranks, which share out its weights, tells what it tells on one: every family.
 
 All that a family is asked for, by chance and not, is in flight together, in one start of the ranks.
 """
@@ -20,12 +20,13 @@ from torch import Tensor
 from omnimuse.ar.kv import Reading
 from omnimuse.components.decoder import DenseDecoder
 from omnimuse.core.config import Config, HostConfig, ParallelConfig
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
-from omnimuse.worker.connect import connect
 from omnimuse.worker.build import build
+from omnimuse.worker.connect import connect
 from omnimuse.worker.explain import explain
-from tests.checkpoints import glm_image, qwen3, qwen3_omni, qwen25_omni
+from tests.checkpoints import glm_image, qwen3, qwen3_omni, qwen3_tts, qwen25_omni
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Speaker, Writer
@@ -73,7 +74,10 @@ WIDE = {
 HEADS = {"num_key_value_heads": 2}
 TELLERS = (
     *(Teller(f"writes-{each.name}", WIDE.get(each.name, each.build), partial(_written, each)) for each in WRITERS),
-    *(Teller(f"speaks-{each.name}", partial(each.build, talker=HEADS), partial(_spoken, each)) for each in SPEAKERS),
+    *(
+        Teller(f"speaks-{each.name}", partial(qwen3_tts.build, kind=each.kind, talker=HEADS), partial(_spoken, each))
+        for each in SPEAKERS
+    ),
     *(Teller(f"answers-{each.name}", WIDE.get(each.name, each.build), _answered) for each in ANSWERERS),
     Teller("draws-GlmImagePipeline", GLM.build, lambda folder: Subject(GLM, folder).asks()[:2]),
 )
@@ -148,7 +152,13 @@ def test_every_rank_has_the_same_logits_to_the_bit(once: Once, tmp_path: Path) -
     play(alike, 2, folder, tmp_path / "meeting", ranks=2)
 
 
-def test_who_is_cut_is_explained(once: Once) -> None:
-    folder = once.folder("qwen3", qwen3.build)
+def test_who_is_cut_and_who_has_too_few_heads_for_that_is_explained(once: Once) -> None:
+    folder = once.folder("Qwen3OmniMoeForConditionalGeneration", qwen3_omni.build)
     found = {choice.name: choice for choice in explain(shared(folder, TWO))}
     assert "of the weights on rank 0" in found["model, tensor"].value
+    assert (found["talker, tensor"].value, found["talker, tensor"].reason.split(" to ")[0]) == (
+        "whole on every rank",
+        "it has 1 heads",
+    )
+    with pytest.raises(ConfigError, match="this model has 2 heads to share out"):
+        explain(shared(folder, ParallelConfig(tensor=3)))
