@@ -27,15 +27,13 @@ def _speech(config: Mapping[str, Any]) -> Speech | None:
 
 
 ARCH = "Qwen3OmniMoeForConditionalGeneration"
+PUBLISHED = [f"Qwen/Qwen3-Omni-30B-A3B-{kind}" for kind in ("Instruct", "Thinking", "Captioner")]  # the first speaks
 MODEL = own_transformer("qwen3_omni", "Thinker", ARCH, alias=True)
 SPEAKING = {
     "talker": inside_model(MODEL, "talker:OmniTalker", "TALKER", speaks),
     "predictor": inside_model(MODEL, "talker:OmniPredictor", "PREDICTOR", speaks),
     "code2wav": inside_model(MODEL, "omnimuse.components.summed_codec:SummedCodec", "WAVES", speaks, dtype="float32"),
 }
-
-PUBLISHED = tuple(f"Qwen/Qwen3-Omni-30B-A3B-{kind}" for kind in ("Instruct", "Thinking", "Captioner"))
-"""The first of them speaks."""
 
 SPEC = Spec(
     arch=ARCH,
@@ -47,5 +45,5 @@ SPEC = Spec(
     supported=frozenset(),
     limits=limits,
     extra=AnswerParams,
-    variants=(Variant("Qwen3-Omni", PUBLISHED, ONE),),
+    variants=(Variant("Qwen3-Omni", tuple(PUBLISHED), ONE),),
 )

@@ -5,12 +5,9 @@ All its networks lie in the same files.
 
 from __future__ import annotations
 
-from omnimuse.components.answering_names import HEARING as HEARING
-from omnimuse.components.answering_names import PREDICTOR as PREDICTOR
-from omnimuse.components.answering_names import TALKER as TALKER
+from omnimuse.components.answering_names import HEARING, PREDICTOR, TALKER, VISION
 from omnimuse.components.answering_names import THINKER as RULES
 from omnimuse.components.answering_names import THINKER_ALIASES as ALIASES
-from omnimuse.components.answering_names import VISION as VISION
 from omnimuse.components.decoder_names import inside
 from omnimuse.loader.rules import Drop, Rename
 
