@@ -20,9 +20,11 @@ def test_the_page_is_what_make_features_writes() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make features`"
 
 
-@pytest.mark.parametrize("features", [FEATURES, TOLD], ids=["draws", "tells"])
-def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, ...]) -> None:
-    rows = [row for row in rows_of("`") if len(row) == len(features) + 1]
+@pytest.mark.parametrize(
+    ("features", "begins"), [pytest.param(FEATURES, r"`\w+Pipel", id="draws"), pytest.param(TOLD, "`", id="tells")]
+)
+def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, ...], begins: str) -> None:
+    rows = [row for row in rows_of(begins) if len(row) == len(features) + 1]
     assert rows
     for row in rows:
         assert all(CELL.fullmatch(cell) for cell in row[1:]), row
