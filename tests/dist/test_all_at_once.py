@@ -1,7 +1,7 @@
 """Everything that goes together is switched on together, on one rank and on two: what promises to change nothing of
 what is drawn changes nothing of what the others make.
 
-Each case is a set of features by their names in `tools/features_page.py`, whose words for requests and engines are
+Each case is a set of features by their names in `tools/feature_list.py`, whose words for requests and engines are
 taken; together the cases have every pair that goes together and that no other test has.
 """
 
@@ -27,7 +27,8 @@ from tests.checkpoints.families import FAMILIES
 from tests.compiling import Counter, compile_with
 from tests.invariants.conftest import drain, outputs, submit, with_params
 from tests.ranks import play
-from tools.features_page import FEATURES, Feature, Stand, asked, attempt, ranks
+from tools.feature_list import FEATURES, Feature, Stand
+from tools.features_page import asked, attempt, ranks
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 

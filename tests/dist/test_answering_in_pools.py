@@ -103,6 +103,7 @@ def check(events: list[Event], theirs: list[Event], aloud: bool = True) -> None:
         assert torch.equal(torch.cat([torch.from_numpy(piece) for piece in pieces], dim=1), sound)
 
 
+@pytest.mark.shows("pools", "streams")
 @pytest.mark.parametrize("number", range(len(TALKS)))
 def test_three_pools_answer_as_one_process_does_to_the_byte(whole: Engine, pools: Pools, number: int) -> None:
     check(told(pools, number), expected(whole, number))

@@ -114,6 +114,7 @@ def on_rank(rank: int, ranks: int, folder: Path, asks: list[Ask], file: Path) ->
 
 @pytest.mark.crossed
 @pytest.mark.slow
+@pytest.mark.shows("tensor", "company")
 @pytest.mark.parametrize("teller", TELLERS, ids=lambda teller: teller.name)
 def test_two_ranks_tell_what_one_does(teller: Teller, once: Once, tmp_path: Path) -> None:
     folder = once.folder(f"shared {teller.name}", teller.build)

@@ -72,6 +72,7 @@ def alone(engine: Engine) -> list[Result]:
     return found
 
 
+@pytest.mark.shows("text out", "sound out", "pictures shown", "sounds heard", "company")
 def test_who_is_cancelled_is_gone_and_the_others_answer_as_they_do_alone(engine: Engine, alone: list[Result]) -> None:
     ids = submit(engine, *(ask(number) for number in range(len(TALKS))), ask(1))
     events: list[Event] = []

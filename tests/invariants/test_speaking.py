@@ -67,18 +67,21 @@ def far(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+@pytest.mark.shows("sounds heard", families=["Qwen3TTSForConditionalGeneration-base"])
 def test_codes_in_company_are_those_that_the_reference_says_alone(speaker: Speaker, engine: Engine) -> None:
     found = spoken(engine, *asks(speaker, "latent"))
     for codes, (expected, _) in zip(found, speaker.kept(), strict=True):
         assert torch.equal(codes.long(), expected)
 
 
+@pytest.mark.shows("sound out", "company")
 def test_the_waveform_is_that_of_the_reference(speaker: Speaker, engine: Engine) -> None:
     for sound, (_, expected) in zip(spoken(engine, *asks(speaker)), speaker.kept(), strict=True):
         assert sound.shape == (1, len(expected))
         assert far(sound[0], expected) < 1e-5
 
 
+@pytest.mark.shows("sound out", "streams", "company")
 def test_pieces_that_are_told_while_it_is_made_are_the_whole(speaker: Speaker, engine: Engine) -> None:
     ids = submit(engine, *asks(speaker))
     events = drain(engine)
@@ -130,7 +133,7 @@ def test_who_waits_in_mid_word_says_what_it_would_have(speaker: Speaker, engine:
     assert len(result.written[0].tokens) == codes.shape[1] + 1
 
 
-@pytest.mark.parametrize("mode", ["components", "layers"])
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=pytest.mark.shows(m)) for m in ("components", "layers")])
 def test_weights_that_wait_elsewhere_say_the_same(speaker: Speaker, folder: Path, mode: Any, tmp_path: Path) -> None:
     engine = start(config(folder, offload=OffloadConfig(mode=mode, folder=tmp_path)))
     try:
@@ -157,6 +160,7 @@ def test_what_cannot_be_had_is_refused_by_name(speaker: Speaker, folder: Path, e
         explain(config(folder, parallel=ParallelConfig(ulysses=2)))
 
 
+@pytest.mark.shows("LoRA", "company")
 def test_an_adapter_of_the_talker_is_worn_as_if_it_were_in_its_weights(
     speaker: Speaker, folder: Path, engine: Engine, tmp_path: Path
 ) -> None:
@@ -199,6 +203,7 @@ def in_pools(folder: Path, **codec: Any) -> Pools:
 
 
 @pytest.mark.crossed
+@pytest.mark.shows("pools", "streams")
 def test_the_tracks_of_a_model_in_two_pools_say_the_same_samples_piece_by_piece(
     speaker: Speaker, engine: Engine, folder: Path
 ) -> None:

@@ -65,6 +65,7 @@ def tokens(result: Result) -> tuple[int, ...]:
     return written.tokens
 
 
+@pytest.mark.shows("text out", "company")
 def test_what_is_written_in_company_is_what_the_reference_writes_alone(
     writer: Writer, folder: Path, engine: Engine
 ) -> None:
@@ -158,6 +159,7 @@ def test_what_is_no_number_is_no_word_and_ends_its_request(writer: Writer, engin
     assert tokens(results(engine, events, [good])[0]) == tokens(expected)
 
 
+@pytest.mark.shows("text out", "streams", "company")
 def test_what_is_streamed_is_the_whole_and_nobody_says_of_how_many_steps_one_is(writer: Writer, engine: Engine) -> None:
     asks = [ask(writer, index) for index in range(3)]
     whole = run(engine, *(replace(each, chunks=False) for each in asks))
@@ -186,6 +188,7 @@ def test_a_stop_text_ends_the_answer_before_it(writer: Writer, engine: Engine) -
     assert whole.written[0].reason == "length"
 
 
+@pytest.mark.shows("text out", "several", "company")
 def test_n_texts_are_n_requests_with_seeds_in_a_row(writer: Writer, engine: Engine) -> None:
     many = ask(writer, 3)
     [found] = run(engine, replace(many, params=replace(many.params, num_outputs_per_prompt=3)))
@@ -235,7 +238,7 @@ def test_what_is_not_there_for_texts_is_refused_at_the_start(folder: Path, chose
         start(config(folder, **chosen))
 
 
-@pytest.mark.parametrize("mode", ["layers", "components"])
+@pytest.mark.parametrize("mode", [pytest.param(m, marks=pytest.mark.shows(m)) for m in ("layers", "components")])
 def test_weights_that_wait_elsewhere_write_the_same(
     writer: Writer, folder: Path, engine: Engine, mode: Literal["layers", "components"]
 ) -> None:
@@ -246,7 +249,7 @@ def test_weights_that_wait_elsewhere_write_the_same(
     away.close()
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", [pytest.param(s, marks=pytest.mark.shows(s, "company")) for s in ("int8", "int4")])
 def test_packed_weights_write_the_same_in_any_company(writer: Writer, folder: Path, scheme: str) -> None:
     packed = start(config(folder, quantize=QuantConfig({"model": scheme})))
     network = packed.runner.pipeline.ctx.network("model")
@@ -257,6 +260,7 @@ def test_packed_weights_write_the_same_in_any_company(writer: Writer, folder: Pa
     packed.close()
 
 
+@pytest.mark.shows("reuse", "company")
 def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing(
     writer: Writer, folder: Path, engine: Engine
 ) -> None:
@@ -324,6 +328,7 @@ def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
     narrow.close()
 
 
+@pytest.mark.shows("LoRA", "company")
 def test_every_request_wears_its_own_adapter_and_no_other_reads_what_one_with_it_has_read(
     folder: Path, engine: Engine, tmp_path: Path
 ) -> None:

@@ -123,6 +123,9 @@ def test_sounds_are_heard_as_transformers_hears_them(omni: Omni, reference: Any)
     torch.testing.assert_close(torch.cat(found), expected.last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.shows(
+    "pictures shown", "videos shown", "sounds heard", "company", families=["Qwen3OmniMoeForConditionalGeneration"]
+)
 def test_what_is_shown_is_answered_in_company_as_transformers_does_alone(
     folder: Path, omni: Omni, reference: Any
 ) -> None:

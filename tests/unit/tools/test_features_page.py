@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tools.features_page import FEATURES, PAGE, TOGETHER, Shown, by_test, family_in, page
+from tools.feature_list import FEATURES, TOGETHER, TOLD, Feature
+from tools.features_page import ASKED, PAGE, Shown, by_test, family_in, page
 
 CELL = re.compile(r"(works|as its kin|refused|impossible) \d+")
 """None is only let in: what no test shows would be a gap of the page."""
@@ -19,12 +20,18 @@ def test_the_page_is_what_make_features_writes() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make features`"
 
 
-def test_every_cell_of_a_family_says_one_of_the_words() -> None:
-    rows = rows_of(r"`\w+Pipel")
+@pytest.mark.parametrize(
+    ("features", "begins"), [pytest.param(FEATURES, r"`\w+Pipel", id="draws"), pytest.param(TOLD, "`", id="tells")]
+)
+def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, ...], begins: str) -> None:
+    rows = [row for row in rows_of(begins) if len(row) == len(features) + 1]
     assert rows
     for row in rows:
-        assert len(row) == len(FEATURES) + 1
         assert all(CELL.fullmatch(cell) for cell in row[1:]), row
+
+
+def test_every_family_has_a_row() -> None:
+    assert [row[0].strip("`") for row in rows_of("`")] == [family.name for family in ASKED]
 
 
 def test_every_pair_of_features_says_one_of_the_words() -> None:
@@ -54,5 +61,6 @@ def test_a_test_shows_what_it_is_marked_with_beside_what_a_request_of_it_has() -
 def test_the_family_of_a_test_is_the_longest_that_its_id_names_whole() -> None:
     assert family_in("x::y[WanPipeline-2.1-I2V-layers]") == ("WanPipeline-2.1-I2V",)
     assert family_in("x::y[float32-1-WanPipeline-2.1]") == ("WanPipeline-2.1",)
+    assert family_in("x::y[answers-Qwen3ForCausalLM-tied]") == ("Qwen3ForCausalLM-tied",)
     assert family_in("x::y[WanPipelines]") == ()
     assert family_in("x::y") == ()

@@ -61,6 +61,7 @@ def asked(engine: Engine, result: Result) -> str:
     return words.strip()
 
 
+@pytest.mark.shows("text out", "picture out", "company", families=["TalkAndDrawPipeline"])
 def test_the_picture_is_the_one_that_its_components_draw_of_the_same_words_and_seed(
     engine: Engine, folder: Path, tmp_path: Path
 ) -> None:

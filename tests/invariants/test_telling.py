@@ -1,0 +1,214 @@
+"""What is promised of all that makes one token after the other, text, speech or both: the same tests for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omnimuse.ar.kv import KV, Slabs
+from omnimuse.core.config import QuantConfig, ScheduleConfig
+from omnimuse.core.output import Done, Event, Failed
+from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.pipeline.state import State
+from omnimuse.pipeline.talking import Talking
+from omnimuse.quant.linear import quantized_layers
+from tests.carrying import three
+from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
+from tests.checkpoints.wishes import Answerer, Speaker, Writer
+from tests.invariants import test_answering, test_speaking, test_writing
+from tests.invariants.conftest import config, drain, submit, tick
+from tests.invariants.test_pools import through
+
+Teller = Writer | Speaker | Answerer
+WRITING = [pytest.param(each, id=f"writes-{each.name}") for each in WRITERS]
+SPEAKING = [
+    *(pytest.param(each, id=f"speaks-{each.name}") for each in SPEAKERS),
+    *(pytest.param(each, id=f"answers-{each.name}") for each in ANSWERERS),
+]
+speaking = pytest.mark.parametrize("teller", SPEAKING, indirect=True)
+
+pytestmark = pytest.mark.crossed
+
+
+@pytest.fixture(scope="module", params=[*WRITING, *SPEAKING])
+def teller(request: pytest.FixtureRequest) -> Teller:
+    found: Teller = request.param
+    return found
+
+
+def asks(teller: Teller, **choices: Any) -> list[Ask]:
+    """Two requests that are soon over."""
+    if isinstance(teller, Writer):
+        return [test_writing.ask(teller, index, **{"max_tokens": 6, **choices}) for index in (0, 1)]
+    if isinstance(teller, Speaker):
+        wanted = test_speaking.asks(teller, **{"max_tokens": 6, **choices})
+        return [wanted[0], replace(wanted[-1], params=replace(wanted[-1].params, seed=21))]
+    return [test_answering.ask(number, **{"max_tokens": 6, **choices}) for number in (0, 1)]
+
+
+def made(events: Sequence[Event], id_: str) -> list[Any]:
+    """What a request ended with: the tokens of every output, then its sounds."""
+    for event in events:
+        if isinstance(event, Failed) and event.request_id == id_:
+            raise event.error
+    [result] = [event.result for event in events if isinstance(event, Done) and event.request_id == id_]
+    return [*(note.tokens for note in result.written), *(sound for sound in result.tensors.get("audio", ()))]
+
+
+def run(engine: Engine, *wanted: Ask) -> list[list[Any]]:
+    """All of them, in flight together."""
+    ids = submit(engine, *wanted)
+    events = drain(engine)
+    return [made(events, id_) for id_ in ids]
+
+
+def same(found: list[Any], expected: list[Any], far: float = 0.0) -> bool:
+    """Whether tokens are equal, and sounds to the bit or as near as this, relatively."""
+    if len(found) != len(expected):
+        return False
+    return all(
+        ours == theirs
+        if isinstance(theirs, tuple)
+        else ours.shape == theirs.shape and float((ours - theirs).norm()) <= far * float(theirs.norm())
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "tier", [pytest.param(name, marks=pytest.mark.shows(name, "company")) for name in ("invariant", "exact")]
+)
+def test_in_company_it_is_alone_to_the_bit(teller: Teller, folder: Path, tier: Any) -> None:
+    engine = start(config(folder, schedule=ScheduleConfig(tier=tier, strict_slots=True, company="always")))
+    wanted = asks(teller)
+    alone = [run(engine, each)[0] for each in wanted]
+    together = run(engine, *wanted, wanted[0])
+    engine.close()
+    assert all(same(found, expected) for found, expected in zip(together, (*alone, alone[0]), strict=True))
+
+
+@pytest.mark.shows("several", "company")
+def test_n_outputs_are_n_requests_with_seeds_in_a_row(teller: Teller, engine: Engine) -> None:
+    [many, *_] = asks(teller)
+    seed = many.params.seed or 0
+    [found] = run(engine, replace(many, params=replace(many.params, num_outputs_per_prompt=2)))
+    singles = run(engine, *(replace(many, params=replace(many.params, seed=seed + index)) for index in range(2)))
+    tokens, sounds = zip(*([part for part in each if isinstance(part, tuple)] for each in singles), strict=True), found
+    expected = [part for parts in tokens for part in parts]
+    expected += [part for each in singles for part in each if not isinstance(part, tuple)]
+    assert len(sounds) == len(expected) and same(found, expected, 1e-5)
+
+
+def test_who_waits_after_every_step_makes_what_it_would_have(teller: Teller, engine: Engine) -> None:
+    [wanted, *_] = asks(teller)
+    [expected] = run(engine, wanted)
+    [id_] = submit(engine, wanted)
+    events: list[Event] = []
+    while True:
+        events += tick(engine)
+        if engine.idle:
+            break
+        engine.pause(id_)
+        events += tick(engine)
+        assert engine.idle, "it is parked"
+        engine.resume(id_)
+    assert same(made(events, id_), expected, 1e-5)
+
+
+def test_who_is_cancelled_at_any_step_is_gone_and_another_makes_what_it_would_have(
+    teller: Teller, engine: Engine
+) -> None:
+    stays, goes = asks(teller)
+    [expected] = run(engine, stays)
+    for step in range(8):
+        kept, gone = submit(engine, stays, goes)
+        events: list[Event] = []
+        for _ in range(step):
+            events += engine.tick()
+        engine.cancel(gone)
+        events += drain(engine)
+        assert same(made(events, kept), expected, 1e-5), step
+        assert not engine.runner.states
+
+
+def less(kv: KV) -> KV:
+    """A memory in which layers are missing."""
+    return KV(Slabs(), None, kv.data[:1, :, None].clone())
+
+
+def voice_of(engine: Engine, state: State) -> Talking | None:
+    """What is known of what it says, on whatever track that is; None: it does not speak yet."""
+    here, found = state.track, None
+    for track in range(len(engine.runner.pipeline.tracks)):
+        state.turn(track)
+        found = state.working.get("talk", found)
+    state.turn(here)
+    return found
+
+
+def without_a_talker(state: State, talking: Talking) -> None:
+    name = "voice_kv" if "voice_kv" in state else "kv"
+    state[name] = less(state[name])
+
+
+def without_a_predictor(state: State, talking: Talking) -> None:
+    if talking.kv is None:
+        pytest.skip("a frame of its is one code, which the talker says")
+    talking.kv = less(talking.kv)
+
+
+@speaking
+@pytest.mark.parametrize("broken", [without_a_talker, without_a_predictor])
+def test_a_row_of_its_voice_that_fails_fails_only_its_request(
+    teller: Teller, engine: Engine, broken: Callable[[State, Talking], None]
+) -> None:
+    goes, stays = asks(teller, **({} if isinstance(teller, Speaker) else {"max_tokens": 20}))
+    [expected] = run(engine, stays)
+    bad, good = submit(engine, goes, stays)
+    events, saying = list[Event](), dict[str, tuple[State, Talking]]()
+    while len(saying) < 2:
+        events += tick(engine)
+        states = {state.id.partition("/")[0]: state for state in engine.runner.states.values()}
+        saying = {id_: (state, said) for id_, state in states.items() if (said := voice_of(engine, state)) is not None}
+    [guilty] = [found for id_, found in saying.items() if id_.startswith(bad)]
+    broken(*guilty)
+    events += drain(engine)
+    assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
+    assert same(made(events, good), expected, 1e-5)
+    assert engine.runner.forwards.retries.total() == 1, "the forward that the bad row was in"
+    engine.runner.forwards.retries.clear()
+
+
+@speaking
+@pytest.mark.parametrize(
+    "scheme", [pytest.param(name, marks=pytest.mark.shows(name, "company")) for name in ("int8", "int4")]
+)
+def test_packed_weights_say_the_same_in_any_company(teller: Teller, folder: Path, scheme: str) -> None:
+    packed = start(config(folder, quantize=QuantConfig({"": scheme})))
+    components = packed.runner.pipeline.ctx.components
+    assert all(quantized_layers(components.wherever(name)) for name in ("model", "talker") if name in components)
+    wanted = asks(teller)
+    alone = [run(packed, each)[0] for each in wanted]
+    together = run(packed, *wanted)
+    packed.close()
+    assert all(same(found, expected, 1e-5) for found, expected in zip(together, alone, strict=True))
+
+
+@pytest.mark.shows("pools")
+@pytest.mark.parametrize("teller", WRITING, indirect=True)
+def test_in_three_pools_the_same_is_written(teller: Teller, folder: Path, engine: Engine) -> None:
+    deploy = three(engine.runner.pipeline.stages)
+    engines = [start(config(folder, deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
+    for wanted in asks(teller, temperature=0.9):
+        request = engine.make_request(wanted)
+        engine.submit(replace(request, id=f"whole-{request.id}"))
+        expected = made(drain(engine), f"whole-{request.id}")
+        assert same(made(through(engines, [request]), request.id), expected)
+    for each in engines:
+        assert not each.runner.states and not each.runner.jobs
+        each.close()

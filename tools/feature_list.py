@@ -1,0 +1,283 @@
+"""What models are asked for by `make features` (`features_page.py`): a feature is a line here, in `FEATURES` for those
+that draw and in `TOLD` for those that write and speak.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omnimuse.core.config import (
+    CacheConfig,
+    CompileConfig,
+    Config,
+    DecodeConfig,
+    ModelConfig,
+    OffloadConfig,
+    QuantConfig,
+    ScheduleConfig,
+)
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.guidance import ONLY_POSITIVE
+from omnimuse.core.loras import Lora
+from omnimuse.core.params import make_params
+from omnimuse.core.request import Ask, Door
+from omnimuse.media.clip import clip_of
+from omnimuse.media.picture import mask_of, picture_of
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.generate import Generate
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.worker.adapters import obstacle
+from omnimuse.worker.build import SHAPES, begin, run
+from omnimuse.worker.find import find, pipeline_for
+from tests.checkpoints import calling
+from tests.checkpoints.calling import LOOK
+from tests.checkpoints.families import SPEAKERS, WRITERS
+from tests.checkpoints.wishes import Family, Wish, chord, film, halves, photo
+
+SIDE = 64
+Prompt = dict[str, Any]
+
+
+class Impossible(Exception):
+    """Nothing is refused: there is no such thing here. Its text says why."""
+
+
+@dataclass(frozen=True)
+class Teller:
+    """What writes or speaks, by the names and the attributes that a family which draws has: its tests' first request,
+    and no comparison with diffusers.
+    """
+
+    name: str
+    arch: str
+    build: Callable[[Path], Path]
+    wishes: tuple[Wish, ...]
+    apart: str = "diffusers has nothing of the kind"
+
+
+@dataclass(frozen=True, eq=False)
+class Stand:
+    """A family's tiny checkpoint, which is asked."""
+
+    family: Family | Teller
+    folder: Path
+    starts: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @cached_property
+    def door(self) -> Door:
+        """What it lets in."""
+        return find(self.config({})).door
+
+    @cached_property
+    def networks(self) -> frozenset[str]:
+        """What is evaluated at every step."""
+        components = self.door.spec.components.items()
+        return frozenset(each.network for name, each in components if each.network and name.startswith("transformer"))
+
+    @cached_property
+    def pipeline(self) -> type[Pipeline]:
+        """What runs it."""
+        return pipeline_for(self.door.spec)
+
+    def config(self, topics: Mapping[str, Any]) -> Config:
+        """How an engine over it is started with these topics."""
+        return Config(ModelConfig(str(self.folder), dtype="float32", device="cpu"), **topics)
+
+    def refusal(self, config: Config, *, worn: bool = False) -> str:
+        """What the build passes that need no memory say against a start like this, or with `worn` against adapters
+        then; empty: nothing. Asked once each.
+        """
+        key = str(config)
+        if key not in self.starts:
+            try:
+                under = run(begin(config, Mesh.planned(config.parallel)), SHAPES)
+                under.resources.close()
+                self.starts[key] = "", obstacle(under)
+            except ConfigError as problem:
+                self.starts[key] = str(problem), ""
+        started, adapters = self.starts[key]
+        return started or (f"loras cannot be worn: {adapters}" if worn and adapters else "")
+
+    def told(self, reason: str) -> str:
+        """`reason` in words that do not name the model."""
+        return re.sub(rf"(this )?\b{self.door.spec.family}\b", "this model", reason)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Something that is switched on: for an engine by `topics` of its configuration, by `axes` of its ranks or where it
+    is `pooled`, for one request by what `give` puts beside the prompt, by `params` and by `ask`. `also` is what else it
+    needs.
+    """
+
+    name: str
+    about: str
+    topics: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    pooled: bool = False
+    give: Callable[[Stand, Prompt], Prompt] | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    ask: Mapping[str, Any] = field(default_factory=dict)
+    also: Callable[[Stand], None] | None = None
+
+
+def from_text(stand: Stand, prompt: Prompt) -> Prompt:
+    """The prompt alone."""
+    return {name: prompt.get(name) for name in ("prompt", "negative_prompt")}
+
+
+def with_picture(stand: Stand, prompt: Prompt) -> Prompt:
+    """With the pictures that a test gives it, else with one."""
+    given = next(
+        (wish.asked for wish in stand.family.wishes if wish.images), {"images": [picture_of(photo(SIDE, SIDE))]}
+    )
+    kept = {name: given[name] for name in ("images", "mask", "pad") if name in given}
+    return {**from_text(stand, prompt), **kept}
+
+
+def with_video(stand: Stand, prompt: Prompt) -> Prompt:
+    """With the video that a test gives it, else with one of five frames."""
+    given = next((wish.asked for wish in stand.family.wishes if wish.video), {"videos": [clip_of(film(SIDE, SIDE, 5))]})
+    return {**from_text(stand, prompt), **{name: given[name] for name in ("images", "videos", "mask") if name in given}}
+
+
+def with_mask(stand: Stand, prompt: Prompt) -> Prompt:
+    """With a picture or, where it lies over that, a video, and a mask over it."""
+    if stand.door.limits.masks_videos:
+        return with_video(stand, prompt)
+    prompt = with_picture(stand, prompt)
+    first = prompt["images"][0]
+    return {**prompt, "mask": mask_of(halves(first.width, first.height))}
+
+
+def with_pad(stand: Stand, prompt: Prompt) -> Prompt:
+    """With a picture that is to become larger."""
+    return {**with_picture(stand, prompt), "pad": [0, 16, 0, 0]}
+
+
+def with_sound(stand: Stand, prompt: Prompt) -> Prompt:
+    """With a sound to start from."""
+    return {**prompt, "sounds": [chord(16000, 0.5, 2)]}
+
+
+def guided(stand: Stand) -> None:
+    """Some request must have branches that can be shared out."""
+    asks = [Ask(wish.asked, wish.params) for wish in stand.family.wishes]
+    if all(stand.door.make_request(ask, 0.0, 1).branches == ONLY_POSITIVE for ask in asks):
+        raise Impossible("there is no guidance whose branches could be shared out")
+
+
+def compared(stand: Stand) -> None:
+    """`omnimuse parity` must have something to compare with."""
+    if stand.family.apart:
+        raise ConfigError(f"`omnimuse parity` says: {stand.family.apart}")
+
+
+def shown(kind: str, name: str, thing: Any) -> Callable[[Stand, Prompt], Prompt]:
+    """With `thing` beside the prompt, under `name`: shown by a message where what reads it is there for text."""
+
+    def give(stand: Stand, prompt: Prompt) -> Prompt:
+        if not stand.door.spec.writes:
+            return {**prompt, name: [thing]}
+        content = [{"type": kind}, {"type": "text", "text": "what is it?"}]
+        return {"prompt": None, "messages": [{"role": "user", "content": content}], name: [thing]}
+
+    return give
+
+
+def with_tools(stand: Stand, prompt: Prompt) -> Prompt:
+    """As what somebody says who has a tool to be called."""
+    return {"prompt": None, "messages": [{"role": "user", "content": "what is a heron?"}], "tools": [LOOK]}
+
+
+def makes(medium: str) -> Callable[[Stand], None]:
+    """A request must be able to end with this medium."""
+
+    def check(stand: Stand) -> None:
+        if medium not in stand.pipeline.results:
+            raise Impossible(f"what comes out is {' and '.join(stand.pipeline.results)}")
+
+    return check
+
+
+def remembers(stand: Stand) -> None:
+    """There must be a loop that reads one token after the other for a text."""
+    if not any(isinstance(stage, Generate) for stage in stand.pipeline.stages):
+        raise Impossible("no text is written, whose beginning could be there already")
+
+
+FEATURES = (
+    Feature("text", "drawn from a prompt alone", give=from_text),
+    Feature("picture in", "starts from pictures, or is shown them", give=with_picture),
+    Feature("video in", "starts from a video", give=with_video),
+    Feature("sound in", "starts from a sound", give=with_sound),
+    Feature("mask", "a part of a picture, or of a video, is drawn anew, the rest is kept", give=with_mask),
+    Feature("pad", "a picture goes on beyond its edges", give=with_pad),
+    Feature("several", "several outputs of one prompt", params={"num_outputs_per_prompt": 3}),
+    Feature("previews", "pictures of what is being drawn", ask={"previews": 1}),
+    Feature("scheduler", "euler, heun, unipc or dpm++, and a shift, for one request", params={"scheduler": "heun"}),
+    Feature("company", "different requests share forwards, and each gets what it gets alone within 1e-5"),
+    Feature("invariant", "the same, to the bit", {"schedule": ScheduleConfig(tier="invariant")}),
+    Feature("exact", "to the bit, every row in a forward of its own", {"schedule": ScheduleConfig(tier="exact")}),
+    Feature("TeaCache", "steps that change little are skipped", {"cache": CacheConfig("teacache", 0.3)}),
+    Feature("DBCache", "the blocks between the first and the last are skipped", {"cache": CacheConfig("dbcache", 0.3)}),
+    Feature("int8", "weights of 8 bits (docs/quantization.md)", {"quantize": QuantConfig({"": "int8"})}),
+    Feature("int4", "weights of 4 bits", {"quantize": QuantConfig({"": "int4"})}),
+    Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
+    Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
+    Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
+    Feature("compile", "compiled blocks", {"compile": CompileConfig("blocks")}),
+    Feature("tensor", "ranks hold a part of each block's weights", axes={"tensor": 2}),
+    Feature("ulysses", "ranks share a row's tokens by heads", axes={"ulysses": 2}),
+    Feature("ring", "ranks share a row's tokens, and pass keys on", axes={"ring": 2}),
+    Feature("shard", "ranks that share tokens keep blocks in parts", axes={"shard": 2}),
+    Feature("pipe", "ranks hold some of the blocks each", axes={"pipe": 2}),
+    Feature("cfg", "ranks evaluate a branch of the guidance each", axes={"cfg": 2}, also=guided),
+    Feature("tiles", "pictures are decoded in tiles", {"decode": DecodeConfig(tiling=True)}),
+    Feature("tiles on ranks", "ranks decode some of the tiles each", axes={"vae_tiles": 2}),
+    Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared),
+)
+STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
+"""Families that are asked what goes together: the first of them that has both features."""
+TOGETHER = tuple(feature for feature in FEATURES if feature.name not in ("text", "parity"))
+ALIKE = ("several", "company", "invariant", "exact", "TeaCache", "int8", "int4", "LoRA", "components", "layers")
+TOLD = (
+    Feature("text out", "what is asked for ends with a text", also=makes("text")),
+    Feature("sound out", "with a voice, alone or beside the text", also=makes("audio")),
+    Feature("picture out", "with a picture where the text asks for one", also=makes("image")),
+    Feature("pictures shown", "a message shows pictures", give=shown("image", "images", picture_of(photo(SIDE, SIDE)))),
+    Feature("videos shown", "a message shows videos", give=shown("video", "videos", clip_of(film(SIDE, SIDE, 4), 2.0))),
+    Feature(
+        "sounds heard", "a message, or the request, has sounds", give=shown("audio", "sounds", chord(16000, 0.5, 1))
+    ),
+    Feature("streams", "text and sound come in pieces while they are made, and these are the whole", ask={"chunks": 1}),
+    Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
+    Feature("reuse", "a beginning that was read before is not read again", also=remembers),
+    *(feature for feature in FEATURES if feature.name in ALIKE),
+    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "cfg")),
+    Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
+)
+"""What is asked of models that write and speak."""
+
+
+def _tellers() -> Iterator[Teller]:
+    told = {"seed": 7, "num_outputs_per_prompt": 1}
+    for writer in WRITERS:
+        wish = Wish(str(writer.prompts[0]), None, make_params(told, dict(writer.choices[0])))
+        yield Teller(writer.name, writer.arch, writer.build, (wish,))
+        if writer.name == CALLING.partition("-")[0]:
+            yield Teller(CALLING, writer.arch, calling.build, (wish,))
+    for speaker in SPEAKERS:
+        text, choices, seed = speaker.wishes[0]
+        wish = Wish(text, None, make_params({**told, "seed": seed}, dict(choices)), sound=speaker.sound)
+        yield Teller(speaker.name, speaker.arch, speaker.build, (wish,))
+
+
+CALLING = "Qwen3ForCausalLM-calling"
+"""The checkpoint whose template tells of tools."""
+TELLING = tuple(_tellers())
