@@ -1,8 +1,9 @@
 """Which tests show that a feature works, for which families, and with which others: `@pytest.mark.shows("a", "b")`.
 
-The names are those of `tools/feature_list.py`, of which `tools/features_page.py` makes `docs/features.md`. A mark with several names says
-that the test has these features switched on together. The family is the one whose name is in the test's id, unless the
-mark names `families`; with `wishes`, all requests of its tiny checkpoint are drawn, and show what they ask for.
+The names are those of `tools/feature_list.py`, of which `tools/features_page.py` makes `docs/features.md`. A mark
+with several names says that the test has these features switched on together. The family is the one whose name is in
+the test's id, unless the mark names `families`; with `wishes`, all requests of its tiny checkpoint are drawn, and
+show what they ask for.
 """
 
 from __future__ import annotations
