@@ -174,12 +174,12 @@ class EncodeText(Stage):
         features = self.take(output)
         if self.zeroed:
             features = features.masked_fill(~tokens.attention_mask[0].to(torch.bool)[:, None], 0.0)  # [S, D]
-        return features[self.drop :] if self.drop else features, read
+        return features[self.drop :].clone() if self.drop else features, read
 
     def _encode_tokens(self, ctx: Context, tokens: Tokens, limit: int) -> tuple[Tensor, TextRead]:
         ids, mask = tokens.ids.to(ctx.device), tokens.mask.to(ctx.device)
         output = ctx.network(self.encoder)(ids, attention_mask=mask, output_hidden_states=True)
-        features = self.take(output)[tokens.first : tokens.last]
+        features = self.take(output)[tokens.first : tokens.last].clone()  # no view: what is around them is let go of
         return features, self.told(tokens.read, tokens.whole, limit)
 
     @property

@@ -301,7 +301,7 @@ class Runner:
 
         Several ranks do not retry: the others would go on without this one.
         """
-        ctx, drawn = self.pipeline.ctx, state.generator.get_state()
+        ctx, drawn = self.pipeline.ctx, state.generator.clone_state()
         try:
             self._run_or_recall(stage, state, ctx)
             return
@@ -311,7 +311,7 @@ class Runner:
             caught = error
         log.warning("%s; it tries once more with less memory", settle(caught, stage.name))
         del caught
-        state.generator.set_state(drawn)
+        state.generator.set_state(drawn.get_state())
         ctx.components.leave()
         self.memo.clear()
         free_memory(ctx.device)
