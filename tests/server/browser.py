@@ -52,6 +52,17 @@ def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
     assert [line for line in found if "Failed to load resource" not in line] == []
 
 
+def wait_until(page: Any, condition: str) -> None:
+    """Until `condition`, an expression, is true on the page. It is asked from here: a page that asks itself again and
+    again would evaluate texts, which ours forbids.
+    """
+    for _ in range(PATIENCE // 50):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {condition}")
+
+
 def expect(found: Any) -> Any:
     """What Playwright expects of a place on the page, and waits for."""
     from playwright.sync_api import expect as of

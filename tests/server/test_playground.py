@@ -35,7 +35,7 @@ from starlette.routing import Route
 from omnimuse.media.sound import Sound, encode_sound
 from omnimuse.server.routes import playground
 from omnimuse.server.service import Service
-from tests.server.browser import DESKTOP, PHONE, browser_only, expect, opened
+from tests.server.browser import DESKTOP, PHONE, browser_only, expect, opened, wait_until
 
 MADE = b"\0\0\0\x18ftypisom"
 """The video that this server makes."""
@@ -1045,7 +1045,7 @@ def test_on_a_phone_open_settings_do_not_push_the_picture_away(browser: Any, sit
         assert page.evaluate("document.querySelector('#set-num_inference_steps').matches(':invalid')")
         page.set_viewport_size(DESKTOP)
         left = "document.querySelector('{}').getBoundingClientRect().left"  # the page is laid out anew in its own time
-        page.wait_for_function(f"{left.format('#settings')} < {left.format('#stage')}")
+        wait_until(page, f"{left.format('#settings')} < {left.format('#stage')}")
         assert len(site.api.asked) == 2
 
 
