@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from omnimuse.core.plans import Columns, Cutting, Rows, Total
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory, Piece
+from omnimuse.layers.stack import Block, BlockStack, Memory
 
 FEWEST = 256
 """Positions whose rotations are made at first."""
@@ -141,20 +140,14 @@ class DecoderLayer(Block[Conditions]):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
-    def made(self, hidden: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of hidden states [B, S, D]; `own` and `other` turn them."""
-        return self.self_attn.made(self.input_layernorm(hidden), own, other)
-
     def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
         """The hidden states after what their attention has `seen`, [B, S, N H]."""
         hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
-    pieces: ClassVar[tuple[Piece, ...]] = (made, answered)
-
     def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        made, answered = (self.piece(piece) for piece in self.pieces)
-        return answered(self, hidden, cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns)))
+        q, k, v = self.self_attn.made(self.input_layernorm(hidden), *cond.turns)
+        return self.answered(hidden, cond.attend(self.self_attn.layer, q, k, v))
 
 
 def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:
