@@ -7,19 +7,29 @@ schedules or models.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from torch import Tensor
 
 from omnimuse.layers.network import Network
 from omnimuse.pipeline.stage import Context, Row
 
+NOBODY: Mapping[str, int] = MappingProxyType({})
 
-def group(ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int | None = None) -> list[list[Row]]:
+
+def group(
+    ctx: Context,
+    rows: Iterable[Row],
+    *,
+    exact: bool = False,
+    tokens: int | None = None,
+    fewer: Mapping[str, int] = NOBODY,
+) -> list[list[Row]]:
     """Rows that share a forward, in order of first appearance: those whose network wears the same adapters.
 
-    `exact` gives every row its own forward, as may adapters to those that wear any. `tokens` bounds one forward; a
-    larger single row still runs.
+    `exact` gives every row its own forward, as may adapters to those that wear any. `tokens` bounds one forward, or
+    what `fewer` has for its network; a larger single row still runs.
     """
     groups: dict[Hashable, Bins] = {}
     packing: dict[str, str] = {}
@@ -30,7 +40,7 @@ def group(ctx: Context, rows: Iterable[Row], *, exact: bool = False, tokens: int
         apart = exact or (worn and ctx.adapters.alone)
         key: Hashable = number if apart else (row.network, worn, _shape_bucket(how, row))
         if (bins := groups.get(key)) is None:
-            bins = groups[key] = Bins(tokens)
+            bins = groups[key] = Bins(fewer.get(row.network, tokens))
         bins.put(row)
     return [part for bins in groups.values() for part in bins.parts]
 

@@ -38,13 +38,16 @@ Predictions = dict[str, dict[str, Tensor]]
 """By state and branch."""
 PIECE = 128
 """Row tokens of what takes no longer than a piece of a prompt does."""
+AGAIN = 256
+"""Forwards of a network after which it is tried again whether what was too much together still is."""
 LATER = 8
 """Steps after which an accelerator is asked how long one took: it is over by then, and nobody waits."""
 
 
 class Forwards:
     """Evaluates rows. `count` forwards were begun, `retries` (by network) of them again, after they had failed, and
-    `asides` of these with their network's blocks outside of the device. `divided` counts ticks by their teams.
+    `asides` of these with their network's blocks outside of the device. `divided` counts ticks by their teams. Rows for
+    which memory ran out together do not run together again for a while: `fewer` are the tokens that a forward may have.
 
     `pace` learns how long they take, on a CPU: elsewhere the host does not wait for them. `shares` learns what ranks
     gain that may be divided, of steps that are over in any case.
@@ -59,6 +62,8 @@ class Forwards:
         self.retries: Counter[str] = Counter()
         self.asides: Counter[str] = Counter()
         self.divided: Counter[int] = Counter()
+        self.fewer: dict[str, int] = {}
+        self._until: dict[str, int] = {}
         self._begun = 0
         self.pace = Pace()
         self.shares = Shares()
@@ -130,7 +135,9 @@ class Forwards:
                 owners, here = _owners(mesh, rows, teams), mesh.axis("branches").index
                 mine = [row for row, theirs in zip(rows, owners, strict=True) if here in theirs]
             began = self.clock.mark()
-            for part in group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens):
+            self._hope()
+            parts = group(self.ctx, mine, exact=self.config.exact, tokens=self.config.tick_tokens, fewer=self.fewer)
+            for part in parts:
                 self._forward(part, found, failures)
             if self.ctx.mesh.teams.meshes and not failures:
                 self._see(mine, self.clock.since(began))
@@ -161,6 +168,7 @@ class Forwards:
         short = isinstance(failure, MemoryShortageError)
         if short:
             free_memory(self.ctx.device)
+            self._narrow(rows)
         parts = _smaller(rows, short)
         if not parts:
             failures.update((id(row), failure) for row in rows)
@@ -173,6 +181,17 @@ class Forwards:
                 failure = self._try_aside(part, found, failure)
             if len(part) == 1 and failure is not None:
                 failures[id(part[0])] = failure
+
+    def _narrow(self, rows: Sequence[Row]) -> None:
+        """Memory ran out for `rows`: half of that is tried at once from now on. Several ranks must divide alike."""
+        if len(rows) > 1 and self.ctx.mesh.size == 1:
+            self.fewer[rows[0].network] = sum(row.tokens for row in rows) // 2
+            self._until[rows[0].network] = self.count + AGAIN
+
+    def _hope(self) -> None:
+        """Others may have left memory behind since it ran out."""
+        for network in [name for name, until in self._until.items() if self.count >= until]:
+            del self.fewer[network], self._until[network]
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
         self.count, self._begun = self.count + 1, self._begun + 1

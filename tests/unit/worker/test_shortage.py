@@ -106,6 +106,26 @@ def test_branches_that_do_not_fit_together_are_computed_one_after_the_other() ->
     assert short.runner.forwards.retries == {"transformer": 1}
 
 
+def test_what_was_too_much_together_is_not_tried_at_every_step_and_after_a_while_it_is_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("omnimuse.worker.forwards.AGAIN", 12)
+    whole, short, tried = engine(), engine(), list[int]()
+
+    def refuse(network: nn.Module, given: tuple[Sequence[object], ...]) -> None:
+        tried.append(len(given[0]))
+        if len(given[0]) > 1:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    short.runner.pipeline.ctx.components["transformer"].register_forward_pre_hook(refuse)
+    ask = replace(ASK, params=replace(ASK.params, width=64, height=64, num_inference_steps=10))
+    expected, found = draw(whole, ask=ask), draw(short, ask=ask)
+    assert isinstance(expected, Tensor) and isinstance(found, Tensor)
+    assert torch.equal(found, expected)
+    assert tried == [2] + [1] * 12 + [2] + [1] * 8
+    assert short.runner.forwards.retries == {"transformer": 2}
+
+
 def weights(subject: Engine) -> dict[str, Tensor]:
     return dict(subject.runner.pipeline.ctx.components["transformer"].state_dict())
 
