@@ -283,7 +283,8 @@ def test_margins_are_drawn_as_a_larger_picture_s_masked_edges_are(subject: Subje
     mask.paste("black", (0, 16, 48, 48))
     given = ({"images": [picture], "pad": list(pad)}, {"images": [picture_of(larger)], "mask": mask_of(mask)})
     plain = subject.ask(0, width=48, height=64, strength=1.0, output_type="pt")
-    asks = [replace(plain, prompt={"prompt": "a red circle", **each}) for each in given]
+    said = plain.prompt if isinstance(plain.prompt, dict) else {"prompt": plain.prompt}
+    asks = [replace(plain, prompt={**said, **each}) for each in given]
     padded, masked = run(exact, *asks)
     assert torch.equal(padded, masked)
 
