@@ -25,7 +25,7 @@ from omnimuse import Ask, Config, DiffusionParams, GenerationParams, ModelConfig
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.output import Done, Failed
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
+from omnimuse.engine.local import BRIEF, start
 from tests.checkpoints import qwen3
 
 SEED = 1
@@ -52,7 +52,7 @@ class Sides:
             ids.append(engine.submit(engine.make_request(ask)))
         events = []
         while not engine.idle:
-            events += engine.tick()
+            events += engine.tick(BRIEF)
         seconds = time.process_time() - began
         for event in events:
             if isinstance(event, Failed):

@@ -291,7 +291,7 @@ class Door:
     def with_cache(self, request: Request) -> Request:
         """`request` with its step cache written out in full, for this model; RequestError for one that cannot be."""
         text = asked_for(request.params.cache, self.fits, request.evaluations, self.cache)
-        return replace(request, params=replace(request.params, cache=text))
+        return request if text == request.params.cache else replace(request, params=replace(request.params, cache=text))
 
     def _suited(self, chosen: DiffusionParams, came: Given) -> DiffusionParams:
         """`chosen` over the defaults: with pictures in their proportions, without one with nothing that needs one."""

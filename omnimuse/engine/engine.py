@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 ENDS = (Done, Failed, Handed)
 """What may be the last that is heard of a request."""
+MOST = 8
+"""Tokens of each that are written in one tick."""
 
 
 class Engine:
@@ -73,6 +75,7 @@ class Engine:
         self._waited: dict[str, float] = {}
         self._closed = False
         self._news, self._starved = 0, False
+        self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
         self._recorder = Recorder()
         self.woken: Callable[[], None] = lambda: None
         for writer in runner.writers:
@@ -191,8 +194,11 @@ class Engine:
 
     # -- from the engine's thread --------------------------------------------------------------------------------
 
-    def tick(self) -> list[Event]:
+    def tick(self, brief: float = 0.0) -> list[Event]:
         """Decide and execute one tick; returns its events in order.
+
+        Where nothing is done but a token written by each, and the last one took less than `brief` seconds, as many
+        are written as there is time for: what is decided between tokens takes longer than those of a small network.
 
         A failure of the tick as a whole, not of a request, ends the engine: every request fails with EngineDeadError.
         """
@@ -201,8 +207,11 @@ class Engine:
         events: list[Event] = []  # what ended before a failure is told all the same
         try:
             with self._lock:
-                plan, news = self._plan(events), self._news
+                plan, news = self._plan(events, brief), self._news
+            began = self.clock()
             self._execute(plan, events)
+            if plan.run:
+                self._step = (self.clock() - began) / (1 + self.runner.repeated)
             with self._lock:  # in a pool, who has nothing to do waits for another
                 self._starved = plan == TickPlan() and self._news == news
         except Exception as error:  # the worker loop: nobody is left waiting
@@ -273,7 +282,7 @@ class Engine:
         if self.mesh.size > 1:
             broadcast_bytes(self.mesh, encode(replace(plan, alive=fingerprint(self.runner.states))))
 
-    def _plan(self, events: list[Event]) -> TickPlan:
+    def _plan(self, events: list[Event], brief: float) -> TickPlan:
         for request_id in self.scheduler.expired(self.clock()):
             self._cancelled.setdefault(request_id, DeadlineError("the deadline of the request has passed"))
         for request_id in self.scheduler.overrun(self.clock()):
@@ -293,7 +302,8 @@ class Engine:
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
-        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams)
+        steps = min(MOST, int(brief / self._step)) if self._step else 1
+        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams, steps=max(1, steps))
 
     def _offered(self, state_id: str) -> tuple[Request, Offer]:
         """A state that advances: its request, and what its step is."""
@@ -305,6 +315,8 @@ class Engine:
         self._tell(plan)
         execute(self.runner, plan, events, self.governor)
         with self._lock:
+            if self.runner.repeated:
+                self.scheduler.repeated(self.runner.repeated, self.clock())
             for state_id in plan.run:
                 if state_id not in self.runner.states:
                     self.scheduler.finished(state_id)

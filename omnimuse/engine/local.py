@@ -138,6 +138,10 @@ def check_finite(result: Result) -> None:
         )
 
 
+BRIEF = 0.01
+"""Seconds that somebody who comes or goes may wait for those who write."""
+
+
 class Errand(Generic[T]):
     """Something that the engine's thread is to do between two ticks."""
 
@@ -308,7 +312,7 @@ class Background:
             self._errands.get().done.set_exception(EngineClosedError("the engine was closed before it came to this"))
 
     def _tick(self, engine: Engine) -> None:
-        events = engine.tick()
+        events = engine.tick(BRIEF)
         if engine.dead is not None and self._on_death is not None:
             self._on_death(engine.dead)
         for event in events:

@@ -99,6 +99,7 @@ class Scheduler:
         self._last = 0.0
         self._targets = Targets()
         self._hopeless: set[int] = set()
+        self._advanced: list[Entry] = []
 
     @property
     def waiting(self) -> int:
@@ -183,12 +184,19 @@ class Scheduler:
         woken, admitted = [e for e in fitting if e.begun], [e for e in fitting if not e.begun]
         for entry in fitting:
             entry.active, entry.begun, entry.placed = True, True, now
+        self._advanced = []
         return Pick(
             admit=tuple(entry.request for entry in admitted),
             wake=tuple(entry.request.id for entry in woken),
             park=tuple(entry.request.id for entry in parked),
             run=tuple(self._advancing(now, cost, company, waits)),
         )
+
+    def repeated(self, times: int, now: float) -> None:
+        """The states of the last tick have written so many tokens more in it."""
+        for entry in self._advanced:
+            self._charge(entry, times, now, times)
+        self._targets.more(times * sum(entry.tokens for entry in self._advanced))
 
     # -- places ----------------------------------------------------------------------------------------------------
 
@@ -278,13 +286,14 @@ class Scheduler:
                 hopeful.append(entry)
             budget, reckoned = budget - price, reckoned + entry.tokens
             self._charge(entry, price, now)
+            self._advanced.append(entry)
         self._targets.begin(now, reckoned)
         return [offer.state for offer in chosen.offers]
 
-    def _charge(self, entry: Entry, price: int, now: float) -> None:
+    def _charge(self, entry: Entry, price: int, now: float, steps: int = 1) -> None:
         tenant = self.tenants[entry.request.tenant]
         tenant.served += price
-        entry.left = max(0, entry.left - entry.tokens)  # as it was reckoned, for what has not begun is, too
+        entry.left = max(0, entry.left - entry.tokens * steps)  # as it was reckoned, for what has not begun is, too
         if entry.due <= now:
             tenant.late += price
         else:

@@ -59,6 +59,12 @@ class Targets:
             self._seconds, self._tokens = KEEP * self._seconds + spent, KEEP * self._tokens + done
         self._began = (now, tokens) if tokens else None
 
+    def more(self, tokens: int) -> None:
+        """The tick that has begun turned out to have so many tokens more."""
+        if self._began is not None:
+            began, done = self._began
+            self._began = (began, done + tokens)
+
     def rest(self) -> None:
         """There is nothing to do: what follows is no measure."""
         self._began = None

@@ -88,6 +88,10 @@ class PlainTokenizer:
         mask = [1] * len(ids) + [0] * len(pads)
         return Tokens(torch.tensor([ids + pads], dtype=torch.int64), torch.tensor([mask], dtype=torch.int64))
 
+    def numbers(self, text: str, *, special: bool = True) -> list[int]:
+        """The same tokens of `text` as plain numbers; there are no `special` ones that could be added."""
+        return list(self._backend.encode(text).ids)
+
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -139,6 +143,10 @@ class LibraryTokenizer:
         """The tokens of `text`, as transformers makes them."""
         how = {"padding": padding, "truncation": truncation, "max_length": max_length, "verbose": verbose}
         return self.inner(text, return_tensors=return_tensors, add_special_tokens=add_special_tokens, **how)
+
+    def numbers(self, text: str, *, special: bool = True) -> list[int]:
+        """The same tokens of `text` as plain numbers, with `special` ones around them where it has such."""
+        return list(self.inner(text, add_special_tokens=special, verbose=False).input_ids)
 
     def apply_chat_template(
         self,

@@ -83,7 +83,8 @@ def tokens_read(tokenizer: Any, request: Request, messages: Sequence[Message]) -
         prompt = tokenizer.apply_chat_template(said, tools=tools or None, add_generation_prompt=True) + request.begun
     if request.tokens or not prompt:
         return list(request.tokens)
-    return [int(token) for token in tokenizer(prompt, add_special_tokens=not messages).input_ids[0].tolist()]
+    numbers: list[int] = tokenizer.numbers(prompt, special=not messages)
+    return numbers
 
 
 @dataclass(frozen=True)

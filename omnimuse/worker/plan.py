@@ -27,7 +27,8 @@ class TickPlan:
 
     `record` begins a recording, `write` ends it and names the file. With `rest` weights leave, or come back (None:
     neither). `stop` ends the loop. `alive` stands for the states that rank 0 had before, which every rank must have.
-    In several `teams`, ranks evaluate some of the states each.
+    In several `teams`, ranks evaluate some of the states each. Where all of them write a token, they write as many as
+    `steps`.
     """
 
     drop: tuple[str, ...] = ()
@@ -41,6 +42,10 @@ class TickPlan:
     stop: bool = False
     alive: int = 0
     teams: int = 1
+    steps: int = 1
+
+
+MARKS = ("record", "write", "rest", "stop", "alive", "teams", "steps")
 
 
 def fingerprint(states: Iterable[str]) -> int:
@@ -58,7 +63,7 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     raw = msgspec.msgpack.decode(payload)
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names: dict[str, Any] = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
-    marks: dict[str, Any] = {field: raw[field] for field in ("record", "write", "rest", "stop", "alive", "teams")}
+    marks: dict[str, Any] = {field: raw[field] for field in MARKS}
     return TickPlan(admit=admit, **names, **marks)
 
 

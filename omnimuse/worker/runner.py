@@ -11,23 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
-from omnimuse.core.output import (
-    Chunk,
-    Done,
-    Event,
-    Failed,
-    Preview,
-    Progress,
-)
+from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.request import Request
-from omnimuse.media.image import to_pixels
 from omnimuse.observe.labels import OTHER, label_of
 from omnimuse.observe.profile import marked
 from omnimuse.offload.residency import Residency
@@ -48,6 +39,7 @@ from omnimuse.worker.pace import Offer, Party, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
+from omnimuse.worker.telling import Telling
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +74,9 @@ class Isolated:
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
-    `lost_previews` counts previews that could not be made, and `retried_stages`, by name, stages that ran out of memory
-    and then did with less; their requests went on. `rest` is where weights are while nobody draws. By its `hand`
-    a pool takes over requests and hands them over.
+    `retried_stages` counts, by name, stages that ran out of memory and then did with less; their requests went on.
+    `rest` is where weights are while nobody draws. By its `hand` a pool takes over requests and hands them over.
+    `repeated` says how many steps more than one the last tick had.
     """
 
     def __init__(
@@ -108,9 +100,9 @@ class Runner:
         self.hand = Hand(pipeline)
         self.writers = pipeline.ctx.writers
         self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
-        self.lost_previews = 0
+        self.repeated = 0
+        self.telling = Telling(pipeline.ctx)
         self.retried_stages: Counter[str] = Counter()
-        self._events: list[Event] = []
 
     def tokens(self, request: Request) -> int:
         """The row tokens of one step of one output of `request`."""
@@ -160,7 +152,7 @@ class Runner:
     @torch.inference_mode()
     def execute(self, plan: TickPlan, events: list[Event]) -> None:
         """Carry out one tick and add what happened to `events`, in order. EngineDeadError: nothing can go on."""
-        self._events = events
+        self.telling.events = events
         for request_id in plan.drop:
             self._drop(request_id)
         for request in plan.admit:
@@ -170,11 +162,17 @@ class Runner:
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
+        self.repeated = 0
         for track in range(max(1, len(self.pipeline.tracks))):
             for state in chosen:
                 state.turn(track)
             self._run_stages(chosen)
-            self._run_loops([*self._able(chosen)], plan.teams)
+            able = [*self._able(chosen)]
+            self._run_loops(able, plan.teams)
+            self._repeat(able, plan)
+            for state, loop in able:
+                with self._isolated(state.request.id, loop.name):
+                    self.telling.tell([state])
             self._run_stages(chosen)
         self._reap(chosen)
         self._hand_over()
@@ -236,15 +234,15 @@ class Runner:
         for job in () if self.hand.last else list(self.jobs.values()):
             with self._isolated(job.request.id, "handing over"):
                 if (piece := self.hand.piece(job.request, job.states.values())) is not None:
-                    self._events.append(piece)
+                    self.telling.events.append(piece)
 
     def _finish(self, job: Job) -> None:
         del self.jobs[job.request.id]
         spent = {**self.hand.spent(job.request.id), **job.timings()}
         if self.hand.last:
-            self._events.append(Done(job.request.id, job.result(self.pipeline, spent)))
+            self.telling.events.append(Done(job.request.id, job.result(self.pipeline, spent)))
         else:
-            self._events.append(self.hand.final(job.request.id, job.carried, spent))
+            self.telling.events.append(self.hand.final(job.request.id, job.carried, spent))
         self.hand.forget(job.request.id)
 
     def _isolated(self, request_id: str, where: str) -> Isolated:
@@ -257,9 +255,10 @@ class Runner:
         self._fail(request_id, failure)
 
     def _fail(self, request_id: str, error: OmnimuseError) -> None:
-        if request_id in self.jobs:
+        if (job := self.jobs.get(request_id)) is not None:
+            self.telling.tell(job.states.values())
             self._drop(request_id)
-            self._events.append(Failed(request_id, error))
+            self.telling.events.append(Failed(request_id, error))
 
     # -- one-shot stages -----------------------------------------------------------------------------------------
 
@@ -293,8 +292,8 @@ class Runner:
             job = self.jobs[state.request.id]
             job.spend(state, stage, held_bytes(ctx.device), self.clock.since(began))
             job.see(state, ran)
-            self._events.extend(grown(state))
-            self._events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
+            self.telling.grown(state)
+            self.telling.events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_retry(self, stage: Stage, state: State) -> None:
         """Run `stage`; where memory runs out, once more with all there is: idle weights leave, pictures are tiled.
@@ -351,6 +350,18 @@ class Runner:
                 if isinstance(stage, Loop):
                     yield state, stage
 
+    def _repeat(self, able: Sequence[tuple[State, Loop]], plan: TickPlan) -> None:
+        """What is decided for a tick is decided for some tokens, where all who are `able` write nothing else."""
+        while able and self.repeated < plan.steps - 1 and all(self._writes(state, loop) for state, loop in able):
+            self._run_loops(able, plan.teams)
+            self.repeated += 1
+
+    def _writes(self, state: State, loop: Loop) -> bool:
+        """Whether `state` is in the midst of that loop, and its next step is one more token."""
+        if not (loop.grows and state.plan and state.id in self.states and self.pipeline.ready(state)):
+            return False
+        return loop.cost(self.pipeline.ctx, state) == 1
+
     def _run_loops(self, stepping: Sequence[tuple[State, Loop]], teams: int) -> None:
         ctx, began, rows = self.pipeline.ctx, self.clock.mark(), list[Row]()
         names = {label_of(name) for name in {loop.name for _, loop in stepping}}
@@ -403,42 +414,9 @@ class Runner:
         step, steps = state.position + 1, None if loop.grows else len(state.plan)
         with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
-            if state.grown:
-                self._events.extend(grown(state))
-            self._events.append(Progress(state.request.id, state.output, loop.name, step, steps))
-            every = state.request.previews
-            if every and step % every == 0 and (steps is None or step < steps):
-                self._preview(loop, state, step)
-
-    def _preview(self, loop: Loop, state: State, step: int) -> None:
-        """A preview that cannot be made is no reason to end a request: it is left out, counted, and told once."""
-        try:
-            picture = loop.peek(self.pipeline.ctx, state)  # [3, h, w]
-            if picture is not None:
-                image = to_pixels(picture)  # [h, w, 3]
-                self._events.append(Preview(state.request.id, state.output, step, image))
-            return
-        except Exception as error:  # the worker loop
-            caught = error
-        failure = settle(caught, "preview")
-        if not self.lost_previews:
-            log.warning("a preview could not be made and was left out: %s (told once)", failure)
-        self.lost_previews += 1
+            self.telling.step(loop, state, step, steps)
 
     def _loop(self, state: State) -> Loop:
         stage = self.pipeline.stage_of(state)
         assert isinstance(stage, Loop)
         return stage
-
-
-def grown(state: State) -> list[Chunk]:
-    """The pieces of the output that were finished just now; they are told once."""
-    pieces, state.grown = state.grown, []
-    return [
-        Chunk(state.request.id, state.output, medium, start, as_told(piece)) for medium, start, piece in pieces or ()
-    ]
-
-
-def as_told(piece: Any) -> Any:
-    """A piece of a sound as an array, one of a text as it is."""
-    return piece.detach().float().cpu().numpy() if isinstance(piece, Tensor) else piece

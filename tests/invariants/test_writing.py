@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from torch import nn
 
 from omnimuse.ar.kv import KV, Decoder, Slabs
 from omnimuse.core.config import (
@@ -174,6 +176,69 @@ def test_what_is_streamed_is_the_whole_and_nobody_says_of_how_many_steps_one_is(
         ]
         steps = [e for e in events if isinstance(e, Progress) and e.request_id == id_ and e.stage == "generate"]
         assert [(step.step, step.steps) for step in steps] == [(i + 1, None) for i in range(len(steps))]
+
+
+def briefly(engine: Engine) -> tuple[list[Event], int]:
+    """All that comes of what is in progress, and in how many ticks, with time for several tokens in each."""
+    events, ticks = list[Event](), 0
+    while not engine.idle:
+        events, ticks = events + engine.tick(3600), ticks + 1
+    return events, ticks
+
+
+@pytest.mark.shows("text out", "streams", "company")
+def test_what_is_written_in_ticks_of_several_tokens_is_what_is_written_in_one_of_each(
+    writer: Writer, engine: Engine
+) -> None:
+    asks = [ask(writer, index) for index in range(3)]
+    run(engine, *asks)  # the beginnings of prompts are known now
+    ids = submit(engine, *asks)
+    before = engine.scheduler.tenants[""].served
+    events = drain(engine)
+    expected = results(engine, events, ids)
+    single, paid = count(events), engine.scheduler.tenants[""].served - before
+    ids = submit(engine, *asks)
+    events, ticks = briefly(engine)
+    for id_, result, whole in zip(ids, results(engine, events, ids), expected, strict=True):
+        assert tokens(result) == tokens(whole)
+        pieces = [event for event in events if isinstance(event, Chunk) and event.request_id == id_]
+        assert "".join(piece.data for piece in pieces) == whole.text
+        assert [piece.start for piece in pieces] == [
+            len("".join(p.data for p in pieces[:i])) for i in range(len(pieces))
+        ]
+        steps = [e.step for e in events if isinstance(e, Progress) and e.request_id == id_ and e.stage == "generate"]
+        assert steps == sorted(set(steps)) and steps[-1] == len(result.steps["generate"])
+    assert ticks < single / 3, "there was time for more than one in a tick"
+    assert engine.scheduler.tenants[""].served - before == 2 * paid
+
+
+def count(events: Sequence[Event]) -> int:
+    """Steps of the loop that writes, of all requests."""
+    return sum(isinstance(event, Progress) and event.stage == "generate" for event in events)
+
+
+def test_what_was_written_before_a_failure_in_the_same_tick_is_told_before_it(writer: Writer, engine: Engine) -> None:
+    wanted = ask(writer, 1, max_tokens=24, min_tokens=24)
+    [expected] = run(engine, wanted)
+    [id_] = submit(engine, wanted)
+    before = list[Event]()
+    while not count(before):
+        before += tick(engine)
+    forwards = engine.runner.forwards.count
+
+    def fail(network: nn.Module, given: tuple[Any, ...]) -> None:
+        if engine.runner.forwards.count == forwards + 3:
+            raise RuntimeError("the third one more")
+
+    hook = engine.runner.pipeline.ctx.network("model").register_forward_pre_hook(fail)
+    try:
+        *events, last, failed = engine.tick(3600)
+    finally:
+        hook.remove()
+    assert isinstance(failed, Failed) and failed.request_id == id_
+    assert isinstance(last, Progress) and last.step == count(before) + 2
+    said = "".join(event.data for event in [*before, *events] if isinstance(event, Chunk))
+    assert said and expected.text.startswith(said)
 
 
 def test_a_stop_text_ends_the_answer_before_it(writer: Writer, engine: Engine) -> None:

@@ -141,7 +141,7 @@ class Compose(Stage):
 
 def marks(tokenizer: Any) -> list[int]:
     """The ids of `MARKS`."""
-    found = [tokenizer(mark, add_special_tokens=False).input_ids[0].tolist() for mark in MARKS]
+    found = [tokenizer.numbers(mark, special=False) for mark in MARKS]
     if wrong := [mark for mark, ids in zip(MARKS, found, strict=True) if len(ids) != 1]:
         raise ModelError(f"the tokenizer does not know {wrong[0]} as one token; use a complete checkpoint")
     return [ids[0] for ids in found]
@@ -150,7 +150,7 @@ def marks(tokenizer: Any) -> list[int]:
 def words(ctx: Context, tokenizer: Any, text: str) -> Tensor:
     """The tokens of a text between the marks of its beginning and its end, [S]."""
     begin, end, *_ = marks(tokenizer)
-    ids = tokenizer(text, add_special_tokens=False).input_ids[0].tolist() if text else []
+    ids = tokenizer.numbers(text, special=False) if text else []
     return torch.tensor([begin, *ids, end], device=ctx.device)
 
 

@@ -41,12 +41,8 @@ def quotations(prompt: str) -> list[str]:
 
 def tokens(tokenizer: Any, prompt: str, limit: int, beginning: str = BEFORE) -> Tokens:
     """The prompt, filled up to the limit, in the chat around it; pads are not attended to, but their features count."""
-
-    def ids(text: str) -> list[int]:
-        return [int(token) for token in tokenizer(text).input_ids[0]]
-
-    whole = [token for piece in quotations(prompt) for token in ids(piece)]
-    before, read, after = ids(beginning), whole[:limit], ids(AFTER)
+    whole = [token for piece in quotations(prompt) for token in tokenizer.numbers(piece)]
+    before, read, after = tokenizer.numbers(beginning), whole[:limit], tokenizer.numbers(AFTER)
     pads = limit - len(read)
     filling = (
         [int(token) for token in tokenizer("", padding="max_length", max_length=pads).input_ids[0]] if pads else []

@@ -37,7 +37,7 @@ def tokens(tokenizer: Any, prompt: str, limit: int, pieces: Sequence[int]) -> To
     """The picture, then the prompt, filled up to the limit, in the chat around them; the network sees both."""
     pictures = "".join(f"<|vision_start|>{PLACE * count}<|vision_end|>" for count in pieces)
     made = longcat.tokens(tokenizer, prompt, limit, BEFORE + pictures)
-    return replace(made, first=len(tokenizer(BEFORE).input_ids[0]))
+    return replace(made, first=len(tokenizer.numbers(BEFORE)))
 
 
 def read_sizes(request: Request, picture: Picture) -> Sequence[Size]:

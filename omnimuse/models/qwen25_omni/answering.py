@@ -59,7 +59,7 @@ class ThinkAloud(Think):
     """The same; the talker hears what the thinker thought."""
 
     def told(self, ctx: Context) -> Mapping[str, Any]:
-        [end] = ctx.components[self.tokenizer](END, add_special_tokens=False).input_ids[0].tolist()
+        [end] = ctx.components[self.tokenizer].numbers(END, special=False)
         return {"eos_token_id": end, **super().told(ctx)}
 
     def begin(self, ctx: Context, state: State) -> list[Step]:

@@ -347,7 +347,7 @@ def test_a_preview_that_fails_is_left_out_and_counted() -> None:
     events = finish(subject)
     assert result(events, id_)
     assert not [e for e in events if isinstance(e, Preview)]
-    assert subject.runner.lost_previews == 4
+    assert subject.runner.telling.lost_previews == 4
 
 
 def test_a_paused_requests_deadline_still_ends_it_and_the_engine_knows_when() -> None:
