@@ -45,6 +45,10 @@ class Faults:
         self._struck: set[Fault] = set()
         self._reached: Counter[str] = Counter()
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._faults)
+
     @staticmethod
     def read(text: str, first: bool = True) -> Faults:
         """The faults that `text` names; of a process that is not the `first` of its kind only those with a word.

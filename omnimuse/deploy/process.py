@@ -137,7 +137,7 @@ class Worker:
             return Pools(config, self._on_engine_death, self.settings.faults)
         from omnimuse.engine.local import Background
 
-        return Background(partial(build, self.settings), self._on_engine_death)
+        return Background(partial(build, self.settings), self._on_engine_death, by_token=bool(self._faults))
 
     def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
         """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""

@@ -180,7 +180,7 @@ class Process:
             find(settings.config)  # what is missing is told before torch is imported
             from omnimuse.engine.local import Background
 
-            background = Background(partial(build, settings), self._die)
+            background = Background(partial(build, settings), self._die, by_token=bool(faults))
             if background.engine.runner.hand.first and background.engine.runner.hand.last:
                 warm_up(background, settings.warm_up)
             assert settings.edge is not None

@@ -163,10 +163,17 @@ class Background:
     Listeners are called on the engine's thread and must not block; one that raises is dropped, and its request
     cancelled. No other thread should compute with torch: each that does gets workers of its own, and with more of them
     than cores all wait for each other asleep. What `make` raises is raised here. When the engine dies, `on_death` hears
-    it before the listeners do.
+    it before the listeners do. `by_token`: every tick writes one token and no more, and tells it.
     """
 
-    def __init__(self, make: Callable[[], Engine], on_death: Callable[[EngineDeadError], None] | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Engine],
+        on_death: Callable[[EngineDeadError], None] | None = None,
+        *,
+        by_token: bool = False,
+    ) -> None:
+        self._brief = 0.0 if by_token else BRIEF
         self._listeners: dict[str, Callable[[Event], None]] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -312,7 +319,7 @@ class Background:
             self._errands.get().done.set_exception(EngineClosedError("the engine was closed before it came to this"))
 
     def _tick(self, engine: Engine) -> None:
-        events = engine.tick(BRIEF)
+        events = engine.tick(self._brief)
         if engine.dead is not None and self._on_death is not None:
             self._on_death(engine.dead)
         for event in events:
