@@ -83,7 +83,10 @@ def pixels(path: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A pool whose first life dies in the second step of its first request."""
-    found, spool = find(Config(ModelConfig("omnimuse/shapes", device="cpu"))), tmp_path_factory.mktemp("spool")
+    found, spool = (
+        find(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"))),
+        tmp_path_factory.mktemp("spool"),
+    )
     with asyncio.Runner() as runner:
         pool = Pool(PoolPlan(found.config, found.spec, spool, faults=FAULTS))
         runner.run(pool.start())
