@@ -72,6 +72,7 @@ logger = logging.getLogger("omnimuse.deploy.process")  # as `__main__` it would 
 # -P: a file in the current folder must not stand in for a library
 COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
 FINISHERS = 2
+TELL = 0.1  # seconds between two steps of a request that are told, where nobody knows of how many
 LOOK = 0.02  # seconds between looks at the memory that this process holds
 PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
@@ -79,7 +80,8 @@ PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 @dataclass
 class Job:
     """A request in this worker; `nan` when a fault says that its values count as NaN. `growing` are pieces of its
-    outputs that are being told, `memory` is the most bytes that this process was seen to hold meanwhile.
+    outputs that are being told, `memory` is the most bytes that this process was seen to hold meanwhile, `told` when a
+    step of it was told last.
     """
 
     request: Request
@@ -87,6 +89,7 @@ class Job:
     nan: bool = False
     growing: list[Future[None]] = field(default_factory=list)
     memory: int = 0
+    told: float = 0.0
 
 
 class Worker:
@@ -244,7 +247,8 @@ class Worker:
             job.memory = max(job.memory, self._resident())
         match event:
             case Progress():
-                self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
+                if event.steps is not None or self._due(job):
+                    self._line.send(Stepped(event.request_id, event.output, event.stage, event.step, event.steps))
                 if event.steps is None or event.steps > 1:
                     self._reach_step(job, event.step)
             case Preview():
@@ -257,6 +261,13 @@ class Worker:
                 self._later(self._finishers, job, partial(self._finish, job, event.result))
             case Failed():
                 self._end(event.request_id, event.error)
+
+    def _due(self, job: Job) -> bool:
+        """Whether it is time to tell another token of a request: what it says comes by itself."""
+        if (now := time.monotonic()) - job.told < TELL:
+            return False
+        job.told = now
+        return True
 
     def _resident(self) -> int:
         """What this process held a moment ago, in bytes: asked for each token, the system would be asked all day."""

@@ -74,7 +74,7 @@ class Live:
         else:
             self.meter.see(update)
             if update.stage == DRAWING:
-                self._ticket.step()
+                self._ticket.reach(update.output, update.stage, update.step)
         self._tell(update)
 
     def end(self, job: Job, served: bool) -> None:

@@ -129,11 +129,18 @@ class Ticket:
         self.stepped = False
         self._admission = admission
         self._unit = self.cost / (request.outputs * steps(request))
+        self._reached: dict[tuple[int, str], int] = {}
 
-    def step(self) -> None:
-        """One evaluation for one output is done (steps of other stages need not be told)."""
+    def step(self, count: int = 1) -> None:
+        """So many evaluations for one output are done (steps of other stages need not be told)."""
         self.stepped = True
-        self._admission.progress(self, min(self._unit, self.left))
+        self._admission.progress(self, min(self._unit * count, self.left))
+
+    def reach(self, output: int, stage: str, step: int) -> None:
+        """So many steps of a stage are done for an output: not every one is told, and some once more."""
+        before = self._reached.get((output, stage), 0)
+        self._reached[output, stage] = max(before, step)
+        self.step(max(0, step - before))
 
     def close(self, served: bool) -> None:
         """The request has ended, `served` if with its result. Closing again does nothing."""

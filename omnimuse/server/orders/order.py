@@ -216,7 +216,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                     elif isinstance(update, Stepped):
                         stepped = True
                         if update.stage in (DRAWING, WRITING, TALKING):
-                            ticket.step()
+                            ticket.reach(update.output, update.stage, update.step)
                     yield update
     except (PoisonError, WorkerLostError) as error:
         service.admission.poison.note(order.request, error)

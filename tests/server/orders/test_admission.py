@@ -101,6 +101,22 @@ def test_a_request_whose_solver_evaluates_twice_a_step_is_expected_to_take_as_lo
     assert door.load().seconds_per_cost == pytest.approx(1.0)
 
 
+def test_steps_that_are_told_now_and_then_or_twice_count_once_each() -> None:
+    clock = Clock()
+    door = measured(clock, pace=1.0)
+    with door.enter(
+        replace(ask(steps=10), params=replace(UNIT, num_inference_steps=10, num_outputs_per_prompt=2))
+    ) as ticket:
+        for output, stage, step, left in (
+            (0, "denoise", 4, 16),
+            (1, "denoise", 10, 6),
+            (0, "denoise", 2, 6),
+            (0, "denoise", 5, 5),
+        ):
+            ticket.reach(output, stage, step)
+            assert door.load().cost == pytest.approx(left)
+
+
 # -- count ---------------------------------------------------------------------------------------------------------
 
 
