@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.frontier import Panel, Point, frontier, write_svg
+from benchmarks.frontier import RADIUS, Panel, Point, frontier, placed, write_svg
 from benchmarks.quality import (
     BEGIN,
     END,
@@ -100,6 +101,16 @@ def test_a_picture_names_every_point_and_can_be_read(tmp_path: Path) -> None:
     write_svg(tmp_path / "one.svg", [Panel("title", "score", points)])
     told = {each.text for each in ElementTree.parse(tmp_path / "one.svg").iter() if each.text}
     assert {"a < b", "other", "title", "score"} <= told
+
+
+@pytest.mark.parametrize("across", [0.0, 3.0, 11.0, 40.0])
+def test_no_label_lies_on_another_or_on_a_point_however_crowded_they_are(across: float) -> None:
+    names = [f"choice number {number}" for number in range(20)]
+    spots = [(300.0 + across * (number % 5), 100.0 + across * (number // 5)) for number in range(20)]
+    boxes = placed(names, spots)
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].over(pair[1])]
+    assert min(box.distance(spot) for box in boxes for spot in spots) > RADIUS
+    assert [placed(names[:1], [spot])[0].leader(spot) for spot in spots] == [None] * 20  # alone, it is beside its point
 
 
 def test_equal_videos_have_no_likeness_in_dB_and_noise_has_little() -> None:
