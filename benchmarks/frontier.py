@@ -5,7 +5,7 @@ Written as SVG by hand: nothing else is needed to draw it, and it changes only w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, dist, floor
@@ -43,11 +43,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: its title, what the score is, and the points."""
+    """One plot: its title, what the score is, and the points. `ticks` are scores that the axis may name, round ones if
+    there are none; what grows upwards evenly is their `height`.
+    """
 
     title: str
     score: str
     points: Sequence[Point]
+    ticks: Sequence[float] = ()
+    height: Callable[[float], float] = float
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -77,12 +81,14 @@ def _panel(panel: Panel) -> list[str]:
     if not panel.points:
         return parts
     x_ticks = _ticks([point.speed for point in panel.points], 0.5)
-    y_ticks = _ticks([point.score for point in panel.points], 10)
+    scores = [point.score for point in panel.points]
+    y_ticks = _enclosing(panel.ticks, scores) if panel.ticks else _ticks(scores, 10)
+    low, high = panel.height(y_ticks[0]), panel.height(y_ticks[-1])
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def place(speed: float, score: float) -> Spot:
         right = (speed - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (score - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        up = (panel.height(score) - low) / (high - low)
         return round(LEFT + right * across, 1), round(TOP + (1 - up) * down, 1)
 
     for tick in x_ticks:
@@ -120,6 +126,13 @@ def _ticks(values: Sequence[float], step: float) -> list[float]:
     return [step * number for number in range(low, max(high, low + 1) + 1)]
 
 
+def _enclosing(ticks: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Those of some ticks, which lie around all values, that lie closely around them."""
+    low = max(tick for tick in ticks[:-1] if tick <= min(values))
+    high = min(tick for tick in ticks if tick > low and tick >= max(values))
+    return [tick for tick in ticks if low <= tick <= high]
+
+
 class Box(NamedTuple):
     """A label: its left end, its upper end, and its width; its height is `LINE`."""
 
@@ -140,6 +153,10 @@ class Box(NamedTuple):
         """Where a line from its own point ends; None where it is so near that it needs no line."""
         return self.nearest(spot) if self.distance(spot) > NEAR else None
 
+    def room(self, spot: Spot) -> float:
+        """How far other points must be from it, so that it is seen to belong to its own: farther, or led to."""
+        return max(RADIUS, min(self.distance(spot), NEAR))
+
     def over(self, other: Box) -> bool:
         """Whether both lie on one another."""
         apart = self.x + self.width <= other.x or other.x + other.width <= self.x
@@ -147,12 +164,13 @@ class Box(NamedTuple):
 
 
 def placed(names: Sequence[str], spots: Sequence[Spot]) -> list[Box]:
-    """A label for every point, as near to it as can be: on no other label, and on no circle."""
+    """A label for every point, as near to it as can be: on no other label, and no nearer to another point's circle."""
     taken: list[Box] = []
     for name, spot in zip(names, spots, strict=True):
         around = _around(spot, LETTER * len(name))
         apart = (box for box in around if not any(map(box.over, taken)))
-        taken.append(next((box for box in apart if all(box.distance(it) > RADIUS for it in spots)), around[0]))
+        own = (box for box in apart if all(box.distance(it) > box.room(spot) for it in spots if it != spot))
+        taken.append(next(own, around[0]))
     return taken
 
 
@@ -164,5 +182,6 @@ def _around(spot: Spot, width: float) -> list[Box]:
         for right in [7, *range(-REACH, REACH, 8)]
         for down in range(-REACH, REACH, LINE // 3)
     )
-    inside = (box for box in every if LEFT < box.x < WIDTH - box.width and TOP <= box.y <= HEIGHT - BOTTOM - LINE)
-    return sorted(inside, key=lambda box: (box.distance(spot) // NEAR, box.x < x, abs(box.y - y), box.x))
+    inside = [box for box in every if LEFT < box.x < WIDTH - box.width and TOP <= box.y <= HEIGHT - BOTTOM - LINE]
+    beside = [box for box in inside if box.distance(spot) > RADIUS]
+    return sorted(beside, key=lambda box: (box.distance(spot) // NEAR, box.x < x, abs(box.y - y), box.x))
