@@ -5,11 +5,12 @@ Written as SVG by hand: nothing else is needed to draw it, and it changes only w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from math import ceil, floor
+from math import ceil, dist, floor
 from pathlib import Path
+from typing import NamedTuple
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 520, 60, 130, 40, 50
 COLOURS = {
@@ -20,10 +21,14 @@ COLOURS = {
     "compiled": "#e45756",
     "pairs": "#b279a2",
 }
-LINE = 11
-"""Pixels between two labels that would lie on one another."""
-NEAR = 70
-"""Points with fewer pixels between them may have labels that do."""
+LETTER, LINE = 6.2, 12
+"""A label's width for each letter, and its height, at most."""
+RADIUS = 4
+"""Of a point's circle."""
+NEAR, REACH = 8, 200
+"""How far from its point a label may be: without a leader, and with one."""
+Spot = tuple[float, float]
+"""A place on the page, to the right and down."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: its title, what the score is, and the points."""
+    """One plot: its title, what the score is, and the points. `ticks` are scores that the axis may name, round ones if
+    there are none; what grows upwards evenly is their `height`.
+    """
 
     title: str
     score: str
     points: Sequence[Point]
+    ticks: Sequence[float] = ()
+    height: Callable[[float], float] = float
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -72,12 +81,14 @@ def _panel(panel: Panel) -> list[str]:
     if not panel.points:
         return parts
     x_ticks = _ticks([point.speed for point in panel.points], 0.5)
-    y_ticks = _ticks([point.score for point in panel.points], 10)
+    scores = [point.score for point in panel.points]
+    y_ticks = _enclosing(panel.ticks, scores) if panel.ticks else _ticks(scores, 10)
+    low, high = panel.height(y_ticks[0]), panel.height(y_ticks[-1])
     across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-    def place(speed: float, score: float) -> tuple[float, float]:
+    def place(speed: float, score: float) -> Spot:
         right = (speed - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (score - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        up = (panel.height(score) - low) / (high - low)
         return round(LEFT + right * across, 1), round(TOP + (1 - up) * down, 1)
 
     for tick in x_ticks:
@@ -95,17 +106,17 @@ def _panel(panel: Panel) -> list[str]:
     )
     line = " ".join(f"{x},{y}" for x, y in (place(it.speed, it.score) for it in frontier(panel.points)))
     parts.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-dasharray="4 3"/>')
+    crowd = sorted(panel.points, key=lambda it: (-it.speed, it.score))
+    spots = [place(it.speed, it.score) for it in crowd]
     circles: list[str] = []
     labels: list[str] = []
-    taken: list[tuple[float, float]] = []
-    for point in sorted(panel.points, key=lambda it: (-it.score, it.speed)):
-        x, y = place(point.speed, point.score)
-        at = _free(x, y, taken)
-        taken.append((x, at))
-        colour = COLOURS[point.group]
-        circles.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>')
+    for point, spot, box in zip(crowd, spots, placed([it.name for it in crowd], spots), strict=True):
+        (x, y), colour = spot, COLOURS[point.group]
+        if end := box.leader(spot):
+            parts.append(f'<line x1="{x}" y1="{y}" x2="{end[0]}" y2="{end[1]}" stroke="{colour}"/>')
+        circles.append(f'<circle cx="{x}" cy="{y}" r="{RADIUS}" fill="{colour}"/>')
         halo = 'stroke="white" stroke-width="3" paint-order="stroke"'
-        labels.append(f'<text x="{x + 7}" y="{at + 4}" fill="{colour}" {halo}>{escape(point.name)}</text>')
+        labels.append(f'<text x="{box.x}" y="{box.y + 9}" fill="{colour}" {halo}>{escape(point.name)}</text>')
     return [*parts, *circles, *labels]
 
 
@@ -115,10 +126,62 @@ def _ticks(values: Sequence[float], step: float) -> list[float]:
     return [step * number for number in range(low, max(high, low + 1) + 1)]
 
 
-def _free(x: float, y: float, taken: Sequence[tuple[float, float]]) -> float:
-    """Where a label may be that begins at `x`: at `y`, or as far below as others near it are."""
-    near = sorted(at for other, at in taken if abs(other - x) < NEAR)
-    for at in near:
-        if abs(at - y) < LINE:
-            y = at + LINE
-    return round(y, 1)
+def _enclosing(ticks: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Those of some ticks, which lie around all values, that lie closely around them."""
+    low = max(tick for tick in ticks[:-1] if tick <= min(values))
+    high = min(tick for tick in ticks if tick > low and tick >= max(values))
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+class Box(NamedTuple):
+    """A label: its left end, its upper end, and its width; its height is `LINE`."""
+
+    x: float
+    y: float
+    width: float
+
+    def nearest(self, spot: Spot) -> Spot:
+        """What of it is nearest to a spot."""
+        x, y = spot
+        return min(max(x, self.x), self.x + self.width), min(max(y, self.y), self.y + LINE)
+
+    def distance(self, spot: Spot) -> float:
+        """How far a spot is from it; 0 inside."""
+        return dist(spot, self.nearest(spot))
+
+    def leader(self, spot: Spot) -> Spot | None:
+        """Where a line from its own point ends; None where it is so near that it needs no line."""
+        return self.nearest(spot) if self.distance(spot) > NEAR else None
+
+    def room(self, spot: Spot) -> float:
+        """How far other points must be from it, so that it is seen to belong to its own: farther, or led to."""
+        return max(RADIUS, min(self.distance(spot), NEAR))
+
+    def over(self, other: Box) -> bool:
+        """Whether both lie on one another."""
+        apart = self.x + self.width <= other.x or other.x + other.width <= self.x
+        return not apart and abs(self.y - other.y) < LINE
+
+
+def placed(names: Sequence[str], spots: Sequence[Spot]) -> list[Box]:
+    """A label for every point, as near to it as can be: on no other label, and no nearer to another point's circle."""
+    taken: list[Box] = []
+    for name, spot in zip(names, spots, strict=True):
+        around = _around(spot, LETTER * len(name))
+        apart = (box for box in around if not any(map(box.over, taken)))
+        own = (box for box in apart if all(box.distance(it) > box.room(spot) for it in spots if it != spot))
+        taken.append(next(own, around[0]))
+    return taken
+
+
+def _around(spot: Spot, width: float) -> list[Box]:
+    """Where a label might be: the nearest first, of those about as near the ones on the right, of these the highest."""
+    x, y = round(spot[0]), round(spot[1]) - LINE // 2
+    every = (
+        Box(x + right, y + down, width)
+        for right in [7, *range(-REACH, REACH, 8)]
+        for down in range(-REACH, REACH, LINE // 3)
+    )
+    inside = [box for box in every if LEFT < box.x < WIDTH - box.width and TOP <= box.y <= HEIGHT - BOTTOM - LINE]
+    beside = [box for box in inside if box.distance(spot) > RADIUS]
+    return sorted(beside, key=lambda box: (box.distance(spot) // NEAR, box.x < x, abs(box.y - y), box.x))
