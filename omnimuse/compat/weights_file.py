@@ -96,7 +96,7 @@ def shapes_in(file: Path) -> Tensors:
         return {name: torch.empty(content.shape, device="meta") for name, content in _gguf(file)}
     with _opened(file) as opened:
         kinds = {name: opened.get_slice(name).get_dtype() for name in list(opened.keys())}
-        packed = packed_weights(opened, kinds)
+        packed = packed_weights(file, opened, kinds)
         gone = {part for each in packed.values() for part in each.parts.values()}
         shapes = {name: opened.get_slice(name).get_shape() for name in kinds if name not in gone}
         shapes |= {name: each.shape for name, each in packed.items()}
@@ -128,7 +128,7 @@ def _safetensors(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
     """
     with _opened(file) as opened:
         tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
-        for name, each in packed_weights(opened, {n: opened.get_slice(n).get_dtype() for n in tensors}).items():
+        for name, each in packed_weights(file, opened, {n: opened.get_slice(n).get_dtype() for n in tensors}).items():
             yield name, content_of(opened, each)
             for part in each.parts.values():
                 del tensors[part]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
-from omnimuse.core.loras import told
+from omnimuse.core.loras import loras_of, told
 from omnimuse.core.output import Done, Event, Failed, Handed, Part, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
@@ -144,7 +144,9 @@ def check_finite(result: Result) -> None:
 
 def _with_adapters(error: NumericalError, params: DiffusionParams) -> NumericalError:
     """`error`, which says what the request wore, if it wore anything: numbers that are too large alone or together."""
-    worn = ", ".join(f"{each['name']} at {each['scale']:g}" for each in told(params.loras or ()) if each["scale"])
+    worn = ", ".join(
+        f"{each['name']} at {each['scale']:g}" for each in told(loras_of(params.loras) or ()) if each["scale"]
+    )
     return NumericalError(f"{error}; it wore {worn}: try without, or at a lower scale") if worn else error
 
 
