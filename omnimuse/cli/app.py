@@ -1,7 +1,8 @@
 """`main`: finds the command, reads its options, and turns errors into one clean message and an exit code.
 
-Exit codes: 0 done, 1 something failed, 2 the input or a choice is wrong, 130 interrupted by Ctrl-C. A command is a
-module beside this one with `add_options(parser)` and `run(args) -> int`, imported only when it is asked for.
+Exit codes: 0 done, 1 something failed, 2 the input, the model or a choice is wrong, 130 interrupted by Ctrl-C. A
+command is a module beside this one with `add_options(parser)` and `run(args) -> int`, imported only when it is asked
+for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NoReturn
 
 from omnimuse.cli.layered import CONFIG, read_layered, said_by
 from omnimuse.core.environment import Environment
-from omnimuse.core.errors import ConfigError, OmnimuseError, RequestCancelled, RequestError, reason
+from omnimuse.core.errors import ConfigError, ModelError, OmnimuseError, RequestCancelled, RequestError, reason
 from omnimuse.core.names import MEANINGS, absent, meant
 
 COMMANDS = MappingProxyType(
@@ -270,8 +271,8 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def exit_code(error: Exception) -> int:
-    """2 where other input would do, 1 for everything else."""
-    wrong_input = isinstance(error, ConfigError | RequestError) and not isinstance(error, RequestCancelled)
+    """2 where other input or another model would do, 1 for everything else."""
+    wrong_input = isinstance(error, ConfigError | ModelError | RequestError) and not isinstance(error, RequestCancelled)
     return 2 if wrong_input else 1
 
 

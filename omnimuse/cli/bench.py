@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TextIO
 
 from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_model, run_load
+from omnimuse.cli.plot import check_place
 from omnimuse.cli.table import columns
 from omnimuse.cli.terms import read_deadline
 from omnimuse.core.errors import RequestError
@@ -75,6 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--blocks", action="store_true", help="ask what every block of a network takes, and show it (ours)"
     )
     shown.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and every request to FILE")
+    shown.add_argument("--overwrite", action="store_true", help="replace the file of --json, if there is one")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,15 +85,13 @@ def run(args: argparse.Namespace) -> int:
     if args.slo is not None:
         _above_zero("--slo", args.slo)
     if args.json is not None:
-        from omnimuse.media.destination import check_destination
-
-        check_destination(args.json, (".json",))
+        check_place("json", args.json, (".json",), args.overwrite)
     outcomes, load = asyncio.run(measure(target, load, sys.stderr))
     figures = summarize(outcomes, args.slo)
     figures |= {"url": str(target), "model": load.model, "load": describe(load)}
     print(text(figures))
     if args.json is not None:
-        write(args.json, figures, outcomes)
+        write(args.json, figures, outcomes, replace=args.overwrite)
     return 0 if figures["ok"] else 1
 
 
@@ -233,8 +233,10 @@ def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:
     return {"requests": len(accepted) - len(within), "share": 1 - useful / work if work else 0.0}
 
 
-def write(path: Path, figures: Figures, outcomes: Sequence[Outcome]) -> None:
-    """The figures and one row for each request, in the order of ending, as one JSON object."""
+def write(path: Path, figures: Figures, outcomes: Sequence[Outcome], *, replace: bool) -> None:
+    """The figures and one row for each request, in the order of ending, as one JSON object; FileExistsError if it must
+    not `replace` a file.
+    """
     from omnimuse.media.destination import write_whole
 
     rows = [
@@ -249,7 +251,7 @@ def write(path: Path, figures: Figures, outcomes: Sequence[Outcome]) -> None:
         }
         for o in outcomes
     ]
-    write_whole(path, (json.dumps({**figures, "rows": rows}, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps({**figures, "rows": rows}, indent=1) + "\n").encode(), replace=replace)
 
 
 def text(figures: Figures) -> str:

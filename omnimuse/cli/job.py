@@ -181,6 +181,9 @@ class Job:
                 else:
                     drawings.append(drawing)
         first = 1 if count == 1 and self.naming.first is None else int(files[0].stem.rpartition("-")[2])
+        plot = self.shown.plot
+        if plot is not None and _place(plot) in map(_place, files):
+            raise RequestError(f"--plot {plot} is where a picture itself goes; choose another name", "plot")
         return replace(self, drawings=tuple(drawings), there=tuple(there), first=first, asked=asked)
 
     def params_of(self, drawing: Drawing) -> DiffusionParams:
@@ -226,6 +229,11 @@ class Job:
         return replace(self, params=replace(chosen.over(self.params), extra=self.params.extra))
 
 
+def _place(file: Path) -> Path:
+    """Which entry of which folder is written, however it is spelled; a link is replaced and not followed."""
+    return file.parent.resolve() / file.name
+
+
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
     from omnimuse.media.clip import open_clip, open_film_mask
@@ -257,8 +265,6 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     check_destination(named(naming, "image"), (*suffixes(), WRITTEN))
     if args.plot is not None:
         check_place("plot", args.plot, KINDS, args.overwrite)
-        if args.plot.absolute() == named(naming, "image").absolute():
-            raise RequestError(f"--plot {args.plot} is where the picture itself goes; choose another name", "plot")
     if args.profile is not None:
         check_place("profile", args.profile, (".gz",), args.overwrite)
     args.model = args.model or DEFAULT_MODEL

@@ -31,6 +31,7 @@ from pathlib import Path
 from omnimuse.cli.bench import read_mix
 from omnimuse.cli.bench_serve import Target as Server
 from omnimuse.cli.engine import read_deadlines
+from omnimuse.cli.plot import check_place
 from omnimuse.cli.scale import add_scale_options, read_scale
 from omnimuse.cli.table import columns
 from omnimuse.core.config import ScheduleConfig
@@ -80,6 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--enough", type=float, metavar="P", help="how many replicas serve this part in time (0.99)")
     asked.add_argument("--compare", action="store_true", help="beside first in, first out, as most engines run")
     asked.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    asked.add_argument("--overwrite", action="store_true", help="replace the file that is written, if there is one")
 
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, or simulate and print."""
     if args.measure:
         return _measure(args)
+    if args.json is not None:
+        check_place("json", args.json, (".json",), args.overwrite)
     table = read_table(args.table)
     plan, load = read_plan(args), Load(args, table)
     if plan.scale.moves and (args.compare or args.enough is not None):
@@ -110,20 +114,23 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         from omnimuse.media.destination import write_whole
 
-        write_whole(args.json, (json.dumps(figures, indent=1) + "\n").encode())
+        write_whole(args.json, (json.dumps(figures, indent=1) + "\n").encode(), replace=args.overwrite)
     return 0
 
 
 def _measure(args: argparse.Namespace) -> int:
     from omnimuse.cli.simulate_measure import measure
-    from omnimuse.media.destination import write_whole
+    from omnimuse.media.destination import check_destination, write_whole
 
     if args.mix is None:
         raise ConfigError("--measure wants to know of what: --mix SIZE@STEPS,... as `omnimuse bench serve` takes it")
     if args.samples < 1:
         raise ConfigError(f"--samples {args.samples} is not allowed; use at least 1")
+    if args.table.exists() and not args.overwrite:
+        raise ConfigError(f"{args.table} is there already; choose another name, or --overwrite")
+    check_destination(args.table, (args.table.suffix.lower(),))
     table = asyncio.run(measure(Server.read(args.url, args.api_key), read_mix(args.mix), args.samples, sys.stderr))
-    write_whole(args.table, table.encode())
+    write_whole(args.table, table.encode(), replace=args.overwrite)
     print(f"{args.table}: {', '.join(table.kinds)}; together {table.together:.2f}")
     return 0
 

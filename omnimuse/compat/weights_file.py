@@ -96,7 +96,7 @@ def shapes_in(file: Path) -> Tensors:
         return {name: torch.empty(content.shape, device="meta") for name, content in _gguf(file)}
     with _opened(file) as opened:
         kinds = {name: opened.get_slice(name).get_dtype() for name in list(opened.keys())}
-        packed = packed_weights(opened, kinds)
+        packed = packed_weights(file, opened, kinds)
         gone = {part for each in packed.values() for part in each.parts.values()}
         shapes = {name: opened.get_slice(name).get_shape() for name in kinds if name not in gone}
         shapes |= {name: each.shape for name, each in packed.items()}
@@ -128,23 +128,45 @@ def _safetensors(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
     """
     with _opened(file) as opened:
         tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
-        for name, each in packed_weights(opened, {n: opened.get_slice(n).get_dtype() for n in tensors}).items():
+        for name, each in packed_weights(file, opened, {n: opened.get_slice(n).get_dtype() for n in tensors}).items():
             yield name, content_of(opened, each)
             for part in each.parts.values():
                 del tensors[part]
-    scales = {match[1]: tensors.pop(name) for name in list(tensors) if (match := _SCALE.fullmatch(name))}
+    scales = _scales(file, tensors)
     for name, tensor in tensors.items():
         if _NOTES.fullmatch(name):
             continue
-        kind, scale = EIGHT_BITS.get(tensor.dtype), scales.get(name.removesuffix(".weight"))
+        kind, size = EIGHT_BITS.get(tensor.dtype), scales.get(name, torch.ones(1, 1))
         if kind is None:
             yield name, tensor
-        elif tensor.ndim == 2 and (scale is None or scale.numel() in (1, len(tensor))):
-            size = torch.ones(1) if scale is None else scale.float()
-            parts = {"weight": tensor.view(torch.uint8), "weight_scale": size.reshape(-1, 1).expand(len(tensor), 1)}
+        elif tensor.ndim == 2:
+            parts = {"weight": tensor.view(torch.uint8), "weight_scale": size.expand(len(tensor), 1)}
             yield name, Rows(kind, tensor.shape[1], parts)
         else:
-            yield name, (tensor.float() if scale is None else tensor.float() * scale.float()).to(torch.bfloat16)
+            yield name, (tensor.float() * size.view(-1, *[1] * (tensor.ndim - 1))).to(torch.bfloat16)
+
+
+def _scales(file: Path, tensors: Tensors) -> dict[str, Tensor]:
+    """What weights are multiplied by, by their names: [1, 1] or, for each output, [outputs, 1]. Taken out of `tensors`;
+    ModelError for one that belongs to no weights of 8 bits, or to parts of their rows.
+    """
+    found = dict[str, Tensor]()
+    for name in list(tensors):
+        if (match := _SCALE.fullmatch(name)) is None:
+            continue
+        scale, weight = tensors.pop(name).float(), f"{match[1]}.weight"
+        of = tensors.get(weight)
+        if of is not None and of.dtype in EIGHT_BITS and weight not in found:
+            if scale.numel() not in (1, len(of) if of.ndim else 1):
+                raise ModelError(
+                    f"{file}: {name} is {list(scale.shape)} numbers for weights of {list(of.shape)}, which is not "
+                    "read; one for all or one for each output is"
+                )
+            found[weight] = scale.reshape(-1, 1)
+        elif not bool((scale == 1).all()):
+            why = "of which there is another scale" if weight in found else "which are not there in 8 bits"
+            raise ModelError(f"{file}: {name} is a scale of {weight}, {why}; get the file again, or use another one")
+    return found
 
 
 # -- GGUF ------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
+from omnimuse.core.loras import loras_of, told
 from omnimuse.core.output import Done, Event, Failed, Handed, Part, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
@@ -85,9 +86,11 @@ def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> Sched
 def present(result: Result, limits: Limits) -> Result:
     """`result` in the form its output type asks for: parts for "pil", the tensors otherwise. `limits` are the model's.
 
-    NumericalError if an output holds NaN or infinite values. Computes with numpy only (see `Background`), for seconds
-    where there are many frames.
+    NumericalError if an output holds NaN or infinite values; this and one of the pipeline's own name the adapters that
+    were worn. Computes with numpy only (see `Background`), for seconds where there are many frames.
     """
+    if isinstance(result.error, NumericalError):
+        return replace(result, error=_with_adapters(result.error, result.params))
     if result.error is not None:
         return result
     check_finite(result)
@@ -132,10 +135,19 @@ def check_finite(result: Result) -> None:
         }
     )
     if broken:
-        raise NumericalError(
+        error = NumericalError(
             f"outputs {broken} hold values that are not finite numbers; another seed, lower guidance or "
             "--dtype float32 may help"
         )
+        raise _with_adapters(error, result.params)
+
+
+def _with_adapters(error: NumericalError, params: DiffusionParams) -> NumericalError:
+    """`error`, which says what the request wore, if it wore anything: numbers that are too large alone or together."""
+    worn = ", ".join(
+        f"{each['name']} at {each['scale']:g}" for each in told(loras_of(params.loras) or ()) if each["scale"]
+    )
+    return NumericalError(f"{error}; it wore {worn}: try without, or at a lower scale") if worn else error
 
 
 BRIEF = 0.01

@@ -77,6 +77,7 @@ class Reader:
                 for layer, each in bound.items():
                     strength = said.get(each.component, said.get("", Strength()))
                     for site, product in self._products(file, handle, layer, each, strength):
+                        _check_room(source, layer, product)
                         products[site] = (*products.get(site, ()), product)
         except (ModelError, OSError) as problem:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
@@ -181,6 +182,19 @@ class Reader:
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self._device, dtype).contiguous()
+
+
+def _check_room(source: str, layer: str, product: Product) -> None:
+    """RequestError where numbers that were some in the file are none in the format that the layer computes in."""
+    for tensor in (product.down, product.up, product.bias):
+        if tensor is not None and not tensor.isfinite().all():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            wider = "another --dtype, or an adapter" if kind == "float16" else "an adapter"
+            raise refusal(
+                source,
+                f"has numbers for {layer} that {kind} has no room for (over {torch.finfo(tensor.dtype).max:.2g}, with "
+                f"its alpha); use {wider} whose training has not failed",
+            )
 
 
 def _says_nothing(name: str, handle: Any) -> bool:

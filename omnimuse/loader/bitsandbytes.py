@@ -8,9 +8,11 @@ largest number of every row. Source: the state that `bitsandbytes.functional` sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +28,9 @@ FLOATS = "F32"
 """What stands for packed weights whose factors belong to no whole number of rows' parts."""
 NOTES = ("weight_format",)
 """What says nothing of weights."""
-FOUR = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+BYTES, FULL = ("U8", "BF16", "F16", "F32"), ("F32",)
+"""Formats: in which bytes of codes are held, as the library is told to, and of factors."""
+SIZES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,44 @@ class Packed:
     parts: Mapping[str, str]
 
 
-def packed_weights(handle: Any, kinds: Mapping[str, str]) -> dict[str, Packed]:
-    """Those in the open safetensors file `handle`, whose tensors have such formats; ModelError for what is not read."""
-    return {**dict(_four_bits(handle, kinds)), **dict(_eight_bits(handle, kinds))}
+class State(NamedTuple):
+    """What a description says: the shape of the weights, how many have one factor; of factors that are packed as well
+    how many have one of their own, and what is added to each.
+    """
+
+    shape: tuple[int, int]
+    group: int
+    nested: tuple[int, float] | None
+
+
+def packed_weights(path: Path, handle: Any, kinds: Mapping[str, str]) -> dict[str, Packed]:
+    """Those in the safetensors file `path`, open as `handle`, whose tensors have such formats. ModelError for what is
+    not read, and where what belongs to packed weights is not there as they say.
+    """
+    try:
+        return {**dict(_four_bits(handle, kinds)), **dict(_eight_bits(handle, kinds))}
+    except ModelError as problem:
+        raise ModelError(f"{path}: {problem}") from None
 
 
 def _four_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Packed]]:
     for name in [name for name in kinds if STATE in name]:
         weight, _, code = name.partition(STATE)
-        about = _state(handle, name)
-        rows, inputs = about["shape"]
+        state = _state(handle, name)
         if code not in CODES:
             known = " and ".join(CODES)
             raise ModelError(f"{weight} was packed by bitsandbytes as {code}, which is not read; {known} are")
-        fits = about["blocksize"] == GROUP and CODES[code].fits(inputs)
-        roles = {role: f"{weight}.{role}" for role in FOUR if f"{weight}.{role}" in kinds}
-        yield weight, Packed(code if fits else FLOATS, (rows, inputs), {"weight": weight, "state": name, **roles})
+        rows, inputs = state.shape
+        groups = -(-rows * inputs // state.group)
+        expected = {"weight": (BYTES, -(-rows * inputs // 2)), "absmax": (FULL, 4 * groups)}
+        if nested := state.nested:
+            expected |= {"absmax": (("U8",), groups), "nested_quant_map": (FULL, 4 * 256)}
+            expected |= {"nested_absmax": (FULL, 4 * -(-groups // nested[0]))}
+        parts = {role: weight if role == "weight" else f"{weight}.{role}" for role in expected}
+        _check(handle, kinds, {parts[role]: each for role, each in expected.items()})
+        fits = state.group == GROUP and CODES[code].fits(inputs)
+        notes = {role: f"{weight}.{role}" for role in ("quant_map",) if f"{weight}.{role}" in kinds}
+        yield weight, Packed(code if fits else FLOATS, state.shape, {**parts, "state": name, **notes})
 
 
 def _eight_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Packed]]:
@@ -62,39 +88,55 @@ def _eight_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Pa
         weight = f"{layer}.weight"
         if kinds.get(weight) != "I8":
             continue
-        rows, inputs = handle.get_slice(weight).get_shape()
+        rows, inputs = [*handle.get_slice(weight).get_shape(), 0, 0][:2]
+        _check(handle, kinds, {weight: (("I8",), rows * inputs), name: (FULL, 4 * rows)})
         notes = {role: f"{layer}.{role}" for role in NOTES if f"{layer}.{role}" in kinds}
         yield weight, Packed("int8", (rows, inputs), {"weight": weight, ROW: name, **notes})
 
 
+def _check(handle: Any, kinds: Mapping[str, str], expected: Mapping[str, tuple[Sequence[str], int]]) -> None:
+    """ModelError unless every tensor is there in one of the formats and has so many bytes."""
+    for name, (formats, size) in expected.items():
+        there = "is not there"
+        if name in kinds:
+            have = prod(handle.get_slice(name).get_shape()) * SIZES.get(kinds[name], 0)
+            if kinds[name] in formats and have == size and size:
+                continue
+            there = f"is {have} bytes of {kinds[name]}"
+        wanted = f"{size} bytes of {' or '.join(formats)}"
+        raise ModelError(f"{name} {there}, and what bitsandbytes packed has {wanted} there; get the file again")
+
+
 def content_of(handle: Any, packed: Packed) -> Tensor | Rows:
     """Rows as our packing has them, or floats where it cannot have them so."""
-    names = packed.parts
+    names, (rows, inputs) = packed.parts, packed.shape
     weight = handle.get_tensor(names["weight"])
     if ROW in names:
-        scale = handle.get_tensor(names[ROW]).float()[:, None] / 127
-        return Rows(packed.kind, packed.shape[1], {"weight": weight, "weight_scale": scale})
+        scale = handle.get_tensor(names[ROW]).view(-1, 1) / 127
+        return Rows(packed.kind, inputs, {"weight": weight, "weight_scale": scale})
     state = _state(handle, names["state"])
-    scale = handle.get_tensor(names["absmax"])
-    if "nested_absmax" in names:
-        levels, sizes = (handle.get_tensor(names[role]) for role in ("nested_quant_map", "nested_absmax"))
-        each = sizes.repeat_interleave(state["nested_blocksize"])[: scale.numel()]
-        scale = levels[scale.int()] * each + state["nested_offset"]
+    weight, scale = weight.view(-1).view(torch.uint8), handle.get_tensor(names["absmax"]).view(-1)
+    if state.nested is not None:
+        levels, sizes = (handle.get_tensor(names[role]).view(-1) for role in ("nested_quant_map", "nested_absmax"))
+        group, offset = state.nested
+        scale = levels[scale.int()] * sizes.repeat_interleave(group)[: scale.numel()] + offset
     if packed.kind != FLOATS:
-        rows = packed.shape[0]
-        return Rows(
-            packed.kind, packed.shape[1], {"weight": weight.view(rows, -1), "weight_scale": scale.view(rows, -1)}
-        )
-    count = packed.shape[0] * packed.shape[1]
-    numbers = CODES[names["state"].rpartition("__")[2]].numbers(weight.flatten())[:count]
-    return (numbers * scale.float().repeat_interleave(state["blocksize"])[:count]).view(packed.shape)
+        return Rows(packed.kind, inputs, {"weight": weight.view(rows, -1), "weight_scale": scale.view(rows, -1)})
+    count = rows * inputs
+    numbers = CODES[names["state"].rpartition("__")[2]].numbers(weight)[:count]
+    return (numbers * scale.repeat_interleave(state.group)[:count]).view(packed.shape)
 
 
-def _state(handle: Any, name: str) -> dict[str, Any]:
+def _state(handle: Any, name: str) -> State:
     """What a description says; ModelError if it is none."""
     try:
-        found: dict[str, Any] = json.loads(bytes(handle.get_tensor(name).to(torch.uint8).tolist()))
+        found: dict[str, Any] = json.loads(bytes(handle.get_tensor(name).to(torch.uint8).flatten().tolist()))
         rows, inputs = map(int, found["shape"])
-    except (ValueError, KeyError, TypeError) as problem:
+        group, nested = int(found["blocksize"]), None
+        if "nested_blocksize" in found:
+            nested = int(found["nested_blocksize"]), float(found["nested_offset"])
+        if min(rows, inputs, group, nested[0] if nested else 1) < 1:
+            raise ValueError("it has sizes below 1")
+    except (ValueError, KeyError, TypeError, OverflowError) as problem:
         raise ModelError(f"{name} does not say how weights were packed ({problem}); get the file again") from None
-    return {**found, "shape": (rows, inputs), "blocksize": int(found.get("blocksize", 0))}
+    return State((rows, inputs), group, nested)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from omnimuse.core.errors import ModelError, reason
@@ -23,6 +24,10 @@ from omnimuse.quant.packings import PACKINGS
 PACKED = "omnimuse.packed"
 """Where the header of a file says which of its tensors are parts of packed weights: JSON, name -> [packing, outputs,
 inputs, {part: name}]."""
+KINDS = {torch.int8: "I8", torch.uint8: "U8", torch.float32: "F32"}
+"""What safetensors calls the formats of the parts of packed weights."""
+MOST = 2**31
+"""No layer has so many inputs or outputs."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def _header(path: Path) -> dict[str, Stored]:
         said = (handle.metadata() or {}).get(PACKED)
         foreign = {
             name: Stored(path, each.shape, each.kind, each.parts, each)
-            for name, each in packed_weights(handle, {name: each.kind for name, each in found.items()}).items()
+            for name, each in packed_weights(path, handle, {name: each.kind for name, each in found.items()}).items()
         }
     if foreign:
         gone = {part for each in foreign.values() for part in each.parts.values()}
@@ -99,7 +104,7 @@ def _header(path: Path) -> dict[str, Stored]:
         return found
     try:
         packed = {name: _packed(path, about, found) for name, about in json.loads(said).items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as problem:
         raise ModelError(
             f"{path} does not say how its weights are packed as omnimuse writes it ({type(problem).__name__}: "
             f"{problem}); {AGAIN}"
@@ -111,9 +116,11 @@ def _header(path: Path) -> dict[str, Stored]:
 def _packed(path: Path, about: Any, found: Mapping[str, Stored]) -> Stored:
     """Packed weights of the header's table; the parts must be in the file, as they are to be."""
     packing, outputs, inputs, parts = about
-    expected = PACKINGS[packing].empty(int(outputs), int(inputs))
-    have = {part: found[name].shape for part, name in parts.items()}
-    if have != {part: tuple(tensor.shape) for part, tensor in expected.items()}:
+    if not 0 < int(outputs) < MOST or not 0 < int(inputs) < MOST or {int(outputs), int(inputs)} != {outputs, inputs}:
+        raise ValueError(f"weights of {outputs}x{inputs} are none")
+    expected = PACKINGS[packing].empty(outputs, inputs)
+    have = {part: (found[name].shape, found[name].kind) for part, name in parts.items()}
+    if have != {part: (tuple(each.shape), KINDS[each.dtype]) for part, each in expected.items()}:
         raise ValueError(f"{packing} weights of {outputs}x{inputs} do not consist of parts of {have}")
     return Stored(path, (outputs, inputs), packing, parts)
 

@@ -92,7 +92,13 @@ class Adapters:
         wanted = [lora for lora in loras or () if lora.scale]
         if wanted and self._obstacle:
             raise RequestError(f"loras cannot be worn: {self._obstacle}", "loras")
-        return tuple(Worn(self._get(lora.source), lora.scale) for lora in wanted)
+        worn = tuple(Worn(self._get(lora.source), lora.scale) for lora in wanted)
+        first = dict[str, str]()
+        for lora, each in zip(wanted, worn, strict=True):
+            other = first.setdefault(each.adapter.id, lora.source)
+            if other != lora.source:
+                raise RequestError(f"{other} and {lora.source} are one adapter; name it once, with one scale", "loras")
+        return worn
 
     def forget(self, source: str) -> bool:
         """Let go of the adapter from `source`, once no request wears it any more; whether it was remembered."""
@@ -120,7 +126,8 @@ class Adapters:
         known = self._known.pop(source, None)
         if known is None or known[0] != stamp:
             known = None  # what the file was before is let go of first
-            known = stamp, self._make_room_for(source, self._read(source))
+            same = next((adapter for other, adapter in self._known.values() if other == stamp), None)
+            known = stamp, same or self._make_room_for(source, self._read(source))
         self._known[source] = known
         return known[1]
 

@@ -128,6 +128,12 @@ class Fp8(Scaled):
         small, scale = rounded_fp8(rows, self.kind)
         return {"weight": small.view(torch.uint8), "weight_scale": scale}
 
+    def scales(self, parts: Parts) -> Tensor:
+        """Those of rows in which one of the small floats is none are none, either."""
+        least = 0x7F if self.kind == FP8 else 0x7C  # of the codes of what is infinite or none, without their sign
+        broken = [((rows & 0x7F) >= least).any(1, keepdim=True) for rows in parts["weight"].split(256)]
+        return parts["weight_scale"].masked_fill(torch.cat(broken), torch.nan)
+
     def unpack(self, parts: Parts) -> Tensor:
         return parts["weight"].view(self.kind).float() * parts["weight_scale"]
 

@@ -280,6 +280,10 @@ def test_the_command_prints_the_figures_and_writes_them_whole(
     assert written["latency"]["count"] == len(written["rows"]) == 3
     assert written["load"]["kind"] == "closed"
     assert server.keys == {"Bearer key"}
+    assert main(["bench", "serve", *words]) == 2
+    assert "load.json is there already; choose another name, or --overwrite" in capsys.readouterr().err
+    file.write_text("{}")
+    assert main(["bench", "serve", *words, "--overwrite"]) == 0 and json.loads(file.read_text())["ok"] == 3
 
 
 def test_no_picture_at_all_is_a_failure_of_the_command(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:

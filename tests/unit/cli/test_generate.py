@@ -507,6 +507,17 @@ def test_a_plot_has_a_bar_for_the_command_and_one_for_every_prompt(tmp_path: Pat
         job(["a", "--plot", str(tmp_path / "time.txt")])
 
 
+@pytest.mark.parametrize(
+    ("number", "output", "plot"),
+    [("1", "a.png", "a.png"), ("1", "a.png", "b/../a.png"), ("3", "a.png", "a-002.png")],
+)
+def test_a_plot_goes_where_no_picture_does(number: str, output: str, plot: str, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    words = ["a", "-n", number, "-o", str(tmp_path / output), "--plot", str(tmp_path / plot), "--overwrite"]
+    with pytest.raises(RequestError, match="is where a picture itself goes; choose another name"):
+        job(words).placed("image")
+
+
 def test_the_parts_of_a_bar_are_as_long_as_they_took_and_one_after_the_other() -> None:
     timings, steps = {"queue": 0.0, "denoise": 1.5}, {"denoise": [0.5, 1.0]}
     record = {

@@ -25,6 +25,17 @@ def test_a_load_is_simulated_and_told_to_people_and_in_a_file(
     assert ours["ok"] + ours["refused"] + ours["late"] + ours["lost"] == ours["sent"]
 
 
+def test_no_file_is_replaced_without_being_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kept.json"
+    file.write_text("mine")
+    load = ["--rate", "2", "--duration", "2", "--json", str(file)]
+    for words in ([FLEET, *load], [str(file), "--measure", "--mix", "64x64"]):
+        assert main(["simulate", *words]) == 2
+        assert "kept.json is there already; choose another name, or --overwrite" in capsys.readouterr().err
+        assert file.read_text() == "mine"
+    assert main(["simulate", FLEET, *load, "--overwrite"]) == 0 and json.loads(file.read_text())
+
+
 def test_how_many_replicas_are_enough_is_looked_for(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--rate", "4", "--duration", "20", "--target", "3x", "--mix", "512x512", "--enough", "0.95"]
     assert main(["simulate", FLEET, *words]) == 0

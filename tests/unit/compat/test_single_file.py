@@ -14,6 +14,7 @@ from torch import Tensor
 from omnimuse import DiffusionParams, Omni
 from omnimuse.cli import main
 from omnimuse.compat.single_file import convert
+from omnimuse.compat.weights_file import read_file
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.headers import stored_in
@@ -100,6 +101,36 @@ def test_eight_bit_weights_stay_packed_with_their_scales_and_draw_what_they_stan
     found, expected = draw(tmp_path / "small"), draw(tmp_path / "floats")
     assert float((found - expected).abs().max()) < 1e-4
     assert not torch.equal(expected, draw(other))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"a.scale_weight": torch.ones(5)},
+            r"a.scale_weight is \[5\] numbers for weights of \[6, 8\], which is not read",
+        ),
+        ({"a.scale_weight": torch.ones(0)}, r"is \[0\] numbers"),
+        ({"a.scale_weight": torch.ones(6, 2)}, r"is \[6, 2\] numbers for weights of \[6, 8\]"),
+        ({"b.scale_weight": torch.tensor(2.0)}, "a scale of b.weight, which are not there in 8 bits"),
+        ({"c.scale_weight": torch.tensor(2.0)}, "a scale of c.weight, which are not there in 8 bits"),
+        ({"a.weight_scale": torch.tensor(2.0)}, "a scale of a.weight, of which there is another scale"),
+    ],
+)
+def test_scales_that_do_not_belong_to_their_weights_are_refused(change: Tensors, said: str, tmp_path: Path) -> None:
+    small = {"a.weight": torch.ones(6, 8).to(torch.float8_e4m3fn), "a.scale_weight": torch.full((1,), 3.0)}
+    save_file({**small, "c.weight": torch.ones(6, 8), **change}, tmp_path / "a.safetensors")
+    with pytest.raises(ModelError, match=said):
+        read_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "code"), [(torch.float8_e4m3fn, 0x7F), (torch.float8_e5m2, 0xFC)])
+def test_eight_bits_that_are_no_number_are_found_in_their_row(kind: torch.dtype, code: int, tmp_path: Path) -> None:
+    weight = torch.ones(6, 8).to(kind).view(torch.uint8)
+    weight[4, 3] = code
+    save_file({"a.weight": weight.view(kind)}, tmp_path / "a.safetensors")
+    [rows] = read_file(tmp_path / "a.safetensors").packed
+    assert rows.scales().isfinite().flatten().tolist() == [True] * 4 + [False, True]
 
 
 def test_eight_bit_weights_of_a_network_that_a_library_runs_become_bfloat16(

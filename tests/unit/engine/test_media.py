@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import NumericalError
+from omnimuse.core.loras import Lora
 from omnimuse.core.output import Chunk, Done, Event, Progress, Result
 from omnimuse.core.request import Ask, Door
 from omnimuse.core.spec import SoundLimits
@@ -133,6 +134,16 @@ def test_values_that_are_no_numbers_are_found_in_every_medium() -> None:
     broken = replace(result, tensors={**result.tensors, "audio": result.tensors["audio"] * float("nan")})
     with pytest.raises(NumericalError, match=r"outputs \[0\] hold values that are not finite"):
         present(broken, LIMITS)
+
+
+def test_an_error_of_numbers_names_the_adapters_that_were_worn() -> None:
+    result, _ = run(ask())
+    params = replace(result.params, loras=(Lora("styles/ink.safetensors", 90.0), Lora("unworn.safetensors", 0.0)))
+    audio = result.tensors["audio"] * float("inf")
+    with pytest.raises(NumericalError, match=r"may help; it wore ink.safetensors at 90: try without, or at a lower"):
+        present(replace(result, params=params, tensors={"audio": audio}), LIMITS)
+    error = present(replace(result, params=params, error=NumericalError("no logits")), LIMITS).error
+    assert str(error) == "no logits; it wore ink.safetensors at 90: try without, or at a lower scale"
 
 
 def test_pieces_come_as_they_are_finished_and_make_up_the_whole() -> None:

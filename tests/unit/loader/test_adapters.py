@@ -46,16 +46,21 @@ RULES = (
 )
 
 
-@pytest.fixture
-def reader(tmp_path: Path) -> Reader:
-    folder = tmp_path / "transformer"
-    folder.mkdir()
+def reader_of(home: Path, dtype: torch.dtype = torch.float32) -> Reader:
+    """For a network that computes in `dtype`, whose checkpoint is written into `home`."""
+    folder = home / "transformer"
+    folder.mkdir(parents=True)
     stored: dict[str, Tensor] = {"table.weight": torch.zeros(5, 8)}
     for name, (outputs, inputs) in LAYERS.items():
         stored |= {f"{name}.weight": torch.zeros(outputs, inputs), f"{name}.bias": torch.zeros(outputs)}
     save_file(stored, folder / "diffusion_pytorch_model.safetensors")
-    sites = Sites(Net(), folder, lambda: RULES, {}, ALIASES)
+    sites = Sites(Net().to(dtype), folder, lambda: RULES, {}, ALIASES)
     return Reader({"transformer": sites}, ["transformer"], torch.device("cpu"))
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Reader:
+    return reader_of(tmp_path)
 
 
 def whole(found: Mapping[tuple[str, str], tuple[Product, ...]], path: str, outputs: int, inputs: int) -> Tensor:
@@ -212,6 +217,24 @@ def test_half_a_product_and_whole_weights_are_refused(reader: Reader, tmp_path: 
 def test_numbers_that_are_none_are_refused(reader: Reader, tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", LAYERS, lambda n, down, up: peft()(n, down * float("nan"), up))
     assert "NaN or infinite" in refused(reader, file)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "large", "alpha", "said"),
+    [
+        (torch.float16, 1e6, 4.0, "float16 has no room for (over 6.6e+04, with its alpha); use another --dtype"),
+        (torch.bfloat16, 3.4e38, 8.0, "bfloat16 has no room for (over 3.4e+38, with its alpha); use an adapter"),
+        (torch.float32, 1e30, 1e30, "float32 has no room for"),
+    ],
+)
+def test_numbers_that_are_too_large_for_the_format_of_a_layer_are_refused(
+    reader: Reader, tmp_path: Path, dtype: torch.dtype, large: float, alpha: float, said: str
+) -> None:
+    def style(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        return with_alpha(torch.tensor(alpha))(name, down, up.sign() * large)
+
+    file = write(tmp_path / "a.safetensors", LAYERS, style)
+    assert said in refused(reader_of(tmp_path / "other", dtype), file)
 
 
 def test_whole_numbers_are_no_weights(reader: Reader, tmp_path: Path) -> None:

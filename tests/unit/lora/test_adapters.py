@@ -27,7 +27,7 @@ class Shelf:
         self.versions: dict[str, int] = {}
 
     def stamp(self, source: str) -> str:
-        return f"{source}@{self.versions.get(source, 0)}"
+        return f"{source.removeprefix('./')}@{self.versions.get(source, 0)}"
 
     def read(self, source: str) -> Adapter:
         self.reads.append(source)
@@ -116,6 +116,14 @@ def test_a_file_that_changed_is_read_again_and_its_rows_share_no_forward_with_th
     [new] = adapters.fetch([Lora("a")])
     assert shelf.reads == ["a", "a"]
     assert old.key != new.key
+
+
+def test_a_file_under_two_names_is_read_once_and_not_worn_twice(room_for: Make, shelf: Shelf) -> None:
+    adapters = room_for(1)
+    [one], [other] = adapters.fetch([Lora("a")]), adapters.fetch([Lora("./a")])
+    assert shelf.reads == ["a"] and one.key == other.key
+    with pytest.raises(RequestError, match=r"a and \./a are one adapter; name it once, with one scale"):
+        adapters.fetch([Lora("a"), Lora("./a", 0.5)])
 
 
 def test_at_scale_0_an_adapter_is_not_even_read(room_for: Make, shelf: Shelf, net: Net) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.engine.local import start
@@ -87,6 +88,77 @@ def test_what_is_not_read_is_refused_by_name(about: dict[str, object], says: str
         stored_in(tmp_path)
 
 
+def packed_file(folder: Path, kind: str, double: bool = False) -> dict[str, Tensor]:
+    """The tensors of a packed layer, `layers.weight` [6, 128], and what belongs to it."""
+    weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(1))
+    save_file({"layers.weight": weight}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    bitsandbytes.pack(folder, kind, double)
+    return load_file(folder / "model.safetensors")
+
+
+def read_all(folder: Path) -> None:
+    """Whatever the file holds, as a start reads it."""
+    with safe_open(folder / "model.safetensors", "pt") as handle:
+        for name, stored in stored_in(folder).items():
+            Source(handle, name, stored).whole()
+
+
+@pytest.mark.parametrize(("kind", "double"), KINDS)
+def test_what_lacks_a_part_or_has_a_wrong_one_is_refused_by_its_name(kind: str, double: bool, tmp_path: Path) -> None:
+    tensors = packed_file(tmp_path, kind, double)
+    read_all(tmp_path)
+    for name in [name for name in tensors if name.endswith(("weight", "SCB", "absmax", "nested_quant_map"))]:
+        whole, rest = tensors[name], {other: each for other, each in tensors.items() if other != name}
+        wrong = [rest | {name: each.clone()} for each in (whole[:-1], whole[:0])]
+        if kind != "int8":  # without one of the two, nothing says that it was packed: the network refuses the names
+            wrong += [rest, rest | {name: whole.to(torch.int64)}]
+        for damaged in wrong:
+            save_file(damaged, tmp_path / "model.safetensors")
+            with pytest.raises(ModelError, match=r"model.safetensors: layers\..*; get the file again"):
+                read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [-6, -128]},
+        {"shape": [6, 64]},
+        {"shape": [10**12, 10**12]},
+        {"blocksize": 0},
+        {"blocksize": "x"},
+        {"blocksize": None},
+        {"blocksize": 32},
+        {"nested_blocksize": 0},
+        {"nested_blocksize": "x"},
+        {"nested_offset": None},
+        {"nested_offset": "x"},
+    ],
+)
+def test_a_description_that_does_not_fit_its_weights_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    tensors = packed_file(tmp_path, "nf4", double=True)
+    [name] = [name for name in tensors if "quant_state" in name]
+    state = json.loads(bytes(tensors[name].tolist())) | change
+    tensors[name] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model.safetensors: layers\..*; get the file again"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.float32])
+def test_codes_may_be_held_in_another_format_of_the_same_bytes(storage: torch.dtype, tmp_path: Path) -> None:
+    tensors = packed_file(tmp_path, "nf4")
+    found = []
+    for weight in (tensors["layers.weight"], tensors["layers.weight"].view(-1).view(storage)[:, None]):
+        save_file({**tensors, "layers.weight": weight}, tmp_path / "model.safetensors")
+        [(name, stored)] = stored_in(tmp_path).items()
+        with safe_open(tmp_path / "model.safetensors", "pt") as handle:
+            content = Source(handle, name, stored).whole()
+        assert isinstance(content, Rows)
+        found.append(content.floats())
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize(("double", "inputs"), [(False, 128), (True, 128), (True, 96)])
 def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: int, tmp_path: Path) -> None:
@@ -99,5 +171,5 @@ def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: in
     save_file({"a.weight": packed, **told}, tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", "pt") as handle:
         kinds = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
-        found = content_of(handle, packed_weights(handle, kinds)["a.weight"])
+        found = content_of(handle, packed_weights(tmp_path, handle, kinds)["a.weight"])
     assert torch.equal(found.floats() if isinstance(found, Rows) else found, library.dequantize_4bit(packed, state))

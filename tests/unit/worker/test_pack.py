@@ -141,8 +141,18 @@ def test_a_folder_that_the_disk_refuses_is_told_in_words_and_leaves_nothing(
 
 
 def test_a_table_of_packed_weights_that_does_not_fit_the_file_is_refused(z_image_folder: Path, tmp_path: Path) -> None:
-    for table in ("{", '{"a.weight": ["int9", 1, 1, {}]}', '{"a.weight": ["int8", 3, 2, {"weight": "a.weight"}]}'):
-        save_file({"a.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors", metadata={"omnimuse.packed": table})
+    parts = '{"weight": "a.weight", "weight_scale": "a.weight_scale"}'
+    tables = [
+        f'{{"a.weight": ["int8", {shape}, {parts}]}}' for shape in ("-2, 2", "2.5, 2", "1e400, 2", "2, 3", "2, 2")
+    ]
+    tensors = {"a.weight": torch.zeros(2, 2), "a.weight_scale": torch.zeros(2, 1)}
+    for table in (
+        "{",
+        '{"a.weight": ["int9", 1, 1, {}]}',
+        '{"a.weight": ["int8", 3, 2, {"weight": "a.weight"}]}',
+        *tables,
+    ):
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"omnimuse.packed": table})
         with pytest.raises(ModelError, match="does not say how its weights are packed as omnimuse writes it"):
             stored_in(tmp_path)
 
