@@ -5,16 +5,17 @@ What people wrote above the mark stays. A test makes the page again and compares
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from omnimuse.compat.composed import table as sglang
 from omnimuse.compat.composed.sampling import OPTIONS as SGLANG_OPTIONS
 from omnimuse.compat.composed.sampling import SAMPLING, Meaning
-from omnimuse.compat.contract.settings import ENVIRONMENT, FLAGS, METHODS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
+from omnimuse.compat.contract.settings import ENVIRONMENT, FLAGS, METHODS, OPTIONS, PARALLEL, TOLD, Setting
 from omnimuse.compat.contract.table import NAMES
 from omnimuse.compat.tables import Argument, Known, Refused
+from omnimuse.core.foreign import SETTINGS, Foreign
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "compat.md"
 MARK = "<!-- what follows is made by `make compat`; do not change it by hand -->\n"
@@ -24,7 +25,7 @@ def page(written: str) -> str:
     """The page: what is written above the mark, and the tables below it."""
     above = written.partition(MARK)[0].rstrip("\n")
     settings = (
-        ("Options of `Omni` and `AsyncOmni`", (*OPTIONS, *NOT_OPTIONS)),
+        ("Options of `Omni` and `AsyncOmni`", OPTIONS),
         ("Methods of `Omni` and `AsyncOmni`", METHODS),
         ("Fields of `DiffusionParallelConfig`, and our options", PARALLEL),
         ("Fields of `OmniDiffusionConfig`, as a pipeline finds them", TOLD),
@@ -37,6 +38,7 @@ def page(written: str) -> str:
         refused("Names that are refused", NAMES.refused),
         arguments("Arguments that the documents give", NAMES.arguments),
         *(chosen(title, rows) for title, rows in settings),
+        foreign("Settings of stages in deploy files, and other options of `Omni`", SETTINGS),
         known("Names of SGLang Diffusion", sglang.NAMES.known),
         refused("Names of SGLang Diffusion that are refused", sglang.NAMES.refused),
         arguments("Arguments that SGLang Diffusion's pipelines give", sglang.NAMES.arguments),
@@ -86,6 +88,16 @@ def chosen(title: str, rows: Sequence[Setting]) -> str:
     lines = [f"## {title}", "", "| name | what it does here |", "|---|---|"]
     for row in rows:
         lines.append(f"| `{row.name}` | {'not taken: ' if row.refused else ''}{row.does} |")
+    return "\n".join(lines) + "\n"
+
+
+def foreign(title: str, rows: Mapping[str, Foreign]) -> str:
+    """Settings that choose nothing, alike ones in a line: what is taken, and why no more."""
+    lines = [f"## {title}", "", "| name | taken | what it is here |", "|---|---|---|"]
+    for (why, anyway, void), alike in groupby(rows.items(), key=lambda row: (row[1].why, row[1].anyway, row[1].void)):
+        names = ", ".join(f"`{name}`" for name, _ in alike)
+        taken = "any value, and the log says so" if void else " or ".join(f"`{each!r}`" for each in anyway)
+        lines.append(f"| {names} | {taken} | {why} |")
     return "\n".join(lines) + "\n"
 
 

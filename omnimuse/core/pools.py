@@ -62,13 +62,14 @@ class DeployConfig:
     """All pools, in the order in which a request goes through them; none: everything in one process.
 
     In a process of one of them, `pool` is its name. `void` are keys of a file of another engine's that mean nothing
-    here, which the log lists. `connectors` are options of connectors, by their names.
+    here, which the log lists. `connectors` are options of connectors, by their names. `source` is the file, if any.
     """
 
     pools: tuple[PoolConfig, ...] = ()
     pool: str = ""
     void: tuple[str, ...] = ()
     connectors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    source: str = ""
 
     def __post_init__(self) -> None:
         names = [pool.name for pool in self.pools]
@@ -76,6 +77,10 @@ class DeployConfig:
             raise ConfigError(f"two pools are called {twice[0]!r}; give each a name of its own")
         if self.pool and self.pool not in names:
             raise ConfigError(f"there is no pool {self.pool!r}; the pools are {', '.join(names)}")
+
+    def wrong(self, why: str) -> ConfigError:
+        """What is raised of something in it that turns out to be wrong: it names the file."""
+        return ConfigError(f"{self.source}: {why}" if self.source else why)
 
     @property
     def here(self) -> PoolConfig | None:

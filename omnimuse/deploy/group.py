@@ -190,6 +190,8 @@ class Group:
         if replica.state == "broken":
             pool = self.config.deploy.pools[seat.pool].name
             why = replica.refusal or EngineDeadError(f"pool {pool} cannot be started: {replica.reason}")
+            if isinstance(why, ConfigError):
+                why = self.config.deploy.wrong(f"pool {pool}: {why}")
             if all(s.replica is not None and s.replica.state == "broken" for s in self.seats[seat.pool]):
                 self._refusal = why
                 self._ears.broken(why)

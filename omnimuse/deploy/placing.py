@@ -8,7 +8,9 @@ our pipelines say it themselves is listed as void. No torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import yaml
 
 from omnimuse.core.errors import ConfigError, reason
+from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
+from omnimuse.deploy.edges import check_edges, check_ends
 from omnimuse.deploy.stores import STORES
 
 log = logging.getLogger(__name__)
@@ -39,27 +43,28 @@ SCHEMAS = ("pools", "stage_args", "stages")
 _EDGES = "edges come from what stages read and write"
 _KNOWN = "the pipeline knows what its stages are, and what comes of them"
 _ASKED = "a request says these, or the checkpoint"
-_TAKEN = "the engine chooses it (`omnimuse explain MODEL`)"
 VOID = {
     **dict.fromkeys(("stage_type", "final_output", "final_output_type", "is_comprehension"), _KNOWN),
-    **dict.fromkeys(("input_sources", "engine_input_source", "custom_process_input_func", "output_connectors"), _EDGES),
+    **dict.fromkeys(("engine_input_source", "input_sources", "custom_process_input_func"), _EDGES),
     **dict.fromkeys(("default_sampling_params", "subtalker_sampling_params"), _ASKED),
 }
 """Keys of a stage that say what our pipelines say themselves: why they mean nothing here."""
-ENGINE_VOID = {
-    **dict.fromkeys(("model_stage", "model_arch", "hf_config_name", "trust_remote_code"), "the checkpoint says so"),
-    "engine_output_type": _EDGES,
-    "limit_mm_per_prompt": "the door knows how much a request may show",
-    **dict.fromkeys(("worker_cls", "scheduler_cls", "distributed_executor_backend"), "there is one kind of each"),
-    **dict.fromkeys(("enforce_eager", "gpu_memory_utilization", "enable_prefix_caching", "async_scheduling"), _TAKEN),
-    **dict.fromkeys(("max_num_batched_tokens", "max_model_len"), _TAKEN),
-}
-"""The same of what stands in `engine_args`, or beside the stage in newer files."""
-TOP_VOID = {
-    "async_chunk": "tracks always go on piece by piece",
-    "pipeline": "the checkpoint says so",
-    "platforms": "what it says of other machines is not read",
-}
+TOP_VOID = {"pipeline": "the checkpoint says so", "platforms": "what it says of other machines is not read"}
+RANKS = "parallel_config"
+"""A key whose mapping holds settings of `core/foreign.py`."""
+
+
+class _Once(yaml.SafeLoader):
+    """Plain data, in whose mappings a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; YAMLError for a key that stands twice, of which YAML itself keeps the last."""
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice!r} stands there twice", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def read_deploy(path: Path) -> DeployConfig:
@@ -67,7 +72,7 @@ def read_deploy(path: Path) -> DeployConfig:
     try:
         if path.stat().st_size > LARGEST:
             raise ConfigError(f"{path} is larger than {LARGEST} bytes, which no deploy file is")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the deploy file {path} cannot be read: {reason(error)}") from None
     except yaml.YAMLError as error:
@@ -75,7 +80,7 @@ def read_deploy(path: Path) -> DeployConfig:
     if not isinstance(content, dict):
         raise ConfigError(f"the deploy file {path} has no keys; write `pools:`, and a list below it (docs/deploy.md)")
     try:
-        deploy = read(content)
+        deploy = replace(read(content), source=str(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     for void in deploy.void:
@@ -87,6 +92,7 @@ def read(content: Mapping[str, Any]) -> DeployConfig:
     """The pools that the content of a file places."""
     schema = next((name for name in SCHEMAS if name in content), None)
     if schema is None:
+        _note({key: value for key, value in content.items() if key in SETTINGS}, {}, (), "", [])
         raise ConfigError(f"there is none of {', '.join(SCHEMAS)} at the top; write `pools:` (docs/deploy.md)")
     entries = content[schema]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries) or not entries:
@@ -135,8 +141,10 @@ def device_of(given: Any, where: str) -> str:
     text = "" if given is None else str(given)
     if text.isdecimal():
         return f"cuda:{text}"
-    if not all(letter.isalnum() or letter == ":" for letter in text):
+    if isinstance(given, list) or "," in text:
         raise ConfigError(f"{where}devices {given!r} is more than one; a pool computes on one: use `replicas` for more")
+    if not re.fullmatch(r"|[a-z]+(:\d+)?", text):
+        raise ConfigError(f"{where}device {given!r} is none; use cpu, or the number of a GPU, such as 0 or cuda:1")
     return text
 
 
@@ -153,24 +161,28 @@ def _foreign(
     """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others. The last of
     theirs is all tracks that are left: what makes waves may take several here.
     """
-    _note_void(content, TOP_VOID, (schema, "runtime", "connectors"), "", void)
-    runtime = content.get("runtime") or {}
-    _note_void(runtime, {"defaults": _EDGES, "edges": _EDGES}, ("connectors", "enabled"), "runtime: ", void)
-    carriers = {**(runtime.get("connectors") or {}), **(content.get("connectors") or {})}
-    for name, carrier in carriers.items():
-        _read_extra(name, carrier, void, options)
+    _note(content, TOP_VOID, (schema, "runtime", "connectors", "edges"), "", void)
+    runtime = _mapping(content, "runtime", "")
+    _note(runtime, {"defaults": _EDGES}, ("connectors", "enabled", "edges"), "runtime: ", void)
+    carriers = {**_mapping(runtime, "connectors", "runtime: "), **_mapping(content, "connectors", "")}
+    for name in carriers:
+        _read_extra(name, _mapping(carriers, name, "connectors: "), void, options)
+    for where, said in (("runtime: ", runtime), ("", content)):
+        check_edges(said.get("edges"), len(entries), where)
     pools = []
     for number, entry in enumerate(entries):
         where = f"stage {entry.get('stage_id', number)}: "
         if entry.get("stage_id", number) != number:
             raise ConfigError(f"{where}stages have the numbers 0, 1, ... in their order; this is number {number}")
-        placed = ("stage_id", "runtime", "engine_args", "input_connectors", "devices", "num_replicas", "max_num_seqs")
-        _note_void(entry, {**VOID, **ENGINE_VOID}, placed, where, void)
-        engine, place = entry.get("engine_args") or {}, entry.get("runtime") or {}
-        _note_void(engine, ENGINE_VOID, ("max_num_seqs",), f"{where}engine_args: ", void)
-        _note_void(place, {"max_batch_size": _TAKEN}, ("process", "devices", "num_replicas"), f"{where}runtime: ", void)
+        engine, place = _mapping(entry, "engine_args", where), _mapping(entry, "runtime", where)
+        _note(entry, VOID, (*PLACED, RANKS), where, void)
+        _note(engine, {}, ("max_num_seqs", RANKS), f"{where}engine_args: ", void)
+        _note(place, {}, ("process", "devices", "num_replicas"), f"{where}runtime: ", void)
+        for said in (entry, engine):
+            _note(_mapping(said, RANKS, where), {}, (), f"{where}{RANKS}: ", void)
         if place.get("process", True) is not True:
             raise ConfigError(f"{where}runtime: process={place['process']} is not honoured; leave `process: true`")
+        check_ends(entry, number, entries, where)
         said = {**place, **engine, **entry}
         held: dict[str, Any] = {"stages": (REST,)} if number == len(entries) - 1 else {"tracks": (number,)}
         pools.append(
@@ -186,11 +198,17 @@ def _foreign(
     return pools
 
 
+PLACED = ("stage_id", "runtime", "engine_args", "input_connectors", "output_connectors", "devices", "num_replicas",
+          "max_num_seqs")  # fmt: skip
+"""Keys of a stage that are honoured, or checked."""
+
+
 def _read_extra(name: str, carrier: Mapping[str, Any], void: list[str], options: dict[str, dict[str, str]]) -> None:
     """What is told of a connector beside its name: where its store is, and what means nothing here."""
+    _refuse_unknown(carrier, ("name", "extra"), f"connectors: {name}: ")
     kind = CARRIERS.get(str(carrier.get("name", name)), "")
     known = STORES[kind][1] if kind in STORES else ()
-    for key, value in (carrier.get("extra") or {}).items():
+    for key, value in _mapping(carrier, "extra", f"connectors: {name}: ").items():
         if (ours := STORE_OPTIONS.get(key, key)) in known:
             options.setdefault(kind, {})[ours] = str(value)
         else:
@@ -199,32 +217,55 @@ def _read_extra(name: str, carrier: Mapping[str, Any], void: list[str], options:
 
 def _carrier(entry: Mapping[str, Any], carriers: Mapping[str, Any], where: str) -> str:
     """The connector by which a stage of theirs is reached."""
-    named = set((entry.get("input_connectors") or {}).values())
+    named = {str(name) for name in _mapping(entry, "input_connectors", where).values()}
     if not named:
         return "shared_memory"
-    name = sorted(named)[0]
+    if len(named) > 1:
+        raise ConfigError(
+            f"{where}input_connectors are {', '.join(sorted(named))}; a stage is reached by one: name the same for all"
+        )
+    [name] = named
     said = (carriers.get(name) or {}).get("name", name)
-    if len(named) > 1 or said not in CARRIERS:
-        raise ConfigError(f"{where}connector {said!r} is not there; use one of {', '.join(CARRIERS)}")
+    if said not in CARRIERS:
+        near = get_close_matches(name, carriers, 1)
+        hint = f"did you mean {near[0]!r}, which `connectors` has? " if near else ""
+        raise ConfigError(f"{where}input_connectors: {said!r} is not there; {hint}use one of {', '.join(CARRIERS)}")
     return CARRIERS[said]
 
 
-def _note_void(
+def _note(
     entry: Mapping[str, Any], void: Mapping[str, str], honoured: tuple[str, ...], where: str, noted: list[str]
 ) -> None:
-    for key in entry:
+    """List what means nothing here; ConfigError for what is neither `honoured` nor void nor a setting as it is here."""
+    unknown = {key: value for key, value in entry.items() if key not in void}
+    _refuse_unknown(unknown, honoured, where, SETTINGS)
+    for key, value in entry.items():
         if key in void:
             noted.append(f"{key}: {void[key]}")
-    _refuse_unknown(entry, (*honoured, *void), where)
+        elif key not in honoured and (said := note_of(key, value, where)):
+            noted.append(said.removeprefix(where))
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def _refuse_unknown(entry: Mapping[str, Any], allowed: tuple[str, ...], where: str) -> None:
+def _mapping(entry: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    """What stands under `key`, which may be nothing."""
+    found = entry.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise ConfigError(
+            f"{where}{key}={found!r} is not allowed; use names and values below it, such as `name: value`"
+        )
+    return found or {}
+
+
+def _refuse_unknown(
+    entry: Mapping[str, Any], allowed: tuple[str, ...], where: str, besides: Collection[str] = ()
+) -> None:
+    """ConfigError for a key that is neither `allowed` nor one of those `besides`, of which there are many."""
     for key in entry:
-        if key not in allowed:
-            near = get_close_matches(str(key), allowed, 1)
+        if key not in allowed and key not in besides:
+            near = get_close_matches(str(key), (*allowed, *besides), 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"{where}{key!r} is not honoured; {hint}allowed are {', '.join(allowed)}")
 

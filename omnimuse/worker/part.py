@@ -33,7 +33,10 @@ def parts(config: Config, spec: Spec) -> list[range]:
         )
     pipeline = pipeline_for(spec)
     tracks = pipeline.tracks or (pipeline.stages,)
-    return parts_of(config.deploy.pools, [[stage.name for stage in track] for track in tracks])
+    try:
+        return parts_of(config.deploy.pools, [[stage.name for stage in track] for track in tracks])
+    except ConfigError as error:
+        raise config.deploy.wrong(str(error)) from None
 
 
 def part_of(config: Config, spec: Spec) -> range | None:

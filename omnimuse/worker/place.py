@@ -33,6 +33,9 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, Choice]:
         raise ConfigError(
             f"device={config.device!r} is not here: torch {torch.__version__} sees {have}; use device='cpu'"
         )
+    if device.type != "cpu" and (device.index or 0) >= (count := torch.accelerator.device_count()):
+        last = f"use {device.type}:0" + (f" to {device.type}:{count - 1}" if count > 1 else "")
+        raise ConfigError(f"device={config.device!r} is not here: torch sees {count} of its kind; {last}")
     return device, Choice("place", "device", str(device), "asked for")
 
 

@@ -167,9 +167,11 @@ def test_options_mean_what_they_mean_there() -> None:
 
 
 def test_an_option_that_is_not_known_names_the_table() -> None:
-    with pytest.raises(ConfigError, match=r"ray_address is no option here: .*; docs/compat.md"):
+    with pytest.raises(ConfigError, match=r"vae_tilling is no option here; did you mean .*; docs/compat.md"):
+        config_of("m", {"vae_tilling": True})  # type: ignore[typeddict-unknown-key]
+    with pytest.raises(ConfigError, match=r"ray_address='x' is not honoured here; leave it out: ranks are processes"):
         config_of("m", {"ray_address": "x"})  # type: ignore[typeddict-unknown-key]
-    with pytest.raises(ConfigError, match=r"device_map is no option here: .*enable_cpu_offload"):
+    with pytest.raises(ConfigError, match=r"device_map='auto' is not honoured here; .*enable_cpu_offload"):
         config_of("m", {"device_map": "auto"})  # type: ignore[typeddict-unknown-key]
 
 

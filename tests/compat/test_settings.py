@@ -15,13 +15,14 @@ from omnimuse.cli.contract import with_contract
 from omnimuse.cli.engine import read_config
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.make import config_of as told_to
-from omnimuse.compat.contract.settings import FLAGS, NOT_OPTIONS, OPTIONS, PARALLEL, TOLD, Setting
+from omnimuse.compat.contract.settings import FLAGS, OPTIONS, PARALLEL, TOLD, Setting
 from omnimuse.compat.door import Place
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
 from omnimuse.core.config import ContractConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.foreign import SETTINGS
 from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import build as build_engine
@@ -91,9 +92,19 @@ def test_the_table_has_every_option_and_every_field() -> None:
         assert len(rows) == len(fields(owner))
 
 
-@pytest.mark.parametrize("row", NOT_OPTIONS, ids=lambda row: row.name)
-def test_an_option_that_is_not_taken_is_refused_with_the_reason(row: Setting) -> None:
-    assert f"{row.name} is no option here: {row.does}" in str(outcome(**{row.name: 1}))
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in EngineOptions.__annotations__])
+def test_an_option_that_chooses_nothing_is_taken_where_it_changes_nothing(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting = SETTINGS[name]
+    for value in setting.anyway:
+        assert chosen(**{name: value}) == chosen()
+    if setting.void:
+        with caplog.at_level("INFO"):
+            assert chosen(**{name: 7}) == chosen()
+        assert f"{name}: {setting.why}" in caplog.text
+    else:
+        assert f"{name}=7 is not honoured here" in str(outcome(**{name: 7}))
 
 
 def served(line: str) -> Config:

@@ -50,31 +50,7 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("diffusion_attention_backend", "the backend of every attention site"),
     Setting("stage_configs_path", "a file of `stage_args`, or of ours, that spreads a model over processes"),
 )
-"""Options of `Omni` and `AsyncOmni`, which are all that they take."""
-
-_WAITS = "nothing is waited for so: a start that fails says so, and a long one may be read about in the log"
-
-NOT_OPTIONS: tuple[Setting, ...] = (
-    Setting("stage_init_timeout", _WAITS, refused=True),
-    Setting("init_timeout", _WAITS, refused=True),
-    Setting("batch_timeout", "requests share a step whenever they are there, and nothing waits for more", refused=True),
-    Setting(
-        "shm_threshold_bytes",
-        "tensors from 64 KiB on lie in shared memory where pools of a model are several processes",
-        refused=True,
-    ),
-    Setting(
-        "worker_backend", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True
-    ),
-    Setting("ray_address", "ranks are processes of this machine; `omnimuse serve` has what goes further", refused=True),
-    Setting(
-        "device_map",
-        "one device has all of it; `enable_cpu_offload` and `enable_layerwise_offload` save memory",
-        refused=True,
-    ),
-    Setting("log_stats", "every result has its `stage_durations`", refused=True),
-)
-"""Options of theirs that are not taken, and why."""
+"""Options of `Omni` and `AsyncOmni` that choose something; what others are is in `core/foreign.py`."""
 
 METHODS: tuple[Setting, ...] = (
     Setting(

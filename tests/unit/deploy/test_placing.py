@@ -79,8 +79,9 @@ def test_stage_args_of_another_engine_become_tracks_and_what_means_nothing_here_
         PoolConfig("stage1", stages=("*",), device="cuda:1"),
     )
     told = " ".join(deploy.void)
-    for key in ("stage_type", "max_batch_size", "model_stage", "output_connectors", "final_output_type"):
+    for key in ("stage_type", "max_batch_size", "model_stage", "final_output_type"):
         assert key in told
+    assert "output_connectors" not in told, "it is checked"
 
 
 def test_newer_files_of_another_engine_do_too() -> None:
@@ -92,6 +93,31 @@ def test_newer_files_of_another_engine_do_too() -> None:
     told = " ".join(deploy.void)
     for key in ("async_chunk", "platforms", "codec_chunk_frames", "max_model_len", "enforce_eager"):
         assert key in told
+
+
+NEUTRAL = {
+    "tensor_parallel_size": 1,
+    "gpu_memory_utilization": 0.9,
+    "enforce_eager": True,
+    "max_num_batched_tokens": 32768,
+    "dtype": "auto",
+    "quantization": None,
+    "load_format": "auto",
+    "parallel_config": {"ulysses_degree": 1, "cfg_parallel_size": 1},
+    "log_stats": False,
+    "vae_use_tiling": False,
+}
+"""What people leave in such files, of a value that changes nothing."""
+
+
+@pytest.mark.parametrize("schema", ["stage_args", "stages"])
+@pytest.mark.parametrize("within", ["", "engine_args"])
+def test_what_changes_nothing_is_taken_in_both_schemas(schema: str, within: str) -> None:
+    entry = {"stage_id": 0, "max_num_seqs": 4, **({within: NEUTRAL} if within else NEUTRAL)}
+    deploy = read({schema: [entry]})
+    assert deploy.pools == (PoolConfig("stage0", ("*",), window=4),)
+    noted = {note.partition(":")[0] for note in deploy.void}
+    assert noted == {"gpu_memory_utilization", "enforce_eager", "max_num_batched_tokens", "log_stats"}
 
 
 def test_pools_elsewhere_and_stores_are_told_what_they_need() -> None:
@@ -127,6 +153,7 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
     ("text", "said"),
     [
         ("{}", "none of pools, stage_args, stages"),
+        ("base_config: other.yaml", "base_config='other.yaml' is not honoured here; leave it out: another file is not"),
         ("pools: []", "list of mappings"),
         ("pools: {name: a}", "list of mappings"),
         ("pools: [{name: a, stages: [x], replica: 2}]", "'replica' is not honoured; did you mean 'replicas'"),
@@ -149,10 +176,62 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
         ("stage_args: [{stage_id: 1}]", "stages have the numbers"),
         (
             "stage_args: [{stage_id: 0, engine_args: {tensor_parallel_size: 2}}]",
-            "'tensor_parallel_size' is not honoured",
+            "stage 0: engine_args: tensor_parallel_size=2 is not honoured here; leave it out, or say 1: ranks share",
         ),
+        (
+            "stages: [{stage_id: 0, parallel_config: {ring_degree: 1, ulysses_degree: 4}}]",
+            "stage 0: parallel_config: ulysses_degree=4 is not honoured here",
+        ),
+        ("stages: [{stage_id: 0, tensor_paralel_size: 1}]", "did you mean 'tensor_parallel_size'"),
+        (
+            "{dtype: float16, stages: [{stage_id: 0}]}",
+            "dtype='float16' is not honoured here; leave it out, or say 'auto'",
+        ),
+        ("{base_config: other.yaml, stages: [{stage_id: 0}]}", "write all of it into this one"),
+        ("stage_args: [{stage_id: 0, runtime: [0]}]", "stage 0: runtime=[0] is not allowed; use names and values"),
+        ("stage_args: [{stage_id: 0, engine_args: 5}]", "stage 0: engine_args=5 is not allowed"),
+        ("{stages: [{stage_id: 0}], connectors: {wire: shm}}", "connectors: wire='shm' is not allowed"),
+        (
+            "{stages: [{stage_id: 0}], connectors: {wire: {nmae: X}}}",
+            "connectors: wire: 'nmae' is not honoured; did you",
+        ),
+        ("{stages: [{stage_id: 0}], runtime: {edges: 1}}", "runtime: edges=1 is no list of mappings"),
+        (
+            "{stages: [{stage_id: 0}], runtime: {edges: [{from: 0, to: 3}]}}",
+            "runtime: edges: to=3 is no stage; the stages",
+        ),
+        (
+            "{stages: [{stage_id: 0}, {stage_id: 1}], edges: [{from: 0, to: 1}, {from: 1, to: 0}]}",
+            "edges: from 1 to 0 goes back",
+        ),
+        ("{stages: [{stage_id: 0}, {stage_id: 1}], edges: [{from: 0, to: 0}]}", "edges: from 0 to 0 goes back"),
+        (
+            "{stages: [{stage_id: 0}, {stage_id: 1}, {stage_id: 2}], edges: [{from: 0, to: 1}]}",
+            "edges: none goes to stage 2, which would have nothing to do; leave `edges` out",
+        ),
+        (
+            "stages: [{stage_id: 0, input_connectors: {from_stage_1: shm}}]",
+            "stage 0: input_connectors: there is no stage 1",
+        ),
+        ("stages: [{stage_id: 0, output_connectors: {next: shm}}]", "'next' names no stage; write to_stage_N"),
+        ("stages: [{stage_id: 0, output_connectors: [shm]}]", "write the stage and its connector: `to_stage_1: shm`"),
+        (
+            "stages: [{stage_id: 0, input_connectors: {from_stage_1: shm}}, {stage_id: 1}]",
+            "stage 0: input_connectors: from_stage_1 goes back",
+        ),
+        (
+            "stages: [{stage_id: 0, output_connectors: {to_stage_1: a}}, {stage_id: 1, input_connectors: "
+            "{from_stage_0: b}}]",
+            "to_stage_1 is 'a', and stage 1 says 'b' of the same edge",
+        ),
+        (
+            "{connectors: {wire: {name: TcpConnector}}, stages: [{stage_id: 0}, {stage_id: 1, input_connectors: "
+            "{from_stage_0: wrie}}]}",
+            "stage 1: input_connectors: 'wrie' is not there; did you mean 'wire', which `connectors` has?",
+        ),
+        ("pools: [{name: a, stages: [x], device: cuda-0}]", "pool a: device 'cuda-0' is none; use cpu, or the number"),
         ("stage_args: [{stage_id: 0, runtime: {process: false}}]", "process=False"),
-        ("{stages: [{stage_id: 0, input_connectors: {a: Pigeon}}]}", "'Pigeon' is not there"),
+        ("{stages: [{stage_id: 0}, {stage_id: 1, input_connectors: {from_stage_0: Pigeon}}]}", "'Pigeon' is not there"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_its_name(text: str, said: str) -> None:
@@ -167,6 +246,7 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         "broken": "pools: [",
         "text": "pools",
         "code": "!!python/name:os.system",
+        "twice": "pools: [{name: a, stages: ['*']}]\npools: [{name: b, stages: ['*']}]",
     }.items():
         path = tmp_path / name
         if content is not None:

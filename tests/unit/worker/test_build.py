@@ -193,6 +193,15 @@ def test_a_device_this_machine_lacks_is_refused(z_image_folder: Path) -> None:
         choose_device(ModelConfig("x", device="warp"))
 
 
+def test_a_device_beyond_the_last_of_its_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert choose_device(ModelConfig("x", device="cuda:1"))[0] == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match=r"device='cuda:2' is not here: .* 2 of its kind; use cuda:0 to cuda:1"):
+        choose_device(ModelConfig("x", device="cuda:2"))
+
+
 def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
     device = torch.device("cpu")
     dtype, choice = choose_dtype(ModelConfig("x"), device)

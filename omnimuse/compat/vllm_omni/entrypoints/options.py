@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict
 
 from omnimuse.compat.contract.names import TABLE
-from omnimuse.compat.contract.settings import NOT_OPTIONS
 from omnimuse.compat.contract.spec import ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
@@ -26,11 +27,14 @@ from omnimuse.core.config import (
 )
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.names import BACKENDS
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.placing import read_deploy
+
+log = logging.getLogger(__name__)
 
 
 class _Sharing(TypedDict, total=False):
@@ -74,10 +78,7 @@ class EngineOptions(_Sharing, _Memory, total=False):
 
 def config_of(model: str, options: EngineOptions) -> Config:
     """The whole configuration; ConfigError for an option that is not known or cannot be honoured."""
-    for name in options:
-        if name not in EngineOptions.__annotations__:
-            why = next((f": {row.does}" for row in NOT_OPTIONS if row.name == name), "")
-            raise ConfigError(f"{name} is no option here{why}; {TABLE} lists those of the contract, and what each does")
+    _note_others(options)
     plugin = options.get("plugin", ())
     schedule = ScheduleConfig()
     if "max_num_seqs" in options:
@@ -111,6 +112,20 @@ def config_of(model: str, options: EngineOptions) -> Config:
         schedule=schedule,
         deploy=read_deploy(Path(placed)) if (placed := options.get("stage_configs_path")) else DeployConfig(),
     )
+
+
+def _note_others(options: Mapping[str, Any]) -> None:
+    """Log what means nothing here of options that are not among ours; ConfigError for one that cannot be."""
+    known = EngineOptions.__annotations__
+    for name in options.keys() - known.keys():
+        if name not in SETTINGS:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"{name} is no option here{hint}; {TABLE} lists those of the contract, and what each does"
+            )
+        if said := note_of(name, options[name]):
+            log.info("an option that means nothing here: %s", said)
 
 
 def _backend(name: str) -> str:
