@@ -55,6 +55,11 @@ class Seat:
         return self.link is not None and (self.replica is None or self.replica.state == "ready")
 
     @property
+    def restarts(self) -> int:
+        """How many of its processes were replaced."""
+        return 0 if self.replica is None else self.replica.restarts
+
+    @property
     def open(self) -> bool:
         """Whether it can take one more."""
         return self.link is not None and len(self.streams) < self.window

@@ -129,6 +129,12 @@ class Pool:
         """What shared forwards of a worker took, of their time apart; empty until some were measured."""
         return next((replica.company for replica in self._replicas if replica.company), [])
 
+    @property
+    def away(self) -> list[str]:
+        """Pools of the model of which no worker has a process that can take a request now."""
+        found = [replica.away for replica in self._replicas if replica.state == "ready"]
+        return [name for name in found[0] if all(name in each for each in found)] if found else []
+
     def status(self) -> list[ReplicaStatus]:
         """How every worker is."""
         return [

@@ -121,6 +121,18 @@ class Pools:
         return self.group.weights
 
     @property
+    def lost(self) -> dict[str, int]:
+        """By pool, how many of its processes were replaced since the start."""
+        pools = zip(self.config.deploy.pools, self.group.seats, strict=True)
+        return {pool.name: sum(seat.restarts for seat in seats) for pool, seats in pools}
+
+    @property
+    def away(self) -> list[str]:
+        """The pools no process of which can take a request now."""
+        pools = zip(self.config.deploy.pools, self.group.seats, strict=True)
+        return [pool.name for pool, seats in pools if not any(seat.ready for seat in seats)]
+
+    @property
     def group(self) -> Group:
         """The processes."""
         assert self._group is not None

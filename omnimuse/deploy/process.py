@@ -182,7 +182,8 @@ class Worker:
         if background is None:
             return Beat(self._ticks, True, resident())
         busy = bool(self._jobs) and not background.asleep
-        return Beat(self._ticks, busy, resident(), background.retries, background.company)
+        told = background.retries, background.company, background.lost, background.away
+        return Beat(self._ticks, busy, resident(), *told)
 
     def close(self) -> None:
         """End the engine; what is in progress is dropped."""

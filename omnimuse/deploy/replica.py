@@ -104,8 +104,9 @@ class PoolPlan:
     `scale` says how many there are. `hang` is how many seconds an engine with work may stand still, `faults` what
     `deploy/faults.py` reads. `restarted` is called with the cause whenever a worker is replaced, `retried` with how
     many forwards failed and were tried again, `staffed` with how many workers are ready, and coming, when that may have
-    changed. `warm_up` is what a worker draws before it is ready (`worker/warm_up.py`). `command` starts a worker; tests
-    have one without a model. Processes of a pool (`deploy/pools.py`) have an `edge`.
+    changed, `lost` with how many processes more of a pool of the model were replaced. `warm_up` is what a worker draws
+    before it is ready (`worker/warm_up.py`). `command` starts a worker; tests have one without a model. Processes of a
+    pool (`deploy/pools.py`) have an `edge`.
     """
 
     config: Config
@@ -117,6 +118,7 @@ class PoolPlan:
     restarted: Callable[[Cause], None] = lambda cause: None
     retried: Callable[[int], None] = lambda forwards: None
     staffed: Callable[[int, int], None] = lambda ready, coming: None
+    lost: Callable[[str, int], None] = lambda pool, processes: None
     warm_up: str = SMALL
     command: tuple[str, ...] = COMMAND
     edge: EdgeSettings | None = None
@@ -274,6 +276,7 @@ class Replica:
         self.place: dict[str, str] = {}
         self.weights: dict[str, tuple[int, int]] = {}
         self.company: list[Shared] = []
+        self.away: list[str] = []
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
         self.restarts = 0
@@ -282,6 +285,7 @@ class Replica:
         self._folder, self._launcher, self._changed = folder, launcher, changed
         self._life: Life | None = None
         self._told, self._retries = "", 0
+        self._lost: dict[str, int] = {}
         self.asleep = False
         self._profile: asyncio.Future[Profiled] | None = None
         self._slept: asyncio.Future[Slept] | None = None
@@ -445,6 +449,10 @@ class Replica:
                 if report.retries > self._retries:
                     self.plan.retried(report.retries - self._retries)
                 self._retries, self.company = report.retries, report.company
+                for pool, count in report.lost.items():  # from none again in another life
+                    known = self._lost.get(pool, 0)
+                    self.plan.lost(pool, count - known if count >= known else count)
+                self._lost, self.away = report.lost, report.away
             case Ready():
                 self.state, self.place, self.weights = "ready", report.place, report.weights
                 logger.info("%s is ready after %.1f s", self.name, report.seconds)

@@ -106,7 +106,8 @@ class Told(Message, frozen=True):
 class Beat(Message, frozen=True):
     """Sent twice a second, loading included: engine ticks so far, whether it has work, resident memory in bytes.
 
-    `retries` are forwards so far that failed and were tried again, `company` is what shared ones took.
+    `retries` are forwards so far that failed and were tried again, `company` is what shared ones took. Of a model in
+    pools, `lost` are the processes of each that were replaced so far, `away` the pools that have none just now.
     """
 
     ticks: int
@@ -114,6 +115,8 @@ class Beat(Message, frozen=True):
     memory: int
     retries: int = 0
     company: list[Shared] = []
+    lost: dict[str, int] = {}
+    away: list[str] = []
 
 
 class Stepped(Message, frozen=True):

@@ -228,6 +228,16 @@ class Background:
         return self.engine.runner.forwards.pace.table()
 
     @property
+    def lost(self) -> dict[str, int]:
+        """How many processes of each pool were replaced: it has none (`deploy/pools.py` has)."""
+        return {}
+
+    @property
+    def away(self) -> list[str]:
+        """The pools that have no process just now."""
+        return []
+
+    @property
     def asleep(self) -> bool:
         """Whether the weights are away."""
         return self.engine.asleep

@@ -96,6 +96,12 @@ class Metrics:
         self._restarts = Counter(
             "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
         )
+        self._lost = Counter(
+            "omnimuse_pool_restarts_total",
+            "Processes of a pool of the model that were replaced.",
+            ["pool"],
+            registry=registry,
+        )
         self._workers = Gauge("omnimuse_workers", "Workers, ready and coming.", ["state"], registry=registry)
         self._retries = Counter(
             "omnimuse_forward_retries_total", "Forwards that failed and were tried again.", registry=registry
@@ -148,6 +154,10 @@ class Metrics:
     def restarted(self, cause: str) -> None:
         """A worker was replaced; `cause` is one of CAUSES."""
         self._restarts.labels(_known(cause, CAUSES)).inc()
+
+    def lost(self, pool: str, processes: int) -> None:
+        """So many processes of that pool, by its name in the deploy file, were replaced."""
+        self._lost.labels(pool).inc(processes)
 
     def staffed(self, ready: int, coming: int) -> None:
         """So many workers can take requests, and so many more are being started."""

@@ -151,6 +151,7 @@ async def open_parts(
         metrics.retried,
         partial(_staffed, admission, metrics, options.scale.least),
         warm_up=warm_up,
+        lost=metrics.lost,
     )
     store = await JobStore.open(options.data / "jobs.sqlite", faults.reach)
     closings.push_async_callback(closed, store.close)

@@ -29,6 +29,11 @@ class Workers(Protocol):
         ...
 
     @property
+    def away(self) -> list[str]:
+        """Pools of the model that no request can go through now; empty where it is in none."""
+        ...
+
+    @property
     def weights(self) -> dict[str, tuple[int, int]]:
         """The bytes of every component, and of its largest block where these come in one at a time."""
         ...

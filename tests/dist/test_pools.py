@@ -168,21 +168,24 @@ def test_a_failure_in_a_pool_ends_its_request_alone_with_its_error(whole: Engine
     assert torch.equal(good.drawn(), expected(whole, ask("a red circle")))
 
 
-def test_a_pool_that_is_killed_in_mid_drawing_is_started_again_and_the_drawing_is_the_same(
-    whole: Engine, group: Pools
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_pool_that_is_lost_in_mid_drawing_is_started_again_and_the_drawing_is_the_same(
+    whole: Engine, group: Pools, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
+    monkeypatch.setattr("omnimuse.deploy.replica.SILENCE", 3.0)
     [seat] = group.group.seats[1]
     assert seat.replica is not None and seat.replica.pid is not None
-    before = seat.replica.pid
+    before, lost = seat.replica.pid, group.lost["denoise"]
     others = [group.group.seats[2][0].replica]
     pids = [each.pid for each in others if each is not None]
     asked = ask("a red circle", 5, num_outputs_per_prompt=2)
-    told = Told(group, asked, at_step(2, lambda: os.kill(before, signal.SIGKILL)))
+    told = Told(group, asked, at_step(2, lambda: os.kill(before, how)))
     second = Told(group, ask("a blue circle", 6))
     assert torch.equal(told.drawn(), expected(whole, asked))
     assert torch.equal(second.drawn(), expected(whole, ask("a blue circle", 6)))
     encoded = [e for e in told.events if isinstance(e, Progress) and e.stage == "init latents"]
     assert len(encoded) == 2, "what the pool before it had made was kept"
+    assert group.lost["denoise"] > lost and not group.away
     assert seat.replica.pid != before and [each.pid for each in others if each is not None] == pids
 
 

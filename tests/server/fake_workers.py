@@ -36,6 +36,7 @@ class FakeWorkers:
     place: dict[str, str] = field(default_factory=lambda: {"dtype": "float32", "device": "cpu"})
     weights: dict[str, tuple[int, int]] = field(default_factory=dict)
     company: list[Shared] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     started: list[Request] = field(default_factory=list)
     forms: list[Form] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ pools:
 ASKED = {"seed": 3, "num_inference_steps": 2, "output_format": "png"}
 
 
+def measured(server: WholeServer) -> str:
+    return server.ask("/metrics").content.decode()
+
+
 @pytest.mark.costly
 @pytest.mark.timeout(300)
 def test_a_server_with_its_model_in_pools_draws_through_the_loss_of_one_and_leaves_nothing(tmp_path: Path) -> None:
@@ -29,10 +34,17 @@ def test_a_server_with_its_model_in_pools_draws_through_the_loss_of_one_and_leav
         first = server.draw(**ASKED)
         [worker] = server.workers()
         [pool] = children(worker, "deploy.station")
+        assert 'omnimuse_pool_restarts_total{pool="draw"} 0.0' in measured(server)
         kill(pool)
+        while (status := server.ask("/readyz")).status == 200:
+            time.sleep(0.05)
+        assert status.json["reasons"] == ["pool draw is being started again"]
         second = server.draw(**ASKED)
         assert pixels(second) == pixels(first)
         assert alive(worker)
+        while server.ask("/readyz").status != 200:
+            time.sleep(0.05)
+        assert 'omnimuse_pool_restarts_total{pool="draw"} 1.0' in measured(server)
         last = children(worker, "deploy.station")
         assert last and last != [pool]
         assert server.end() == 0

@@ -75,6 +75,8 @@ def unready(service: Service) -> list[str]:
         reasons.append("no worker can be started")
     elif not service.workers.ready:
         reasons.append("no worker is ready yet")
+    for name in service.workers.away:
+        reasons.append(f"pool {name} is being started again")
     if service.workers.asleep:
         reasons.append("the weights are away until POST /wake_up on the admin plane")
     if not service.files.storage_ok():
