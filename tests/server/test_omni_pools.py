@@ -6,8 +6,10 @@ That what they make is what one process makes, `test_allround.py` and `test_talk
 from __future__ import annotations
 
 import base64
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,12 +72,18 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(scope="module")
 def server(kind: Kind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
-    home = tmp_path_factory.mktemp("pooled")
-    place = ("--dtype", "float32", "--device", "cpu", *placed(home, *kind.pools))
+    with served(tmp_path_factory.mktemp("pooled"), kind, *kind.pools) as made:
+        yield made
+        assert made.end() == 0
+
+
+@contextmanager
+def served(home: Path, kind: Kind, *pools: dict[str, Any]) -> Iterator[WholeServer]:
+    """A server of that model, in these pools or in one process."""
+    place = ("--dtype", "float32", "--device", "cpu", *placed(home, *pools))
     with WholeServer(home / "server", str(kind.build(home / "tiny")), *place) as made:
         made.wait_ready()
         yield made
-        assert made.end() == 0
 
 
 @pytest.fixture
@@ -148,3 +156,36 @@ def test_a_client_that_goes_in_mid_answer_stops_the_work_in_every_pool(
     assert 'outcome="cancelled"' in server.ask("/metrics").content.decode()
     assert last_of(list(asking(client, kind))) == expected
     assert stations(server) == before
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("pooled", [True, False], ids=["pools", "alone"])
+def test_a_server_that_is_told_to_end_finishes_the_answers_that_are_streamed(
+    kind: Kind, tmp_path: Path, pooled: bool
+) -> None:
+    with served(tmp_path, kind, *(kind.pools if pooled else ())) as server, client_of(server, timeout=120) as client:
+        expected = last_of(list(asking(client, kind)))
+        pieces, told = list[Piece](), False
+        for piece in asking(client, kind):
+            pieces.append(piece)
+            if not told:
+                server.process.send_signal(signal.SIGTERM)
+                told = True
+                with pytest.raises(openai.APIStatusError) as refused:
+                    list(asking(client, kind))
+                assert refused.value.status_code == 503
+        assert last_of(pieces) == expected
+        assert server.process.wait(60) == 0
+
+
+@pytest.mark.crossed
+def test_a_worker_that_is_lost_in_mid_answer_is_replaced_and_nothing_is_told_twice(kind: Kind, tmp_path: Path) -> None:
+    with served(tmp_path, kind) as server, client_of(server, timeout=120) as client:
+        expected = last_of(list(asking(client, kind)))
+        [lost], pieces = server.workers(), list[Piece]()
+        for piece in asking(client, kind):
+            pieces.append(piece)
+            if begun(kind, piece) and alive(lost):
+                kill(lost)
+        assert last_of(pieces) == expected
+        assert lost not in server.workers()
