@@ -21,15 +21,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.plugins import CONNECTORS, brought, loaded
 from omnimuse.core.pools import NEAR
+from omnimuse.deploy.frames import Alive, AnyFrame
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ MOST_HEAD, MOST_BLOB = 2**28, 2**40
 GREETING = 10.0
 """Seconds in which whoever connects has to show that it knows the key."""
 STUCK = 60.0
-"""Seconds after which an end that takes nothing counts as gone."""
+"""Seconds after which an end that takes nothing counts as gone, and an end elsewhere that says nothing."""
+STILL = 10.0
+"""Seconds without anything to say after which an end elsewhere is told that there is nothing."""
 PREFIX = struct.Struct("!IQB")
 SIGNATURE = 32
 LOOPBACK = "127.0.0.1"
@@ -48,54 +51,6 @@ HERE, MAPPED, STORED = 0, 1, 2
 """Where the tensors of a frame are: behind it, in memory whose descriptor comes with it, or in a store."""
 NAME = 16
 """Bytes of what something in a store is called."""
-
-
-class Frame(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Something about one stream: one try of one request."""
-
-    stream: str
-
-
-class Open(Frame, frozen=True):
-    """A stream begins; its request."""
-
-    request: dict[str, Any]
-
-
-class Put(Frame, frozen=True):
-    """Piece `number` of what a request takes along (`worker/packing.py`); after the `last` there is none."""
-
-    number: int
-    last: bool
-    head: bytes
-
-
-class Credit(Frame, frozen=True):
-    """A piece was taken: there is room for one more."""
-
-
-class Close(Frame, frozen=True):
-    """The stream is over; with an error, if it has a `kind`, a class of `core.errors`."""
-
-    kind: str = ""
-    message: str = ""
-    param: str | None = None
-    retry_after: float | None = None
-
-
-class Hold(Frame, frozen=True):
-    """Pause, or go on."""
-
-    held: bool
-
-
-class Said(Frame, frozen=True):
-    """An event on the way."""
-
-    head: bytes
-
-
-AnyFrame = Open | Put | Credit | Close | Hold | Said
 
 
 class Blob:
@@ -217,8 +172,9 @@ class Local:
 class Wire:
     """An end that is a socket, with a thread that reads and one that writes.
 
-    With a `seal`, every frame is signed with that and its number; else the other end is in this machine, and what is
-    large lies in shared memory. With a `store`, it lies there.
+    With a `seal`, every frame is signed with that and its number, and an end of which nothing comes for long has gone:
+    the network between the two may have. Else the other end is in this machine, and what is large lies in shared
+    memory. With a `store`, it lies there.
     """
 
     def __init__(
@@ -226,7 +182,8 @@ class Wire:
     ) -> None:
         self._socket, self._seal, self._outwards, self._store = stream, seal, outwards, store
         stream.settimeout(None)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STUCK), 0))
+        for limit in (socket.SO_SNDTIMEO, *([socket.SO_RCVTIMEO] if seal else [])):
+            stream.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", int(STUCK), 0))
         self._frames: SimpleQueue[tuple[AnyFrame, Blob | None] | None] = SimpleQueue()
         self._ended, self._started = threading.Event(), False
 
@@ -235,7 +192,9 @@ class Wire:
             with suppress(OSError, EOFError, EngineDeadError, msgspec.MsgspecError, struct.error), _told():
                 number = 0
                 while True:
-                    hear(*self._read(number))
+                    frame, blob = self._read(number)
+                    if not isinstance(frame, Alive):
+                        hear(frame, blob)
                     number += 1
             self.end()
             writer.join()
@@ -265,11 +224,18 @@ class Wire:
     def _write(self) -> None:
         number = 0
         with suppress(OSError), _told():  # the reader notices
-            while (said := self._frames.get()) is not None:
+            while (said := self._next()) is not None:
                 self._send(*said, number)
                 number += 1
                 del said  # the memory is the reader's now
         self.end()
+
+    def _next(self) -> tuple[AnyFrame, Blob | None] | None:
+        """What is to be sent; to an end elsewhere something in any case, now and then."""
+        try:
+            return self._frames.get(timeout=STILL if self._seal else None)
+        except Empty:
+            return Alive(), None
 
     def _send(self, frame: AnyFrame, blob: Blob | None, number: int) -> None:
         head = msgspec.msgpack.encode(frame)

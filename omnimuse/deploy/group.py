@@ -21,9 +21,10 @@ from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.child import EdgeSettings
-from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Listening, Local, kind_of
+from omnimuse.deploy.connectors import Blob, Connector, Listening, Local, kind_of
 from omnimuse.deploy.faults import Faults
 from omnimuse.deploy.folder import PrivateFolder
+from omnimuse.deploy.frames import AnyFrame
 from omnimuse.deploy.launch import Launcher
 from omnimuse.deploy.launch import Local as LocalLauncher
 from omnimuse.deploy.launchers import opened

@@ -28,10 +28,11 @@ from omnimuse.core.errors import (
     WorkerLostError,
 )
 from omnimuse.core.request import Request
+from omnimuse.deploy.attempt import Attempt, Lost, Moved
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.launch import Launcher, Local
 from omnimuse.deploy.launchers import opened
-from omnimuse.deploy.replica import Attempt, Lost, Moved, PoolPlan, Replica, State
+from omnimuse.deploy.replica import PoolPlan, Replica, State
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.scale import GRACE, LOOK, Scaler, Seen, to_move
 from omnimuse.deploy.wire import Finished, Form, Update

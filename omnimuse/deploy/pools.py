@@ -35,7 +35,8 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.output import Chunk, Done, Event, Failed, Result
 from omnimuse.core.request import Ask, Request
-from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Credit, Hold, Open, Put, Said
+from omnimuse.deploy.connectors import Blob
+from omnimuse.deploy.frames import AnyFrame, Close, Credit, Hold, Open, Put, Said
 from omnimuse.deploy.group import Ears, Group, Seat
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Ended, of_ended, pack

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostbyname
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from omnimuse.core import errors
 from omnimuse.core.config import Config
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
+from omnimuse.deploy.attempt import Attempt, Lost
 from omnimuse.deploy.carry import lay
 from omnimuse.deploy.child import EdgeSettings, Settings
 from omnimuse.deploy.launch import Launcher, Local, Started, free_port
@@ -86,14 +87,6 @@ class End(NamedTuple):
     reason: str
 
 
-class Lost(Exception):
-    """The life that worked on a request ended; the message says how."""
-
-
-class Moved(Exception):
-    """A request that has not begun is to be placed anew: another worker has nothing to do."""
-
-
 FILE = "file://"
 
 
@@ -122,20 +115,6 @@ class PoolPlan:
     warm_up: str = SMALL
     command: tuple[str, ...] = COMMAND
     edge: EdgeSettings | None = None
-
-
-@dataclass(eq=False)
-class Attempt:
-    """One try of a request on one life; `updates` ends with Finished, an error, Lost, or Moved.
-
-    It waits `since` its request came, until it has `begun`.
-    """
-
-    request: Request
-    since: float
-    begun: bool = False
-    updates: asyncio.Queue[Update | Exception] = field(default_factory=asyncio.Queue)
-    abandoned: bool = False
 
 
 class Life:
@@ -446,13 +425,7 @@ class Replica:
     def _hear(self, report: Report) -> None:
         match report:
             case Beat():
-                if report.retries > self._retries:
-                    self.plan.retried(report.retries - self._retries)
-                self._retries, self.company = report.retries, report.company
-                for pool, count in report.lost.items():  # from none again in another life
-                    known = self._lost.get(pool, 0)
-                    self.plan.lost(pool, count - known if count >= known else count)
-                self._lost, self.away = report.lost, report.away
+                self._count(report)
             case Ready():
                 self.state, self.place, self.weights = "ready", report.place, report.weights
                 logger.info("%s is ready after %.1f s", self.name, report.seconds)
@@ -471,6 +444,16 @@ class Replica:
                     self.refusal = error_of(report.kind, report.message)
             case _:
                 self._deliver(report)
+
+    def _count(self, beat: Beat) -> None:
+        """What grew since the last one; in another life all begins at none again."""
+        if beat.retries > self._retries:
+            self.plan.retried(beat.retries - self._retries)
+        for pool, count in beat.lost.items():
+            known = self._lost.get(pool, 0)
+            self.plan.lost(pool, count - known if count >= known else count)
+        self._retries, self._lost = beat.retries, beat.lost
+        self.company, self.away = beat.company, beat.away
 
     def _deliver(self, report: Update | Ended) -> None:
         ends = isinstance(report, Finished | Ended)

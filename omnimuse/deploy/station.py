@@ -20,8 +20,9 @@ from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Handed, Progress, Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.child import Settings, run, talk
-from omnimuse.deploy.connectors import AnyFrame, Blob, Close, Connector, Credit, Frame, Hold, Open, Put, Said, kind_of
+from omnimuse.deploy.connectors import Blob, Connector, kind_of
 from omnimuse.deploy.faults import ALWAYS, Faults
+from omnimuse.deploy.frames import AnyFrame, Close, Credit, Frame, Hold, Open, Put, Said
 from omnimuse.deploy.line import Line
 from omnimuse.deploy.process import build, warm_up
 from omnimuse.deploy.process import kind_of as error_kind

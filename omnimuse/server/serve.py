@@ -161,8 +161,7 @@ async def open_parts(
     pool = Pool(plan)
     admission.missed = pool.missed
     closings.push_async_callback(closed, partial(pool.close, LAST_WORDS))
-    together = PICTURE_JOBS if found.spec.medium == "image" else 1
-    limit = options.scale.most * together
+    limit = options.scale.most * (PICTURE_JOBS if found.spec.medium == "image" else 1)
     rules = JobRules(
         found.spec,
         options.keep,

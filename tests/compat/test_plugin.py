@@ -25,7 +25,8 @@ from omnimuse.core.caches import CacheConfig, Fits, cache_named, completed
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.plugins import ATTENTION, SOLVERS, brought, loaded
-from omnimuse.deploy.connectors import AnyFrame, Blob, Connector, Hear, Put, kind_of
+from omnimuse.deploy.connectors import Blob, Connector, Hear, kind_of
+from omnimuse.deploy.frames import AnyFrame, Put
 from omnimuse.diffusion.choice import solver_for
 from omnimuse.diffusion.schedules import Schedule
 from omnimuse.worker.build import build as build_engine

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from omnimuse.deploy.connectors import LARGE, Connector, Put, kind_of
+from omnimuse.deploy.connectors import LARGE, Connector, kind_of
+from omnimuse.deploy.frames import Put
 from omnimuse.deploy.launch import free_port
 from omnimuse.deploy.stores import Stored
 from tests.unit.deploy.test_connectors import KEY, SOON, Ear, sent

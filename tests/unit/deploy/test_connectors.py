@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,20 +15,8 @@ from typing import Any
 import pytest
 
 from omnimuse.core.errors import ConfigError, EngineDeadError
-from omnimuse.deploy.connectors import (
-    LARGE,
-    AnyFrame,
-    Blob,
-    Close,
-    Connector,
-    Credit,
-    Local,
-    Open,
-    Put,
-    SharedMemory,
-    Tcp,
-    kind_of,
-)
+from omnimuse.deploy.connectors import LARGE, Blob, Connector, Local, SharedMemory, Tcp, kind_of
+from omnimuse.deploy.frames import AnyFrame, Close, Credit, Open, Put
 from tests.unit.deploy.stand_in_stores import HELD, KVClient, stand_in
 
 KEY = bytes(range(32))
@@ -253,3 +243,49 @@ def test_tcp_listens_where_it_is_told_to_and_nowhere_else(tmp_path: Path) -> Non
             Tcp().connect(f"127.0.0.1:{port}", KEY, "draw-0")
     with pytest.raises(ConfigError, match="name an address of this machine"):
         Tcp("203.0.113.9").listen(tmp_path, KEY, lambda name, end: None)
+
+
+class Network:
+    """What lies between two machines: all that comes from either end is brought to the other, while it `works`."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._goal, self.works = (host, int(port)), True
+        self._listener = socket.create_server((host, 0))
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._meet, daemon=True).start()
+
+    def _meet(self) -> None:
+        near, far = self._listener.accept()[0], socket.create_connection(self._goal)
+        for one, other in ((near, far), (far, near)):
+            threading.Thread(target=self._bring, args=(one, other), daemon=True).start()
+
+    def _bring(self, one: socket.socket, other: socket.socket) -> None:
+        with one:
+            while data := one.recv(2**16):
+                if self.works:
+                    other.sendall(data)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_where_the_network_between_two_ends_brings_nothing_any_more_both_notice_and_idle_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnimuse.deploy.connectors.STUCK", 1.0)
+    monkeypatch.setattr("omnimuse.deploy.connectors.STILL", 0.2)
+    met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()
+    with (
+        closing(Tcp().listen(tmp_path, KEY, lambda name, end: met.put((name, end)))) as door,
+        closing(Network(door.address)) as network,
+    ):
+        pool = Ear(Tcp().connect(network.address, KEY, "draw-0"))
+        front = Ear(met.get(timeout=SOON)[1])
+        time.sleep(2.0)
+        sent(front.end, b"still here")
+        frame, _ = pool.next()
+        assert isinstance(frame, Put) and pool.heard.empty() and front.heard.empty()
+        network.works = False
+        assert pool.heard.get(timeout=SOON) == LOST
+        assert front.heard.get(timeout=SOON) == LOST
