@@ -41,6 +41,9 @@ NOT_THE_PICTURE = frozenset(
 )
 """Options that do not belong to how a picture is drawn; its seed comes from the picture."""
 
+OF_THE_RUN = ("--plot", "--profile")
+"""Options that name a file which tells of this run."""
+
 _HERE = frozenset(
     {
         "dtype",
@@ -165,9 +168,16 @@ def explained(model: str, given: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def the_rest(words: Sequence[str], first: int) -> str:
-    """The command that makes what a run of `words` (the prompts among them) has left over."""
+    """The command that makes what a run of `words` (the prompts among them) has left over. What that run has told of
+    itself stays as it is: a file of its times is not written again.
+    """
     number = [] if first == 1 or "--first" in words else ["--first", str(first)]
-    line = shlex.join(["omnimuse", "generate", *(word for word in words if word != "--resume"), "--resume", *number])
+    kept, before = list[str](), ""
+    for word in words:
+        if before not in OF_THE_RUN and word.partition("=")[0] not in (*OF_THE_RUN, "--resume"):
+            kept.append(word)
+        before = word
+    line = shlex.join(["omnimuse", "generate", *kept, "--resume", *number])
     return f"{line}    # with the same lines on stdin" if "-" in words else line
 
 

@@ -1,8 +1,8 @@
 """`main`: finds the command, reads its options, and turns errors into one clean message and an exit code.
 
-Exit codes: 0 done, 1 something failed, 2 the input, the model or a choice is wrong, 130 interrupted by Ctrl-C. A
-command is a module beside this one with `add_options(parser)` and `run(args) -> int`, imported only when it is asked
-for.
+Exit codes: 0 done, 1 something failed, 2 the input, the model or a choice is wrong, 130 interrupted by Ctrl-C,
+143 ended by SIGTERM. A command is a module beside this one with `add_options(parser)` and `run(args) -> int`, imported
+only when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import argparse
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from types import MappingProxyType
@@ -227,10 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not end the work
             stream.reconfigure(errors="backslashreplace")
     try:
-        return dispatch(words)
-    except KeyboardInterrupt:
-        print("omnimuse: interrupted", file=sys.stderr)
-        return 130
+        with terminable():
+            return dispatch(words)
+    except STOPS as stop:
+        print(f"omnimuse: {stopped(stop)}", file=sys.stderr)
+        return STOPPED[stopped(stop)]
     except BrokenPipeError:  # whoever read our output has gone, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -239,6 +243,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         report(error, as_json="--json" in words)
         return exit_code(error)
+
+
+class Terminated(SystemExit):
+    """Whoever manages this process wants it to end (SIGTERM); what was begun is tidied up."""
+
+
+STOPS = (KeyboardInterrupt, Terminated)
+STOPPED = MappingProxyType({"interrupted": 130, "terminated": 143})
+"""What ends a command before its end, by what is said of it: exit codes, as shells have them."""
+
+
+def stopped(by: BaseException) -> str:
+    """What is said of it."""
+    return "terminated" if isinstance(by, Terminated) else "interrupted"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While this lasts SIGTERM raises Terminated in the main thread; the second ends the process at once.
+
+    Not in a rank of several, which may wait for others where it hears nothing, and not where somebody else listens.
+    """
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated(STOPPED["terminated"])
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or not Environment.alone() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def dispatch(words: Sequence[str]) -> int:

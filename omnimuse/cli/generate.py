@@ -27,7 +27,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from omnimuse.cli.app import told
+from omnimuse.cli.app import STOPPED, STOPS, told
+from omnimuse.cli.app import stopped as said
 from omnimuse.cli.engine import add_engine_options
 from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
@@ -43,8 +44,6 @@ from omnimuse.core.output import Event, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.formats import COMPRESSION, FORMATS
 from omnimuse.observe.progress import Display, display
-
-INTERRUPTED = 130
 
 
 class Engine(Protocol):
@@ -76,15 +75,19 @@ Start = Callable[[Config], AbstractContextManager[Engine]]
 
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """An interrupt waits until what is done here, a file and what is told of it, is whole. For the main thread."""
+    """What would end this waits until a file and what is told of it are whole. For the main thread."""
     waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    before = {
+        number: signal.signal(number, lambda number, frame: waiting.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, heard in before.items():
+            signal.signal(number, heard)
     if waiting:
-        raise KeyboardInterrupt
+        signal.raise_signal(waiting[0])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -272,7 +275,7 @@ def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr
         print_warnings(record, stderr)
     print_errors(record, stderr)
     if stopped:
-        return INTERRUPTED if stopped == "interrupted" else 1
+        return STOPPED.get(stopped, 1)
     return outcome.exit_code()
 
 
@@ -311,8 +314,8 @@ def _draw(
                 clock.reach("load")
                 with _recorded(job.shown.profile, engine, clock):
                     _take_all(job, engine, outcome, shown, stdout)
-    except KeyboardInterrupt:
-        return "interrupted"
+    except STOPS as stop:
+        return said(stop)
     except (OSError, OmnimuseError) as error:  # such as a full disk
         if not outcome.done:
             raise

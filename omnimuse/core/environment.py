@@ -48,6 +48,11 @@ class Environment:
         )
 
     @staticmethod
+    def alone() -> bool:
+        """Whether this process is no rank of several that torchrun has started."""
+        return os.environ.get("WORLD_SIZE", "1") == "1"
+
+    @staticmethod
     def hush_recordings() -> None:
         """Have torch's profiler tell of nothing below an error: it writes to stderr by itself, past every log."""
         os.environ.setdefault("KINETO_LOG_LEVEL", "4")

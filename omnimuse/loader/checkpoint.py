@@ -47,8 +47,10 @@ TOKENIZERS = ("Tokenizer", "TokenizersBackend")
 """Endings of the classes of tokenizers."""
 OTHERWISE = "<function="
 """What chat templates have that tell of calls in another way."""
+SCHEDULER = "Scheduler"
+"""The ending of the classes of schedulers."""
 WEIGHTLESS = (
-    *("Scheduler", *TOKENIZERS, "Guidance"),
+    *(SCHEDULER, *TOKENIZERS, "Guidance"),
     *("Voices", "Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor"),
 )
 """Endings of the classes of components that have no weights."""
@@ -173,7 +175,9 @@ class Checkpoint:
         return not plain_class(self.components[component][1]).endswith(WEIGHTLESS)
 
     def config(self, component: str) -> Mapping[str, Any]:
-        """The configuration of `component`; empty for a tokenizer or processor that stores none."""
+        """The configuration of `component`; empty for a tokenizer or processor that stores none. Of a scheduler it has
+        the class, too.
+        """
         folder = self.path(component)
         if (piece := self._piece(component)) is not None:
             return self._said(piece)
@@ -183,11 +187,13 @@ class Checkpoint:
         if folder == self.folder:  # several have theirs in this folder
             own = {TOKENIZER: TOKENIZER_CONFIG, PROCESSOR: PREPARING}
             names = (own.get(component, CONFIGS[0]),)
+        kind = self.components[component][1]
+        about = {"_class_name": kind} if kind.endswith(SCHEDULER) else {}
         for name in names:
             if (folder / name).is_file():
-                return _as_of_floats(read_json(folder / name))
-        if self.has_weights(component):
-            raise ModelError(f"{folder / CONFIGS[0]} does not exist; {AGAIN}")
+                return {**about, **_as_of_floats(read_json(folder / name))}
+        if about or self.has_weights(component):
+            raise ModelError(f"{folder / CONFIGS[bool(about)]} does not exist; {AGAIN}")
         return {}
 
     def _said(self, piece: Piece) -> Mapping[str, Any]:

@@ -39,11 +39,11 @@ class Recording:
     def write(self, path: Path) -> None:
         """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device."""
         self._profile.stop()
-        with _whole(path):
-            self._profile.export_chrome_trace(str(path))
-        trace = _read(path)
-        trace["traceEvents"] += [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
-        _write(trace, path)
+        with _whole(path) as part:
+            self._profile.export_chrome_trace(str(part))
+            trace = _read(part)
+            memory = [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
+            _write({**trace, "traceEvents": [*trace["traceEvents"], *memory]}, part)
 
 
 class Recorder:
@@ -95,7 +95,8 @@ def merge(parts: Sequence[Path], into: Path) -> None:
         traces = [_read(path) for path in parts]
         base = int(traces[0].get("baseTimeNanoseconds", 0))
         events = [event for rank, trace in enumerate(traces) for event in _of_rank(rank, len(traces), trace, base)]
-        _write({**traces[0], "traceEvents": events}, into)
+        with _whole(into) as part:
+            _write({**traces[0], "traceEvents": events}, part)
     finally:
         for path in parts:
             path.unlink(missing_ok=True)
@@ -107,18 +108,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(trace: dict[str, Any], path: Path) -> None:
-    with _whole(path):
-        path.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=4))
+    path.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=4))
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """What is written to `path` within stays whole, or not at all; the error of a disk that refuses names it."""
+def _whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which is `path` when the block has ended: whole, or not at all. Missing folders
+    are made; the error of a disk that refuses names `path`.
+    """
+    part = path.with_name(f".part-{path.name}")  # what torch writes is compressed by the end of its name
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        yield part
+        part.replace(path)
     except OSError as problem:
-        path.unlink(missing_ok=True)
         raise OSError(problem.errno, problem.strerror or str(problem), str(path)) from problem
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _counter(event: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Recognised, Spec, Variant
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.files import AGAIN
 from omnimuse.loader.fits import measured_fits
 from omnimuse.loader.identity import TAUGHT, Taught, names_of, taught
 from omnimuse.loader.resolve import Folder, resolve
@@ -94,7 +95,13 @@ def find(config: Config) -> Found:
         _refuse_packings_of_others(checkpoint)
     told = taught(checkpoint)
     recognised = _recognise(config, folder, checkpoint, spec, told)
-    door = Door.of(spec, checkpoint.configs, recognised.variant)
+    try:
+        door = Door.of(spec, checkpoint.configs, recognised.variant)
+    except (LookupError, TypeError, ValueError) as problem:  # what specs take for granted of their own checkpoints
+        raise ModelError(
+            f"the configurations in {folder.path} are not those of a {spec.arch} "
+            f"({type(problem).__name__}: {problem}); {AGAIN}"
+        ) from problem
     door = replace(door, deadlines=classes(config.schedule.deadlines))
     if not spec.library:
         door = replace(door, fits=measured_fits(checkpoint, spec.fits), cache=config.cache)

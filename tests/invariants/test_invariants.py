@@ -8,15 +8,19 @@ equal bit for bit has its own file, `test_tiers.py`.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from omnimuse.core.config import AttentionConfig, CompileConfig, HostConfig, ScheduleConfig
+from omnimuse.core.config import AttentionConfig, CompileConfig, HostConfig, ModelConfig, ScheduleConfig
+from omnimuse.core.errors import ModelError
 from omnimuse.core.machine import cores
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.request import Ask
@@ -24,12 +28,14 @@ from omnimuse.core.sources import Region
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.layers.network import Network
+from omnimuse.loader.checkpoint import CONFIGS, INDEX
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.models import TABLE
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.region import canvas
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
+from omnimuse.worker.find import find
 from omnimuse.worker.governor import Teams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
@@ -393,3 +399,18 @@ def test_what_is_made_is_in_range_and_seeds_make_it_differ(subject: Subject, sha
     low = -1 if subject.family.sounds else 0
     assert low <= float(first.min()) <= float(first.max()) <= 1
     assert not torch.equal(first, second)
+
+
+def test_a_configuration_that_says_nothing_is_refused_as_a_fault_of_the_checkpoint(
+    subject: Subject, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(subject.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.safetensors")))
+    wanted = replace(subject.config(), model=ModelConfig(str(folder), load="dummy", device="cpu"))
+    find(wanted)
+    for file in [file for file in folder.rglob("*.json") if file.name in CONFIGS or file.name == INDEX]:
+        content = file.read_text()
+        for other in ("{}", None):
+            file.unlink() if other is None else file.write_text(other)
+            with suppress(ModelError):  # or it is found all the same, by what the reference takes for granted
+                find(wanted)
+            file.write_text(content)

@@ -79,7 +79,7 @@ def routes(service: Service, staff: Staff) -> list[Route]:
         body = await _body(request, {"seconds": (int, float), "worker": (int,)})
         seconds = body.get("seconds", SECONDS)
         if not 0 < seconds <= LONGEST:
-            raise refusal("invalid_value", f"seconds={seconds} is not allowed; use up to {LONGEST}", "seconds")
+            raise refusal("invalid_value", f"seconds={seconds} is not allowed; use above 0, up to {LONGEST}", "seconds")
         try:
             path = await staff.profile(body.get("worker", 0), seconds)
         except ConfigError as error:

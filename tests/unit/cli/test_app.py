@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 from contextlib import chdir
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from omnimuse.cli import main
+from omnimuse.cli import app, main
 from omnimuse.cli.app import COMMANDS, exit_code, parser_of, report
 from omnimuse.core.errors import CapacityError, ConfigError, ModelError, RequestCancelled, RequestError
 
@@ -132,6 +133,29 @@ def test_a_word_that_makes_no_sense_is_no_fault_of_ours(
         assert main(["generate", "a ring", f"{option}={word}"]) == 2
     said = capsys.readouterr().err
     assert f"{option.lstrip('-')} {word!r} is no" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "omnimuse: interrupted\n"), (signal.SIGTERM, 143, "omnimuse: terminated\n")],
+)
+def test_a_command_that_is_ended_by_a_signal_tidies_up_and_says_so(
+    number: signal.Signals, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tidied: list[str] = []
+
+    def run(words: list[str]) -> int:
+        try:
+            signal.raise_signal(number)
+        finally:
+            tidied.extend(words)
+        return 0
+
+    monkeypatch.setattr(app, "dispatch", run)
+    before = signal.getsignal(number)
+    assert main(["quantize"]) == code and tidied == ["quantize"]
+    assert capsys.readouterr().err == said
+    assert signal.getsignal(number) is before
 
 
 def test_debug_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:

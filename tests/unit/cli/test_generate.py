@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from omnimuse.cli.again import explained
-from omnimuse.cli.app import parser_of
+from omnimuse.cli.app import Terminated, parser_of, stopped, terminable
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
 from omnimuse.cli.plot import GAP, bars_of, line_of, spans
@@ -366,6 +366,17 @@ def test_going_on_with_prompts_from_stdin_says_that_they_are_needed_again(tmp_pa
     assert [prompt for prompt, _ in rest.omni.drawn] == ["b"]
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Terminated()])
+def test_going_on_writes_no_second_time_what_tells_of_the_first_run(stop: BaseException, tmp_path: Path) -> None:
+    words = ["a", "b", "-o", f"{tmp_path}/p.png", "--plot", f"{tmp_path}/t.png", f"--profile={tmp_path}/t.json.gz"]
+    first = drawn(job(words), interrupt=stop, after=1)
+    assert first.code == (130 if isinstance(stop, KeyboardInterrupt) else 143) and (tmp_path / "t.png").exists()
+    assert f"omnimuse: {stopped(stop)}: 1 kept, 1 left; go on with:" in first.err
+    (tmp_path / "t.json.gz").touch()
+    rest = drawn(job(shlex.split(first.err.splitlines()[-1])[2:]))
+    assert [prompt for prompt, _ in rest.omni.drawn] == ["b"]
+
+
 def test_a_run_beside_older_files_goes_on_with_its_own_numbers(tmp_path: Path) -> None:
     (tmp_path / "p-007.png").write_bytes(b"somebody's")
     first = drawn(job(["a", "b", "c", "-o", f"{tmp_path}/p.png"]), interrupt=KeyboardInterrupt(), after=1)
@@ -451,14 +462,16 @@ def test_names_that_make_no_sense_are_refused(tmp_path: Path, words: list[str], 
 def test_an_interrupt_waits_until_a_file_and_what_is_told_of_it_are_whole() -> None:
     done: list[str] = []
 
-    def save() -> None:
+    def save(number: signal.Signals) -> None:
         with unbroken():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             done.append("whole")
 
     with pytest.raises(KeyboardInterrupt):
-        save()
-    assert done == ["whole"]
+        save(signal.SIGINT)
+    with pytest.raises(Terminated), terminable():
+        save(signal.SIGTERM)
+    assert done == ["whole", "whole"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 

@@ -41,10 +41,16 @@ def test_a_complete_checkpoint_passes_the_check(plain: Path) -> None:
 def test_configurations_are_read_whatever_their_file_is_called(plain: Path) -> None:
     assert Checkpoint(plain).configs == {
         "net": {"width": 4},
-        "scheduler": {"shift": 3.0},
+        "scheduler": {"_class_name": "ToyScheduler", "shift": 3.0},
         "tokenizer": {},
         "options": {"boundary_ratio": 0.875, "flags": [1, 2]},
     }
+
+
+def test_a_scheduler_without_a_configuration_is_refused(plain: Path) -> None:
+    (plain / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(ModelError, match=r"scheduler_config.json does not exist; get the checkpoint again"):
+        _ = Checkpoint(plain).configs
 
 
 def test_an_optional_component_may_be_null_or_absent(plain: Path) -> None:

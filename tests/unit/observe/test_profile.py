@@ -64,6 +64,16 @@ def test_a_disk_that_refuses_a_trace_is_told_by_its_name_and_keeps_no_part_of_it
     assert not list(tmp_path.iterdir())
 
 
+def test_a_recording_is_whole_in_a_folder_that_was_not_there(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.start()
+    torch.ones(3).sum()
+    recorder.write(tmp_path / "new" / "t.json.gz")
+    [file] = (tmp_path / "new").iterdir()
+    names = {event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]}
+    assert {"aten::sum", "memory of the CPU"} <= names
+
+
 def test_the_trace_of_a_single_rank_stays_as_it_is(tmp_path: Path) -> None:
     whole, recorder = tmp_path / "whole.json.gz", Recorder()
     recorder.start()
@@ -78,8 +88,10 @@ def test_the_trace_of_a_single_rank_stays_as_it_is(tmp_path: Path) -> None:
 def test_a_rank_that_cannot_write_says_so_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder()
     recorder.start()
-    recorder.try_to(lambda: recorder.write(tmp_path / "nowhere" / "x.json.gz"))
+    (tmp_path / "file").touch()
+    recorder.try_to(lambda: recorder.write(tmp_path / "file" / "x.json.gz"))
     assert "this rank could not be recorded" in caplog.text
+    (tmp_path / "file").unlink()
     with pytest.raises(FileNotFoundError):
         merge([written(tmp_path / "a.gz", 0, []), tmp_path / "b.gz"], tmp_path / "whole.gz")
     assert not list(tmp_path.iterdir())
