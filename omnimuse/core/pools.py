@@ -121,6 +121,8 @@ def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> li
                 "it out, or say by `pools:` which stages each holds"
             )
         for offset, name in enumerate(held):
+            if name == REST:
+                raise ConfigError(f"pool {pool.name}: {REST!r} is all stages that are left, and stands alone")
             if name not in names:
                 near = get_close_matches(name, names, 1)
                 hint = f"did you mean {near[0]!r}? " if near else ""

@@ -104,7 +104,10 @@ def read(content: Mapping[str, Any]) -> DeployConfig:
         raise ConfigError(f"{schema} is no list of mappings; write one for every pool, each with a `name`")
     if schema == "pools":
         _refuse_unknown(content, ("pools", "connectors"), "")
-        return DeployConfig(tuple(_pool(entry) for entry in entries), connectors=_options(content))
+        placed, told = tuple(_pool(entry) for entry in entries), _options(content)
+        if unused := sorted(told.keys() - {pool.connector for pool in placed}):
+            raise ConfigError(f"connectors: no pool says `connector: {unused[0]}`; leave it out, or name it")
+        return DeployConfig(placed, connectors=told)
     void: list[str] = []
     options: dict[str, dict[str, str]] = {}
     pools = tuple(_foreign(content, schema, entries, void, options))

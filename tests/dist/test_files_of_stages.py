@@ -109,7 +109,6 @@ def by_hand(kind: Kind) -> list[Any]:
     ]
 
 
-@pytest.mark.shows("pools")
 @pytest.mark.costly("files of stages")
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", KINDS)
