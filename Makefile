@@ -11,13 +11,14 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-machines static check format lock models lines features compat gpu gpu-wheels clean
+.PHONY: help demo serve install test test-all test-vllm test-machines static check format lock models lines features compat gpu gpu-wheels clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
 	@echo "make serve    serve the demo model, with a page to draw in the browser"
 	@echo "make test     run the test suite; tests that are crossed with every family take turns by commit"
 	@echo "make test-all run all of it"
+	@echo "make test-vllm what is written by vLLM itself: OMNIMUSE_VLLM_PYTHON names the Python that has it"
 	@echo "make test-machines  the computing part of it on machines that this one can pretend to be"
 	@echo "make check    format, lint, types, architecture and unit tests"
 	@echo "make format   let ruff lay the code out"
@@ -46,6 +47,12 @@ test: $(VENV)/.installed-test
 # Those that take turns (tests/turns.py), too.
 test-all: ARGS += --all
 test-all: test
+
+# Where vLLM is installed, in an environment of its own (docs/deploy.md); elsewhere a stand-in is asked in its place.
+test-vllm: $(VENV)/.installed-test
+	@test -n "$$OMNIMUSE_VLLM_PYTHON" || { echo "OMNIMUSE_VLLM_PYTHON names no Python that has vLLM: install it into an \
+	environment of its own (docs/deploy.md), and say OMNIMUSE_VLLM_PYTHON=/there/bin/python make test-vllm" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/dist/test_writers.py tests/dist/test_written_for_people.py $(ARGS)
 
 # Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, TURN=3 as
 # much as `make test` on a commit that has the third turn, PART=2/4 the second of four parts, in each of which

@@ -93,7 +93,7 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
         **_refused("adapters come with requests: `loras`", "lora_path lora_scale"),
         **_refused("adapters come with requests: `loras`", "enable_lora", False),
         **_refused("a request says how tokens are chosen", "logits_processors", []),
-        **_refused("a request says it", "boundary_ratio flow_shift silence_ban_frames", 0),
+        **_refused("a request says it", "boundary_ratio flow_shift silence_ban_frames seed", 0),
         **_refused("tokens are not guessed ahead", "speculative_config"),
         **_refused("set it before the engine starts: all processes have it", "env", {}),
         **_refused("a step cache is of a whole model: choose it with `--cache`", "cache_backend", "none"),

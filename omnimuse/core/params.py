@@ -38,6 +38,11 @@ class FamilyParams:
         return None
 
     @classmethod
+    def understood(cls, prompt: dict[str, Any], params: DiffusionParams) -> tuple[dict[str, Any], DiffusionParams]:
+        """What scripts for another engine say to this family in words of that engine's alone, in ours."""
+        return prompt, params
+
+    @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
         """What a request with `params` cannot do without, of no meaning: for a warm-up. None: there is nothing."""
         return None
@@ -128,12 +133,14 @@ class AnswerParams(GenerationParams):
     """The extension of a model that answers in text and, where "audio" is among the `modalities`, aloud as well.
 
     `voice` is one that the checkpoint has (None: its first), `voice_temperature` that of all codes of the sound (0: the
-    likeliest every time; None: as the model talks). Text is always among what is made.
+    likeliest every time; None: as the model talks), `voice_tokens` the most frames that are said (None: as many as the
+    answer has, at most as many as the model says). Text is always among what is made.
     """
 
     modalities: tuple[str, ...] = ("text",)
     voice: str | None = None
     voice_temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
+    voice_tokens: int | None = field(default=None, metadata={"low": 1})
 
     @property
     def aloud(self) -> bool:
@@ -146,8 +153,8 @@ class AnswerParams(GenerationParams):
     def objection(self, params: DiffusionParams, size_multiple: int) -> str | None:
         if not {"text"} <= set(self.modalities) <= {"text", "audio"}:
             return f'modalities={list(self.modalities)} cannot be; use ["text"] or ["text", "audio"]'
-        for name, value in (("voice", self.voice), ("voice_temperature", self.voice_temperature)):
-            if value is not None and not self.aloud:
+        for name in ("voice", "voice_temperature", "voice_tokens"):
+            if (value := getattr(self, name)) is not None and not self.aloud:
                 return f'{name}={value!r} says how it sounds, and no sound is wanted; use modalities ["text", "audio"]'
         return super().objection(params, size_multiple)
 
@@ -259,6 +266,7 @@ class AnswerChoices(TypedDict, total=False):
 
     modalities: tuple[str, ...]
     voice_temperature: float | None
+    voice_tokens: int | None
     use_audio_in_video: bool
 
 

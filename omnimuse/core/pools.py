@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import accumulate, chain
+from typing import Any
 
 from omnimuse.core.errors import ConfigError
 
@@ -63,6 +64,8 @@ class DeployConfig:
 
     In a process of one of them, `pool` is its name. `void` are keys of a file of another engine's that mean nothing
     here, which the log lists. `connectors` are options of connectors, by their names. `source` is the file, if any.
+    `sampling` is what a file of another engine has requests asked with where they say nothing, stage by stage; only the
+    door for that engine's scripts reads it.
     """
 
     pools: tuple[PoolConfig, ...] = ()
@@ -70,6 +73,7 @@ class DeployConfig:
     void: tuple[str, ...] = ()
     connectors: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     source: str = ""
+    sampling: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         names = [pool.name for pool in self.pools]
@@ -117,6 +121,8 @@ def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> li
                 "it out, or say by `pools:` which stages each holds"
             )
         for offset, name in enumerate(held):
+            if name == REST:
+                raise ConfigError(f"pool {pool.name}: {REST!r} is all stages that are left, and stands alone")
             if name not in names:
                 near = get_close_matches(name, names, 1)
                 hint = f"did you mean {near[0]!r}? " if near else ""

@@ -173,7 +173,10 @@ class Group:
     def _begin(self, pool: PoolConfig, seat: Seat, index: int) -> None:
         if pool.connector not in self._listening:
             options = self.config.deploy.connectors.get(pool.connector, {})
-            kind = kind_of(pool.connector, self._launcher.meeting, options)
+            try:
+                kind = kind_of(pool.connector, self._launcher.meeting, options)
+            except ConfigError as error:
+                raise self._wrong(pool.name, error) from None
             self._listening[pool.connector] = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
         address = self._listening[pool.connector].address
         plan = PoolPlan(
@@ -197,7 +200,7 @@ class Group:
             pool = self.config.deploy.pools[seat.pool].name
             why = replica.refusal or EngineDeadError(f"pool {pool} cannot be started: {replica.reason}")
             if isinstance(why, ConfigError):
-                why = self.config.deploy.wrong(f"pool {pool}: {why}")
+                why = self._wrong(pool, why)
             if all(s.replica is not None and s.replica.state == "broken" for s in self.seats[seat.pool]):
                 self._refusal = why
                 self._ears.broken(why)
@@ -207,14 +210,24 @@ class Group:
         """The configuration of a process of `pool`."""
         deploy = replace(self.config.deploy, pool=pool.name)
         model = replace(self.config.model, device=pool.device or self.config.model.device)
-        writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
+        try:
+            writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
+        except ConfigError as error:
+            raise self._wrong(pool.name, error) from None
         return replace(self.config, deploy=deploy, model=model, writer=writer)
+
+    def _wrong(self, pool: str, why: ConfigError) -> ConfigError:
+        """Why that pool cannot be, with the file that asks for it."""
+        return self.config.deploy.wrong(f"pool {pool}: {why}")
 
     # -- an engine of this process -----------------------------------------------------------------------------------
 
     def _make(self, pool: PoolConfig, seat: Seat) -> None:
         """Called on a thread."""
-        background = Background(partial(start, self._config_of(pool)), partial(self._soon, self._ears.broken))
+        try:
+            background = Background(partial(start, self._config_of(pool)), partial(self._soon, self._ears.broken))
+        except ConfigError as error:
+            raise self._wrong(pool.name, error) from None
         self._engines.append(background)
         ours, theirs = Local.pair()
         Station(background, theirs, Faults(), lambda: None)

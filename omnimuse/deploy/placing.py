@@ -42,11 +42,16 @@ SCHEMAS = ("pools", "stage_args", "stages")
 
 _EDGES = "edges come from what stages read and write"
 _KNOWN = "the pipeline knows what its stages are, and what comes of them"
-_ASKED = "a request says these, or the checkpoint"
+ASKED = "default_sampling_params"
+"""What requests are asked with."""
+_ASKED = (
+    "only scripts of that engine are asked with these (docs/compat.md); else a request says them, or the checkpoint"
+)
 VOID = {
     **dict.fromkeys(("stage_type", "final_output", "final_output_type", "is_comprehension"), _KNOWN),
     **dict.fromkeys(("engine_input_source", "input_sources", "custom_process_input_func"), _EDGES),
-    **dict.fromkeys(("default_sampling_params", "subtalker_sampling_params"), _ASKED),
+    ASKED: _ASKED,
+    "subtalker_sampling_params": "a request says these, or the checkpoint",
 }
 """Keys of a stage that say what our pipelines say themselves: why they mean nothing here."""
 TOP_VOID = {"pipeline": "the checkpoint says so", "platforms": "what it says of other machines is not read"}
@@ -99,11 +104,16 @@ def read(content: Mapping[str, Any]) -> DeployConfig:
         raise ConfigError(f"{schema} is no list of mappings; write one for every pool, each with a `name`")
     if schema == "pools":
         _refuse_unknown(content, ("pools", "connectors"), "")
-        return DeployConfig(tuple(_pool(entry) for entry in entries), connectors=_options(content))
+        placed, told = tuple(_pool(entry) for entry in entries), _options(content)
+        if unused := sorted(told.keys() - {pool.connector for pool in placed}):
+            raise ConfigError(f"connectors: no pool says `connector: {unused[0]}`; leave it out, or name it")
+        return DeployConfig(placed, connectors=told)
     void: list[str] = []
     options: dict[str, dict[str, str]] = {}
     pools = tuple(_foreign(content, schema, entries, void, options))
-    return DeployConfig(pools, void=tuple(dict.fromkeys(void)), connectors=options)
+    sampling = tuple(_mapping(entry, ASKED, f"stage {number}: ") for number, entry in enumerate(entries))
+    noted = tuple(dict.fromkeys(void))
+    return DeployConfig(pools, void=noted, connectors=options, sampling=sampling if any(sampling) else ())
 
 
 def _pool(entry: Mapping[str, Any]) -> PoolConfig:

@@ -33,6 +33,10 @@ OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA (low-rank products with magnitudes of their own)"),
     (re.compile(r"lora_mid|lora_C"), "LoCon with a core tensor"),
     (re.compile(r"\.(diff|set_weight)$"), "whole differences of weights beside low-rank products"),
+    (
+        re.compile(r"\.experts(\.base_layer)*\.lora_[AB]"),
+        "products for the weights of experts, one of all of a layer (PEFT's target_parameters)",
+    ),
     (re.compile(r"oft_|boft|glora|\.ia3_|\.on_input$|vera_lambda"), "another kind of adapter than low-rank products"),
 )
 """Kinds of adapters that are something else, and what people call them."""

@@ -26,6 +26,7 @@ from omnimuse.components.voice import Voice
 from omnimuse.core.calls import OPEN
 from omnimuse.core.params import AnswerParams
 from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
 from omnimuse.loader.facts import part
 from omnimuse.pipeline.conversing import Brief
 from omnimuse.pipeline.generate import Generate
@@ -155,6 +156,10 @@ class Speak(Talk):
     writes: tuple[str, ...] = ("voice_kv", "codes")
 
     @abstractmethod
+    def told(self, configs: Configs) -> Mapping[str, Any]:
+        """How the first code of a frame is chosen where a request does not say, but for what is never said."""
+
+    @abstractmethod
     def opening(self, ctx: Context, state: State) -> Opening:
         """How it begins, when the first word is there."""
 
@@ -179,7 +184,9 @@ class Speak(Talk):
         own = line(first, len(script) - heard.shape[1]).to(ctx.device)
         state.working["turns"] = talker.turns(torch.cat([heard, own], dim=1))
         state.working["shift"], state.working["ends"] = first - heard.shape[1], opened.ends
-        most = max(1, min(self.longest, self.room(ctx) - len(script)))
+        most = max(
+            1, min(chosen_of(state.request).voice_tokens or self.longest, self.longest, self.room(ctx) - len(script))
+        )
         how = most, opened.first, opened.others
         # What is drawn by chance here overlaps with what is drawn while the answer is written.
         chance = torch.Generator("cpu").manual_seed(state.request.seed(state.output))

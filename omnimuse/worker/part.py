@@ -31,10 +31,12 @@ def parts(config: Config, spec: Spec) -> list[range]:
         raise ConfigError(
             f"pools and several ranks ({config.parallel}) do not go together; use replicas of a pool, or one of the two"
         )
-    pipeline = pipeline_for(spec)
-    tracks = pipeline.tracks or (pipeline.stages,)
+    from omnimuse.pipeline.numbered import numbered
+
     try:
-        return parts_of(config.deploy.pools, [[stage.name for stage in track] for track in tracks])
+        return parts_of(
+            config.deploy.pools, [[stage.name for stage in track] for track in numbered(pipeline_for(spec))]
+        )
     except ConfigError as error:
         raise config.deploy.wrong(str(error)) from None
 

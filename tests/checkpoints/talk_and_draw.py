@@ -19,12 +19,12 @@ PLACES = (3, 9)
 """Where the marks are in that, at the latest."""
 
 
-def build(folder: Path, seed: int = 0, prompt: Any = qwen3.PROMPTS[0]) -> Path:
-    """Writes the checkpoint into `folder` and returns it; what draws in it is that of Z-Image. Its likeliest answer to
-    `prompt` has its marks.
+def build(folder: Path, seed: int = 0, prompt: Any = qwen3.PROMPTS[0], **writer: Any) -> Path:
+    """Writes the checkpoint into `folder` and returns it; what draws in it is that of Z-Image, what writes is that of
+    Qwen3, built with `writer`. Its likeliest answer to `prompt` has its marks.
     """
     z_image.build(folder, turbo=True, seed=seed)
-    qwen3.build(folder / "model", seed=seed)
+    qwen3.build(folder / "model", seed=seed, **writer)
     written = qwen3.generated(folder / "model", prompt, 7, qwen3.CHOICES[0])
     (folder / "words").mkdir()
     for path in list((folder / "model").iterdir()):

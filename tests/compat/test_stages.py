@@ -85,11 +85,36 @@ def test_an_asyncio_script_gets_the_same_and_text_alone_where_no_sound_is_wanted
     assert text.outputs[0].token_ids == first.outputs[0].token_ids
 
 
+def test_a_talker_says_no_more_frames_than_it_may(omni: Omni) -> None:
+    short = [LIST[0], SamplingParams(temperature=0.9, max_tokens=1)]
+    [_, whole], [_, cut] = omni.generate({"prompt": TALK}, LIST), omni.generate({"prompt": TALK}, short)
+    assert cut.result.params.extra.voice_tokens == 1  # type: ignore[union-attr]
+    samples, all_of_it = (each.multimodal_output["audio"].numel() for each in (cut, whole))
+    assert samples < all_of_it
+
+
+def test_what_is_set_that_is_nothing_is_refused(omni: Omni) -> None:
+    sampling = SamplingParams(max_tokens=8)
+    sampling.tensor_parallel_size = 1  # type: ignore[attr-defined]
+    omni.generate({"prompt": TALK, "modalities": ["text"]}, sampling)
+    for name, value, why in (("cfg_parallel_size", 2, "is not honoured here"), ("cfg_scale", 1, "has no 'cfg_scale'")):
+        wrong = SamplingParams(max_tokens=8)
+        setattr(wrong, name, value)
+        with pytest.raises(RequestError, match=why):
+            omni.generate({"prompt": TALK}, wrong)
+
+
 def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
     for sampling, why in (
         ([SamplingParams(min_p=0.5)], r"min_p=0.5 is not honoured here; docs/compat.md"),
         ([LIST[0], SamplingParams(top_p=0.5)], r"top_p=0.5 of stage 1 cannot be chosen.*docs/compat.md"),
-        ([LIST[0], SamplingParams(max_tokens=20)], r"max_tokens=20 of stage 1 cannot be chosen"),
+        ([LIST[0], SamplingParams(stop_token_ids=[9999])], r"stop_token_ids=\[9999\] of stage 1 cannot .* it ends at"),
+        ([SamplingParams(stop_token_ids=[9999])], r"stop_token_ids=\[9999\] of stage 0 cannot be chosen"),
+        (
+            [LIST[0], OmniDiffusionSamplingParams()],
+            r"OmniDiffusionSamplingParams mean nothing to stage 1, which chooses",
+        ),
+        ([{"temperature": 1}], r"dict is no sampling parameters; use SamplingParams"),
         ([*LIST, LIST[0]], r"4 sampling parameters are more than the stages"),
     ):
         with pytest.raises(RequestError, match=why):

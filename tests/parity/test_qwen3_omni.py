@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import Qwen3OmniMoeForConditionalGeneration
 
@@ -189,6 +191,38 @@ def test_answers_are_spoken_in_company_as_transformers_speaks_them(folder: Path,
         lengths = [piece.data.shape[1] for piece in told]
         assert [piece.start for piece in told] == [sum(lengths[:at]) for at in range(len(told))]
     assert any(len(each) > 1 for each in pieces.values()), "it comes in pieces"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_of_the_talker_and_its_predictor_is_worn_as_peft_wears_it(
+    folder: Path, omni: Omni, tmp_path: Path
+) -> None:
+    with quiet("transformers"):
+        wearing: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    wearing.talker.config.audio_config = wearing.config.thinker_config.audio_config
+    found = re.compile(r"talker\.(code_predictor\.)?model\.layers\.\d+\.self_attn\.[qkvo]_proj")
+    layers = [name for name, _ in wearing.named_modules() if found.fullmatch(name)]
+    torch.manual_seed(1)
+    how = LoraConfig(r=4, lora_alpha=8, target_modules=layers, init_lora_weights=False)
+    get_peft_model(wearing, how).save_pretrained(tmp_path)  # which puts it into the model, too
+    said = []
+    for place, (talk, came, tokens) in enumerate(ALOUD):
+        aloud = {"temperature": 0, "modalities": ("text", "audio"), "voice": "chelsie", "max_tokens": tokens}
+        asked_with = [{**aloud, "seed": 3 + place, "loras": loras} for loras in ([str(tmp_path)], [])]
+        worn, bare = omni.generate([{"messages": talk, **came}] * 2, asked_with, progress=False)
+        assert worn.error is None, worn.error
+        given = inputs(folder, wearing, talk, came)
+        expected = spoken(wearing, given, 3 + place, tokens, wearing.config.im_end_token_id)
+        assert list(worn.written[0].tokens) == list(bare.written[0].tokens), "the thinker wears nothing"
+        if expected is None:
+            assert not len(heard(worn))
+            continue
+        ids, wave = expected
+        assert list(worn.written[0].tokens) == ids
+        assert len(heard(worn)) == len(wave)
+        assert float((heard(worn) - wave).norm() / wave.norm()) < 1e-5
+        said.append(len(heard(bare)) != len(wave) or not torch.allclose(heard(bare), wave, atol=1e-3))
+    assert any(said), "it is heard"
 
 
 def test_a_text_that_ends_by_itself_is_spoken_to_its_end(

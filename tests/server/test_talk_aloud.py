@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import runpy
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from omnimuse.media.picture import picture_of
 from omnimuse.media.recording import open_sound
 from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo
+from tests.compat.scripts import openai_multimodal_client
 from tests.server.pooled import ALOUD, asked_by_client
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
@@ -185,3 +187,25 @@ def test_a_sound_is_written_down_by_the_model_that_hears_it(client: openai.OpenA
         create(file=file, timestamp_granularities=["word"], **HEARD)
     with pytest.raises(openai.BadRequestError, match="WAV, FLAC"):
         create(file=("sound.wav", b"no sound at all"), **HEARD)
+
+
+def test_the_examples_client_hears_and_reads_what_it_asks_for(
+    client: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photo(48, 32).save("seen.png")
+    Path("heard.wav").write_bytes(wav())
+
+    def run(*words: str) -> str:
+        line = ["client", "--server", str(client.base_url), "--model", "default", "--image-path", "seen.png", *words]
+        monkeypatch.setattr("sys.argv", [*line, "--audio-path", "heard.wav"])
+        runpy.run_path(str(openai_multimodal_client.__file__), run_name="__main__")
+        return capsys.readouterr().out
+
+    for query in ("text", "use_image", "use_audio"):
+        assert run("-q", query).startswith("Chat completion output from text: ")
+    assert run("-q", "use_image", "--modalities", "text,audio") == "Audio saved to audio_0.wav\n"
+    with wave.open("audio_0.wav") as heard:
+        assert heard.getnchannels() == 1
+    with pytest.raises(openai.BadRequestError, match="say how the text is written with fields of this request"):
+        run("--stages")

@@ -57,6 +57,10 @@ METHODS: tuple[Setting, ...] = (
         "generate",
         "prompts, `sampling_params_list` or `sampling_params`, `negative_prompts`, `py_generator`, `use_tqdm`",
     ),
+    Setting(
+        "default_sampling_params_list",
+        "what each stage is asked with where a script gives nothing: as the checkpoint or a deploy file has it",
+    ),
     Setting("close", "frees the weights; a `with` does it, too"),
     Setting(
         "AsyncOmni.generate",

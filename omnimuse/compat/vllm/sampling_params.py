@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from omnimuse.compat.contract.names import TABLE, no_argument, no_attribute, no_name
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.foreign import SETTINGS, note_of
 
 
 @dataclass(kw_only=True)
@@ -20,6 +21,16 @@ class Chosen:
             raise no_argument(cls, name, taken)
         return super().__new__(cls)
 
+    def check(self) -> None:
+        """RequestError for an attribute that was set and is no field, unless it asks for what is so anyway."""
+        for name in vars(self).keys() - {part.name for part in fields(self)}:
+            if name not in SETTINGS:
+                raise RequestError(f"{type(self).__name__} has no {name!r} here; {TABLE} lists what it has", name)
+            try:
+                note_of(name, getattr(self, name))
+            except ConfigError as error:
+                raise RequestError(str(error), name) from None
+
 
 @dataclass(kw_only=True)
 class _Unknown:
@@ -28,7 +39,6 @@ class _Unknown:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     min_p: float = 0.0
-    stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -43,18 +53,20 @@ class _Unknown:
 @dataclass(kw_only=True)
 class SamplingParams(_Unknown, Chosen):
     """Complete as there: what is left out is what vLLM takes, not what the checkpoint says. A `top_k` of 0 or -1 is
-    all of them; a `max_tokens` of None as many as there is room for. `detokenize` changes nothing: texts are spelt.
+    all of them; a `max_tokens` of None as many as there is room for; any other None as the checkpoint says.
+    `detokenize` changes nothing: texts are spelt. `stop_token_ids` may be those with which the model ends anyway.
     """
 
     n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
+    temperature: float | None = 1.0
+    top_p: float | None = 1.0
+    top_k: int | None = 0
+    repetition_penalty: float | None = 1.0
     max_tokens: int | None = 16
     min_tokens: int = 0
     seed: int | None = None
     stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
     detokenize: bool = True
 
     @property
@@ -68,7 +80,7 @@ class SamplingParams(_Unknown, Chosen):
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": max(self.top_k, 0),
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
             "repetition_penalty": self.repetition_penalty,
             "max_tokens": self.max_tokens,
             "min_tokens": self.min_tokens,

@@ -47,7 +47,7 @@ class RequestOutput:
         raise no_attribute(self, name)
 
 
-class Single(list[RequestOutput]):
+class Single(list[Any]):
     """A list of one that has the attributes of that: scripts go through it, or ask it themselves."""
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +56,8 @@ class Single(list[RequestOutput]):
 
 @dataclass(frozen=True)
 class OmniRequestOutput:
-    """One prompt's result, in both shapes that scripts know: `outputs[0]`, and `request_output[0].images`.
+    """One prompt's result, in both shapes that scripts know: `outputs[0]`, and `request_output[0].images`. Where it has
+    failed, asking for what was made raises its `error`.
 
     Of a model that writes or speaks it is what stage number `stage_id` made, of `medium`.
     """
@@ -88,14 +89,14 @@ class OmniRequestOutput:
     @property
     def images(self) -> list[Any]:
         """All pictures."""
-        return self.result.images
+        return self._made.images
 
     @property
     def outputs(self) -> list[Any]:
-        """What the model is there for, of all outputs: pictures, videos or sounds."""
+        """What the model is there for, of all outputs: pictures, videos or sounds; of a stage, what it made."""
         if self.medium:
             return self._of_stage.outputs
-        return [parts[0].data for parts in self.result.parts]
+        return [parts[0].data for parts in self._made.parts]
 
     @property
     def final_output_type(self) -> str:
@@ -107,13 +108,19 @@ class OmniRequestOutput:
         """Everything by medium; of a stage, what its first output is."""
         if self.medium:
             return self._of_stage.multimodal_output
-        found = {"image": self.result.images, "video": self.result.videos, "audio": self.result.audios}
+        found = {"image": self._made.images, "video": self._made.videos, "audio": self._made.audios}
         return {medium: made for medium, made in found.items() if made}
 
     @property
     def request_output(self) -> Any:
-        """Itself, in a list; of a stage, what it made, which is a list of one, too."""
-        return Single([self._of_stage]) if self.medium else [self]
+        """Itself, or of a stage what it made: a list of one that has the attributes of that."""
+        return Single([self._of_stage if self.medium else self])
+
+    @property
+    def _made(self) -> Result:
+        if self.result.error is not None:
+            raise self.result.error
+        return self.result
 
     @property
     def _of_stage(self) -> RequestOutput:

@@ -12,6 +12,7 @@ from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.spec import Component, Configs, Limits, Size, Spec, Variant
+from omnimuse.models.bagel import scripts
 
 KIND = "BagelForConditionalGeneration"
 BLIND = "blind"
@@ -66,6 +67,10 @@ class BagelParams(GenerationParams):
         if self.think and not self.writes:
             return 'think=True writes, and no text is wanted; use modalities ["text", "image"]'
         return super().objection(params, size_multiple)
+
+    @classmethod
+    def understood(cls, prompt: dict[str, Any], params: DiffusionParams) -> tuple[dict[str, Any], DiffusionParams]:
+        return scripts.understood(prompt, params)
 
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:

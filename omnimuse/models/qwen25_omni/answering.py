@@ -21,6 +21,7 @@ from omnimuse.components.answering_facts import TALKER
 from omnimuse.components.mel_flow import FLOW, CodesConfig
 from omnimuse.core.params import TokenParams
 from omnimuse.core.request import Request
+from omnimuse.core.spec import Configs
 from omnimuse.loader.facts import facts_inside, part
 from omnimuse.models.qwen25_omni.spec import VOICES
 from omnimuse.models.qwen25_omni.transformer import Pondering, Talker
@@ -100,6 +101,10 @@ class SpeakThought(Speak):
 
     predictor: str = ""
 
+    def told(self, configs: Configs) -> Mapping[str, Any]:
+        ends = [int(part(configs["model"], TALKER)[f"tts_codec_{name}_token_id"]) for name in ("pad", "end")]
+        return {**USUAL, **LIKELIER, "eos_token_id": ends}
+
     def opening(self, ctx: Context, state: State) -> Opening:
         talker, config = ctx.network(self.talker), part(ctx.configs["model"], TALKER)
         assert isinstance(talker, Talker)
@@ -111,9 +116,9 @@ class SpeakThought(Speak):
         script = torch.cat([heard.said, torch.stack([begin, first]) + codes])
         painted = facts_inside(CodesConfig, ctx.configs["model"], FLOW, {}).num_embeds
         unsaid = [code for code in range(painted + 1, talker.config.vocab_size) if code not in (empty, last)]
-        told = {"eos_token_id": [empty, last], "suppress_tokens": sorted({start, *unsaid})}
+        told = {**self.told(ctx.configs), "suppress_tokens": sorted({start, *unsaid})}
         chosen = TokenParams(temperature=chosen_of(state.request).voice_temperature)
-        how = Sampling.of(chosen, {**USUAL, **LIKELIER, **told})
+        how = Sampling.of(chosen, told)
         return Opening(script, heard.places, (end, pad), how, how, before=(mask, empty, start))
 
     def read(self, ctx: Context, word: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from omnimuse.ar.sampling import Sampling
 from omnimuse.components.answering_facts import TALKER, TEXT
 from omnimuse.core.params import TokenParams
+from omnimuse.core.spec import Configs
 from omnimuse.loader.facts import part
 from omnimuse.models.qwen3_omni.talker import OmniTalker
 from omnimuse.pipeline.answering import Opening, Speak, chosen_of, voice_of
@@ -50,15 +51,19 @@ class SpeakOverheard(Speak):
 
     least: ClassVar[int] = LEAST
 
+    def told(self, configs: Configs) -> Mapping[str, Any]:
+        return {**USUAL, "eos_token_id": part(configs["model"], TALKER)["codec_eos_token_id"]}
+
     def opening(self, ctx: Context, state: State) -> Opening:
         talker, heard, config = self._talker(ctx), state["spoken"].items[0], part(ctx.configs["model"], TALKER)
         user = torch.where(heard.at[:, None], talker.perceive(heard.said), talker.read(heard.said))
         end, pad = talker.read(heard.marks[1:])
         script = torch.cat([user, self._begins(ctx, state, config)])
-        own, ends = TokenParams(temperature=chosen_of(state.request).voice_temperature), config["codec_eos_token_id"]
-        told = {"eos_token_id": ends, "suppress_tokens": unsaid(part(config, TEXT)["vocab_size"], ends)}
+        own = TokenParams(temperature=chosen_of(state.request).voice_temperature)
+        marks = unsaid(part(config, TEXT)["vocab_size"], config["codec_eos_token_id"])
+        first = Sampling.of(own, {**self.told(ctx.configs), "suppress_tokens": marks})
         others = replace(Sampling.of(own, OTHERS), ends=())
-        return Opening(script, heard.places, (end, pad), Sampling.of(own, {**USUAL, **told}), others)
+        return Opening(script, heard.places, (end, pad), first, others)
 
     def read(self, ctx: Context, word: Tensor) -> Tensor:
         return self._talker(ctx).read(word[None])[0]

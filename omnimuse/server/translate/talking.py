@@ -115,6 +115,10 @@ TALK: tuple[Field, ...] = (
     *refused(_TEMPLATE, "continue_final_message", "add_special_tokens", "echo"),
     *refused("the model thinks as it was taught to", "reasoning_effort", "verbosity", neutral=("medium",)),
     *refused("what is foreseen is not made use of", "prediction"),
+    *refused(
+        "say how the text is written with fields of this request; a talker talks as its checkpoint has it",
+        "sampling_params_list",
+    ),
     *refused(_STORED, "store", "metadata"),
     *refused("this model searches nothing", "web_search_options"),
 )

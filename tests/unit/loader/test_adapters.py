@@ -197,6 +197,8 @@ def test_an_adapter_of_a_wider_model_says_the_shapes(reader: Reader, tmp_path: P
         ("lora_unet_blocks_0_to_q.lora_mid.weight", "LoCon"),
         ("diffusion_model.blocks.0.to_q.diff", "whole differences"),
         ("blocks.0.to_q.oft_blocks", "another kind"),
+        ("base_model.model.layers.0.mlp.experts.lora_A.weight", "products for the weights of experts"),
+        ("base_model.model.layers.0.mlp.experts.base_layer.lora_B.weight", "products for the weights of experts"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused_by_their_names(

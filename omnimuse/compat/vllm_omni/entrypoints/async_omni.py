@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from omnimuse import api
+from omnimuse.compat.vllm_omni.entrypoints.choosing import Given, Sampled
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
-from omnimuse.compat.vllm_omni.entrypoints.stages import Sampling, Stages
+from omnimuse.compat.vllm_omni.entrypoints.stages import Stages
 from omnimuse.compat.vllm_omni.inputs.data import OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.ask import Ask
@@ -24,15 +25,16 @@ class AsyncOmni:
     def __init__(self, model: str, **options: Unpack[EngineOptions]) -> None:
         self._ours = api.AsyncOmni(model, config=config_of(model, options))
         self._stages = Stages.of(self._ours.config)
+        self.default_sampling_params_list: list[Sampled] = list(self._stages.usual)
         self._making: dict[str, set[asyncio.Future[Result]]] = {}
 
     async def generate(
         self,
         prompt: OmniPromptType,
-        sampling_params: Sampling | str = None,
+        sampling_params: Given | str = None,
         request_id: str = "",
         *,
-        sampling_params_list: Sampling = None,
+        sampling_params_list: Given = None,
         output_modalities: Sequence[str] | None = None,
         priority: int = 0,
     ) -> AsyncIterator[OmniRequestOutput]:

@@ -8,8 +8,9 @@ from typing import Any, Self, TypedDict, Unpack
 
 from omnimuse import api
 from omnimuse.compat.contract.names import TABLE, no_attribute, no_name
+from omnimuse.compat.vllm_omni.entrypoints.choosing import Given, Sampled, per_prompt
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
-from omnimuse.compat.vllm_omni.entrypoints.stages import Sampling, Stages, per_prompt
+from omnimuse.compat.vllm_omni.entrypoints.stages import Stages
 from omnimuse.compat.vllm_omni.inputs.data import OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.errors import RequestError
@@ -28,13 +29,14 @@ class Omni:
     def __init__(self, model: str, **options: Unpack[EngineOptions]) -> None:
         self._ours = api.Omni(model, config=config_of(model, options))
         self._stages = Stages.of(self._ours.config)
+        self.default_sampling_params_list: list[Sampled] = list(self._stages.usual)
 
     def generate(
         self,
         prompts: OmniPromptType | Sequence[OmniPromptType],
-        sampling_params_list: Sampling = None,
+        sampling_params_list: Given = None,
         *,
-        sampling_params: Sampling = None,
+        sampling_params: Given = None,
         negative_prompts: Sequence[str] | None = None,
         py_generator: bool = False,
         use_tqdm: bool = True,

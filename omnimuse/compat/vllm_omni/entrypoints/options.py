@@ -171,10 +171,10 @@ def prompt_of(given: str | Mapping[str, Any], negative: str | None = None) -> di
     """A prompt in our words; pictures and sounds come out of `multi_modal_data`."""
     prompt: dict[str, Any] = {"prompt": given} if isinstance(given, str) else dict(given)
     came = prompt.pop("multi_modal_data", None) or {}
-    for theirs, ours in (("image", "images"), ("images", "images"), ("audio", "sounds")):
+    for theirs, ours in (("image", "images"), ("images", "images"), ("img2img", "images"), ("audio", "sounds")):
         if (value := came.get(theirs)) is not None:
             prompt[ours] = list(value) if isinstance(value, list | tuple) else [value]
-    if unknown := sorted(set(came) - {"image", "images", "audio"}):
+    if unknown := sorted(set(came) - {"image", "images", "img2img", "audio"}):
         raise RequestError(f"multi_modal_data has {unknown}; give pictures as 'image' and sounds as 'audio'", "images")
     return prompt if negative is None else {**prompt, "negative_prompt": negative}
 
