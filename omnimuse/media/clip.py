@@ -21,7 +21,8 @@ from omnimuse.core.errors import RequestError, reason
 from omnimuse.core.request import Clip, Picture
 from omnimuse.media.foreign_clip import READ, kind_of
 from omnimuse.media.picture import open_mask, picture_of
-from omnimuse.media.video import Video, pyav
+from omnimuse.media.streamed import pyav
+from omnimuse.media.video import Video
 
 MOST = 241
 """Frames that are read of a file, where nobody says how many are needed: ten seconds and one frame at 24 a second."""

@@ -94,6 +94,21 @@ def test_events_carry_the_whole_in_pieces_and_end_with_the_usage(server: WholeSe
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
 
+@pytest.mark.parametrize("speed", [0.5, 2])
+def test_a_speed_makes_it_shorter_and_a_stream_of_it_is_the_whole(server: WholeServer, speed: float) -> None:
+    asked = {**ASKED, "speed": speed, "response_format": "pcm"}
+    expected = server.ask(SPEECH, asked).content
+    assert len(expected) == 2 * round(FRAMES * HOP / speed)
+    assert server.ask(SPEECH, {**asked, "stream_format": "audio"}).content == expected
+    told = deltas(server.ask(SPEECH, {**asked, "stream_format": "sse"}).content)
+    assert b"".join(base64.b64decode(event["audio"]) for event in told[:-1]) == expected
+    with wave.open(io.BytesIO(server.ask(SPEECH, {**asked, "response_format": "wav"}).content), "rb") as file:
+        read = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(int)
+    assert np.abs(read - np.frombuffer(expected, "<i2")).max() <= 1
+    streamed = server.ask(SPEECH, {**asked, "response_format": "wav", "stream_format": "audio"}).content
+    assert streamed[:4] == b"RIFF" and streamed[44:] == expected
+
+
 def test_a_stream_goes_on_where_it_ended_and_the_whole_fills_what_was_missed() -> None:
     whole, sent = bytes(range(200)), b""
     for start, end in ((0, 40), (0, 40), (20, 60), (80, 100)):  # the second comes twice, the last behind a gap
@@ -114,12 +129,14 @@ def test_voices_and_languages_are_told(server: WholeServer) -> None:
     [
         ({"voice": "vivien"}, "did you mean 'vivian'?"),
         ({"language": "klingon"}, "use one of auto, english, chinese"),
-        ({"speed": 2}, "speed is not supported: the model decides how fast it speaks"),
+        ({"speed": 4.5}, "speed"),
+        ({"speed": 0}, "speed"),
         (
             {"response_format": "mp3", "stream_format": "audio"},
             "response_format=mp3 is made whole; a stream is pcm or wav",
         ),
-        ({"response_format": "aac"}, "aac"),
+        ({"response_format": "m4a"}, "wav, flac, mp3, opus, aac, ogg, pcm"),
+        ({"response_format": "aac"}, "response_format: AAC cannot hold 1 channels of 2400 samples a second; use WAV"),
         ({"response_format": "mp3"}, "response_format: MP3 cannot hold 1 channels of 2400 samples a second (MPEG"),
         ({"ref_audio": "data:audio/wav;base64,AA=="}, "this model starts from no sound"),
         ({"ref_text": "a star"}, "the voice alone is taken"),

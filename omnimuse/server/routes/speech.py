@@ -15,12 +15,14 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import BinaryIO
 
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.speech import Speech
 from omnimuse.deploy.wire import Finished, Grown
+from omnimuse.media.streamed import Tempo
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.download import MEDIA, Sent
@@ -78,12 +80,9 @@ def routes(service: Service) -> list[Route]:
         if flow and format_ not in FLOWING:
             message = f"response_format={format_.lower()} is made whole; a stream is pcm or wav"
             raise refusal("conflicting_parameters", message, "stream_format")
-        if flow:  # what a reader missed is taken from the whole, which has no head then
-            wanted = replace(wanted, output=replace(wanted.output, format="PCM"))
         sources = uploaded({}, wanted.urls, "ref_audio")
         sounds = await read_sounds(service, request, sources) if sources else ()
         order = place_order(service, wanted, request, TASK, {"sounds": sounds})
-        order = replace(order, request=replace(order.request, chunks=bool(flow)))
         request.state.lease.close()  # of what came, only the order is left
         if not flow:
             return await _whole(service, request, order)
@@ -119,9 +118,31 @@ async def _whole(service: Service, request: Request, order: Order) -> Response:
 
 async def pieces_of(service: Service, order: Order, head: bytes = b"") -> AsyncGenerator[bytes | Finished, None]:
     """The bytes of the sound as they are made, every one once, after `head`; first none of them, at last what is told
-    of the whole.
+    of the whole. RequestError where its speed cannot be had.
     """
-    sent = 0  # bytes of samples
+    speed, sound, begun = order.form.speed, service.door.limits.sound, False
+    assert sound is not None, "there are routes for models that speak alone"
+    tempo = None if speed == 1 else Tempo(sound.rate, speed)
+    # What a reader missed is taken from the whole, which has no head then, and the speed at which it was spoken.
+    form = structs.replace(order.form, format="PCM", speed=1.0)
+    flowing = replace(order, request=replace(order.request, chunks=True), form=form)
+    async with aclosing(_spoken(service, flowing)) as pieces:
+        async for piece in pieces:
+            ended = isinstance(piece, Finished)
+            samples = b"" if isinstance(piece, Finished) else piece
+            if tempo is not None:
+                samples = await asyncio.to_thread(tempo.end) if ended else await asyncio.to_thread(tempo.feed, samples)
+            if not begun and (samples or ended):
+                begun = True
+                yield head
+            yield samples
+            if ended:
+                yield piece
+
+
+async def _spoken(service: Service, order: Order) -> AsyncGenerator[bytes | Finished, None]:
+    """As `pieces_of`, the samples alone, as they were spoken."""
+    sent = 0
     async with aclosing(draw(service, order)) as updates:
         async for update in updates:
             match update:
@@ -129,14 +150,11 @@ async def pieces_of(service: Service, order: Order, head: bytes = b"") -> AsyncG
                     yield b""
                 case Grown():
                     piece = following(update, sent)
-                    if piece:
-                        yield b"" if sent else head
-                        yield piece
                     sent += len(piece)
+                    yield piece
                 case Finished():
                     [file] = await taken(service.files, update.files)
                     with file:
-                        yield b"" if sent else head
                         await asyncio.to_thread(file.seek, sent)
                         async for rest in read_away(file):
                             yield rest

@@ -157,7 +157,7 @@ class Saying:
         fields = {name: value for name, value in manner.fields.items() if name != "ref_audio" or not manner.came}
         wanted = read({**fields, "input": text}, "speech", self._service.door)
         order = place_order(self._service, wanted, self._live.socket, TASK, manner.came)
-        return replace(order, request=replace(order.request, chunks=manner.flows), id=f"{order.id}-{self._count}")
+        return replace(order, id=f"{order.id}-{self._count}")
 
     # -- what goes -----------------------------------------------------------------------------------------------
 
