@@ -11,21 +11,16 @@ import time
 import urllib.request
 import wave
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from omnimuse.deploy.wire import Grown
-from omnimuse.media.recording import samples_of
-from omnimuse.media.sound import encode_sound, to_sound
 from omnimuse.server.routes.speech import following
 from tests.checkpoints import qwen3_tts
-from tests.checkpoints.wishes import chord
 from tests.server.whole_server import WholeServer
 
 SPEECH = "/v1/audio/speech"
@@ -121,13 +116,22 @@ def test_voices_and_languages_are_told(server: WholeServer) -> None:
     assert server.ask("/v1/audio/voices").json == {
         "voices": ["vivian", "eric"],
         "languages": ["auto", "english", "chinese"],
+        "uploaded_voices": [],
     }
+
+
+def test_no_voice_is_left_with_a_checkpoint_that_has_its_own(server: WholeServer) -> None:
+    refused = server.ask("/v1/audio/voices", {"name": "ada", "consent": "yes"})
+    assert (refused.status, refused.json["error"]["code"]) == (400, "unsupported_task")
+    assert "does not speak with the voice of a sound; choose `voice` from GET" in refused.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
         ({"voice": "vivien"}, "did you mean 'vivian'?"),
+        ({"voice": {"id": "vivien"}}, "did you mean 'vivian'?"),
+        ({"voice": {"name": "vivian"}}, 'neither a name nor {"id": "..."}'),
         ({"language": "klingon"}, "use one of auto, english, chinese"),
         ({"speed": 4.5}, "speed"),
         ({"speed": 0}, "speed"),
@@ -165,23 +169,3 @@ def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: Whol
     with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
         assert b'omnimuse_cancelled_total{where="running"} 1.0' in answer.read()
     assert samples(server), "others are served"
-
-
-@pytest.mark.costly
-def test_a_voice_is_taken_from_a_sound_in_the_request(tmp_path: Path) -> None:
-    folder = qwen3_tts.build(tmp_path / "base", kind="base")
-    sound = encode_sound(to_sound(torch.from_numpy(samples_of(chord(24_000, 1.5, 1), 24_000, 1)), 24_000), "WAV", {})
-    heard = f"data:audio/wav;base64,{base64.b64encode(sound).decode()}"
-    asked = {"input": "a star", "seed": 8, "max_new_tokens": 12, "language": "english", "response_format": "pcm"}
-    (_, _), (codes, _), _ = qwen3_tts.kept("base")
-    with WholeServer(tmp_path / "home", str(folder), "--dtype", "float32", "--device", "cpu") as server:
-        server.wait_ready()
-        answer = server.ask(SPEECH, {**asked, "ref_audio": heard})
-        assert answer.status == 200, answer.json
-        assert len(answer.content) == 2 * HOP * codes.shape[1]
-        for choice, message in (
-            ({}, "has no voice of its own"),
-            ({"ref_audio": "data:audio/wav;base64,AAAA"}, "ref_audio"),
-        ):
-            refused = server.ask(SPEECH, {**asked, **choice})
-            assert refused.status == 400 and message in refused.json["error"]["message"]
