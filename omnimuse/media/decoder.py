@@ -116,8 +116,10 @@ def _try_sound() -> None:
         sound(encode_sound(plain, kind, {}), {})
 
 
-def clip(content: bytes, given: Mapping[str, int]) -> bytes:
-    """The first frames of the video in `content`, with what they are. Any error but TooLargeError means: it is none."""
+def clip(content: bytes, given: Mapping[str, Any]) -> bytes:
+    """The first frames of the video in `content`, or those that are looked at, with what they are. Any error but
+    TooLargeError means: it is none.
+    """
     limits = ClipLimits(**given)
     keep = limits.keep_pixels
 
@@ -128,7 +130,7 @@ def clip(content: bytes, given: Mapping[str, int]) -> bytes:
         return max(1, int(width * scale)), max(1, int(height * scale))
 
     while True:
-        made = read_clip(content, limits.frames, fit)
+        made = read_clip(content, limits.frames, fit, watched=limits.watched)
         held = sum(len(frame) for frame in made.frames)
         if held <= limits.keep_bytes:
             return written(made)

@@ -32,6 +32,7 @@ from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.loader.facts import part
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.recording import samples_of
+from omnimuse.media.watching import RATE, places
 from omnimuse.pipeline.generate import tokens_read
 from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
@@ -39,10 +40,6 @@ from omnimuse.pipeline.state import State
 
 PROCESSOR = "processor"
 """How pictures and sounds are prepared."""
-RATE = 2.0
-"""Frames a second that are looked at of a video."""
-FEWEST, MOST = 4, 768
-"""Frames that are looked at of a video."""
 MOST_PIECES = 768
 """Of a frame of a video."""
 SECOND = 25
@@ -134,11 +131,9 @@ def processor(ctx: Context) -> Mapping[str, Any]:
 
 
 def frames(video: Clip) -> list[Picture]:
-    """The frames of a video that are looked at: `RATE` a second, an even number of them."""
-    given, rate = video.pictures, video.fps or RATE
-    wanted = min(max(round(len(given) / rate * RATE), FEWEST), MOST)
-    places = np.linspace(0, len(given) - 1, wanted - wanted % 2)
-    return [given[round(place)] for place in places.tolist()]
+    """The frames of a video that are looked at; all of one that was read to be watched."""
+    given = video.pictures
+    return [given[place] for place in places(len(given), video.fps or RATE)]
 
 
 def whisper(config: Mapping[str, Any], sound: Recording) -> tuple[Any, np.ndarray]:
