@@ -250,7 +250,8 @@ class Omni:
         self.close()
 
     def _request(self, ask: Ask) -> Request:
-        return self._background.make_request(replace(ask, prompt=with_sources(ask.prompt, ask.params)))
+        opened = with_sources(ask.prompt, ask.params, watched=self._background.door.spec.writes)
+        return self._background.make_request(replace(ask, prompt=opened))
 
     def _feed(self, waiting: deque[tuple[int, Request]], places: dict[str, int], events: SimpleQueue[Event]) -> None:
         """Submit what the bounded queue takes; at least one request of ours is in flight afterwards."""
@@ -316,7 +317,8 @@ class AsyncOmni:
         base, driven = ask or Ask(""), self._background
         fields, tools = _parted(choices)
         chosen = make_params(base.params if params is None else params, fields)
-        opened = await asyncio.to_thread(with_sources, given_as(prompt, tools), chosen)
+        watched = driven.door.spec.writes
+        opened = await asyncio.to_thread(with_sources, given_as(prompt, tools), chosen, watched=watched)
         wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
         wanted, changes = _adjusted(driven.door, wanted) if adjust else (wanted, [])
         request = driven.make_request(wanted)

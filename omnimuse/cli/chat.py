@@ -186,11 +186,11 @@ def _tools(file: Path) -> Sequence[Any]:
 
 def _opened(name: str, file: str) -> Any:
     """What is in a file that is shown."""
-    from omnimuse.media.clip import open_clip
+    from omnimuse.media.clip import open_watched
     from omnimuse.media.picture import open_picture
     from omnimuse.media.recording import open_sound
 
-    read: Mapping[str, Callable[[Any], Any]] = {"picture": open_picture, "sound": open_sound, "video": open_clip}
+    read: Mapping[str, Callable[[Any], Any]] = {"picture": open_picture, "sound": open_sound, "video": open_watched}
     return read[name](file)
 
 

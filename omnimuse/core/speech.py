@@ -12,6 +12,10 @@ from omnimuse.core.params import AnswerParams, FamilyParams, SpeechParams
 
 MAX_INSTRUCTIONS = 4_000
 """Characters that say how something is spoken."""
+SHORTEST = 0.5
+"""Seconds of a sound whose voice is to be heard."""
+SLOWEST, FASTEST = 0.25, 4.0
+"""How fast what was spoken may be played."""
 
 
 def check_speech(chosen: FamilyParams, speech: Speech | None, sounds: int) -> None:

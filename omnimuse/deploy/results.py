@@ -26,7 +26,8 @@ from omnimuse.media.destination import write_whole
 from omnimuse.media.finished import encode, files
 from omnimuse.media.formats import FORMATS, TEXT, usual
 from omnimuse.media.image import from_pixels
-from omnimuse.media.sound import PEAK, PLAIN, Sound, library
+from omnimuse.media.sound import PEAK, Sound, at_speed, check_library
+from omnimuse.media.streamed import check_speed
 from omnimuse.media.video import Video
 
 PREVIEW_QUALITY = 80
@@ -45,9 +46,13 @@ def check_form(request: Request, form: Form, media: str) -> None:
         )
     if form.quality is not None and form.format not in ("PNG", "JPEG", "WEBP"):
         raise RequestError(f"quality={form.quality} cannot be chosen for {form.format} files; leave it out", "quality")
-    if media == "audio" and form.format not in PLAIN:
+    if form.speed != 1:
+        if media != "audio":
+            raise RequestError(f"speed={form.speed:g} is of sounds, and not of {media}; leave it out", "speed")
+        check_speed(form.speed)
+    if media == "audio":
         try:
-            library()
+            check_library(form.format)
         except ConfigError as error:
             why = f"this server writes no {form.format} files ({error}); ask for wav"
             raise RequestError(why, "output_format") from None
@@ -79,6 +84,8 @@ class Spool:
 
     def _write(self, stem: str, parts: Sequence[Part], form: Form, settings: Mapping[str, Any], seed: int) -> MadeFile:
         format_ = form.format if form.format != TEXT else usual(parts[0].medium)
+        if form.speed != 1:
+            parts = [Part(part.medium, at_speed(part.data, form.speed)) for part in parts]  # check_form: all sounds
         content, name = encode(parts, format_, settings, form.quality), f"{stem}.{format_.lower()}"
         try:
             write_whole(self.folder / name, content)

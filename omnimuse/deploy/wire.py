@@ -40,7 +40,8 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file a result becomes, by a format of `media/finished.py`; `quality` 1..100 of lossy pictures (None: ours).
+    """The file a result becomes, by a format of `media/finished.py`; `quality` 1..100 of lossy pictures (None: ours);
+    a sound is played `speed` times as fast.
 
     It tells how it was made, the prompt included, unless `tell` is off.
     """
@@ -48,6 +49,7 @@ class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: str
     quality: int | None = None
     tell: bool = True
+    speed: float = 1.0
 
 
 class Submit(Message, frozen=True):

@@ -9,6 +9,7 @@ Letters: F frames; H W height, width.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,11 @@ from PIL import Image
 
 from omnimuse.core.errors import RequestError, reason
 from omnimuse.core.request import Clip, Picture
+from omnimuse.media import watching
 from omnimuse.media.foreign_clip import READ, kind_of
 from omnimuse.media.picture import open_mask, picture_of
-from omnimuse.media.video import Video, pyav
+from omnimuse.media.streamed import pyav
+from omnimuse.media.video import Video
 
 MOST = 241
 """Frames that are read of a file, where nobody says how many are needed: ten seconds and one frame at 24 a second."""
@@ -35,6 +38,20 @@ Fit = Callable[[int, int], tuple[int, int]]
 def as_it_is(width: int, height: int) -> tuple[int, int]:
     """All pixels are kept."""
     return width, height
+
+
+def open_watched(given: Any) -> Clip:
+    """A clip of the frames of a video that are looked at (`watching.py`), to its end; as `open_clip`."""
+    match given:
+        case bytes() | bytearray():
+            return read_clip(bytes(given), watching.READ, watched=True)
+        case str() | Path():
+            return read_clip(_bytes_of(given), watching.READ, name=str(given), watched=True)
+        case Video():
+            chosen = watching.places(len(given.frames), given.fps)
+            return clip_of([given.frames[place] for place in chosen], watching.RATE)
+    many = isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim > 0)
+    return open_clip(given, len(given) if many else None)
 
 
 def open_clip(given: Any, most: int | None = None) -> Clip:
@@ -52,15 +69,19 @@ def open_clip(given: Any, most: int | None = None) -> Clip:
         case bytes() | bytearray():
             return read_clip(bytes(given), count)
         case str() | Path():
-            if not Path(given).is_file():
-                raise RequestError(f"there is no video {given}; give the name of a file that exists", "videos")
-            return read_clip(Path(given).read_bytes(), count, name=str(given))
+            return read_clip(_bytes_of(given), count, name=str(given))
         case np.ndarray() if given.ndim == 4:
             return clip_of([_image(frame) for frame in given[:count]])
         case list() | tuple():
             return clip_of([_image(frame) for frame in given[:count]])
     kinds = "a Video, a file's name or its bytes, a list of pictures, or an array [F, H, W, 3]"
     raise RequestError(f"a video is {kinds}, got {type(given).__name__}", "videos")
+
+
+def _bytes_of(name: str | Path) -> bytes:
+    if not Path(name).is_file():
+        raise RequestError(f"there is no video {name}; give the name of a file that exists", "videos")
+    return Path(name).read_bytes()
 
 
 def open_film_mask(given: Any, most: int | None = None) -> Clip | Picture:
@@ -89,8 +110,11 @@ def clip_of(frames: Sequence[Image.Image], fps: float = 0.0) -> Clip:
     return Clip(width, height, tuple(picture.png for picture in pictures), fps)
 
 
-def read_clip(content: bytes, most: int, fit: Fit = as_it_is, name: str = "the video") -> Clip:
+def read_clip(
+    content: bytes, most: int, fit: Fit = as_it_is, name: str = "the video", *, watched: bool = False
+) -> Clip:
     """The first `most` frames of the video in `content`, each in the size that `fit` gives; RequestError if it is none.
+    Of one that is to be `watched`, those frames that are looked at, `most` at most.
 
     What kind of file it is its first bytes say: of those that PyAV knows, some name other files to be opened.
     """
@@ -104,10 +128,30 @@ def read_clip(content: bytes, most: int, fit: Fit = as_it_is, name: str = "the v
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # a process that is locked in can start no thread
             rate = float(stream.average_rate or 0)
-            frames = [_upright(frame, fit) for frame in islice(container.decode(stream), most)]
+            rate = rate if RATES[0] <= rate <= RATES[1] else 0.0
+            if watched:
+                chosen = watching.places(_length(av, content, kind), rate or watching.RATE, most)
+                frames = _picked(container.decode(stream), chosen, fit)
+            else:
+                frames = [_upright(frame, fit) for frame in islice(container.decode(stream), most)]
     except (av.FFmpegError, OSError, ValueError) as error:
         raise RequestError(f"cannot read {name} as a video: {reason(error)}", "videos") from None
-    return clip_of(frames, rate if RATES[0] <= rate <= RATES[1] else 0.0)
+    return clip_of(frames, watching.RATE if watched else rate)
+
+
+def _length(av: Any, content: bytes, kind: str) -> int:
+    """The frames of a video, which its file need not say: its packets are counted, and not decoded."""
+    with av.open(io.BytesIO(content), format=kind, metadata_errors="ignore") as container:
+        return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+
+
+def _picked(frames: Iterator[Any], chosen: Sequence[int], fit: Fit) -> list[Image.Image]:
+    """Those of `frames` that are `chosen`, in order, some perhaps more than once; what does not come is left out."""
+    times, last, found = Counter(chosen), max(chosen, default=-1), list[Image.Image]()
+    for number, frame in enumerate(islice(frames, last + 1)):
+        if number in times:
+            found += [_upright(frame, fit)] * times[number]
+    return found
 
 
 def frames_of(clip: Clip) -> Iterator[Image.Image]:

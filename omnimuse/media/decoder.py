@@ -27,8 +27,8 @@ from omnimuse.media.foreign_clip import ClipLimits, written
 from omnimuse.media.foreign_sound import CHANNELS, HEAD, RecordingLimits
 from omnimuse.media.picture import eight_bits, mask_of, picture_of
 from omnimuse.media.sound import Sound, encode_sound, library
+from omnimuse.media.streamed import pyav
 from omnimuse.media.strip import CostlyError, stripped
-from omnimuse.media.video import pyav
 
 MEMORY, CLIP_MEMORY = 2**30, 3 * 2**30  # bytes of address space
 CPU, CLIP_CPU = 15, 45  # seconds of computation for an answer
@@ -116,8 +116,10 @@ def _try_sound() -> None:
         sound(encode_sound(plain, kind, {}), {})
 
 
-def clip(content: bytes, given: Mapping[str, int]) -> bytes:
-    """The first frames of the video in `content`, with what they are. Any error but TooLargeError means: it is none."""
+def clip(content: bytes, given: Mapping[str, Any]) -> bytes:
+    """The first frames of the video in `content`, or those that are looked at, with what they are. Any error but
+    TooLargeError means: it is none.
+    """
     limits = ClipLimits(**given)
     keep = limits.keep_pixels
 
@@ -128,7 +130,7 @@ def clip(content: bytes, given: Mapping[str, int]) -> bytes:
         return max(1, int(width * scale)), max(1, int(height * scale))
 
     while True:
-        made = read_clip(content, limits.frames, fit)
+        made = read_clip(content, limits.frames, fit, watched=limits.watched)
         held = sum(len(frame) for frame in made.frames)
         if held <= limits.keep_bytes:
             return written(made)

@@ -27,13 +27,15 @@ _PACKET = 188  # bytes of a packet of a transport stream, which begins with an "
 @dataclass(frozen=True)
 class ClipLimits:
     """What is decoded, and how much is kept of it: the first `frames` frames of a video whose frames have at most
-    `max_pixels`, scaled down to `keep_pixels` each, and so far that all of them have `keep_bytes` as PNG files.
+    `max_pixels`, scaled down to `keep_pixels` each, and so far that all of them have `keep_bytes` as PNG files. Of a
+    video that is to be `watched` it is so many of those that are looked at (`watching.py`).
     """
 
     frames: int = 81
     max_pixels: int = 4096 * 2304
     keep_pixels: int = 1280 * 1280
     keep_bytes: int = 24 * 2**20
+    watched: bool = False
 
 
 class ClipError(RequestError):

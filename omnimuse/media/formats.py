@@ -11,8 +11,11 @@ from types import MappingProxyType
 PICTURES: Mapping[str, str] = MappingProxyType({".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"})
 VIDEOS: Mapping[str, str] = MappingProxyType({".mp4": "MP4"})
 SOUNDS: Mapping[str, str] = MappingProxyType(
-    {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3", ".opus": "OPUS", ".pcm": "PCM"}
-)
+    {
+        ".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3",
+        ".opus": "OPUS", ".aac": "AAC", ".pcm": "PCM",
+    }
+)  # fmt: skip
 TEXT = "TEXT"
 """The format of what is a text: it becomes no file, but for one of the command line with the suffix `WRITTEN`."""
 WRITTEN = ".txt"

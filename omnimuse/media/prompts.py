@@ -5,6 +5,7 @@ lies beside these.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from omnimuse.core.messages import SHOWN
@@ -40,8 +41,10 @@ def given_as(prompt: Prompt, tools: Tools | None = None) -> str | Mapping[str, A
     return {**given, "tools": tools} if isinstance(given, Mapping) else {"prompt": given, "tools": tools}
 
 
-def with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str, Any]:
-    """`prompt` with its pictures, videos and sounds opened; RequestError for what cannot be read."""
+def with_sources(prompt: Prompt, params: DiffusionParams, *, watched: bool = False) -> str | Mapping[str, Any]:
+    """`prompt` with its pictures, videos and sounds opened; RequestError for what cannot be read. Videos that are to be
+    `watched` are read to their end, others as far as they are made use of.
+    """
     prompt = given_as(prompt)
     if not isinstance(prompt, Mapping):
         return prompt  # what it is if it is no text either, the door says
@@ -62,9 +65,10 @@ def with_sources(prompt: Prompt, params: DiffusionParams) -> str | Mapping[str, 
 
         opened["sounds"] = [open_sound(sound) for sound in prompt["sounds"]]
     if isinstance(prompt.get("videos") or None, list | tuple):
-        from omnimuse.media.clip import open_clip
+        from omnimuse.media.clip import open_clip, open_watched
 
-        opened["videos"] = [open_clip(video, params.num_frames) for video in prompt["videos"]]
+        read = open_watched if watched else partial(open_clip, most=params.num_frames)
+        opened["videos"] = [read(video) for video in prompt["videos"]]
     return opened
 
 

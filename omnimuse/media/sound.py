@@ -3,7 +3,7 @@
 Called by the engine, the Python API and the command line. WAV files are written with the standard library, 16 bits a
 sample, as players expect; settings travel as JSON in an `omni` chunk of the RIFF file, which players skip. FLAC, OGG
 (Vorbis), MP3 and OPUS files are written by soundfile, an optional library, with the settings in the comment. PCM is the
-samples of a WAV file and nothing else.
+samples of a WAV file and nothing else. AAC files, which hold no settings, are written by PyAV (`streamed.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from omnimuse.core.errors import ConfigError, RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import SOUNDS as FORMATS
+from omnimuse.media.streamed import encode_aac, paced, pyav
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,13 +71,28 @@ def to_sound(values: Tensor, rate: int) -> Sound:
     return Sound(values.detach().float().cpu().numpy(), rate)
 
 
+def at_speed(sound: Sound, speed: float) -> Sound:
+    """`sound`, `speed` times as fast at the same pitch, from samples of 16 bits; RequestError as `check_speed`."""
+    if speed == 1:
+        return sound
+    whole = (sound.samples.clip(-1, 1) * PEAK).round().astype("<i2")
+    return Sound(paced(whole, sound.rate, speed).astype(np.float32) / PEAK, sound.rate)
+
+
 def check_sound_destination(path: Path) -> None:
     """To be asked before any work: RequestError unless a sound can be written at `path`, ConfigError without soundfile.
 
-    (Those in `PLAIN` need no library.)
+    (Those in `PLAIN` need no library, AAC needs PyAV.)
     """
     check_destination(path, FORMATS)
-    if FORMATS[path.suffix.lower()] not in PLAIN:
+    check_library(FORMATS[path.suffix.lower()])
+
+
+def check_library(format: str) -> None:
+    """ConfigError where the library is not installed that writes files of `format`."""
+    if format == "AAC":
+        pyav()
+    elif format not in PLAIN:
         library()
 
 
@@ -99,6 +115,8 @@ def encode_sound(sound: Sound, format: str, settings: Mapping[str, Any]) -> byte
         return _wav(sound, settings)
     if format == "PCM":
         return _pcm(sound)
+    if format == "AAC":
+        return encode_aac(sound.samples.clip(-1, 1), sound.rate)
     container, subtype = SUBTYPES.get(format, (format, None))
     buffer = io.BytesIO()
     encoder, channels = library(), len(sound.samples)

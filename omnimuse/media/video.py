@@ -13,7 +13,6 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import VIDEOS as FORMATS
 from omnimuse.media.image import from_pixels, to_pixels
 from omnimuse.media.sound import Sound
+from omnimuse.media.streamed import AAC_BITS, AAC_RATES, LAYOUTS, frame_of, pyav
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 SETTINGS_KEY = "comment"  # of the few tags that MP4 knows, the one that players show
 CODEC = "libx264"
 OPTIONS = {"crf": "17", "preset": "medium"}  # visually lossless
-AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-AAC_BITS = 192_000
 BT709, LIMITED_RANGE = 1, 1  # numbers of ITU-T H.273
 
 
@@ -157,15 +155,14 @@ class _Track:
     """The sound of a file that is being written, beside its frames: players want both of a moment close together."""
 
     def __init__(self, container: Any, sound: Sound) -> None:
-        av = _encoder()
-        self._av, self._container, self._sound = av, container, sound
+        self._container, self._sound = container, sound
         rate = min((r for r in AAC_RATES if r >= sound.rate), default=max(AAC_RATES))
-        self._layout = {1: "mono", 2: "stereo"}.get(len(sound.samples))
-        if self._layout is None:
+        layout = LAYOUTS.get(len(sound.samples))
+        if layout is None:
             raise RequestError(f"a track has 1 or 2 channels, and this sound {len(sound.samples)}", "output_format")
-        self._stream = container.add_stream("aac", rate=rate, layout=self._layout)
+        self._stream = container.add_stream("aac", rate=rate, layout=layout)
         self._stream.bit_rate = AAC_BITS
-        self._resampler = av.AudioResampler("fltp", self._layout, rate)
+        self._resampler = pyav().AudioResampler("fltp", layout, rate)
         self._at = 0
 
     def write_to(self, seconds: Fraction | None) -> None:
@@ -173,10 +170,8 @@ class _Track:
         samples, rate = self._sound.samples, self._sound.rate
         end = samples.shape[1] if seconds is None else min(samples.shape[1], int(seconds * rate))
         if end > self._at:
-            piece = np.ascontiguousarray(samples[:, self._at : end].clip(-1, 1))
-            frame = self._av.AudioFrame.from_ndarray(piece, format="fltp", layout=self._layout)
-            frame.sample_rate, frame.pts, frame.time_base = rate, self._at, Fraction(1, rate)
-            self._encode(self._resampler.resample(frame))
+            piece = samples[:, self._at : end].clip(-1, 1)
+            self._encode(self._resampler.resample(frame_of(piece, rate, self._at)))
             self._at = end
         if seconds is None:
             self._encode([*self._resampler.resample(None), None])
@@ -192,11 +187,3 @@ def _encoder() -> Any:
     if CODEC not in av.codecs_available:
         raise ConfigError(f'this PyAV has no encoder {CODEC}; install its wheel: pip install "omnimuse[video]"')
     return av
-
-
-def pyav() -> Any:
-    """PyAV; ConfigError where it is not installed."""
-    try:
-        return import_module("av")
-    except ImportError:
-        raise ConfigError('files of videos need PyAV, which is not installed: pip install "omnimuse[video]"') from None

@@ -32,6 +32,7 @@ from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.loader.facts import part
 from omnimuse.media.picture import pixels_of
 from omnimuse.media.recording import samples_of
+from omnimuse.media.watching import RATE, places
 from omnimuse.pipeline.generate import tokens_read
 from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
@@ -39,10 +40,6 @@ from omnimuse.pipeline.state import State
 
 PROCESSOR = "processor"
 """How pictures and sounds are prepared."""
-RATE = 2.0
-"""Frames a second that are looked at of a video."""
-FEWEST, MOST = 4, 768
-"""Frames that are looked at of a video."""
 MOST_PIECES = 768
 """Of a frame of a video."""
 SECOND = 25
@@ -134,11 +131,9 @@ def processor(ctx: Context) -> Mapping[str, Any]:
 
 
 def frames(video: Clip) -> list[Picture]:
-    """The frames of a video that are looked at: `RATE` a second, an even number of them."""
-    given, rate = video.pictures, video.fps or RATE
-    wanted = min(max(round(len(given) / rate * RATE), FEWEST), MOST)
-    places = np.linspace(0, len(given) - 1, wanted - wanted % 2)
-    return [given[round(place)] for place in places.tolist()]
+    """The frames of a video that are looked at; all of one that was read to be watched."""
+    given = video.pictures
+    return [given[place] for place in places(len(given), video.fps or RATE)]
 
 
 def whisper(config: Mapping[str, Any], sound: Recording) -> tuple[Any, np.ndarray]:
@@ -194,8 +189,10 @@ class ReadShown(Stage):
     """Writes `prompt_ids`, the tokens of the conversation or the prompt, and `brief`, None where nothing is shown.
 
     Tokens by their numbers, and a prompt that says itself by a mark where something is shown, are read as they stand.
+    A video with its sound is `chunked`, or woven moment by moment.
     """
 
+    chunked: bool = True
     name: str = "read"
     reads: tuple[str, ...] = ("prompt", "messages", "tokens", "shown")
     writes: tuple[str, ...] = ("prompt_ids", "brief")
@@ -203,7 +200,7 @@ class ReadShown(Stage):
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         tokenizer = ctx.components["tokenizer"]
-        marks = Marks.of(ctx.configs["model"], tokenizer)
+        marks = Marks.of(ctx.configs["model"], tokenizer, chunked=self.chunked)
         for state in states:
             shown, text, messages, given = state["shown"], state["prompt"], state["messages"], state["tokens"]
             marked = bool(given) or any(mark in text for mark in marks.texts)
@@ -288,22 +285,25 @@ def _heard_while_watched(
 
 def woven(video: Shown, sound: Shown, marks: Marks) -> Shown:
     """A video with its sound: what is seen in a chunk of time, then what is heard in it, then the next chunk."""
-    places = {each.kind: _plane(0, each, marks.second) for each in (video, sound)}
+    made = {each.kind: _plane(0, each, marks.second) for each in (video, sound)}
     runs, rows = list[tuple[str, Tensor]](), list[Tensor]()
-    for number in range(1 + max(int(each[0].max()) for each in places.values()) // marks.chunk):
-        for each in (video, sound):
-            own = places[each.kind][0] // marks.chunk == number
-            if own.any():
-                runs.append((each.kind, places[each.kind][:, own]))
-                rows.append(each.seen.shown[own.to(each.seen.shown.device)])
-    shown = torch.cat(rows)
-    return Shown("video", Seen(shown, shown.new_zeros(0, *shown.shape)), video.grid, tuple(runs))
+    begins = {video.kind: 0, sound.kind: len(video.seen.shown)}
+    for number in range(1 + max(int(each[0].max()) for each in made.values()) // marks.chunk):
+        for kind, own in made.items():
+            [at] = (own[0] // marks.chunk == number).nonzero(as_tuple=True)
+            if len(at):
+                runs.append((kind, own[:, at]))
+                rows.append(begins[kind] + at)
+    seen = Seen.joined([video.seen, sound.seen])
+    order = torch.cat(rows).to(seen.shown.device)
+    return Shown("video", Seen(seen.shown[order], seen.deep[:, order]), video.grid, tuple(runs))
 
 
 @dataclass(frozen=True)
 class Marks:
     """The tokens that stand for something shown: kind -> id, and their texts; places that a second of a video takes,
-    and a chunk of one with its sound; the tokens that such a sound begins and ends with, where there are any.
+    and a chunk of one with its sound; the tokens that such a sound begins and ends with, where there are any; whether
+    they and those of the video are `paired`: at either end two stand in one place.
     """
 
     ids: Mapping[str, int]
@@ -311,10 +311,11 @@ class Marks:
     second: int
     chunk: int
     around: tuple[tuple[int, ...], tuple[int, ...]]
+    paired: bool
 
     @staticmethod
-    def of(config: Mapping[str, Any], tokenizer: Any) -> Marks:
-        """What config.json says."""
+    def of(config: Mapping[str, Any], tokenizer: Any, *, chunked: bool = True) -> Marks:
+        """What config.json says. Where it is not `chunked`, what is heard stands beside what is seen at that time."""
         thinker = part(config, THINKER)
         named = {kind: thinker.get(f"{kind}_token_id", thinker.get(f"{kind}_token_index")) for kind in SHOWN}
         if absent := [kind for kind, id_ in named.items() if id_ is None]:
@@ -324,8 +325,8 @@ class Marks:
         second = int(thinker.get("position_id_per_seconds", SECOND))
         ends = (thinker.get(f"audio_{side}_token_id") for side in ("start", "end"))
         begin, end = (() if id_ is None else (int(id_),) for id_ in ends)
-        chunk = int(second * thinker.get("seconds_per_chunk", CHUNK_SECONDS))
-        return Marks(ids, texts, second, chunk, (begin, end))
+        chunk = int(second * thinker.get("seconds_per_chunk", CHUNK_SECONDS)) if chunked else 1
+        return Marks(ids, texts, second, chunk, (begin, end), paired=chunked)
 
     def found(self, tokens: Sequence[int]) -> list[str]:
         """The kinds of what the marks among `tokens` stand for, in order."""
@@ -363,13 +364,15 @@ class Marks:
                 continue
             each = next(waiting)
             begin, end = self.around if each.runs else ((), ())
+            if each.runs and not (begin and end):
+                raise ModelError(f"config.json, {THINKER} has no audio_end_token_id; use a complete checkpoint")
             read += [*begin, *(self.ids[kind] for kind, count in each.kinds for _ in range(count)), *end]
         return read
 
 
 def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tensor:
     """The places of all tokens, int64 [3, S]: in a text and a sound one follows the other, what can be seen has times,
-    rows and columns. At either end of a video with its sound, two marks stand in one place.
+    rows and columns. At either end of a video with its sound, two marks may be `paired`: they stand in one place.
     """
     held, waiting = set(marks.ids.values()), list(shown)
     parts, place, at, behind = list[Tensor](), 0, 0, False
@@ -377,12 +380,12 @@ def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tenso
         if tokens[at] in held:
             each = waiting.pop(0)
             made, count = place + _plane(0, each, marks.second), len(each.seen.shown)
-            last, behind = (each.runs[-1][1] + place if each.runs else made), bool(each.runs)
+            last, behind = (each.runs[-1][1] + place if each.runs else made), marks.paired and bool(each.runs)
         else:
             count = next((n for n, token in enumerate(tokens[at:]) if token in held), len(tokens) - at)
             steps = torch.arange(count)
             steps[1:] -= int(behind)
-            if waiting and waiting[0].runs:
+            if marks.paired and waiting and waiting[0].runs:
                 steps[-1] -= 1
             last = made = (place + steps).expand(3, -1)
         parts.append(made)

@@ -35,6 +35,7 @@ from omnimuse.server.routes import (
     speech_live,
     talk,
     videos,
+    voices,
 )
 from omnimuse.server.routes.absent import Handler
 from omnimuse.server.service import Service
@@ -43,7 +44,7 @@ from omnimuse.server.translate.parts import able
 DESCRIBED = (health, models, adapters, images, videos, audio, chat, files)
 """The modules whose endpoints are an interface; each lists them as `OPERATIONS`."""
 
-SPEAKING = (health, models, adapters, images, videos, speech, speech_live, audio, chat, files)
+SPEAKING = (health, models, adapters, images, videos, speech, speech_live, voices, audio, chat, files)
 """The same where it speaks."""
 
 WRITING = (health, models, adapters, images, videos, audio, talk, realtime, files)

@@ -65,6 +65,7 @@ CODES: dict[str, Code] = {
     "video_not_found": Code(404, _GONE, "no such video"),
     "image_not_found": Code(404, _GONE, "no such picture job"),
     "audio_not_found": Code(404, _GONE, "no such sound"),
+    "voice_not_found": Code(404, _GONE, "no such voice is kept"),
     "file_not_found": Code(404, _GONE, "no such file"),
     "method_not_allowed": Code(405, _BAD, "the path knows no such method"),
     "request_timeout": Code(408, "timeout_error", "the body came too slowly"),

@@ -46,6 +46,7 @@ from omnimuse.server.routes.health import measurements
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.server.shelf import Shelf
 from omnimuse.server.traces import NoTracer, Tracer, open_traces
+from omnimuse.server.voices import Voices
 from omnimuse.worker.find import Found, find
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 
@@ -137,7 +138,7 @@ async def open_parts(
         await close()
         faults.reach("serve.close")
 
-    files, keys = Files(options.data), Keys.load(options.key_file)
+    files, keys, voices = Files(options.data), Keys.load(options.key_file), _voices(closings, found, options)
     metrics, step = Metrics(options.model_name), found.door.limits.frame_step
     admission = Admission(options, width=options.scale.least, frame_step=step)
     plan = PoolPlan(
@@ -177,8 +178,18 @@ async def open_parts(
     life, tracer, shelf = Lifecycle(), rules.tracer, Shelf(found.config.lora.folder)
     door = replace(found.door, adapters=shelf.files, worn=shelf.worn)
     return Service(
-        options, door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught, shelf
+        options, door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught, shelf, voices
     ), pool
+
+
+def _voices(closings: AsyncExitStack, found: Found, options: ServeOptions) -> Voices | None:
+    """Those that are kept for a model that speaks with the voice of a sound; `closings` learns how to close them."""
+    sound = found.door.limits.sound
+    if sound is None or sound.speech is None or not sound.speech.clones:
+        return None
+    voices = Voices(options.data / "voices.sqlite", sound.speech.voices)
+    closings.push_async_callback(voices.close)
+    return voices
 
 
 def _staffed(admission: Admission, metrics: Metrics, least: int, ready: int, coming: int) -> None:

@@ -11,6 +11,7 @@ from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
 from omnimuse.server.shelf import Shelf
 from omnimuse.server.traces import NoTracer, Tracer
+from omnimuse.server.voices import Voices
 from omnimuse.server.workers import Workers
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class Lifecycle:
 
 @dataclass(frozen=True)
 class Service:
-    """What every route may use; `taught` is what the model was trained on, where it says so."""
+    """What every route may use; `taught` is what the model was trained on, where it says so. `voices` are those
+    that are kept for one that speaks with the voice of a sound.
+    """
 
     options: ServeOptions
     door: Door
@@ -45,3 +48,4 @@ class Service:
     tracer: Tracer = NoTracer()
     taught: Taught | None = None
     shelf: Shelf = field(default_factory=lambda: Shelf(None))
+    voices: Voices | None = None

@@ -100,7 +100,7 @@ ACCEPTED = 1
 def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen3OmniMoeConfig:
     """That of the checkpoint, whose tokens have these `ids`."""
     media = {f"{kind}_token_id": ids(f"<|{kind}_pad|>") for kind in ("audio", "image", "video")}
-    starts = {"audio_start_token_id": ids("<|audio_start|>"), "vision_start_token_id": ids("<|vision_start|>")}
+    starts = {f"{name}_token_id": ids(f"<|{name}|>") for name in ("audio_start", "audio_end", "vision_start")}
     marks = ("pad", "bos", "eos_token", "think", "nothink", "think_bos", "think_eos")
     codec = {f"codec_{name}_id": CODES + number for number, name in enumerate(marks)}
     return Qwen3OmniMoeConfig(

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shutil import copytree
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import Qwen3OmniMoeForConditionalGeneration
+from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
 
 from omnimuse import Omni
 from omnimuse.components.speech_codec import Past
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Chunk, Event
 from omnimuse.loader.components import quiet
+from omnimuse.pipeline.conversing import SECOND
 from omnimuse.pipeline.generate import CHUNK
 from tests.checkpoints import qwen3_omni
 from tests.checkpoints.conversations import (
@@ -32,6 +35,7 @@ from tests.checkpoints.conversations import (
     SOUNDS,
     TALKS,
     TEMPLATE,
+    VIDEO,
     Talk,
     asked,
     heard,
@@ -223,6 +227,37 @@ def test_an_adapter_of_the_talker_and_its_predictor_is_worn_as_peft_wears_it(
         assert float((heard(worn) - wave).norm() / wave.norm()) < 1e-5
         said.append(len(heard(bare)) != len(wave) or not torch.allclose(heard(bare), wave, atol=1e-3))
     assert any(said), "it is heard"
+
+
+def test_videos_are_heard_while_they_are_watched_as_transformers_does(folder: Path, omni: Omni, reference: Any) -> None:
+    came = {"videos": [VIDEO], "sounds": [SOUNDS[1]], "images": PICTURES[:1]}
+    media, talk = prepared(came), [shown("image", "video", text="two"), {"role": "assistant", "content": "a star"}]
+    talk.append({"role": "user", "content": "what"})
+    many, grids = counts(reference, media), media["video_grid_thw"].numpy()
+    names = ("video_token", "audio_token", "audio_bos_token", "audio_eos_token")
+    marks = ("<|video_pad|>", "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>")
+    published: Any = Qwen3OmniMoeProcessor
+    processor = SimpleNamespace(**dict(zip(names, marks, strict=True)), video_processor=SimpleNamespace(merge_size=2))
+    told, how = {"video_grid_thw": grids, "video_second_per_grid": [1.0]}, {"position_id_per_seconds": SECOND}
+    film = published.replace_video_with_audio_token(processor, told, 0, {"num_audio_tokens": many["audio"]}, 0, **how)
+    assert len(re.findall("(?:<.video_pad.>)+(?:<.audio_pad.>)+", film)) > 1
+    template = TEMPLATE.replace("<|video_pad|>", film)
+    given: dict[str, Any] = asked(folder, template, talk, media, {"image": many["image"]})
+    given["use_audio_in_video"] = True
+    ask = {"messages": [shown("image", "video", "audio", text="two"), *talk[1:]], **came}
+    choices = {"temperature": 0, "max_tokens": 8, "use_audio_in_video": True}
+    [text] = omni.generate([ask], choices, progress=False)
+    assert text.prompt_tokens == given["input_ids"].shape[1]
+    assert list(text.written[0].tokens) == answer(reference, given, 0, {"temperature": 0, "max_tokens": 8})
+    aloud = {**choices, "modalities": ("text", "audio"), "voice": "chelsie", "seed": 4}
+    [result] = omni.generate([ask], aloud, progress=False)
+    given["talker_use_audio_in_video"] = True  # which it tells its thinker alone
+    expected = spoken(reference, given, 4, 8, reference.config.im_end_token_id)
+    assert expected is not None
+    assert list(result.written[0].tokens) == expected[0]
+    assert float((heard(result) - expected[1]).norm() / expected[1].norm()) < 1e-5
+    with pytest.raises(RequestError, match="a video has no sound; show that right behind it"):
+        omni.generate({"messages": [shown("video")], "videos": [VIDEO]}, {"use_audio_in_video": True}, progress=False)
 
 
 def test_a_text_that_ends_by_itself_is_spoken_to_its_end(

@@ -209,7 +209,7 @@ def test_the_list_of_models_tells_what_sounds_there_can_be(server: WholeServer) 
     can = model["capabilities"]
     assert (can["medium"], can["tasks"]) == ("audio", ["text-to-audio", "audio-to-audio"])
     assert (can["max_seconds"], can["sample_rate"], can["max_sounds"], can["max_outputs"]) == (3.2, 1000, 1, 1)
-    assert can["formats"] == ["wav", "flac", "ogg", "mp3", "opus", "pcm"]
+    assert can["formats"] == ["wav", "flac", "ogg", "mp3", "opus", "aac", "pcm"]
     assert {"seconds", "strength", "guidance_scale", "negative_prompt"} <= set(can["parameters"])
     assert not {"width", "height", "fps"} & set(can["parameters"])
     assert can["extra"] == {"start": 0.0}

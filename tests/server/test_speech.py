@@ -11,21 +11,16 @@ import time
 import urllib.request
 import wave
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from omnimuse.deploy.wire import Grown
-from omnimuse.media.recording import samples_of
-from omnimuse.media.sound import encode_sound, to_sound
 from omnimuse.server.routes.speech import following
 from tests.checkpoints import qwen3_tts
-from tests.checkpoints.wishes import chord
 from tests.server.whole_server import WholeServer
 
 SPEECH = "/v1/audio/speech"
@@ -94,6 +89,21 @@ def test_events_carry_the_whole_in_pieces_and_end_with_the_usage(server: WholeSe
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
 
+@pytest.mark.parametrize("speed", [0.5, 2])
+def test_a_speed_makes_it_shorter_and_a_stream_of_it_is_the_whole(server: WholeServer, speed: float) -> None:
+    asked = {**ASKED, "speed": speed, "response_format": "pcm"}
+    expected = server.ask(SPEECH, asked).content
+    assert len(expected) == 2 * round(FRAMES * HOP / speed)
+    assert server.ask(SPEECH, {**asked, "stream_format": "audio"}).content == expected
+    told = deltas(server.ask(SPEECH, {**asked, "stream_format": "sse"}).content)
+    assert b"".join(base64.b64decode(event["audio"]) for event in told[:-1]) == expected
+    with wave.open(io.BytesIO(server.ask(SPEECH, {**asked, "response_format": "wav"}).content), "rb") as file:
+        read = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(int)
+    assert np.abs(read - np.frombuffer(expected, "<i2")).max() <= 1
+    streamed = server.ask(SPEECH, {**asked, "response_format": "wav", "stream_format": "audio"}).content
+    assert streamed[:4] == b"RIFF" and streamed[44:] == expected
+
+
 def test_a_stream_goes_on_where_it_ended_and_the_whole_fills_what_was_missed() -> None:
     whole, sent = bytes(range(200)), b""
     for start, end in ((0, 40), (0, 40), (20, 60), (80, 100)):  # the second comes twice, the last behind a gap
@@ -106,20 +116,31 @@ def test_voices_and_languages_are_told(server: WholeServer) -> None:
     assert server.ask("/v1/audio/voices").json == {
         "voices": ["vivian", "eric"],
         "languages": ["auto", "english", "chinese"],
+        "uploaded_voices": [],
     }
+
+
+def test_no_voice_is_left_with_a_checkpoint_that_has_its_own(server: WholeServer) -> None:
+    refused = server.ask("/v1/audio/voices", {"name": "ada", "consent": "yes"})
+    assert (refused.status, refused.json["error"]["code"]) == (400, "unsupported_task")
+    assert "does not speak with the voice of a sound; choose `voice` from GET" in refused.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
         ({"voice": "vivien"}, "did you mean 'vivian'?"),
+        ({"voice": {"id": "vivien"}}, "did you mean 'vivian'?"),
+        ({"voice": {"name": "vivian"}}, 'neither a name nor {"id": "..."}'),
         ({"language": "klingon"}, "use one of auto, english, chinese"),
-        ({"speed": 2}, "speed is not supported: the model decides how fast it speaks"),
+        ({"speed": 4.5}, "speed"),
+        ({"speed": 0}, "speed"),
         (
             {"response_format": "mp3", "stream_format": "audio"},
             "response_format=mp3 is made whole; a stream is pcm or wav",
         ),
-        ({"response_format": "aac"}, "aac"),
+        ({"response_format": "m4a"}, "wav, flac, mp3, opus, aac, ogg, pcm"),
+        ({"response_format": "aac"}, "response_format: AAC cannot hold 1 channels of 2400 samples a second; use WAV"),
         ({"response_format": "mp3"}, "response_format: MP3 cannot hold 1 channels of 2400 samples a second (MPEG"),
         ({"ref_audio": "data:audio/wav;base64,AA=="}, "this model starts from no sound"),
         ({"ref_text": "a star"}, "the voice alone is taken"),
@@ -148,23 +169,3 @@ def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: Whol
     with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
         assert b'omnimuse_cancelled_total{where="running"} 1.0' in answer.read()
     assert samples(server), "others are served"
-
-
-@pytest.mark.costly
-def test_a_voice_is_taken_from_a_sound_in_the_request(tmp_path: Path) -> None:
-    folder = qwen3_tts.build(tmp_path / "base", kind="base")
-    sound = encode_sound(to_sound(torch.from_numpy(samples_of(chord(24_000, 1.5, 1), 24_000, 1)), 24_000), "WAV", {})
-    heard = f"data:audio/wav;base64,{base64.b64encode(sound).decode()}"
-    asked = {"input": "a star", "seed": 8, "max_new_tokens": 12, "language": "english", "response_format": "pcm"}
-    (_, _), (codes, _), _ = qwen3_tts.kept("base")
-    with WholeServer(tmp_path / "home", str(folder), "--dtype", "float32", "--device", "cpu") as server:
-        server.wait_ready()
-        answer = server.ask(SPEECH, {**asked, "ref_audio": heard})
-        assert answer.status == 200, answer.json
-        assert len(answer.content) == 2 * HOP * codes.shape[1]
-        for choice, message in (
-            ({}, "has no voice of its own"),
-            ({"ref_audio": "data:audio/wav;base64,AAAA"}, "ref_audio"),
-        ):
-            refused = server.ask(SPEECH, {**asked, **choice})
-            assert refused.status == 400 and message in refused.json["error"]["message"]

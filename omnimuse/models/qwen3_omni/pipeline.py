@@ -18,7 +18,7 @@ class Qwen3OmniPipeline(Pipeline):
     spec = SPEC
     records = (*RECORDS, Overheard)
     tracks = (
-        (Perceive(spectrum), ReadShown(), ThinkAloud()),
+        (Perceive(spectrum), ReadShown(chunked=False), ThinkAloud()),
         (SpeakOverheard(),),
         (DecodeAnswer("code2wav"),),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from omnimuse.components.answering_facts import TALKER, speaks, text_of
 from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
-from omnimuse.core.params import AnswerParams
+from omnimuse.core.params import WatchParams
 from omnimuse.core.spec import Configs, Limits, Spec, Variant, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
@@ -44,6 +44,6 @@ SPEC = Spec(
     defaults=ONE,
     supported=frozenset(),
     limits=limits,
-    extra=AnswerParams,
+    extra=WatchParams,
     variants=(Variant("Qwen3-Omni", tuple(PUBLISHED), ONE),),
 )

@@ -61,7 +61,11 @@ class ThinkAloud(Think):
             at, shown = brief.at, shown_to(brief, chosen)
             embedded = embedded.index_copy(0, at.nonzero()[:, 0], state.working["heard"].to(embedded.dtype))
         spoken = [token for token, own in zip(ids, chosen.tolist(), strict=True) if own]
-        places = placed(spoken, shown, Marks.of(config, ctx.components[self.tokenizer])) if spoken else line(0, 0)
+        places = (
+            placed(spoken, shown, Marks.of(config, ctx.components[self.tokenizer], chunked=False))
+            if spoken
+            else line(0, 0)
+        )
         begins = last_opening(ids, config)
         assert begins is not None
         marks = [int(config[f"tts_{name}_token_id"]) for name in ("bos", "eos", "pad")]

@@ -19,6 +19,7 @@ from omnimuse.core.errors import RequestError
 from omnimuse.core.output import TextRead
 from omnimuse.core.params import SpeechParams
 from omnimuse.core.request import Recording
+from omnimuse.core.speech import SHORTEST
 from omnimuse.media.recording import samples_of
 from omnimuse.models.qwen3_tts.marks import Marks, marks_of
 from omnimuse.models.qwen3_tts.speaker import SpeakerEncoder
@@ -32,8 +33,6 @@ TOLD = "<|im_start|>user\n{}<|im_end|>\n"
 BEFORE, BEHIND = 3, 5
 """How many tokens of `SAID` stand before the text and behind it."""
 MANDARIN = "chinese"
-SHORTEST = 0.5
-"""Seconds of a sound whose voice is to be heard."""
 
 
 @dataclass(frozen=True)

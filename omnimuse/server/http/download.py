@@ -27,6 +27,7 @@ MEDIA = {
     "ogg": "audio/ogg",
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
+    "aac": "audio/aac",
     "pcm": "audio/pcm",
 }
 """Suffix of a result (its format in small letters) -> its media type."""

@@ -126,8 +126,10 @@ class Uploads:
         hold: Callable[[int], None] = lambda size: None,
         *,
         masks: bool = False,
+        watched: bool = False,
     ) -> tuple[Clip, ...]:
-        """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`.
+        """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`. Of one that is to be
+        `watched` it is so many of those that are looked at.
 
         Of `masks`, whose frames are smaller files, less is kept.
         """
@@ -136,7 +138,8 @@ class Uploads:
             raise refusal("invalid_value", message, sources[most].name)
         if any(_is_elsewhere(source) for source in sources):
             hold(self._rules.max_bytes)
-        limits = replace(self._clips, frames=frames, keep_bytes=MOST_MASKS if masks else self._clips.keep_bytes)
+        keep = MOST_MASKS if masks else self._clips.keep_bytes
+        limits = replace(self._clips, frames=frames, keep_bytes=keep, watched=watched)
         return tuple([await self._read_video(source, limits, tenant) for source in sources])
 
     async def tell_lacking(self) -> None:

@@ -175,7 +175,8 @@ async def read_videos(
     door = service.door
     frames = watched or min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
     most, lease = door.limits.max_videos, http.state.lease
-    reading = service.uploads.read_videos(sources, most, frames, http.state.tenant, lease.add, masks=masks)
+    how = {"masks": masks, "watched": watched > 0}
+    reading = service.uploads.read_videos(sources, most, frames, http.state.tenant, lease.add, **how)
     return await cancel_on_disconnect(http, reading)
 
 

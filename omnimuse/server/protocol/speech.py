@@ -1,4 +1,4 @@
-"""The bodies of the speech endpoints, in the shapes of OpenAI's; voices in those of vLLM-Omni's, with languages."""
+"""The bodies of the speech endpoints, in the shapes of OpenAI's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from pydantic import BaseModel
 from omnimuse.server.protocol.requests import request_model
 
 SpeechRequest = request_model("SpeechRequest", "speech")
-
-
-class Voices(BaseModel):
-    """Who the model can speak as, and in which languages."""
-
-    voices: list[str]
-    languages: list[str]
 
 
 class SpeechDeltaEvent(BaseModel):

@@ -40,6 +40,7 @@ ABSENT = MappingProxyType(
         "/v1/audio/speech": "no text is spoken here; {instead}",
         "/v1/audio/speech/stream": "no text is spoken here; {instead}",
         "/v1/audio/voices": "no text is spoken here; {instead}",
+        "/v1/audio/voice_consents": "who agreed to a voice is said with it, in words, at /v1/audio/voices",
         "/v1/audio/transcriptions": "no sound is read here",
         "/v1/audio/translations": "no sound is read here",
         "/v1/realtime": "no conversation is held here; {instead}, with `stream` in steps",

@@ -23,7 +23,7 @@ from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted
 from omnimuse.server.translate.values import shown
 
-FORMATS = {"wav": "WAV", "flac": "FLAC", "mp3": "MP3", "opus": "OPUS", "pcm16": "PCM", "pcm": "PCM"}
+FORMATS = {"wav": "WAV", "flac": "FLAC", "mp3": "MP3", "opus": "OPUS", "aac": "AAC", "pcm16": "PCM", "pcm": "PCM"}
 BOTH = ["text", "audio"]
 
 

@@ -1,4 +1,4 @@
-"""/v1/audio/speech and /v1/audio/voices, for models that speak: the whole file, or the sound while it is made.
+"""/v1/audio/speech, for models that speak: the whole file, or the sound while it is made.
 
 A stream is samples of 16 bits, behind the head of a WAV file if that was asked for. Pieces may be missed by a slow
 reader, and of a request that is made once more some come twice: what is sent goes on where it ended, and the whole, as
@@ -15,12 +15,13 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import BinaryIO
 
+from msgspec import structs
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from omnimuse.core.speech import Speech
 from omnimuse.deploy.wire import Finished, Grown
+from omnimuse.media.streamed import Tempo
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.download import MEDIA, Sent
@@ -40,11 +41,12 @@ from omnimuse.server.orders.order import (
     taken,
 )
 from omnimuse.server.protocol import speech as protocol
+from omnimuse.server.routes.voices import voiced
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.answers import Made
 
-PATH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
+PATH = "/v1/audio/speech"
 TASK = "text-to-audio"
 FLOWING = ("WAV", "PCM")
 """The formats of what is sent while it is made."""
@@ -60,30 +62,26 @@ OPERATIONS = (
         body=protocol.SpeechRequest,
         responses={200: "audio/wav"},
     ),
-    Operation("GET", VOICES, "Voices and languages.", responses={200: protocol.Voices}),
 )
 
 
 def routes(service: Service) -> list[Route]:
-    """Both endpoints; none for a model that does not speak."""
+    """The endpoint; none for a model that does not speak."""
     sound = service.door.limits.sound
     if sound is None or sound.speech is None:
         return []
-    speech: Speech = sound.speech
 
     async def speak(request: Request) -> Response:
         refuse_key(request)
-        wanted = read(await read_json(request), "speech", service.door)
+        given, kept = await voiced(service, request.state.tenant, await read_json(request))
+        wanted = read(given, "speech", service.door)
         flow, format_ = wanted.delivery.flow, wanted.output.format
         if flow and format_ not in FLOWING:
             message = f"response_format={format_.lower()} is made whole; a stream is pcm or wav"
             raise refusal("conflicting_parameters", message, "stream_format")
-        if flow:  # what a reader missed is taken from the whole, which has no head then
-            wanted = replace(wanted, output=replace(wanted.output, format="PCM"))
         sources = uploaded({}, wanted.urls, "ref_audio")
-        sounds = await read_sounds(service, request, sources) if sources else ()
+        sounds = await read_sounds(service, request, sources) if sources else kept
         order = place_order(service, wanted, request, TASK, {"sounds": sounds})
-        order = replace(order, request=replace(order.request, chunks=bool(flow)))
         request.state.lease.close()  # of what came, only the order is left
         if not flow:
             return await _whole(service, request, order)
@@ -95,11 +93,7 @@ def routes(service: Service) -> list[Route]:
         suffix = format_.lower()
         return ByteStream(_bytes(pieces), {"content-type": MEDIA[suffix], "x-seed": str(order.request.seed(0))})
 
-    async def voices(request: Request) -> Response:
-        known = protocol.Voices(voices=list(speech.voices), languages=list(speech.languages))
-        return JSONResponse(known.model_dump())
-
-    return [Route(PATH, speak, methods=["POST"]), Route(VOICES, voices, methods=["GET"])]
+    return [Route(PATH, speak, methods=["POST"])]
 
 
 async def _whole(service: Service, request: Request, order: Order) -> Response:
@@ -119,9 +113,31 @@ async def _whole(service: Service, request: Request, order: Order) -> Response:
 
 async def pieces_of(service: Service, order: Order, head: bytes = b"") -> AsyncGenerator[bytes | Finished, None]:
     """The bytes of the sound as they are made, every one once, after `head`; first none of them, at last what is told
-    of the whole.
+    of the whole. RequestError where its speed cannot be had.
     """
-    sent = 0  # bytes of samples
+    speed, sound, begun = order.form.speed, service.door.limits.sound, False
+    assert sound is not None, "there are routes for models that speak alone"
+    tempo = None if speed == 1 else Tempo(sound.rate, speed)
+    # What a reader missed is taken from the whole, which has no head then, and the speed at which it was spoken.
+    form = structs.replace(order.form, format="PCM", speed=1.0)
+    flowing = replace(order, request=replace(order.request, chunks=True), form=form)
+    async with aclosing(_spoken(service, flowing)) as pieces:
+        async for piece in pieces:
+            ended = isinstance(piece, Finished)
+            samples = b"" if isinstance(piece, Finished) else piece
+            if tempo is not None:
+                samples = await asyncio.to_thread(tempo.end) if ended else await asyncio.to_thread(tempo.feed, samples)
+            if not begun and (samples or ended):
+                begun = True
+                yield head
+            yield samples
+            if ended:
+                yield piece
+
+
+async def _spoken(service: Service, order: Order) -> AsyncGenerator[bytes | Finished, None]:
+    """As `pieces_of`, the samples alone, as they were spoken."""
+    sent = 0
     async with aclosing(draw(service, order)) as updates:
         async for update in updates:
             match update:
@@ -129,14 +145,11 @@ async def pieces_of(service: Service, order: Order, head: bytes = b"") -> AsyncG
                     yield b""
                 case Grown():
                     piece = following(update, sent)
-                    if piece:
-                        yield b"" if sent else head
-                        yield piece
                     sent += len(piece)
+                    yield piece
                 case Finished():
                     [file] = await taken(service.files, update.files)
                     with file:
-                        yield b"" if sent else head
                         await asyncio.to_thread(file.seek, sent)
                         async for rest in read_away(file):
                             yield rest

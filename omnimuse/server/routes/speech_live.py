@@ -27,6 +27,7 @@ from omnimuse.server.http.uploads import uploaded
 from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import Order, finished, may_read, place_order, taken
 from omnimuse.server.routes.speech import TASK, pieces_of, read_away
+from omnimuse.server.routes.voices import voiced
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import read
 from omnimuse.server.translate.sentences import Cut, Sentences, cut_of
@@ -144,11 +145,14 @@ class Saying:
             raise refusal("conflicting_parameters", f"stream_audio is not possible so: {why}", "response_format")
         if "stream_format" in given:
             raise refusal("unsupported_parameter", "a WebSocket has `stream_audio` for this", "stream_format")
-        manner = Manner(given, {}, flows, cut_of(event.get("split_granularity", "sentence")))
-        wanted = read({**given, "input": "a"}, "speech", self._service.door)
+        tenant = self._live.socket.state.tenant
+        named, kept = await voiced(self._service, tenant, given)
+        came: dict[str, object] = {"sounds": kept} if kept else {}
+        manner = Manner(named, came, flows, cut_of(event.get("split_granularity", "sentence")))
+        wanted = read({**named, "input": "a"}, "speech", self._service.door)
         if sources := uploaded({}, wanted.urls, "ref_audio"):
             await may_read(self._service, self._live.socket)
-            most, tenant = self._sound.max_inputs, self._live.socket.state.tenant
+            most = self._sound.max_inputs
             manner = replace(manner, came={"sounds": await self._service.uploads.read_sounds(sources, most, tenant)})
         self._order("a", manner)
         return manner
@@ -157,7 +161,7 @@ class Saying:
         fields = {name: value for name, value in manner.fields.items() if name != "ref_audio" or not manner.came}
         wanted = read({**fields, "input": text}, "speech", self._service.door)
         order = place_order(self._service, wanted, self._live.socket, TASK, manner.came)
-        return replace(order, request=replace(order.request, chunks=manner.flows), id=f"{order.id}-{self._count}")
+        return replace(order, id=f"{order.id}-{self._count}")
 
     # -- what goes -----------------------------------------------------------------------------------------------
 

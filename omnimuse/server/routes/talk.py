@@ -24,6 +24,7 @@ from omnimuse.core.messages import BESIDE
 from omnimuse.core.request import Door
 from omnimuse.deploy.wire import Finished, Grown, Previewed, Spelt
 from omnimuse.media.formats import TEXT
+from omnimuse.media.watching import READ
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles, Parcel
@@ -60,8 +61,6 @@ from omnimuse.server.translate.values import is_nothing
 
 TASK = "text-to-text"
 TALK, COMPLETION = "/v1/chat/completions", "/v1/completions"
-MOST = 241
-"""Frames that are looked at of a video."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """OpenAI's roles -> those that templates of checkpoints know."""
 
@@ -128,7 +127,7 @@ async def _came(service: Service, request: Request, shown: Shown, wanted: Wanted
     return {
         "images": await read_pictures(service, request, pictures) if pictures else (),
         "sounds": await read_sounds(service, request, sounds) if sounds else (),
-        "videos": await read_videos(service, request, videos, wanted, watched=MOST) if videos else (),
+        "videos": await read_videos(service, request, videos, wanted, watched=READ) if videos else (),
     }
 
 

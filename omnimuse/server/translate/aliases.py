@@ -28,7 +28,7 @@ from omnimuse.server.translate.values import ADJUST, is_neutral, read_value, sho
 FORMATS = {
     "png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP",
     "wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3",
-    "opus": "OPUS", "pcm": "PCM",
+    "opus": "OPUS", "aac": "AAC", "pcm": "PCM",
 }  # fmt: skip
 USUAL: Mapping[Kind, str] = {
     "image": "PNG",
@@ -55,7 +55,7 @@ _WRITING = frozenset(
 @dataclass(frozen=True)
 class Output:
     """The files asked for: a format of `media/formats.py`, quality 1..100 of lossy pictures (None: ours), and how they
-    come back.
+    come back. A sound is played `speed` times as fast.
 
     `level` is OpenAI's quality word, "auto" when none was chosen. `transport` is "b64_json", "url" or "file".
     """
@@ -65,6 +65,7 @@ class Output:
     level: str = "auto"
     background: str = "auto"
     transport: str = "b64_json"
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -422,6 +423,7 @@ def _output(found: _Found) -> Output:
         level=LEVELS.get(level, level),
         background=values.get("background", "auto"),
         transport=values.get("transport", "b64_json"),
+        speed=values.get("speed", 1.0),
     )
 
 

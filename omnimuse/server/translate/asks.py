@@ -53,7 +53,7 @@ def to_request(
 
 def to_form(wanted: Wanted, tell: bool = True) -> Form:
     """The file that every output becomes; `tell`: it says how it was made."""
-    return Form(wanted.output.format, wanted.output.quality, tell)
+    return Form(wanted.output.format, wanted.output.quality, tell, wanted.output.speed)
 
 
 def video_form(tell: bool = True) -> Form:

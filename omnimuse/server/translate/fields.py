@@ -244,14 +244,14 @@ TABLE: Mapping[Kind, tuple[Field, ...]] = {
             "choice",
             "format",
             "the file's format",
-            allowed=("wav", "flac", "ogg", "mp3", "opus", "pcm"),
+            allowed=("wav", "flac", "ogg", "mp3", "opus", "aac", "pcm"),
         ),
         Field(
             "output_format",
             "choice",
             "format",
             "as `response_format`",
-            allowed=("wav", "flac", "ogg", "mp3", "opus", "pcm"),
+            allowed=("wav", "flac", "ogg", "mp3", "opus", "aac", "pcm"),
         ),
         Field(
             "stream_format",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.core.request import MAX_PROMPT
-from omnimuse.core.speech import MAX_INSTRUCTIONS
+from omnimuse.core.speech import FASTEST, MAX_INSTRUCTIONS, SLOWEST
 from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
 
 _ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
@@ -24,7 +24,7 @@ SPEECH: tuple[Field, ...] = (
         "choice",
         "format",
         "the file's format; pcm is samples of 16 bits, low byte first, and nothing else",
-        allowed=("wav", "flac", "mp3", "opus", "ogg", "pcm"),
+        allowed=("wav", "flac", "mp3", "opus", "aac", "ogg", "pcm"),
     ),
     Field(
         "stream_format",
@@ -33,6 +33,7 @@ SPEECH: tuple[Field, ...] = (
         "audio sends wav or pcm as it is made, sse the same in events; without it, the answer is the whole file",
         allowed=("audio", "sse"),
     ),
+    Field("speed", "real", "speed", "played so much faster, at the same pitch: 0.25 to 4", low=SLOWEST, high=FASTEST),
     Field("seed", "seed", "seed", "the same seed says it the same way; chosen at random when absent or -1"),
     Field("max_new_tokens", "whole", "max_tokens", "frames of sound, at most (VO)", low=1),
     Field("max_tokens", "whole", "max_tokens", "as `max_new_tokens`", low=1),
@@ -45,7 +46,6 @@ SPEECH: tuple[Field, ...] = (
     *ADAPTERS,
     Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
-    *refused("the model decides how fast it speaks; say it in `instructions`", "speed", neutral=(1, 1.0)),
     *refused("choose `stream_format`", "stream", neutral=(False,)),
     *refused("the checkpoint decides what it does", "task_type"),
     Field("ref_audio", "urls", "urls", "a sound whose voice it is, where a model takes one: a data: URL or an address"),

@@ -101,6 +101,7 @@ TALK: tuple[Field, ...] = (
         "use_audio_in_video",
         "a sound right behind a video in a message is that video's own, of a model that hears it meanwhile (ours)",
     ),
+    Field("mm_processor_kwargs", "object", "nested", '{"use_audio_in_video": true}, as that (VO)'),
     Field(
         "tools", "list", "tools", "functions that the answer may ask for, of a model whose chat template tells of them"
     ),

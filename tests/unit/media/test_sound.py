@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -57,6 +58,43 @@ def test_speech_fits_opus_and_pcm_is_the_samples_of_a_wav_file(tmp_path: Path) -
         assert encode_sound(sound, "PCM", {}) == file.readframes(24_000)
 
 
+@pytest.mark.parametrize("suffix", [".mp3", ".opus", ".ogg", ".aac"])
+def test_what_others_decode_of_a_lossy_file_is_the_sound(suffix: str, tmp_path: Path) -> None:
+    sound = Sound(spoken(48_000), 24_000)
+    sound.save(tmp_path / f"a{suffix}")
+    heard, rate = decoded(tmp_path / f"a{suffix}")
+    wave = np.repeat(sound.samples[0], rate // 24_000)  # FFmpeg decodes Opus at 48 kHz, always
+    assert rate == (48_000 if suffix == ".opus" else 24_000)
+    assert abs(len(heard) - len(wave)) <= 0.15 * rate  # what an encoder puts before and behind it
+    delay = max(0, len(heard) - len(wave))
+    alike = np.correlate(np.pad(heard, (0, len(wave))), wave, "valid")[: delay + 2000].max()
+    assert alike / np.linalg.norm(heard) / np.linalg.norm(wave) > 0.98
+
+
+def spoken(count: int) -> np.ndarray:
+    """Float32 [1, count] at 24 kHz: a tone that swells, with another that comes and goes, as no other part of it."""
+    seconds = np.arange(count) / 24_000
+    swell, tone = np.minimum(1, seconds), np.sin(2 * np.pi * (220 + 60 * seconds) * seconds)
+    return ((0.4 * swell * tone + 0.1 * np.sin(2 * np.pi * 660 * seconds))[None]).astype(np.float32)
+
+
+def decoded(path: Path) -> tuple[np.ndarray, int]:
+    """What PyAV makes of a file: [n], and the rate."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        return np.concatenate(frames, 1)[0].astype(np.float32), container.streams.audio[0].rate
+
+
+def test_aac_of_two_channels_is_stereo_and_of_other_rates_refused(tmp_path: Path) -> None:
+    two = np.concatenate([spoken(24_000), -spoken(24_000)])
+    Sound(two, 24_000).save(tmp_path / "a.aac")
+    with av.open(str(tmp_path / "a.aac")) as container:
+        assert container.streams.audio[0].layout.name == "stereo"
+    for sound in (Sound(two, 23_000), Sound(np.repeat(two, 2, axis=0), 24_000)):
+        with pytest.raises(RequestError, match=r"AAC cannot hold [24] channels of 2[34]000 samples a second; use WAV"):
+            encode_sound(sound, "AAC", {})
+
+
 def test_a_wav_file_says_how_long_it_is(tmp_path: Path) -> None:
     save_sound(Sound(np.zeros((1, 5), np.float32), 44100), tmp_path / "a.wav", {"prompt": "rain"})
     content = (tmp_path / "a.wav").read_bytes()
@@ -73,7 +111,7 @@ def test_a_file_without_settings_says_so(tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"use one of .flac, .mp3, .ogg, .opus, .pcm, .wav"):
+    with pytest.raises(RequestError, match=r"use one of .aac, .flac, .mp3, .ogg, .opus, .pcm, .wav"):
         save_sound(Sound(np.zeros((1, 1), np.float32), 8000), tmp_path / "a.aiff", {})
 
 

@@ -159,7 +159,8 @@ def test_without_pyav_the_extra_is_named_before_any_work(tmp_path: Path) -> None
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert found.returncode == 1
-    said = 'ConfigError: files of videos need PyAV, which is not installed: pip install "omnimuse[video]"'
+    said = "ConfigError: videos, AAC files and other speeds of sound need PyAV, which is not installed: "
+    said += 'pip install "omnimuse[video]"'
     assert said in found.stderr
 
 
