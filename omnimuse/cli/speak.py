@@ -51,6 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", metavar="NAME", help="one of the checkpoint's (default: that of the text)")
     parser.add_argument("--instructions", metavar="TEXT", help="how it is spoken, or what the voice is like")
     parser.add_argument("--like", type=Path, metavar="FILE", help="a sound with whose voice it is spoken")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, metavar="X", help="how fast it is played, 0.25 to 4, at the same pitch"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="frames of sound, at most")
     parser.add_argument("--temperature", type=float, metavar="X", help="0: always the likeliest sound")
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Say it; the exit code."""
     from omnimuse.media.finished import check_file
     from omnimuse.media.recording import open_sound
+    from omnimuse.media.streamed import check_speed
     from omnimuse.worker.find import find
 
     config = read_config(args)
@@ -83,17 +87,20 @@ def run(args: argparse.Namespace) -> int:
     ask = Ask(prompt, params, deadline=read_deadline(args.deadline))
     found.door.make_request(ask, now=0.0, fresh_seed=0)  # refused before anything is loaded
     check_file(args.output, "audio")
+    check_speed(args.speed)
     check_adapters(params)
     [file] = [args.output] if args.overwrite else free_names(args.output, 1)
-    print(_say(args.model, config, ask, file))
+    print(_say(args.model, config, ask, file, args.speed))
     return 0
 
 
-def _say(model: str, config: Config, ask: Ask, file: Path) -> str:
-    """Make the sound and save it with its settings inside; a line about it."""
+def _say(model: str, config: Config, ask: Ask, file: Path, speed: float) -> str:
+    """Make the sound and save it, played so fast, with its settings inside; a line about it."""
     from omnimuse.api import Omni
     from omnimuse.cli.outcome import settings_of, told
+    from omnimuse.core.output import Part
     from omnimuse.media.finished import save
+    from omnimuse.media.sound import at_speed
 
     first: list[float] = []
 
@@ -107,8 +114,9 @@ def _say(model: str, config: Config, ask: Ask, file: Path) -> str:
         took = time.perf_counter() - began
         assert not isinstance(ask.prompt, str)
         settings = {"model": model, **told(ask.prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
-        [parts] = result.parts
-        save(parts, file, settings)
-    [spoken] = parts
+        settings |= {"speed": speed} if speed != 1 else {}
+        [[spoken]] = result.parts
+        spoken = Part(spoken.medium, at_speed(spoken.data, speed))
+        save([spoken], file, settings)
     soon = f", the first sound after {first[0]:.2f} s" if first else ""
     return f"{file}  {spoken.data.seconds:.2f} s of speech, made in {took:.2f} s{soon}, seed {result.seeds[0]}"

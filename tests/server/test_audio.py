@@ -186,7 +186,7 @@ def test_what_is_no_sound_is_refused(server: WholeServer, content: bytes) -> Non
         ({"audio_length": 3.0, "audio_start": 1.0}, "audio_length", "3 s from second 1 on end behind the 3.2 s"),
         ({"audio_start": -1.0}, "audio_start", "audio_start=-1.0 is not allowed"),
         ({"speed": 1.5}, "speed", "say how fast it is in the prompt"),
-        ({"response_format": "aac"}, "response_format", "use one of wav, flac, ogg, mp3"),
+        ({"response_format": "m4a"}, "response_format", "use one of wav, flac, ogg, mp3"),
         ({"n": 2}, "n", "one request makes one sound"),
         ({"size": "64x64"}, "size", "a sound has no sides"),
         ({"strength": 0.5}, "strength", "there is no sound"),

@@ -39,6 +39,14 @@ def test_a_text_becomes_a_file_that_knows_how_it_was_made(
     assert (samples_of(open_sound(tmp_path / "again.wav"), 2400, 1) == samples_of(open_sound(file), 2400, 1)).all()
 
 
+def test_what_is_spoken_may_be_played_faster(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "hello.wav"
+    assert speak(folder, "two yellow stars", "--voice", "eric", "--speed", "2", "-o", str(file)) == 0
+    assert samples_of(open_sound(file), 2400, 1).shape == (1, 11 * 12)
+    assert read_settings(file)["speed"] == 2
+    assert "0.06 s of speech" in capsys.readouterr().out
+
+
 def test_a_text_comes_from_stdin_and_no_file_is_replaced(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +65,7 @@ def test_a_text_comes_from_stdin_and_no_file_is_replaced(
         (("--voice", "vivien"), "voice='vivien' is not known to this checkpoint; did you mean 'vivian'?"),
         (("--language", "klingon"), "use one of auto, english, chinese"),
         (("-o", "hello.txt"), ".txt"),
+        (("--speed", "9"), "speed=9 cannot be; choose from 0.25 to 4"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_is_loaded(
