@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Literal, cast
 
 from omnimuse.components.entries import SCHEDULER, SQUARE, inside_model, longest_of, own_transformer
+from omnimuse.core import scripts
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Combination, Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.spec import Component, Configs, Limits, Size, Spec, Variant
-from omnimuse.models.bagel import scripts
 
 KIND = "BagelForConditionalGeneration"
 BLIND = "blind"

@@ -62,8 +62,7 @@ class SpeakOverheard(Speak):
         own = TokenParams(temperature=chosen_of(state.request).voice_temperature)
         marks = unsaid(part(config, TEXT)["vocab_size"], config["codec_eos_token_id"])
         first = Sampling.of(own, {**self.told(ctx.configs), "suppress_tokens": marks})
-        others = replace(Sampling.of(own, OTHERS), ends=())
-        return Opening(script, heard.places, (end, pad), first, others)
+        return Opening(script, heard.places, (end, pad), first, replace(Sampling.of(own, OTHERS), ends=()))
 
     def read(self, ctx: Context, word: Tensor) -> Tensor:
         return self._talker(ctx).read(word[None])[0]

@@ -47,10 +47,8 @@ class ThinkAloud(Think):
             return row
         return replace(row, heard=heard[state["brief"].rows(start, start + len(ids))])
 
-    def shown(self, state: State) -> Hashable:
-        if aloud(state) and any(state.request.counts.values()):
-            return None  # the talker wants more of it than is remembered
-        return super().shown(state)
+    def shown(self, state: State) -> Hashable:  # of what is shown the talker wants more than is remembered
+        return None if aloud(state) and any(state.request.counts.values()) else super().shown(state)
 
     def overheard(self, ctx: Context, state: State) -> Overheard:
         config: Mapping[str, Any] = ctx.configs["model"]
@@ -61,11 +59,8 @@ class ThinkAloud(Think):
             at, shown = brief.at, shown_to(brief, chosen)
             embedded = embedded.index_copy(0, at.nonzero()[:, 0], state.working["heard"].to(embedded.dtype))
         spoken = [token for token, own in zip(ids, chosen.tolist(), strict=True) if own]
-        places = (
-            placed(spoken, shown, Marks.of(config, ctx.components[self.tokenizer], chunked=False))
-            if spoken
-            else line(0, 0)
-        )
+        known = Marks.of(config, ctx.components[self.tokenizer], chunked=False)
+        places = placed(spoken, shown, known) if spoken else line(0, 0)
         begins = last_opening(ids, config)
         assert begins is not None
         marks = [int(config[f"tts_{name}_token_id"]) for name in ("bos", "eos", "pad")]
@@ -78,8 +73,7 @@ class ThinkAloud(Think):
 
 def shown_to(brief: Brief, chosen: Tensor) -> list[Shown]:
     """What is shown in messages of the user, whose tokens are `chosen`, bool [S]."""
-    ends = torch.tensor([len(each.seen.shown) for each in brief.shown]).cumsum(0) - 1
-    own = chosen[brief.at].cpu()[ends]
+    own = chosen[brief.at].cpu()[torch.tensor([len(each.seen.shown) for each in brief.shown]).cumsum(0) - 1]
     return [each for each, theirs in zip(brief.shown, own.tolist(), strict=True) if theirs]
 
 

@@ -1,6 +1,7 @@
-"""What scripts for BAGEL say in words of vLLM-Omni's own pipeline, in ours: prompts in templates, and extra choices.
+"""What scripts for a model that draws and writes with one network say in words of vLLM-Omni's pipeline, in ours.
 
-Our pipeline reads what is said as the published code does, marks and all; so the template around a prompt is taken off.
+These are prompts in templates, and extra choices. Our pipeline reads what is said as the published code does, marks and
+all; so the template around a prompt is taken off. No torch.
 """
 
 from __future__ import annotations
