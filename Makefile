@@ -49,9 +49,10 @@ test-all: ARGS += --all
 test-all: test
 
 # Where vLLM is installed, in an environment of its own (docs/deploy.md); elsewhere a stand-in is asked in its place.
-test-vllm: $(VENV)/.installed-test
+test-vllm:
 	@test -n "$$OMNIMUSE_VLLM_PYTHON" || { echo "OMNIMUSE_VLLM_PYTHON names no Python that has vLLM: install it into an \
 	environment of its own (docs/deploy.md), and say OMNIMUSE_VLLM_PYTHON=/there/bin/python make test-vllm" >&2; exit 1; }
+	@$(MAKE) --no-print-directory $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/dist/test_writers.py tests/dist/test_written_for_people.py $(ARGS)
 
 # Forced dtypes, one and two threads, older instruction sets, busy neighbours: hours. ONLY=NAME runs one of them, TURN=3 as
