@@ -163,7 +163,7 @@ def test_a_negative_prompt_goes_with_every_prompt() -> None:
         (["a", "--sampler-steps", "3"], r"unknown option --sampler-steps\. Did you mean --steps\?"),
         (
             ["a", "-o", "a.gif"],
-            r"'\.gif'; use one of \.flac, \.jpeg, \.jpg, \.mp3, \.mp4, \.ogg, \.opus, \.pcm, \.png, \.txt, \.wav",
+            r"'\.gif'; use one of \.aac, \.flac, \.jpeg, \.jpg, \.mp3, \.mp4, \.ogg, \.opus, \.pcm, \.png, \.txt",
         ),
         (["a", "-o", "/proc/x/a.png"], "cannot write /proc/x/a.png"),
     ],

@@ -85,7 +85,7 @@ def test_a_sound_to_start_from_is_read_and_asked_for_when_its_file_is_made_again
     ("words", "message"),
     [
         (["--seconds", "9"], "seconds=9.0 is out of range; use 0.001 to 3.2"),
-        (["--format", "png"], r"use one of .flac, .mp3, .ogg, .opus, .pcm, .wav"),
+        (["--format", "png"], r"use one of .aac, .flac, .mp3, .ogg, .opus, .pcm, .wav"),
         (["-o", "a.wav", "--format", "mp3"], "--format mp3 and the name a.wav say different things"),
         (["--audio", "nowhere.wav"], "there is no sound nowhere.wav"),
         (["--strength", "0.5"], "there is no sound; give one"),

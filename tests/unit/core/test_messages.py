@@ -8,7 +8,7 @@ import pytest
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.messages import Message, check_shown, messages_of, tokens_of
-from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams, family_params
+from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams, WatchParams, family_params
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, Submit, encode, read_command, unpack
 from omnimuse.deploy.wire import pack as packed
@@ -39,7 +39,7 @@ def test_what_messages_show_and_what_came_must_be_as_many() -> None:
 
 
 def test_what_a_message_shows_is_the_same_for_a_worker() -> None:
-    extra, params = AnswerParams(modalities=("text", "audio")), DiffusionParams(seed=1)
+    extra, params = WatchParams(modalities=("text", "audio")), DiffusionParams(seed=1)
     request = Request("a" * 32, "look\nand say", None, params, extra, messages=(SEEN, Message("assistant", "yes")))
     sent = read_command(encode(Submit(packed(request), Form("WAV"))))
     assert isinstance(sent, Submit)
@@ -66,7 +66,7 @@ def test_tokens_that_cannot_be_read_are_refused(prompt: dict[str, Any], writes: 
 
 
 def test_tokens_are_the_same_for_a_worker() -> None:
-    request = Request("a" * 32, "", None, DiffusionParams(seed=1), AnswerParams(), tokens=(3, 1, 2))
+    request = Request("a" * 32, "", None, DiffusionParams(seed=1), WatchParams(), tokens=(3, 1, 2))
     sent = read_command(encode(Submit(packed(request), Form("WAV"))))
     assert isinstance(sent, Submit)
     assert unpack(sent.request, REGISTRY.spec(ARCH)) == request
