@@ -111,7 +111,7 @@ class Preset(NamedTuple):
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {"careful": Preset(1.0, 1), "balanced": Preset(1.4, 2), "fast": Preset(2.4, 2)}
+    {"careful": Preset(1.0, 1), "balanced": Preset(1.2, 2), "fast": Preset(1.4, 2)}
 )
 """The one that changes least is first. What the grader makes of them is in `docs/quality.md`: a stride that is regular
 loses less than one that skips as often and irregularly.

@@ -63,7 +63,7 @@ def test_what_is_left_open_is_the_model_s_or_the_kind_s_and_nothing_stays_open()
     fits = Fits(TeaFit((1.0,), 0.4), (1.0, 1.1), "taylorseer,threshold=0.1")
     assert completed(cache_named("teacache"), fits) == CacheConfig("teacache", 0.4, warm_up=1)
     assert completed(cache_named("auto"), fits) == CacheConfig("dbcache", 0.1, 1, 0, 4, in_a_row=3, order=1)
-    assert completed(cache_named("balanced"), fits) == CacheConfig("teacache", 0.56, warm_up=1, in_a_row=2)
+    assert completed(cache_named("balanced"), fits) == CacheConfig("teacache", 0.48, warm_up=1, in_a_row=2)
     assert completed(cache_named("dbcache,mask=fast"), fits, 9).mask == "111101001"
     for name in BY_NAME:
         once = completed(cache_named(name), fits, 9)

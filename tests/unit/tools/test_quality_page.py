@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 FIGURES = read_figures(DOCS / "quality.json")
 WITHIN = 1.0
-"""Points of a hundred that a default may lie below exact drawing."""
+"""Points of a hundred that a default, or a preset, may lie below exact drawing."""
 
 
 def default() -> Choice:
@@ -53,6 +53,20 @@ def test_no_default_approximation_lies_more_than_a_point_below_exact_drawing() -
     score, exact = (FIGURES["demo"][each].score for each in (name, EXACT))
     assert score is not None and exact is not None
     assert score >= exact - WITHIN, f"{name} is a default and {exact - score:.1f} points below exact drawing"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_loses_more_than_a_point_or_changes_videos_so_that_it_is_seen(preset: str) -> None:
+    demo, film = (FIGURES[subject][f"`{preset}`"].score for subject in ("demo", "film"))
+    exact = FIGURES["demo"][EXACT].score
+    assert demo is not None and film is not None and exact is not None
+    assert demo >= exact - WITHIN, f"{preset} is {exact - demo:.1f} points below exact drawing"
+    assert film >= 40.0, f"videos with {preset} have a likeness of {film:.1f} dB to exact ones"
+
+
+def test_presets_that_change_more_are_faster() -> None:
+    speeds = [FIGURES["demo"][f"`{preset}`"].speed for preset in PRESETS]
+    assert speeds == sorted(speeds)
 
 
 def test_every_preset_is_graded_and_weights_of_8_and_4_bits() -> None:
