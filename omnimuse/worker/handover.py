@@ -132,15 +132,21 @@ class Hand:
 
     # -- out -------------------------------------------------------------------------------------------------------
 
-    def piece(self, request: Request, states: Collection[State]) -> Handed | None:
-        """What has grown of a request that goes on here, if there is a stream, and something new."""
+    def piece(self, request: Request, states: Collection[State], ended: dict[int, Carried]) -> Handed | None:
+        """What has grown of a request that goes on here, if there is a stream, and something new.
+
+        The first has all outputs, also those that have `ended`, which are taken out of there.
+        """
         if not self._streams or not all(map(self._pipeline.leaves, states)):
             return None
         leaving = self._leaving.setdefault(request.id, Leaving())
         if leaving.flight >= WINDOW or (leaving.pieces and not any(self._news(leaving, state) for state in states)):
             return None
         begins = not leaving.pieces
-        outputs = {}
+        outputs = dict[int, Carried]()
+        if begins:
+            outputs.update(ended)
+            ended.clear()
         for state in states:
             names = self._pipeline.leaving if begins else self._streams
             slots = {name: self._told(leaving, state, name) for name in names}

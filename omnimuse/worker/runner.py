@@ -233,7 +233,7 @@ class Runner:
         """Where the next pool can begin, or go on, with what slots have grown by."""
         for job in () if self.hand.last else list(self.jobs.values()):
             with self._isolated(job.request.id, "handing over"):
-                if (piece := self.hand.piece(job.request, job.states.values())) is not None:
+                if (piece := self.hand.piece(job.request, job.states.values(), job.carried)) is not None:
                     self.telling.events.append(piece)
 
     def _finish(self, job: Job) -> None:

@@ -23,8 +23,9 @@ SHORT = "a"
 """Adds little at every step, so that sums stay apart."""
 
 
-def pool(part: range) -> Engine:
-    runner = Runner(Both(context(), part), ScheduleConfig(strict_slots=True, company="always"))
+def pool(part: range, tokens: int = 65536) -> Engine:
+    schedule = ScheduleConfig(strict_slots=True, company="always", tick_tokens=tokens)
+    runner = Runner(Both(context(), part), schedule)
     return Engine(runner, DOOR)
 
 
@@ -37,8 +38,9 @@ class Two:
         self.requests: dict[str, Request] = {}
         self.way: list[Handed] = []
 
-    def submit(self, steps: int, seed: int, prompt: str = SHORT) -> str:
-        request = DOOR.make_request(ask(prompt, num_inference_steps=steps, seed=seed), 0.0, 1)
+    def submit(self, steps: int, seed: int, prompt: str = SHORT, outputs: int = 1) -> str:
+        asked = ask(prompt, num_inference_steps=steps, seed=seed, num_outputs_per_prompt=outputs)
+        request = DOOR.make_request(asked, 0.0, 1)
         self.requests[request.id] = request
         return self.first.submit(request)
 
@@ -82,6 +84,17 @@ def test_tracks_in_two_pools_make_what_they_make_in_one(cut: int) -> None:
         assert torch.equal(found[id_], expected)
     for subject in (two.first, two.second):
         assert not subject.runner.states and not subject.runner.jobs and not subject.scheduler.entries
+
+
+def test_an_output_that_has_left_before_another_has_begun_goes_with_it() -> None:
+    two = Two()
+    two.first = pool(range(2), tokens=1)  # one output after the other
+    id_ = two.submit(4, 1, outputs=2)
+    two.finish()
+    [result] = [event.result for event in two.events if isinstance(event, Done)]
+    assert result.request_id == id_
+    for found, expected in zip(result.tensors["image"], alone([(4, 1), (4, 2)]), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_the_second_pool_goes_on_while_the_first_does() -> None:
