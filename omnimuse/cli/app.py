@@ -80,6 +80,10 @@ OPTIONS = MappingProxyType(
     }
 )
 """Options with shorter names than what they set; all others are called as it is."""
+GIVEN = MappingProxyType(
+    {"images": ("--image", "--picture"), "sounds": ("--audio", "--sound", "--like"), "videos": ("--video",)}
+)
+"""What comes with a prompt, and the options of commands that bring it."""
 
 
 DOTTED = ("--attention.per_role.", ".backend")
@@ -300,14 +304,27 @@ def dispatch(words: Sequence[str]) -> int:
         raise RequestError(f"unknown {what} {name!r}.{hint} The commands are {', '.join(COMMANDS)}")
     command, parser = import_module(f"omnimuse.cli.{name.replace('-', '_')}"), parser_of(name)
     layered = any(action.dest == CONFIG for action in parser.actions())
-    if not layered:
-        return int(command.run(parser.read(words[1:])))
-    quiet = parser_of(name, quiet=True)
-    args = read_layered(parser, quiet, words[1:], Environment.options())
+    rest = words[1:]
+    args = (
+        read_layered(parser, parser_of(name, quiet=True), rest, Environment.options()) if layered else parser.read(rest)
+    )
     try:
         return int(command.run(args))
     except ConfigError as error:
         raise ConfigError(f"{error}{said_by(args, str(error))}") from error
+    except RequestError as error:
+        if (message := by_options(str(error), parser)) == str(error):
+            raise
+        raise RequestError(message, error.param) from error
+
+
+def by_options(message: str, parser: Parser) -> str:
+    """`message`, in which what comes with a prompt is called as the option that brings it."""
+    known = {option for action in parser.actions() for option in action.option_strings}
+    for name, options in GIVEN.items():
+        for option in known.intersection(options):
+            message = message.replace(f"`{name}`", option)
+    return message
 
 
 def exit_code(error: Exception) -> int:

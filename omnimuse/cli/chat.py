@@ -127,8 +127,10 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_config(args)
     found = find(config)
+    sound = found.door.limits.sound
     if not found.spec.converses:
-        raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse generate` with it")
+        other = "generate" if sound is None or sound.speech is None else "speak"
+        raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse {other}` with it")
     params = _params(args, found.spec, draws=found.door.limits.draws)
     shown = [{"type": kind, kind: _opened(name, file)} for name, kind in SHOWN.items() for file in getattr(args, name)]
     came = {"images": "image", "sounds": "audio", "videos": "video"}

@@ -113,9 +113,12 @@ def _opened(given: Any, read: Callable[[Image.Image], Picture], param: str) -> P
                     f"{given} is a file of {image.format}, which is not read; use one of {', '.join(READ)}", param
                 )
             return read(image)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise RequestError(f"there is no picture {given}; give the name of a file that exists", param) from None
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        kinds = ", ".join(READ)
+        raise RequestError(f"cannot read {given} as a picture; use a file of one of {kinds}", param) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise RequestError(f"cannot read {given} as a picture: {reason(error)}", param) from None
 
 

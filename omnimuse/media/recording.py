@@ -51,7 +51,10 @@ def read_sound(file: Any, name: str = "the sound", most: float = MOST) -> Record
                 raise RequestError(f"{name} is a file of {opened.format}; use one of {', '.join(READ)}", "sounds")
             samples = opened.read(int(most * opened.samplerate), dtype="float32", always_2d=True)  # [n, c]
             return recording_of(samples.T, opened.samplerate)
-    except (reader.LibsndfileError, ValueError, OverflowError) as error:
+    except reader.LibsndfileError as error:  # its own words have the address of what was to be opened
+        why, kinds = error.error_string.rstrip("."), ", ".join(READ)
+        raise RequestError(f"cannot read {name} as a sound: {why}; use a file of one of {kinds}", "sounds") from None
+    except (ValueError, OverflowError) as error:
         raise RequestError(f"cannot read {name} as a sound: {error}", "sounds") from None
 
 
