@@ -1,4 +1,4 @@
-"""A tiny Qwen3 language model that says what it is told to, whatever it reads: for answers that ask for tools.
+"""A tiny language model that says what it is told to, whatever it reads: for answers that ask for tools.
 
 Every piece of what it says is a token of its own, and all that its network does is to find the token that follows the
 last one. After the answer of a tool, its template has a token of its own, behind which it says something else.
@@ -7,7 +7,7 @@ last one. After the answer of a tool, its template has a token of its own, behin
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from omnimuse.core.calls import FORCED as FORCED_CALL
-from tests.checkpoints import qwen3
+from tests.checkpoints import conversations, qwen3
 
 BEGINS, HEARD = "<|begins|>", "<|heard|>"
 TEMPLATE = """\
@@ -33,7 +33,7 @@ TEMPLATE = """\
 {%- if message.role == 'tool' %}
 {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
 {%- elif message.role != 'system' %}
-{{- '<|im_start|>' + message.role + '\\n' + message.content }}
+{{- '<|im_start|>' + message.role + '\\n' }}CONTENT
 {%- for call in message.tool_calls or [] %}
 {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
 {{- (call.function.arguments | tojson) + '}\\n</tool_call>' }}
@@ -45,7 +45,7 @@ TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' }}
 {{- '<|heard|>' if messages[-1].role == 'tool' else '<|begins|>' }}
 {%- endif %}
-"""
+""".replace("CONTENT", conversations.CONTENT)
 LOOK = {
     "type": "function",
     "function": {
@@ -66,33 +66,58 @@ FORCED, MEANS = FORCED_CALL + 'look_up", "arguments":', ' {"word": "stork"}}\n</
 
 
 def build(folder: Path, asks: Sequence[str] = ASKS, knows: Sequence[str] = KNOWS, template: str = TEMPLATE) -> Path:
-    """Writes the checkpoint into `folder` and returns it: it says `asks`, and `knows` when a tool has answered."""
+    """Writes a Qwen3 into `folder` and returns it: it says `asks`, and `knows` when a tool has answered."""
     qwen3.build(folder)
+    tokens, chain = _told(folder, asks, knows)
+    (folder / "chat_template.jinja").write_text(template)
+    return _says(folder, chain, tokens, "model.", "lm_head.", ())
+
+
+def build_thinking(folder: Path, build: Callable[[Path], Path]) -> Path:
+    """The same of a model that thinks and talks, which `build` writes: its thinker says that."""
+    build(folder)
+    tokens, chain = _told(folder, ASKS, KNOWS)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return _says(folder, chain, tokens, "thinker.model.", "thinker.lm_head.", ("thinker_config", "text_config"))
+
+
+Chain = Sequence[tuple[int, int]]
+
+
+def _told(folder: Path, asks: Sequence[str], knows: Sequence[str]) -> tuple[int, Chain]:
+    """Gives the tokenizer the pieces of what is said; how many tokens it has then, and which of them follow which."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens([BEGINS, HEARD, *asks, *knows, MEANS])
-    tokenizer.chat_template = template
+    tokenizer.chat_template = None
     tokenizer.save_pretrained(folder)
-    end = tokenizer.eos_token
+    ids, end = tokenizer.convert_tokens_to_ids, "<|im_end|>"
     pairs = [*zip((BEGINS, *asks), (*asks, end), strict=True), *zip((HEARD, *knows), (*knows, end), strict=True)]
-    ids = tokenizer.convert_tokens_to_ids
     chain = [(ids(a), ids(b)) for a, b in (*pairs, (MEANS, end))]
     chain.append((tokenizer(FORCED).input_ids[-1], ids(MEANS)))
-    assert len(dict(chain)) == len(chain) <= qwen3.WIDTH, "every piece is said once"
-    save_file(_chained(folder, len(tokenizer), chain), folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": len(tokenizer)}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    assert len(dict(chain)) == len(chain), "every piece is said once"
+    return len(tokenizer), chain
 
 
-def _chained(folder: Path, tokens: int, pairs: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """The weights with which the second token of each pair follows the first."""
+def _says(folder: Path, chain: Chain, tokens: int, model: str, head: str, config: Sequence[str]) -> Path:
+    """Gives the network the weights with which the second token of each pair follows the first: those below `model`,
+    and the `head`; `config` is where config.json has its vocabulary.
+    """
     weights = load_file(folder / "model.safetensors")
     for name, value in weights.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
+        if name.startswith(f"{model}layers.") and ("o_proj" in name or "down_proj" in name):
             value.zero_()
-    embedded, said = (torch.zeros(tokens, qwen3.WIDTH) for _ in range(2))
-    for place, (before, after) in enumerate(pairs):
+    width = weights[f"{model}norm.weight"].numel()
+    assert len(chain) <= width
+    embedded, said = (torch.zeros(tokens, width) for _ in range(2))
+    for place, (before, after) in enumerate(chain):
         embedded[before, place] = 1
         said[after, place] = 100
-    norm = torch.ones(qwen3.WIDTH)
-    return {**weights, "model.embed_tokens.weight": embedded, "lm_head.weight": said, "model.norm.weight": norm}
+    told = {"embed_tokens.weight": embedded, "norm.weight": torch.ones(width)}
+    weights |= {f"{model}{name}": value for name, value in told.items()} | {f"{head}weight": said}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    whole = part = json.loads((folder / "config.json").read_text())
+    for name in config:
+        part = part[name]
+    part["vocab_size"] = tokens
+    (folder / "config.json").write_text(json.dumps(whole))
+    return folder

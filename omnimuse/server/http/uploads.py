@@ -110,11 +110,19 @@ class Uploads:
             hold(self._rules.max_bytes)
         return await self._read(source, tenant, "mask")
 
-    async def read_sounds(self, sources: Sequence[Source], most: int, tenant: str = "") -> tuple[Recording, ...]:
+    async def read_sounds(
+        self,
+        sources: Sequence[Source],
+        most: int,
+        tenant: str = "",
+        hold: Callable[[int], None] = lambda size: None,
+    ) -> tuple[Recording, ...]:
         """The sounds of `sources`, at most `most`, of each as much as the model can use; as `read`."""
         if len(sources) > most:
             message = f"{len(sources)} sounds came, and this model takes at most {most}; leave the others out"
             raise refusal("invalid_value", message, sources[most].name)
+        if any(_is_elsewhere(source) for source in sources):
+            hold(self._rules.max_bytes)
         return tuple([await self._read_sound(source, tenant) for source in sources])
 
     async def read_videos(

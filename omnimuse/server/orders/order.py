@@ -184,8 +184,8 @@ async def read_sounds(service: Service, http: HttpRequest, sources: Sequence[Sou
     """The sounds that came with a request, decoded; as `read_pictures`."""
     await may_read(service, http)
     limits = service.door.limits.sound
-    most = 0 if limits is None else limits.max_inputs
-    return await cancel_on_disconnect(http, service.uploads.read_sounds(sources, most, http.state.tenant))
+    most, lease = 0 if limits is None else limits.max_inputs, http.state.lease
+    return await cancel_on_disconnect(http, service.uploads.read_sounds(sources, most, http.state.tenant, lease.add))
 
 
 async def admit(service: Service, order: Order) -> Ticket:

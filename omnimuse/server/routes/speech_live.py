@@ -152,8 +152,9 @@ class Saying:
         wanted = read({**named, "input": "a"}, "speech", self._service.door)
         if sources := uploaded({}, wanted.urls, "ref_audio"):
             await may_read(self._service, self._live.socket)
-            most = self._sound.max_inputs
-            manner = replace(manner, came={"sounds": await self._service.uploads.read_sounds(sources, most, tenant)})
+            most, hold = self._sound.max_inputs, self._live.socket.state.lease.grow  # once, however often it is asked
+            sounds = await self._service.uploads.read_sounds(sources, most, tenant, hold)
+            manner = replace(manner, came={"sounds": sounds})
         self._order("a", manner)
         return manner
 

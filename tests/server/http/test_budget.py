@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +147,26 @@ def test_a_picture_is_let_go_before_its_request_is_drawn(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_a_picture_that_is_fetched_needs_room_before_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+def test_what_is_fetched_needs_room_before_it_is(kind: str) -> None:
     rules = FetchRules(frozenset({"images.example.com"}), max_bytes=900_000)
     bodies = Bodies(1_000_000, 1_000_000)
+
+    def read(uploads: Uploads) -> Callable[..., Awaitable[object]]:
+        return {"image": uploads.read, "audio": uploads.read_sounds, "video": partial(uploads.read_videos, frames=1)}[
+            kind
+        ]
 
     async def main() -> None:
         uploads = Uploads(rules=rules)
         lease = bodies.lease("a")
         lease.grow(200_000)
         with pytest.raises(ApiError) as caught:
-            await uploads.read([Source("url", url="https://images.example.com/a.png")], 1, "a", lease.add)
+            await read(uploads)([Source("url", url="https://images.example.com/a.png")], 1, tenant="a", hold=lease.add)
         assert caught.value.code == "queue_full"
         with pytest.raises(ApiError) as caught:  # what came in the body is counted already
-            await uploads.read([Source("url", url="data:image/png;base64,AAAA")], 1, "a", lease.add)
-        assert caught.value.code == "invalid_image"
+            await read(uploads)([Source("url", url="data:image/png;base64,AAAA")], 1, tenant="a", hold=lease.add)
+        assert caught.value.code == f"invalid_{kind}"
         await uploads.close()
 
     asyncio.run(main())
