@@ -15,9 +15,13 @@ import soundfile
 from PIL import Image
 
 from omnimuse import api
+from omnimuse.compat.contract.names import UnknownAttributeError
+from omnimuse.compat.vllm.assets.video import video_to_ndarrays
+from omnimuse.compat.vllm.multimodal.image import convert_image_mode
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.media.video import Video, save_video
 from tests.checkpoints import qwen3, qwen3_tts, talk_and_draw
-from tests.checkpoints.wishes import photo
+from tests.checkpoints.wishes import film, photo
 from tests.once import Once
 
 STAGED = ("multimodal_chat", "text_chat", "unified", "prior_and_picture", "speech")
@@ -84,10 +88,40 @@ def test_a_model_that_talks_answers_the_scripts_queries(
     photo(40, 24).save(tmp_path / "seen.png")
     soundfile.write(tmp_path / "heard.wav", np.sin(np.arange(8000) / 20).astype(np.float32), 16_000)
     words = ("--model", folder, "--kind", kind, "--query-type", query, "--image-path", "seen.png", "--max_tokens=8")
-    told = run("multimodal_chat", *words, "--audio-path", "heard.wav", "--talker-stop", *ends(kind, folder))
+    save_video(Video(film(56, 56, 8), 4.0), tmp_path / "watched.mp4", {})
+    given = ("--audio-path", "heard.wav", "--video-path", "watched.mp4", "--num-frames", 4)
+    told = run("multimodal_chat", *words, *given, "--talker-stop", *ends(kind, folder))
     assert told[0] == "Text of stage 0 saved" and told[1].startswith("Sound of stage 2 saved: ")
     [text], [sound] = (list((tmp_path / "output_audio").glob(f"*.{kind}")) for kind in ("txt", "wav"))
     assert "Hello, who are you?" in text.read_text() and sound.stat().st_size >= 44
+
+
+@pytest.mark.parametrize(("query", "what"), [("image", "picture"), ("audio", "sound"), ("video", "video")])
+def test_a_sample_that_lies_elsewhere_is_refused_with_what_to_give(
+    run: Run, talking: tuple[str, Path], query: str, what: str
+) -> None:
+    kind, folder = talking
+    words = ("--model", folder, "--kind", kind, "--query-type", f"use_{query}")
+    with pytest.raises(UnknownAttributeError, match=rf"Asset\('.*is not asked: give the script a {what} of your own"):
+        run("multimodal_chat", *words)
+
+
+def test_frames_are_taken_evenly_from_the_first_to_the_last(tmp_path: Path) -> None:
+    shades = [Image.new("RGB", (16, 16), (20 * number,) * 3) for number in range(9)]
+    save_video(Video(tuple(shades), 4.0), tmp_path / "shades.mp4", {})
+    for many, places in ((4, (0, 2, 5, 8)), (1, (0,)), (-1, range(9))):
+        found = video_to_ndarrays(str(tmp_path / "shades.mp4"), num_frames=many)
+        assert found.shape == (len(places), 16, 16, 3) and found.dtype == np.uint8
+        assert np.abs(found.mean((1, 2, 3)) - [20 * place for place in places]).max() < 6
+    with pytest.raises(RequestError, match="has 9 frames, and num_frames=16 are wanted; ask for fewer"):
+        video_to_ndarrays(str(tmp_path / "shades.mp4"), num_frames=16)
+
+
+def test_a_picture_in_another_mode_lies_over_white_where_it_was_clear() -> None:
+    clear, grey = Image.new("RGBA", (2, 2), (255, 0, 0, 0)), Image.new("L", (2, 2), 7)
+    assert convert_image_mode(clear, "RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert convert_image_mode(grey, "RGB").getpixel((0, 0)) == (7, 7, 7)
+    assert convert_image_mode(grey, "L") is grey
 
 
 def test_text_alone_is_text_alone_and_several_prompts_are_several(

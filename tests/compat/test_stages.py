@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from omnimuse.compat.vllm import SamplingParams
 from omnimuse.compat.vllm_omni.entrypoints.async_omni import AsyncOmni
 from omnimuse.compat.vllm_omni.entrypoints.omni import Omni
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.errors import RequestError
 from omnimuse.media.recording import recording_of
+from tests.checkpoints import qwen3, qwen3_tts, talk_and_draw
 from tests.checkpoints.families import ANSWERERS, SPEAKERS
 from tests.checkpoints.fixtures import folder_of_each
 from tests.checkpoints.wishes import photo
+from tests.once import Once
 
 TALK = "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
 LIST = [
@@ -69,8 +73,9 @@ def test_an_asyncio_script_gets_the_same_and_text_alone_where_no_sound_is_wanted
     async def run() -> list[Any]:
         made = AsyncOmni(str(folder), dtype="float32", device="cpu")
         prompt = {"prompt": TALK, "modalities": ["text"]}
-        found = [output async for output in made.generate(prompt, LIST)]
-        found += [o async for o in made.generate({"prompt": TALK}, LIST, "mine", output_modalities=["text"])]
+        found = [output async for output in made.generate(prompt, LIST) if output.finished]
+        named = made.generate({"prompt": TALK}, LIST, "mine", output_modalities=["text"])
+        found += [output async for output in named if output.finished]
         with pytest.raises(RequestError, match=r"output_modalities=\['audio'\] cannot be: the prompt wants"):
             await anext(made.generate(prompt, LIST, output_modalities=["audio"]))
         with pytest.raises(RequestError, match=r"request_id 'mine' stands where .*; write request_id="):
@@ -83,6 +88,51 @@ def test_an_asyncio_script_gets_the_same_and_text_alone_where_no_sound_is_wanted
     [first, *_] = omni.generate({"prompt": TALK}, LIST, use_tqdm=False)
     assert text.outputs[0].text == first.outputs[0].text
     assert text.outputs[0].token_ids == first.outputs[0].token_ids
+
+
+STREAMED = {
+    **{each.name: (each.build, {"prompt": TALK}, LIST) for each in ANSWERERS},
+    "writes": (qwen3.build, {"prompt": TALK}, LIST[:1]),
+    "speaks": (
+        qwen3_tts.build,
+        {"prompt": "a star", "additional_information": {"text": ["a star"]}},
+        [SamplingParams(temperature=0.9, max_tokens=24, seed=7)],
+    ),
+    "writes and draws": (talk_and_draw.build, {"prompt": TALK}, [LIST[0], OmniDiffusionSamplingParams(seed=7)]),
+}
+
+
+@pytest.mark.parametrize("model", STREAMED)
+def test_an_asyncio_script_is_told_while_it_is_made_and_each_time_all_until_then(model: str, once: Once) -> None:
+    build, prompt, sampling = STREAMED[model]
+
+    async def run() -> list[OmniRequestOutput]:
+        made = AsyncOmni(str(once.folder(model, build)), dtype="float32", device="cpu")
+        found = [output async for output in made.generate(dict(prompt), list(sampling), "mine")]
+        await made.shutdown()
+        return found
+
+    found = asyncio.run(run())
+    last = {each.final_output_type: each for each in found if each.finished}
+    assert [each.finished for each in found[-len(last) :]] == [True] * len(last)
+    for medium, whole in last.items():
+        told = [each for each in found if each.final_output_type == medium and not each.finished]
+        assert told or medium == "image"
+        assert {(each.stage_id, each.request_id, each.prompt) for each in told} <= {
+            (whole.stage_id, "mine", whole.prompt)
+        }
+        outputs = [each.request_output.outputs[0] for each in told]
+        assert {each.finish_reason for each in outputs} <= {None}
+        if medium == "text":
+            texts = [each.text for each in outputs]
+            assert all(after.startswith(before) for before, after in pairwise(texts))
+            assert whole.outputs[0].text.startswith(texts[-1]) and texts[-1]
+        elif medium == "audio":
+            waves = [torch.cat(each.multimodal_output["audio"]) for each in outputs]
+            assert all(len(after) > len(before) for before, after in pairwise(waves))
+            end = whole.multimodal_output
+            assert outputs[-1].multimodal_output["sr"] == end["sr"]
+            torch.testing.assert_close(waves[-1], end["audio"][: len(waves[-1])], atol=1e-5, rtol=0)
 
 
 def test_a_talker_says_no_more_frames_than_it_may(omni: Omni) -> None:

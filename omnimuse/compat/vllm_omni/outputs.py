@@ -15,13 +15,14 @@ from omnimuse.core.output import Result
 @dataclass(frozen=True)
 class CompletionOutput:
     """What one stage made of a prompt, number `index` of several: its `text`, or its sound under "audio" in
-    `multimodal_output` (float32 [n], or [channels, n] of several) with "sr" samples a second.
+    `multimodal_output` (float32 [n], or [channels, n] of several) with "sr" samples a second. While it is made there is
+    what came until then, of a sound in a list of pieces, and no `finish_reason` and no `token_ids` yet.
     """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: str
+    finish_reason: str | None
     multimodal_output: dict[str, Any]
 
     def __getattr__(self, name: str) -> Any:
@@ -59,12 +60,14 @@ class OmniRequestOutput:
     """One prompt's result, in both shapes that scripts know: `outputs[0]`, and `request_output[0].images`. Where it has
     failed, asking for what was made raises its `error`.
 
-    Of a model that writes or speaks it is what stage number `stage_id` made, of `medium`.
+    Of a model that writes or speaks it is what stage number `stage_id` made, of `medium`; while it is made, what is
+    `told` until then.
     """
 
     result: Result
     stage_id: int = 0
     medium: str = ""
+    told: RequestOutput | None = None
 
     @property
     def request_id(self) -> str:
@@ -78,8 +81,8 @@ class OmniRequestOutput:
 
     @property
     def finished(self) -> bool:
-        """Always: nothing is told before."""
-        return True
+        """Whether nothing more comes of this stage."""
+        return self.told is None
 
     @property
     def error(self) -> OmnimuseError | None:
@@ -124,6 +127,8 @@ class OmniRequestOutput:
 
     @property
     def _of_stage(self) -> RequestOutput:
+        if self.told is not None:
+            return self.told
         result = self.result
         made = [part.data for parts in result.parts for part in parts if part.medium == self.medium]
         written = {note.output: note for note in result.written}

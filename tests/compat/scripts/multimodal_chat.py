@@ -7,6 +7,10 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from omnimuse.compat.vllm.assets.audio import AudioAsset
+from omnimuse.compat.vllm.assets.image import ImageAsset
+from omnimuse.compat.vllm.assets.video import VideoAsset, video_to_ndarrays
+from omnimuse.compat.vllm.multimodal.image import convert_image_mode
 from omnimuse.compat.vllm.sampling_params import SamplingParams
 from omnimuse.compat.vllm.utils.argparse_utils import FlexibleArgumentParser
 from omnimuse.compat.vllm_omni.entrypoints.omni import Omni
@@ -30,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--query-type", choices=["text", "use_image", "use_audio", "use_video"], default="text")
     made.add_argument("--image-path")
     made.add_argument("--audio-path")
+    made.add_argument("--video-path")
+    made.add_argument("--num-frames", type=int, default=16)
     made.add_argument("--talker-stop", type=int, nargs="+", default=[2150])
     made.add_argument("--max-tokens", type=int, default=512)
     made.add_argument("--num-prompts", type=int, default=1)
@@ -47,12 +53,21 @@ def parser() -> argparse.ArgumentParser:
 def query(args: argparse.Namespace) -> dict[str, object]:
     marks, shown, media = MARKS[args.kind], "", {}
     if args.query_type == "use_image":
-        media["image"] = Image.open(args.image_path).convert("RGB")
+        if args.image_path:
+            media["image"] = convert_image_mode(Image.open(args.image_path), "RGB")
+        else:
+            media["image"] = convert_image_mode(ImageAsset("cherry_blossom").pil_image, "RGB")
     elif args.query_type == "use_audio":
-        samples, rate = soundfile.read(args.audio_path, dtype="float32")
-        media["audio"] = (samples.astype(np.float32), rate)
+        if args.audio_path:
+            samples, rate = soundfile.read(args.audio_path, dtype="float32")
+            media["audio"] = (samples.astype(np.float32), rate)
+        else:
+            media["audio"] = AudioAsset("mary_had_lamb").audio_and_sample_rate
     elif args.query_type == "use_video":
-        media["video"] = np.stack([np.full((56, 56, 3), 20 * number, np.uint8) for number in range(4)])
+        if args.video_path:
+            media["video"] = video_to_ndarrays(args.video_path, num_frames=args.num_frames)
+        else:
+            media["video"] = VideoAsset(name="baby_reading", num_frames=args.num_frames).np_ndarrays
     shown = "".join(marks[kind] for kind in media)
     prompt = (
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -15,7 +15,7 @@ from omnimuse.compat.vllm_omni.inputs.data import OmniPromptType
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.ask import Ask
 from omnimuse.core.errors import RequestError
-from omnimuse.core.output import Done, Result
+from omnimuse.core.output import Chunk, Done, Result
 from omnimuse.core.params import DiffusionParams
 
 
@@ -38,8 +38,10 @@ class AsyncOmni:
         output_modalities: Sequence[str] | None = None,
         priority: int = 0,
     ) -> AsyncIterator[OmniRequestOutput]:
-        """The outputs of one prompt, as `Omni` has them, once it is finished; errors are raised. Leaving the iterator
-        early cancels it, and so does `abort`, by the `request_id` that its outputs have, too.
+        """The outputs of one prompt, as `Omni` has them, once it is finished; errors are raised. Of a model that writes
+        or speaks others come before, that are not `finished`: each has what came until then, so that one who is slow
+        gets fewer and misses nothing. Leaving the iterator early cancels it, and so does `abort`, by the `request_id`
+        that its outputs have, too.
 
         `output_modalities` are the media that are wanted; a lower `priority` comes first.
         """
@@ -48,10 +50,25 @@ class AsyncOmni:
             raise RequestError(f"the request_id {sampling_params!r:.80} {why}", "request_id")
         given = sampling_params if sampling_params is not None else sampling_params_list
         asked, params = self._stages.asked(prompt, given, wanted=output_modalities)
-        making = asyncio.ensure_future(self._made(asked, params, Ask("", priority=-priority)))
+        pieces = asyncio.Queue[Chunk | None]()
+        ask = Ask("", priority=-priority, chunks=self._stages.several)
+        making = asyncio.ensure_future(self._made(asked, params, ask, pieces.put_nowait))
+        making.add_done_callback(lambda _: pieces.put_nowait(None))
         self._making.setdefault(request_id, set()).add(making)
+        so_far = self._stages.so_far(request_id, asked, params)
         try:
-            await asyncio.wait((making,))
+            ended = False
+            while not ended:
+                came, told = [await pieces.get()], dict[str, OmniRequestOutput]()
+                while not pieces.empty():
+                    came.append(pieces.get_nowait())
+                for piece in came:
+                    if piece is None:
+                        ended = True
+                    else:
+                        told[piece.medium] = so_far.add(piece)
+                for each in told.values():
+                    yield each
         finally:
             making.cancel()
             self._making[request_id].remove(making)
@@ -63,11 +80,13 @@ class AsyncOmni:
         for made in self._stages.outputs(replace(result, request_id=request_id or result.request_id)):
             yield made
 
-    async def _made(self, prompt: Any, params: DiffusionParams, ask: Ask) -> Result:
-        """What comes at the end; cancelling this cancels the request."""
-        events = [event async for event in self._ours.generate(prompt, params, ask=ask)]
-        assert isinstance(events[-1], Done)
-        return events[-1].result
+    async def _made(self, prompt: Any, params: DiffusionParams, ask: Ask, listen: Callable[[Chunk], None]) -> Result:
+        """What comes at the end, and `listen` is told every piece before; cancelling this cancels the request."""
+        async for event in self._ours.generate(prompt, params, ask=ask):
+            if isinstance(event, Chunk):
+                listen(event)
+        assert isinstance(event, Done)
+        return event.result
 
     async def abort(self, request_id: str | Sequence[str]) -> None:
         """Cancel what was asked for under this id, or these: its iterator ends. One that is not known is none."""

@@ -20,6 +20,7 @@ from omnimuse.compat.vllm_omni.entrypoints.choosing import (
     usual_of,
 )
 from omnimuse.compat.vllm_omni.entrypoints.options import prompt_of
+from omnimuse.compat.vllm_omni.entrypoints.telling import SoFar
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
 from omnimuse.compat.vllm_omni.outputs import OmniRequestOutput
 from omnimuse.core.config import Config
@@ -111,6 +112,12 @@ class Stages:
         media = list(dict.fromkeys(part.medium for parts in result.parts for part in parts))
         media.sort(key=list(self.made).index)
         return [OmniRequestOutput(result, self.made[medium], medium) for medium in media]
+
+    def so_far(self, request_id: str, prompt: Any, params: DiffusionParams) -> SoFar:
+        """What collects the pieces of a request, as they come."""
+        said = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+        empty, sound = Result(request_id, said if isinstance(said, str) else "", params), self.door.limits.sound
+        return SoFar(empty, self.made.__getitem__, 0 if sound is None else sound.rate)
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
