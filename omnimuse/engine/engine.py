@@ -26,6 +26,7 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.output import Done, Event, Failed, Handed
 from omnimuse.core.request import Ask, Door, Request
+from omnimuse.engine.foretelling import Foretelling
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.agree import words_of_all
@@ -77,6 +78,7 @@ class Engine:
         self._news, self._starved = 0, False
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
         self._recorder = Recorder()
+        self.foretelling = Foretelling(door.limits, runner.pipeline.ctx, self._alone)
         self.woken: Callable[[], None] = lambda: None
         for writer in runner.writers:
             writer.news = self.wake
@@ -127,7 +129,7 @@ class Engine:
     def _refuse_too_large(self, request: Request) -> None:
         """RequestError for what no forward has room for, with the nearest size that has."""
         p, room = request.params, self.space.room
-        if room is None or (needed := self.runner.working(request, self.space.tokens)) <= room:
+        if room is None or (needed := self._takes(request)) <= room:
             return
         least, most = needed / 2**30, room / 2**30
         said = f"{least:.3g} GiB at the least beside the weights, of which there are {most:.3g}"
@@ -136,12 +138,16 @@ class Engine:
 
         def fits(size: tuple[int, int]) -> bool:
             smaller = replace(request, params=replace(p, width=size[0], height=size[1]))
-            return self.runner.working(smaller, self.space.tokens) <= room
+            return self._takes(smaller) <= room
 
         near = nearest_size((p.width, p.height), self.door.limits.size_multiple, fits)
         frames = f" with {p.num_frames} frames" if (p.num_frames or 1) > 1 else ""
         hint = f"the nearest size that may fit is {near[0]}x{near[1]}" if near else "ask for fewer frames"
         raise RequestError(f"{p.width}x{p.height}{frames} takes {said}; {hint}", "height")
+
+    def _takes(self, request: Request) -> int:
+        least = self.runner.working(request, self.space.tokens)
+        return max(least, self.foretelling.takes(request, self.space.coming))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step boundary; unknown or finished ids are ignored."""
@@ -208,6 +214,7 @@ class Engine:
         try:
             with self._lock:
                 plan, news = self._plan(events, brief), self._news
+            plan = self._fitting(plan, events)
             began = self.clock()
             self._execute(plan, events)
             if plan.run:
@@ -304,6 +311,35 @@ class Engine:
         teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
         steps = min(MOST, int(brief / self._step)) if self._step else 1
         return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams, steps=max(1, steps))
+
+    def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
+        """`plan` without those who would begin, and of whom small ones of their kind show that they never fit."""
+        refused: set[str] = set()
+        for request in plan.admit if self.runner.hand.all else ():
+            if not self.foretelling.doubts(request, self.space.room, self._takes(request)):
+                continue
+            self.foretelling.learn(request)
+            try:
+                self._refuse_too_large(request)
+            except RequestError as error:
+                refused.add(request.id)
+                events.append(Failed(request.id, error))
+        if not refused:
+            return plan
+        with self._lock:
+            for request_id in refused:
+                self._forget(request_id)
+        admit = tuple(request for request in plan.admit if request.id not in refused)
+        return replace(plan, admit=admit, run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
+
+    def _alone(self, request: Request) -> bool:
+        """Whether `request` could be drawn: it is, while everybody else waits, and nobody is told."""
+        plan, events = TickPlan(admit=(request,), run=(f"{request.id}/0",)), list[Event]()
+        while not any(isinstance(event, Done | Failed) for event in events):
+            self._tell(plan)
+            execute(self.runner, plan, events, self.governor)
+            plan = TickPlan(run=plan.run)
+        return isinstance(events[-1], Done)
 
     def _offered(self, state_id: str) -> tuple[Request, Offer]:
         """A state that advances: its request, and what its step is."""

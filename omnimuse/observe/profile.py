@@ -11,7 +11,9 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -44,6 +46,23 @@ class Recording:
             trace = _read(part)
             memory = [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
             _write({**trace, "traceEvents": [*trace["traceEvents"], *memory]}, part)
+
+
+def most_recorded(work: Callable[[], object]) -> int | None:
+    """The bytes that torch allocates on the CPU at most while it does `work`, over those that there were before; None
+    while this thread is recorded.
+    """
+    if torch.autograd._profiler_enabled():
+        return None
+    Environment.hush_recordings()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.json.gz"
+        recorded.export_chrome_trace(str(path))
+        told = [event for event in _read(path)["traceEvents"] if event.get("name") == "[memory]"]
+    told.sort(key=lambda event: float(event["ts"]))
+    return max(0, *accumulate(int(event["args"]["Bytes"]) for event in told), 0)
 
 
 class Recorder:

@@ -34,3 +34,9 @@ def keep_memory(device: torch.device) -> None:
     libc.mallopt(M_MMAP_THRESHOLD, MAPPED_ABOVE)
     libc.mallopt(M_TRIM_THRESHOLD, TRIMMED_ABOVE)
     libc.mallopt(M_ARENA_MAX, 1)  # a thread's own heaps are small, and given back
+
+
+def give_back() -> None:
+    """Give the system what the C library keeps of memory that nobody uses any more, where that is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -12,6 +12,7 @@ import traceback
 import torch
 
 from omnimuse.core.errors import EngineDeadError, MemoryShortageError, ModelError, OmnimuseError
+from omnimuse.worker.allocator import give_back
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 _FIGURES = ("Tried to allocate", "GPU ")  # sentences of torch's with what was wanted and what there is
@@ -58,7 +59,9 @@ def is_shortage(error: Exception) -> bool:
 def free_memory(device: torch.device) -> None:
     """Give back what nobody uses any more, so that a second try finds it."""
     gc.collect()
-    if device.type != "cpu":
+    if device.type == "cpu":
+        give_back()
+    else:
         torch.accelerator.empty_cache()
 
 

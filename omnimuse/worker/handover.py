@@ -74,6 +74,7 @@ class Hand:
         self._pipeline = pipeline
         self.first = pipeline.part.start == 0
         self.last = pipeline.part.stop == len(pipeline.stages)
+        self.all = self.first and self.last
         leaving = pipeline.leaving
         self._streams = tuple(s for s, writer in leaving.items() if s in pipeline.stages[writer].streams)
         self._arrived: dict[str, Handover] = {}

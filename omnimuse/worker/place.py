@@ -5,7 +5,7 @@ Asked once per start by the build; `explain` and `doctor` print the reasons. Ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -13,6 +13,7 @@ from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import memory, resident
 from omnimuse.core.spec import Component
+from omnimuse.observe.profile import most_recorded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +50,18 @@ def free_bytes(device: torch.device) -> int:
 def held_bytes(device: torch.device) -> int:
     """The memory of `device` that this process holds: that of tensors on a GPU, all that is resident elsewhere."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
+
+
+def most_allocated(device: torch.device, work: Callable[[], object]) -> int | None:
+    """The bytes of `device` that torch has for tensors at most while it does `work`, beside those that it had before;
+    None where nobody tells.
+    """
+    if device.type != "cuda":
+        return most_recorded(work) if device.type == "cpu" else None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -> tuple[torch.dtype, Choice]:

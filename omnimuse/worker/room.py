@@ -25,12 +25,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Space:
-    """The bytes that there are beside the weights, those that are to come in among them (None: nobody knows), and by
-    component what weights take: the whole, and the largest of the blocks that come in one at a time (0: none do).
-    `tokens` is what a row's token takes.
+    """The bytes that there are beside the weights (None: nobody knows), `coming` ones among them, which wait elsewhere
+    and are there while a network runs. By component what weights take: the whole, and the largest of the blocks that
+    come in one at a time (0: none do). `tokens` is what a row's token takes.
     """
 
     room: int | None = None
+    coming: int = 0
     weights: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     tokens: Mapping[str, int] = field(default_factory=dict)
 
@@ -43,8 +44,8 @@ class Space:
         blocks = {name: lone_blocks(part) if layerwise else [] for name, part in modules.items()}
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
         tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
-        coming = (brought(part, blocks[name]) for name, part in modules.items() if tokens[name])
-        return Space(max(0, most_bytes(device) - max(coming, default=0)), weights, tokens)
+        coming = max((brought(part, blocks[name]) for name, part in modules.items() if tokens[name]), default=0)
+        return Space(max(0, most_bytes(device) - coming), coming, weights, tokens)
 
     def in_a_tick(self) -> int | None:
         """The row tokens for which there is room, at least one; None where nobody knows."""

@@ -8,16 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from omnimuse.core.config import OffloadConfig
+from omnimuse.core.config import Config, ModelConfig, OffloadConfig
 from omnimuse.core.errors import RequestError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
+from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, start
 from omnimuse.engine.scheduler import Scheduler
+from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.families import FAMILIES
-from tests.invariants.conftest import Subject, with_params
+from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
 
 
 @pytest.fixture
@@ -54,6 +59,81 @@ def test_a_request_that_never_fits_is_told_how_much_it_takes_and_which_size_is_n
     larger = with_params(asked, width=width + 2 * engine.door.limits.size_multiple, height=height)
     with pytest.raises(RequestError):
         engine.submit(engine.make_request(replace(larger, params=replace(larger.params, height=height * 2))))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fewer", "more", "foretold"),
+    [
+        pytest.param(10, 40, 160, id="by pixels"),
+        pytest.param(30, 40, 40 + 10 * 4, id="much of it is the same for every size"),
+        pytest.param(90, 40, 40, id="never less than was seen"),
+    ],
+)
+def test_what_two_sizes_took_foretells_what_a_larger_one_takes(fewer: int, more: int, foretold: int) -> None:
+    assert Line((100, fewer), (400, more)).at(1600) == foretold
+
+
+def large(subject: Subject, side: int = 1024) -> Ask:
+    return with_params(subject.ask(0), width=side, height=side)
+
+
+def least(engine: Engine, ask: Ask) -> int:
+    return engine.runner.working(engine.make_request(ask), engine.space.tokens)
+
+
+def test_what_might_not_fit_is_tried_small_before_it_begins_and_others_notice_nothing(subject: Subject) -> None:
+    engine = start(subject.config())
+    [alone] = run(engine, subject.ask(1))
+    engine.space = replace(engine.space, room=2**20 + least(engine, large(subject)))
+    [small] = submit(engine, subject.ask(1))
+    events = tick(engine)
+    [refused] = submit(engine, large(subject))
+    events += drain(engine)
+    assert torch.equal(outputs(events, small), alone)
+    with pytest.raises(RequestError, match="nearest size that may fit is") as caught:
+        outputs(events, refused)
+    assert {event.request_id for event in events} == {small, refused}, "nobody hears of what is tried"
+    found = re.search(r"nearest size that may fit is (\d+)x", str(caught.value))
+    assert found
+    with pytest.raises(RequestError, match="GiB at the least"):  # it is known now, at the door
+        submit(engine, large(subject))
+    engine.submit(engine.make_request(large(subject, int(found[1]))))
+    engine.close()
+
+
+def test_where_small_ones_cannot_be_drawn_nothing_is_foretold(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(subject.config())
+    tried: list[str] = []
+
+    def cannot(request: Request) -> bool:
+        tried.append(request.id)
+        return False
+
+    monkeypatch.setattr(engine.foretelling, "_draw", cannot)
+    engine.space = replace(engine.space, room=2**20 + least(engine, large(subject)))
+    for _ in range(2):
+        submit(engine, large(subject))
+        drain(engine)
+    assert len(tried) == 1, "once for each kind"
+    engine.close()
+
+
+def test_what_is_foretold_is_what_torch_allocates_for_it() -> None:
+    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
+    request = engine.make_request(Ask("a red circle", DiffusionParams(width=640, height=512, num_inference_steps=2)))
+
+    def draw() -> None:
+        engine.submit(request)
+        drain(engine)
+
+    engine.foretelling.learn(request)
+    took = most_allocated(torch.device("cpu"), draw)
+    assert took is not None and took > 50 * 2**20
+    assert 0.95 * took < engine.foretelling.takes(request, 0) < 1.05 * took
+    assert engine.foretelling.takes(request, 2**20) == engine.foretelling.takes(request, 0) - 2**20, "weights wait"
     engine.close()
 
 
