@@ -263,14 +263,15 @@ def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
     return tokens.view(len(rows), -1) if layout.dense else tokens[None]
 
 
-def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
-    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [] on the CPU,
-    which is `NONE` where logits are no numbers.
+def wanted(rows: Sequence[Reading], logits: Tensor, *, stay: bool = False) -> list[Tensor]:
+    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [], which is
+    `NONE` where logits are no numbers. Both on the CPU, unless logits are to `stay`.
 
-    The likeliest are found all at once, and come in one transfer.
+    The likeliest are found all at once. What rows want of one kind comes in one transfer.
     """
-    found = list(logits.unbind())
     chosen = [number for number, row in enumerate(rows) if row.forbidden is not None]
+    alone = len(chosen) == len(rows)
+    found = [logits] * len(rows) if alone else list((logits if stay else logits.cpu()).unbind())
     if not chosen:
         return found
     if others := [(number, token) for number in chosen for token in rows[number].forbidden or ()]:

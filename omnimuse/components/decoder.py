@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +44,11 @@ EXPERTS: Mapping[str, Cutting] = {"gate_up": Columns(others=2), "down": Rows(oth
 class DenseDecoder(Decoder):
     """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end.
 
-    `make` makes a layer, by its number, where that is not one with a gated MLP.
+    `make` makes a layer, by its number, where that is not one with a gated MLP. What it says `goes_on` where another
+    network of the device is told it, too; else the CPU alone chooses of it.
     """
+
+    goes_on: ClassVar[bool] = False
 
     def __init__(self, config: Qwen3Config, make: Callable[[int], DecoderLayer] | None = None) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ class DenseDecoder(Decoder):
         hidden = self.layers(self.enter(given, cond), cond, memories)  # [1, T, D] or [R, S, D]
         self.leave(rows, layout, hidden)
         last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
-        return wanted(rows, self.say(rows, self.norm(last))[: len(rows), 0])
+        return wanted(rows, self.say(rows, self.norm(last))[: len(rows), 0], stay=self.goes_on)
 
     @abstractmethod
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:

@@ -25,6 +25,8 @@ class Voice(PlacedDecoder):
     state [D] of which the predictor makes the others.
     """
 
+    goes_on = True
+
     def __init__(
         self,
         config: Qwen3Config,

@@ -226,7 +226,7 @@ class Generate(Loop):
         found = predictions["positive"]
         if found.dim():
             written = len(tokens) - len(state["prompt_ids"])
-            token = next_token(found.cpu(), tokens, written, working["how"], working["generator"])
+            token = next_token(found, tokens, written, working["how"], working["generator"])
         elif (token := int(found)) == NONE:
             raise no_numbers()
         if self._add(state, token):

@@ -220,7 +220,7 @@ class WriteCodes(Loop):
         working["remembered"] += self.cost(ctx, state)
         if working["remembered"] < len(working["tokens"]):
             return  # more of the brief is to be read
-        token = self._choose(ctx, state, predictions["positive"].cpu())
+        token = self._choose(ctx, state, predictions["positive"])
         working["tokens"] = torch.cat([working["tokens"], working["tokens"].new_full((1,), token)])
 
     def finish(self, ctx: Context, state: State) -> None:

@@ -150,10 +150,10 @@ class Talk(Loop):
         predictor, number = ctx.network(self.predictor), len(talking.codes)
         assert isinstance(predictor, CodePredictor)
         assert talking.kv is not None
-        talking.codes.append(next_token(logits.cpu(), (), number, talking.others, talking.generator))
+        talking.codes.append(next_token(logits, (), number, talking.others, talking.generator))
         if number == len(predictor.heads):
             return []
-        code = torch.tensor([talking.codes[-1]], device=logits.device)
+        code = torch.tensor([talking.codes[-1]], device=ctx.device)
         return [_row(state, self.predictor, Reading(predictor.heard(number, code), number + 1, talking.kv))]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:

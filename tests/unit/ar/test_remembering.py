@@ -17,6 +17,7 @@ from omnimuse.ar.remembering import Conditions, turned, wanted, window
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.attention.layout import Layout
 from omnimuse.core.params import GenerationParams
+from tests.second_device import ELSEWHERE, SecondDevice
 
 CPU = torch.device("cpu")
 SIZES = Sizes(layers=2, heads=2, dim=16, dtype=torch.float32)
@@ -101,6 +102,20 @@ def test_the_likeliest_tokens_of_all_rows_are_those_that_each_would_take_alone()
     assert len({each.untyped_storage().data_ptr() for each in found[:5]}) == 1, "all come in one transfer"
     assert int(found[1]) != likeliest[1] and int(found[2]) != likeliest[2] and int(found[4]) == likeliest[4]
     assert torch.equal(found[5], logits[5]), "who draws by chance is given all"
+
+
+def test_what_rows_choose_from_by_chance_comes_in_one_transfer_unless_it_is_to_stay() -> None:
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
+    rows = [Reading([1], 7, filled(Slabs(), 7)) for _ in logits]
+    with SecondDevice() as device:
+        there = logits.to(ELSEWHERE)
+        device.waits.clear()
+        found = wanted(rows, there)
+        assert len(device.waits) == 1
+        assert all(torch.equal(each, mine) for each, mine in zip(found, logits, strict=True))
+        device.waits.clear()
+        assert {each.device for each in wanted(rows, there, stay=True)} == {ELSEWHERE}
+        assert not device.waits
 
 
 def test_a_row_that_was_moved_or_has_more_room_sees_the_same() -> None:
