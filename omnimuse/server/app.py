@@ -50,6 +50,9 @@ SPEAKING = (health, models, adapters, images, videos, speech, speech_live, voice
 WRITING = (health, models, adapters, images, videos, audio, talk, realtime, files)
 """The same where the model writes: a chat is another thing then."""
 
+ALLROUND = (*DESCRIBED, realtime)
+"""The same where it draws and writes with one network: a chat says which, and a conversation in events is in words."""
+
 LISTENING = (*WRITING, hearing)
 """The same where it hears, too."""
 
@@ -66,6 +69,8 @@ def build_app(service: Service) -> Starlette:
         groups = LISTENING if "audio" in able(service.door) else WRITING
     elif sound is not None and sound.speech is not None:
         groups = SPEAKING
+    elif service.door.spec.converses:
+        groups = ALLROUND
     operations = [made for group in groups for made in group.OPERATIONS if made.path not in elsewhere]
     described = document(operations, __version__)
     guard = service.options.guard

@@ -24,6 +24,8 @@ ALOUD = (
     {"name": "sound", "stages": "*", "connector": "local"},
 )
 """What answers aloud."""
+TALKING = ({"name": "write", "stages": ["read", "generate"]}, {"name": "draw", "stages": "*", "connector": "tcp"})
+"""What talks and draws."""
 
 
 def placed(folder: Path, *pools: dict[str, Any]) -> tuple[str, ...]:

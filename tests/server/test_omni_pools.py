@@ -20,7 +20,7 @@ import pytest
 
 from tests.checkpoints import bagel, glm_image, qwen3_omni, talk_and_draw
 from tests.processes import alive, children, kill
-from tests.server.pooled import ALLROUND, ALOUD, client_of, placed
+from tests.server.pooled import ALLROUND, ALOUD, TALKING, client_of, placed
 from tests.server.whole_server import WholeServer
 
 pytestmark = [pytest.mark.costly("omni models in pools over HTTP"), pytest.mark.timeout(400)]
@@ -48,8 +48,6 @@ HEARD: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "ch
 TALKED: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "seed": 4}
 GLM: dict[str, Any] = {"size": "64x64"}
 SAID: list[Any] = [{"role": "user", "content": "draw"}]
-TALKING = ({"name": "write", "stages": ["read", "generate"]}, {"name": "draw", "stages": "*", "connector": "tcp"})
-"""What talks and draws."""
 PRIOR = (
     {"name": "write", "stages": ["read pictures", "read brief", "write prior"]},
     {"name": "draw", "stages": "*", "connector": "tcp"},

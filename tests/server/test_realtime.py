@@ -6,8 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from omnimuse.media.picture import picture_of
 from tests.checkpoints import qwen3_omni
 from tests.checkpoints.wishes import chord, photo, voice
 from tests.server.browser import browser_only, browsing, opened
+from tests.server.conversation import SAID, answered, hear, say, session, until, whole
 from tests.server.whole_server import WholeServer
 
 pytest.importorskip("websockets", reason="a server without it has no WebSockets")
-
-GREEDY: dict[str, Any] = {"temperature": 0, "seed": 4, "max_output_tokens": 10}
-SAID = chord(24_000, 0.5, 1)
 
 
 @pytest.fixture(scope="module")
@@ -44,59 +41,6 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
 def omni(folder: Path) -> Iterator[Omni]:
     with Omni(str(folder), dtype="float32", device="cpu") as made:
         yield made
-
-
-@asynccontextmanager
-async def session(server: WholeServer, **settings: Any) -> AsyncIterator[Any]:
-    """A connection of the official client with these settings, greeted; the session's events have been heard."""
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        async with client.realtime.connect(model="default") as connection:
-            assert (await connection.recv()).type == "session.created"
-            await connection.session.update(session={"type": "realtime", **GREEDY, **settings})
-            assert (await connection.recv()).type == "session.updated"
-            yield connection
-
-
-async def until(connection: Any, last: str) -> list[Any]:
-    """The events up to one of type `last`."""
-    found = [await connection.recv()]
-    while found[-1].type != last:
-        assert len(found) < 500
-        found.append(await connection.recv())
-    return found
-
-
-async def hear(connection: Any, sound: Recording = SAID) -> list[Any]:
-    """Say a sound in two pieces; the events of the item that it becomes."""
-    for piece in (sound.pcm[:1000], sound.pcm[1000:]):
-        await connection.input_audio_buffer.append(audio=base64.b64encode(piece).decode())
-    await connection.input_audio_buffer.commit()
-    return await until(connection, "conversation.item.done")
-
-
-async def say(connection: Any, *content: dict[str, Any]) -> list[Any]:
-    """Make an item; its events."""
-    await connection.conversation.item.create(item={"type": "message", "role": "user", "content": list(content)})
-    return await until(connection, "conversation.item.done")
-
-
-async def answered(connection: Any) -> tuple[list[Any], str, bytes]:
-    """Ask for a response: its events, its words and its sound."""
-    await connection.response.create()
-    events = await until(connection, "response.done")
-    words = "".join(e.delta for e in events if e.type.endswith(("transcript.delta", "text.delta")))
-    sound = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
-    return events, words, sound
-
-
-def whole(omni: Omni, messages: list[dict[str, Any]], *media: str) -> tuple[str, bytes]:
-    """What Python gives: the text, and the sound as samples of 16 bits, if any."""
-    asked = {"temperature": 0, "seed": 4, "max_tokens": 10, "modalities": media}
-    asked |= {"voice": "chelsie"} if "audio" in media else {}
-    [result] = omni.generate([messages], asked, progress=False)
-    sounds = [part.data for parts in result.parts for part in parts if part.medium == "audio"]
-    pcm = b"".join((sound.samples[0].clip(-1, 1) * 32767).round().astype("<i2").tobytes() for sound in sounds)
-    return result.text, pcm
 
 
 def test_what_is_said_is_answered_aloud_and_the_next_answer_knows_of_it(server: WholeServer, omni: Omni) -> None:

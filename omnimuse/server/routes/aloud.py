@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 from omnimuse.deploy.wire import Grown
+from omnimuse.media.streamed import Tempo
 from omnimuse.server.errors import refusal
 from omnimuse.server.orders.order import Order
 from omnimuse.server.protocol import talk as protocol
@@ -84,24 +85,37 @@ def whole(order: Order, index: int, data: str, text: str) -> protocol.Sound:
 
 
 class Sounding:
-    """How many bytes of the sound of each answer a client was told of so far."""
+    """How many bytes of the sound of each answer a client was told of so far. `pace`, if there is one, makes what
+    plays it faster or slower.
+    """
 
-    def __init__(self, order: Order) -> None:
-        self._order, self._sent = order, dict[int, int]()
+    def __init__(self, order: Order, pace: Callable[[], Tempo] | None = None) -> None:
+        self._order, self._pace = order, pace
+        self._sent, self._tempos = dict[int, int](), dict[int, Tempo]()
 
-    def new(self, piece: Grown) -> protocol.Sound | None:
+    async def new(self, piece: Grown) -> protocol.Sound | None:
         """What of `piece` was not told; None where that is nothing, or there is a gap before it."""
         sent = self._sent.get(piece.output, 0)
         data = following(piece, sent)
         self._sent[piece.output] = sent + len(data)
+        if (tempo := self._tempo(piece.output)) is not None:
+            data = await asyncio.to_thread(tempo.feed, data)
         return self._told(piece.output, data) if data else None
 
     async def rest(self, index: int, file: BinaryIO) -> AsyncIterator[protocol.Sound]:
         """What was not told of the whole sound of answer `index`, then that it is over."""
         await asyncio.to_thread(file.seek, self._sent.get(index, 0))
+        tempo = self._tempo(index)
         while data := await asyncio.to_thread(file.read, PIECE):
-            yield self._told(index, data)
+            yield self._told(index, data if tempo is None else await asyncio.to_thread(tempo.feed, data))
+        if tempo is not None:
+            yield self._told(index, await asyncio.to_thread(tempo.end))
         yield protocol.Sound(id=name_of(self._order, index), expires_at=int(time.time()))
+
+    def _tempo(self, index: int) -> Tempo | None:
+        if self._pace is not None and index not in self._tempos:
+            self._tempos[index] = self._pace()
+        return self._tempos.get(index)
 
     def _told(self, index: int, data: bytes) -> protocol.Sound:
         return protocol.Sound(id=name_of(self._order, index), data=base64.b64encode(data).decode())

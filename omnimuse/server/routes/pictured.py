@@ -5,7 +5,9 @@ Part of `talk.py`, and of `chat.py` what is told of pictures that are not finish
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from typing import BinaryIO
 
 from omnimuse.deploy.wire import MadeFile, Previewed
 from omnimuse.media.formats import PICTURES, TEXT
@@ -28,10 +30,18 @@ def pictures(order: Order, files: Sequence[MadeFile], words: Sequence[str]) -> d
     outputs = {order.request.seed(index): index for index in range(order.request.outputs)}
     found = dict[int, list[ImagePart]]()
     for file, word in zip(files, words, strict=True):
-        media = _MEDIA[file.name.rpartition(".")[2].upper()]
-        url = ImageUrl(url=f"data:{media};base64,{word}")
+        url = ImageUrl(url=f"data:{_media(file)};base64,{word}")
         found[outputs[file.seed]] = [ImagePart(image_url=url, index=0, seed=file.seed)]
     return found
+
+
+def data_url(made: MadeFile, file: BinaryIO) -> str:
+    """The picture in `file`, within an address."""
+    return f"data:{_media(made)};base64,{base64.b64encode(file.read()).decode()}"
+
+
+def _media(made: MadeFile) -> str:
+    return _MEDIA[made.name.rpartition(".")[2].upper()]
 
 
 class Looks:

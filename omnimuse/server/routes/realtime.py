@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from starlette.routing import BaseRoute
@@ -18,6 +19,7 @@ from starlette.websockets import WebSocket
 
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.deploy.wire import Finished, Grown, Spelt
+from omnimuse.media.streamed import Tempo
 from omnimuse.media.voice import WINDOW, Ear
 from omnimuse.server.errors import ApiError, body, refusal
 from omnimuse.server.http.live import Event, Live, live_routes
@@ -27,6 +29,7 @@ from omnimuse.server.openapi import Operation
 from omnimuse.server.orders.order import Order, check_model, draw, may_read, place_order
 from omnimuse.server.routes.aloud import Sounding, aloud
 from omnimuse.server.routes.overheard import Scribe
+from omnimuse.server.routes.pictured import data_url
 from omnimuse.server.routes.talk import TASK, open_files
 from omnimuse.server.routes.turn import Turn, how, named
 from omnimuse.server.service import Service
@@ -364,23 +367,29 @@ class Conversation:
         await self._tell("response.content_part.added", {**turn.place, "part": turn.part})
 
     async def _make(self, turn: Turn) -> None:
-        heard = Sounding(turn.order)
-        written = "response.output_audio_transcript.delta" if turn.settings.aloud else "response.output_text.delta"
+        settings = turn.settings
+        pace = None if settings.speed == 1 else partial(Tempo, session.rate_of(self._door), settings.speed)
+        heard = Sounding(turn.order, pace)
+        written = "response.output_audio_transcript.delta" if settings.aloud else "response.output_text.delta"
         async with aclosing(draw(self._service, turn.order)) as updates:
             async for update in updates:
                 if isinstance(update, Spelt) and (text := turn.new(update)):
                     await self._tell(written, {**turn.place, "delta": text})
-                elif isinstance(update, Grown) and (sound := heard.new(update)) is not None:
+                elif isinstance(update, Grown) and (sound := await heard.new(update)) is not None:
                     await self._tell("response.output_audio.delta", {**turn.place, "delta": sound.data})
                 elif isinstance(update, Finished):
                     turn.whole = update
                     async with open_files(self._service, update) as files:
                         if rest := turn.rest(update.texts[0].text):
                             await self._tell(written, {**turn.place, "delta": rest})
-                        if turn.settings.aloud:
+                        if settings.aloud:
                             async for sound in heard.rest(0, files[0]):
                                 if sound.data:
                                     await self._tell("response.output_audio.delta", {**turn.place, "delta": sound.data})
+                        elif settings.pictured:
+                            for made, file in zip(update.files, files, strict=True):
+                                url = await asyncio.to_thread(data_url, made, file)
+                                await self._tell("response.output_image.done", {**turn.place, "image_url": url})
 
     async def _end(self, turn: Turn, making: asyncio.Task[None]) -> None:
         """Tell that a response is done, and how."""

@@ -360,7 +360,7 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
             if isinstance(update, Spelt) and (text := known.new(update)):
                 for event in pieces(update.output, calling.new(update.output, text)):
                     yield event
-            elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := heard.new(update)):
+            elif isinstance(update, Grown) and isinstance(shape, Chat) and (sound := await heard.new(update)):
                 yield None, dump(shape.sound(order, head, update.output, sound))
             elif isinstance(update, Previewed) and isinstance(shape, Chat) and (parts := looks.new(update)):
                 yield None, dump(shape.picture(order, head, update.output, parts))

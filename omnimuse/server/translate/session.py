@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omnimuse.core.calls import NO_TOOLS, Call
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.request import Door, Picture, Recording
+from omnimuse.media.streamed import check_speed
 from omnimuse.media.voice import Pauses, detector
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.uploads import Source
@@ -32,7 +33,7 @@ _VOID = {
     "turn_detection": "it is a field of audio.input",
     "transcription": "what is said is written down of the input alone; the output has its transcript",
     "noise_reduction": "what is heard is heard as it came",
-    "speed": "what is said is said at the model's own pace",
+    "speed": "it is a field of audio.output",
     "tracing": "the server's operator decides what is traced",
     "prompt": "prompts are not stored",
     "include": "how likely tokens were is not told",
@@ -40,8 +41,6 @@ _VOID = {
     "input": "an answer is to the conversation; make its items first",
 }
 """Fields that are known and have no effect here: only what asks for nothing is taken."""
-_ANY = {"speed": (1, 1.0)}
-"""The same, and the values that ask for nothing."""
 _ROLES = {"system": "input_text", "user": "input_text", "assistant": "output_text"}
 
 
@@ -70,7 +69,8 @@ class Turning:
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are made: `aloud` or as text, with which `voice`, of at most `most` tokens (None: no bound); `chosen`
+    """How answers are made: `aloud` or as text, with which `voice` and played `speed` times as fast, with a picture if
+    they ask for one (`pictured`), of at most `most` tokens (None: no bound); `chosen`
     are fields of a chat. `rate` is that of sounds that come in, and `turning` says whose turn it is (None: the client
     does). If it `forgets`, the oldest items make room for new. What is said is written
     down, too, by the fields of a transcription `written` (None: it is not).
@@ -79,6 +79,8 @@ class Settings:
     aloud: bool
     instructions: str = ""
     voice: str | None = None
+    speed: float = 1.0
+    pictured: bool = False
     most: int | None = None
     rate: int = RATES[-1]
     turning: Turning | None = None
@@ -101,8 +103,12 @@ class Settings:
                 return self
             case "instructions" if isinstance(value, str):
                 return replace(self, instructions=value)
-            case "output_modalities" if value in (["text"], ["audio"]):
-                return replace(self, aloud=_aloud(value == ["audio"], door, name))
+            case "output_modalities" if value in (["text"], ["audio"], ["text", "image"]):
+                pictured = "image" in value
+                if pictured and not door.limits.draws:
+                    why = 'no picture comes with an answer of this model; use ["text"]'
+                    raise refusal("unsupported_parameter", f"{name}: {why}", name)
+                return replace(self, aloud=_aloud(value == ["audio"], door, name), pictured=pictured)
             case "max_output_tokens" if value in ("inf", None):
                 return replace(self, most=None)
             case "max_output_tokens" if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -133,7 +139,10 @@ class Settings:
                     voice = value.get("id") if isinstance(value, dict) else value
                     if not isinstance(voice, str | None):
                         raise refusal("invalid_value", f"{where}={shown(value)} is no name", where)
+                    _aloud(voice is not None, door, where)
                     made = replace(made, voice=voice)
+                elif (side, key) == ("output", "speed"):
+                    made = replace(made, speed=_speed(value, where, door))
                 else:
                     _check_void(key, value, where)
         return made
@@ -157,7 +166,7 @@ class Settings:
             "turn_detection": turning,
             "transcription": self.written,
         }
-        said = {"format": {"type": "audio/pcm", "rate": rate_of(door)}, "voice": self.voice, "speed": 1.0}
+        said = {"format": {"type": "audio/pcm", "rate": rate_of(door)}, "voice": self.voice, "speed": self.speed}
         return {
             "type": "realtime",
             "object": "realtime.session",
@@ -175,7 +184,9 @@ class Settings:
     @property
     def media(self) -> list[str]:
         """What an answer is made of, in OpenAI's words."""
-        return ["audio"] if self.aloud else ["text"]
+        if self.aloud:
+            return ["audio"]
+        return ["text", "image"] if self.pictured else ["text"]
 
     def fields(self) -> dict[str, Any]:
         """An answer as the fields of a chat ask for it."""
@@ -236,7 +247,7 @@ class Item:
 def begin(door: Door) -> Settings:
     """The settings of a session that nobody has changed."""
     speech = None if door.limits.sound is None else door.limits.sound.speech
-    return Settings(aloud=speech is not None)
+    return Settings(aloud=speech is not None, pictured=door.limits.draws)
 
 
 def rate_of(door: Door) -> int:
@@ -328,8 +339,22 @@ def _say(item: Item, text: str, kind: str) -> None:
 
 def _aloud(wanted: bool, door: Door, name: str) -> bool:
     if wanted and not begin(door).aloud:
-        raise refusal("unsupported_parameter", f'{name}: this model answers with text; use ["text"]', name)
+        why = 'this model answers with text; leave it out, or use ["text"] as output_modalities'
+        raise refusal("unsupported_parameter", f"{name}: {why}", name)
     return wanted
+
+
+def _speed(given: Any, name: str, door: Door) -> float:
+    """How fast what is said is played; ApiError 400 for what cannot be."""
+    speed = 1.0 if given is None else given
+    if isinstance(speed, bool) or not isinstance(speed, int | float):
+        raise refusal("invalid_value", f"{name}={shown(given)} is no number", name)
+    _aloud(speed != 1, door, name)
+    try:
+        check_speed(speed)
+    except RequestError as error:
+        raise refusal("invalid_value", f"{name}: {error}", name) from None
+    return float(speed)
 
 
 def _turning(given: Any, name: str, door: Door) -> Turning | None:
@@ -386,8 +411,6 @@ def _check_able(kind: str, name: str, takes: Collection[str]) -> None:
 
 def _check_void(key: str, value: Any, name: str) -> None:
     """ApiError 400 unless a field that has no effect asks for nothing."""
-    if key in _ANY and (value is None or value in _ANY[key]):
-        return
     if key in _VOID and is_nothing(value):
         return
     if why := _VOID.get(key):
