@@ -24,6 +24,8 @@ ALOUD = (
     {"name": "sound", "stages": "*", "connector": "local"},
 )
 """What answers aloud."""
+SPOKEN = ({"name": "talk", "tracks": [0]}, {"name": "sound", "tracks": [1], "connector": "tcp"})
+"""What speaks."""
 TALKING = ({"name": "write", "stages": ["read", "generate"]}, {"name": "draw", "stages": "*", "connector": "tcp"})
 """What talks and draws."""
 

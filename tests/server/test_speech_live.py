@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import qwen3_tts
+from tests.server.pooled import SPOKEN, placed
 from tests.server.whole_server import WholeServer
 
 pytest.importorskip("websockets", reason="a server without it has no WebSockets")
@@ -24,14 +26,17 @@ MANNER: dict[str, Any] = {"voice": "vivian", "seed": 5, "max_new_tokens": 20, "t
 KEY = "a-key-of-more-than-sixteen-letters"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((), id="one process"), pytest.param(SPOKEN, id="pools", marks=pytest.mark.costly("saying"))],
+)
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[WholeServer]:
     folder = qwen3_tts.build(tmp_path_factory.mktemp("saying") / "tiny")
     home = tmp_path_factory.mktemp("live-server")
     (home / "keys").write_text(f"{KEY}\n")
     (home / "keys").chmod(0o600)
     options = ("--dtype", "float32", "--device", "cpu", "--api-key-file", str(home / "keys"))
-    with WholeServer(home, str(folder), *options) as started:
+    with WholeServer(home, str(folder), *options, *placed(home, *request.param)) as started:
         started.wait_ready()
         yield started
 
@@ -46,9 +51,10 @@ def bearer(key: str = KEY) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def whole(server: WholeServer, text: str, format_: str) -> bytes:
-    """The whole answer of /v1/audio/speech to a text."""
-    answer = server.ask("/v1/audio/speech", {**MANNER, "input": text, "response_format": format_}, bearer())
+def whole(server: WholeServer, text: str, format_: str, **manner: Any) -> bytes:
+    """The whole answer of /v1/audio/speech to a text, or its stream if `manner` says so."""
+    asked = {**MANNER, "input": text, "response_format": format_, **manner}
+    answer = server.ask("/v1/audio/speech", asked, bearer())
     assert answer.status == 200, answer.json
     return answer.content
 
@@ -104,10 +110,29 @@ def test_a_sentence_comes_in_pieces_while_it_is_made_and_the_session_goes_on_aft
     assert caught.value.rcvd is not None and caught.value.rcvd.code == 1000
 
 
+@pytest.mark.parametrize("speed", [0.5, 1.75])
+def test_a_speed_gives_the_bytes_that_the_stream_and_the_file_of_a_request_have(
+    server: WholeServer, live: Events, speed: float
+) -> None:
+    live.say("session.config", **MANNER, speed=speed, stream_audio=True)
+    live.say("input.text", text="two stars. one circle")
+    live.say("input.done")
+    said = sentences(live.until("session.done"))
+    assert [text for text, _ in said] == ["two stars.", "one circle"]
+    for text, messages in said:
+        assert b"".join(messages) == whole(server, text, "pcm", speed=speed, stream_format="audio")
+    live.say("session.config", **MANNER, speed=speed)
+    live.say("input.text", text="two stars")
+    live.say("input.done")
+    [(_, [file])] = sentences(live.until("session.done"))
+    assert file == whole(server, "two stars", "wav", speed=speed) != whole(server, "two stars", "wav")
+
+
 @pytest.mark.parametrize(
     ("event", "says"),
     [
         ({"type": "session.config", "voice": "vivien"}, "did you mean 'vivian'?"),
+        ({"type": "session.config", "speed": 4.5}, "speed"),
         ({"type": "session.config", "stream_audio": True, "response_format": "wav"}, "the response_format is pcm"),
         ({"type": "session.config", "word_timestamps": True}, "when each word is said"),
         ({"type": "session.config", "split_granularity": "word"}, "none, sentence, clause"),
@@ -119,8 +144,7 @@ def test_a_sentence_comes_in_pieces_while_it_is_made_and_the_session_goes_on_aft
     ],
 )
 def test_what_cannot_be_is_told_and_ends_nothing(live: Events, event: dict[str, Any], says: str) -> None:
-    type_ = event.pop("type", None)
-    live.say(type_, **event)
+    live.socket.send(json.dumps(event))
     told = live.hear()
     assert isinstance(told, dict) and told["type"] == "error"
     assert says in told["message"] and told["error"]["message"] == told["message"]
