@@ -35,12 +35,11 @@ CASES = {"width 64": (64, 3), "width 512": (512, 8)}
 
 @dataclass
 class Sides:
-    """The same weights in all engines, ours by their tiers, and the prompts, of one length."""
+    """The same weights in all engines, ours by their tiers, and the prompts in tokens, of one length."""
 
     engines: dict[str, Engine]
     theirs: Any
-    prompts: list[str]
-    ids: torch.Tensor  # [batch, length]
+    prompts: list[list[int]]
 
     def ours(self, tier: str, count: int, tokens: int) -> tuple[float, list[list[int]]]:
         """Seconds in which `count` requests are written, and what."""
@@ -48,7 +47,7 @@ class Sides:
         extra = GenerationParams(temperature=0, min_tokens=tokens, max_tokens=tokens)
         began, ids = time.process_time(), []
         for prompt in self.prompts[:count]:
-            ask = Ask(prompt, DiffusionParams(seed=SEED, extra=extra))
+            ask = Ask({"tokens": prompt}, DiffusionParams(seed=SEED, extra=extra))
             ids.append(engine.submit(engine.make_request(ask)))
         events = []
         while not engine.idle:
@@ -62,8 +61,7 @@ class Sides:
 
     def generate(self, count: int, tokens: int) -> tuple[float, list[list[int]]]:
         """The same by transformers."""
-        ids = self.ids[:count]
-        began = time.process_time()
+        began, ids = time.process_time(), torch.tensor(self.prompts[:count])  # [batch, length]
         with torch.inference_mode():
             made = self.theirs.generate(
                 ids,
@@ -114,13 +112,11 @@ def build(folder: Path, width: int, layers: int, count: int, tiers: Sequence[Any
     theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
     words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]
-    by_length: dict[int, list[tuple[str, list[int]]]] = {}
+    by_length: dict[int, list[list[int]]] = {}
     for prompt in {" ".join(chance.choices(words, k=12)): None for _ in range(20 * count)}:
         ids = tokenizer(prompt).input_ids
-        by_length.setdefault(len(ids), []).append((prompt, ids))
-    alike = max(by_length.values(), key=len)[:count]
-    prompts, ids = zip(*alike, strict=True)
-    return Sides(engines, theirs.eval(), list(prompts), torch.tensor(ids))
+        by_length.setdefault(len(ids), []).append(ids)
+    return Sides(engines, theirs.eval(), max(by_length.values(), key=len)[:count])
 
 
 def measure(sides: Sides, count: int, tokens: int, rounds: int) -> list[list[float]]:

@@ -86,8 +86,8 @@ class Together:
         if spots.by_place is not None:
             q = q[spots.by_place]
         # Heads that share keys are as so many tokens: none of them has to be copied for that.
-        shared = q.view(len(q), heads, -1, dim)  # [places, heads of keys, G, H]
-        seen = F.scaled_dot_product_attention(shared, keys, values, attn_mask=self.mask).reshape(len(q), -1, dim)
+        shared = q.view(q.shape[0], heads, -1, dim)  # [places, heads of keys, G, H]
+        seen = F.scaled_dot_product_attention(shared, keys, values, attn_mask=self.mask).reshape(q.shape[0], -1, dim)
         return seen if spots.places is None else seen[spots.places]
 
 
@@ -174,11 +174,14 @@ class Conditions:
 
         There may be more than rows; they see something.
         """
-        seen = [each.attend(layer, q[: len(self.rows)], kv[: len(self.rows)]) for each in self.together]
+        count, given = len(self.rows), q.shape[0]
+        if count < given:
+            q, kv = q[:count], kv[:count]
+        seen = [each.attend(layer, q, kv) for each in self.together]
         whole = seen[0] if self.order is None else torch.cat(seen)[self.order]
-        if len(whole) < len(q):
-            whole = torch.cat([whole, whole[:1].expand(len(q) - len(whole), -1, -1)])
-        return whole.reshape(len(q), 1, -1)
+        if count < given:
+            whole = torch.cat([whole, whole[:1].expand(given - count, -1, -1)])
+        return whole.reshape(given, 1, -1)
 
 
 def turned(x: Tensor, own: Tensor, other: Tensor) -> Tensor:

@@ -316,7 +316,7 @@ class Engine:
         """`plan` without those who would begin, and of whom small ones of their kind show that they never fit."""
         refused: set[str] = set()
         for request in plan.admit if self.runner.hand.all else ():
-            if not self.foretelling.doubts(request, self.space.room, self._takes(request)):
+            if not self.foretelling.doubts(request, self.space.room):
                 continue
             self.foretelling.learn(request)
             try:

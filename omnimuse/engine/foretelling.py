@@ -61,14 +61,14 @@ class Foretelling:
         self._steps = limits.fixed.num_inference_steps or limits.min_steps
         self._known: dict[Hashable, Line] = {}
 
-    def doubts(self, request: Request, room: int | None, least: int) -> bool:
-        """Whether `request`, which takes `least` bytes, might not fit into `room`, and nothing is known of its kind."""
+    def doubts(self, request: Request, room: int | None) -> bool:
+        """Whether `request` might not fit into `room`, and nothing is known of its kind."""
         pixels = _pixels(request)
         if room is None or not self._sized or _in_tiles(request) or _kind(request) in self._known:
             return False
         if pixels <= self._sides[1] ** 2:
             return False
-        return pixels * (GUESS + RESULT * (request.params.num_frames or 1)) + least > room
+        return pixels * (GUESS + RESULT * (request.params.num_frames or 1)) > room
 
     def learn(self, request: Request) -> None:
         """Draw small ones of its kind; where that cannot be, nothing is foretold of it."""
