@@ -35,18 +35,28 @@ class Picture:
 @dataclass(frozen=True)
 class Clip:
     """A video that somebody gave: `frames` of `width` x `height` pixels, each a PNG file as a `Picture` has it, `fps`
-    of them a second (0: nobody says). Made by `media/clip.py`, so that a request is plain values.
+    of them a second (0: nobody says). Made by `media/clip.py`, so that a request is plain values. Of one that is
+    watched, and too long to be looked at as often as others, its frames are `spread` over so many seconds (else 0).
     """
 
     width: int
     height: int
     frames: tuple[bytes, ...]
     fps: float = 0.0
+    spread: float = 0.0
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """Its frames as pictures."""
         return tuple(Picture(self.width, self.height, png) for png in self.frames)
+
+    @property
+    def warning(self) -> str:
+        """What its sender should know of how it is watched; "" where that is as usual."""
+        if not self.spread:
+            return ""
+        seen = f"at {len(self.frames)} moments, spread over all of it"
+        return f"a video of {self.spread:.0f} s is too long to be looked at as often as others: it was {seen}; cut it"
 
     @cached_property
     def digest(self) -> str:

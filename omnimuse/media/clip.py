@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,12 @@ def open_watched(given: Any) -> Clip:
             return read_clip(_bytes_of(given), watching.READ, name=str(given), watched=True)
         case Video():
             chosen = watching.places(len(given.frames), given.fps)
-            return clip_of([given.frames[place] for place in chosen], watching.RATE)
+            made = clip_of([given.frames[place] for place in chosen], watching.RATE)
+            return replace(made, spread=watching.spread(len(given.frames), given.fps))
     many = isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim > 0)
+    if many and (spread := watching.spread(len(given), watching.RATE)):
+        chosen = [given[place] for place in watching.places(len(given), watching.RATE)]
+        return replace(open_clip(chosen, len(chosen)), spread=spread)
     return open_clip(given, len(given) if many else None)
 
 
@@ -118,7 +123,7 @@ def read_clip(
 
     What kind of file it is its first bytes say: of those that PyAV knows, some name other files to be opened.
     """
-    av, kind = pyav(), kind_of(content)
+    av, kind, spread = pyav(), kind_of(content), 0.0
     if kind is None:
         raise RequestError(f"{name} is no {READ} file by its first bytes; use one of these formats", "videos")
     try:
@@ -130,13 +135,14 @@ def read_clip(
             rate = float(stream.average_rate or 0)
             rate = rate if RATES[0] <= rate <= RATES[1] else 0.0
             if watched:
-                chosen = watching.places(_length(av, content, kind), rate or watching.RATE, most)
+                count, rate = _length(av, content, kind), rate or watching.RATE
+                chosen, spread = watching.places(count, rate, most), watching.spread(count, rate, most)
                 frames = _picked(container.decode(stream), chosen, fit)
             else:
                 frames = [_upright(frame, fit) for frame in islice(container.decode(stream), most)]
     except (av.FFmpegError, OSError, ValueError) as error:
         raise RequestError(f"cannot read {name} as a video: {reason(error)}", "videos") from None
-    return clip_of(frames, watching.RATE if watched else rate)
+    return replace(clip_of(frames, watching.RATE if watched else rate), spread=spread)
 
 
 def _length(av: Any, content: bytes, kind: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from dataclasses import asdict, dataclass
+from math import inf
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Clip
@@ -17,8 +18,8 @@ from omnimuse.media.foreign import size_of
 from omnimuse.media.sandbox import Question, Sandbox, SandboxError
 
 READ = "MP4, MOV, WebM, Matroska, AVI or MPEG-TS"
-HEAD = struct.Struct("<dI")
-"""What a child's answer begins with: frames a second, how many there are."""
+HEAD = struct.Struct("<ddI")
+"""What a child's answer begins with: frames a second, over how many seconds they are spread, how many there are."""
 LENGTH = struct.Struct("<I")
 """In front of every frame: its bytes."""
 _PACKET = 188  # bytes of a packet of a transport stream, which begins with an "G"
@@ -80,14 +81,14 @@ async def read_foreign_clip(
 def written(clip: Clip) -> bytes:
     """What a child answers: `clip` as bytes."""
     frames = (LENGTH.pack(len(png)) + png for png in clip.frames)
-    return HEAD.pack(clip.fps, len(clip.frames)) + b"".join(frames)
+    return HEAD.pack(clip.fps, clip.spread, len(clip.frames)) + b"".join(frames)
 
 
 def believed(answer: bytes, limits: ClipLimits) -> Clip:
     """The clip that a child made. Who took over a child could say anything: only plain RGB PNGs are believed."""
     if len(answer) < HEAD.size:
         raise _damaged()
-    fps, count = HEAD.unpack_from(answer)
+    fps, spread, count = HEAD.unpack_from(answer)
     frames, at = list[bytes](), HEAD.size
     while at + LENGTH.size <= len(answer) and len(frames) < count:
         [length] = LENGTH.unpack_from(answer, at)
@@ -96,9 +97,9 @@ def believed(answer: bytes, limits: ClipLimits) -> Clip:
     sizes = {size_of(png) for png in frames}
     whole = at == len(answer) and 0 < len(frames) == count <= limits.frames and len(sizes) == 1
     size = next(iter(sizes)) if whole else None
-    if size is None or size[0] * size[1] > limits.keep_pixels or not 0 <= fps <= 1000:
+    if size is None or size[0] * size[1] > limits.keep_pixels or not (0 <= fps <= 1000 and 0 <= spread < inf):
         raise _damaged()
-    return Clip(size[0], size[1], tuple(frames), fps)
+    return Clip(size[0], size[1], tuple(frames), fps, spread)
 
 
 def _refused(error: SandboxError, limits: ClipLimits) -> ClipError:

@@ -15,6 +15,12 @@ READ = 240
 """Frames that are read of a file, at most: those of two minutes, and of a longer one fewer a second."""
 
 
+def spread(count: int, rate: float, most: int = MOST) -> float:
+    """The seconds of `count` frames, `rate` a second, where more than `most` of them should be looked at; else 0."""
+    seconds = count / rate
+    return seconds if round(seconds * RATE) > most else 0.0
+
+
 def places(count: int, rate: float, most: int = MOST) -> list[int]:
     """The frames that are looked at of `count` of them, `rate` a second: `RATE` a second and an even number of them,
     `most` at most, spread over all; of few frames some are looked at more than once.

@@ -103,7 +103,7 @@ class Job:
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),
-            said=tuple(dict.fromkeys(self.said)),
+            said=tuple(dict.fromkeys([*(video.warning for video in request.videos if video.spread), *self.said])),
         )
 
     def _whole(self, medium: str) -> Any:

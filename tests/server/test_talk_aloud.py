@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import runpy
 import wave
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -201,17 +203,41 @@ def test_a_video_is_heard_while_it_is_watched(client: openai.OpenAI, omni: Omni,
     assert texts[0] != texts[1]
 
 
-def film() -> bytes:
-    """A video of two seconds, as a file."""
+def film(count: int = 16, rate: Fraction = Fraction(8), size: tuple[int, int] = (48, 32)) -> bytes:
+    """A video of so many frames, `rate` a second, as a file."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for number in range(16):
-            frame = np.asarray(photo(48, 32).rotate(20 * number))[..., :3]
+        stream = out.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(count):
+            frame = np.asarray(photo(*size).rotate(20 * number))[..., :3]
             out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         out.mux(stream.encode(None))
     return file.getvalue()
+
+
+def test_who_shows_a_video_that_is_too_long_to_be_seen_closely_is_told(
+    client: openai.OpenAI, omni: Omni, folder: Path
+) -> None:
+    if "Qwen2_5" in (folder / "config.json").read_text():
+        pytest.skip("of a frame it reads so many tokens that its tiny checkpoint has no room for two minutes")
+    shown = film(80, Fraction(1, 2), (16, 16))
+    url = f"data:video/mp4;base64,{base64.b64encode(shown).decode()}"
+    said: Any = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}, TEXT]}]
+    told = (
+        "a video of 160 s is too long to be looked at as often as others: it was at 240 moments, spread over all of it"
+    )
+    create: Any = client.chat.completions.with_raw_response.create
+    raw = create(model="default", messages=said, **GREEDY)
+    [warning] = json.loads(raw.headers["x-warnings"])
+    assert warning.startswith(told)
+    assert raw.parse().model_extra["warnings"] == [warning]
+    last = list(asked_of(client, messages=said, stream=True, **GREEDY))[-1]
+    assert last.model_extra["warnings"] == [warning]
+    [result] = omni.generate(
+        [[{"role": "user", "content": [{"type": "video", "video": shown}, TEXT]}]], GREEDY, progress=False
+    )
+    assert result.warnings == [warning]
 
 
 def test_text_alone_is_as_with_any_model(client: openai.OpenAI, omni: Omni) -> None:

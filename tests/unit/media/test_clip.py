@@ -143,12 +143,14 @@ def test_a_child_that_was_taken_over_is_not_believed() -> None:
         b"",
         whole[:-1],
         whole + b"x",
-        HEAD.pack(8.0, 2) + whole[HEAD.size :],
-        HEAD.pack(float("nan"), 3) + whole[HEAD.size :],
-        HEAD.pack(8.0, 4) + whole[HEAD.size :] + written(other)[HEAD.size :],
+        HEAD.pack(8.0, 0.0, 2) + whole[HEAD.size :],
+        HEAD.pack(float("nan"), 0.0, 3) + whole[HEAD.size :],
+        HEAD.pack(8.0, 0.0, 4) + whole[HEAD.size :] + written(other)[HEAD.size :],
         written(Clip(20, 10, (*clip.frames[:2], *other.frames), 8.0)),
         written(clip_of(film(21, 10, 3), 8.0)),
-        HEAD.pack(8.0, 0),
+        HEAD.pack(8.0, 0.0, 0),
+        HEAD.pack(8.0, float("nan"), 3) + whole[HEAD.size :],
+        HEAD.pack(8.0, float("inf"), 3) + whole[HEAD.size :],
     ]
     for lie in lies:
         with pytest.raises(ClipError, match="damaged or incomplete"):

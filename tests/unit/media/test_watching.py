@@ -9,10 +9,12 @@ from functools import cache
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from omnimuse.media.clip import open_clip, open_watched, read_clip
 from omnimuse.media.foreign_clip import ClipLimits, read_foreign_clip
 from omnimuse.media.sandbox import CLIPS, Sandbox
+from omnimuse.media.video import Video
 from omnimuse.media.watching import READ, places
 from omnimuse.pipeline.conversing import frames
 
@@ -47,6 +49,16 @@ def test_of_a_long_one_fewer_a_second_are_read() -> None:
     whole, watched = read_clip(content, 1000), open_watched(content)
     assert len(frames(watched)) == len(watched.frames) == READ
     assert watched.frames[-1] == whole.frames[-1] != whole.frames[2 * READ]
+    assert (watched.spread, whole.spread, open_watched(film(300, 24)).spread) == (250, 0, 0)
+    assert watched.warning.startswith("a video of 250 s is too long") and not whole.warning
+
+
+@pytest.mark.parametrize(("count", "spread"), [(768, 0), (770, 385)])
+def test_a_video_in_memory_is_told_to_be_too_long_as_a_file_is(count: int, spread: float) -> None:
+    picture = Image.new("RGB", (8, 8))
+    for given in (Video((picture,) * count, 2.0), [picture] * count):
+        watched = open_watched(given)
+        assert (watched.spread, len(watched.frames)) == (spread, 768)
 
 
 def test_a_stranger_s_video_is_watched_to_its_end() -> None:
@@ -56,6 +68,7 @@ def test_a_stranger_s_video_is_watched_to_its_end() -> None:
             clip = await read_foreign_clip(sandbox, film(601, 10), ClipLimits(frames=40, watched=True))
         finally:
             await sandbox.close()
+        assert clip.spread == 60.1
         return [frame.digest for frame in clip.pictures]
 
     whole = read_clip(film(601, 10), 601).pictures
