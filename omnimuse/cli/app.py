@@ -81,7 +81,12 @@ OPTIONS = MappingProxyType(
 )
 """Options with shorter names than what they set; all others are called as it is."""
 GIVEN = MappingProxyType(
-    {"images": ("--image", "--picture"), "sounds": ("--audio", "--sound", "--like"), "videos": ("--video",)}
+    {
+        "images": ("--image", "--picture"),
+        "sounds": ("--audio", "--sound", "--like"),
+        "videos": ("--video",),
+        "ref_text": ("--like-text",),
+    }
 )
 """What comes with a prompt, and the options of commands that bring it."""
 

@@ -5,6 +5,7 @@ examples:
   omnimuse speak "Good morning." -m OWNER/NAME --voice vivian --language english -o hello.flac
   omnimuse speak "Good morning." -m ./Qwen3-TTS-VoiceDesign --instructions "an old man, tired" -o hello.wav
   omnimuse speak "Good morning." -m ./Qwen3-TTS-Base --like me.wav -o hello.wav
+  omnimuse speak "Good morning." -m ./Qwen3-TTS-Base --like me.wav --like-text "What I say there." -o hello.wav
   omnimuse speak - -m ./Qwen3-TTS-CustomVoice -o page.mp3 < page.txt
 
 No file is ever replaced unless --overwrite says so: a name that is taken gets the next free number.
@@ -52,6 +53,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instructions", metavar="TEXT", help="how it is spoken, or what the voice is like")
     parser.add_argument("--like", type=Path, metavar="FILE", help="a sound with whose voice it is spoken")
     parser.add_argument(
+        "--like-text",
+        metavar="TEXT",
+        help="what is said in that sound: it is spoken on as that is, which is more alike",
+    )
+    parser.add_argument(
         "--speed", type=float, default=1.0, metavar="X", help="how fast it is played, 0.25 to 4, at the same pitch"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed says it the same way")
@@ -81,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.model} answers what it is told; use `omnimuse chat {args.model} -o reply.wav`")
     text = sys.stdin.read().strip() if args.text == "-" else args.text
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    extra = SpeechParams(**{name: getattr(args, name) for name in OPTIONS})
+    extra = SpeechParams(**{name: getattr(args, name) for name in OPTIONS}, ref_text=args.like_text)
     params = DiffusionParams(seed=seed, loras=loras_of(args.lora), extra=extra)
     prompt = {"prompt": text, "sounds": [] if args.like is None else [open_sound(args.like)]}
     ask = Ask(prompt, params, deadline=read_deadline(args.deadline))

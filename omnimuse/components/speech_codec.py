@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -224,10 +224,25 @@ class WindowedLayer(nn.Module):
         return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
 
 
+class Heads(Protocol):
+    """What attention needs to know of a configuration."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def sliding_window(self) -> int: ...
+
+
 class WindowedAttention(nn.Module):
     """Attention to what the mask [T, S] shows of the frames before, and of these."""
 
-    def __init__(self, config: SpeechCodecConfig) -> None:
+    def __init__(self, config: Heads) -> None:
         super().__init__()
         c = config
         self.heads, self.window = (-1, c.head_dim), c.sliding_window

@@ -173,13 +173,15 @@ class SpeechParams(TokenParams):
     """The extension of a model that speaks: its tokens are frames of sound.
 
     `voice` and `language` are of those that the checkpoint has (None: its first voice; the language of the text), and
-    `instructions` say in words how it is spoken. A frame is several codes: the `code_` choices are for all but the
+    `instructions` say in words how it is spoken. `ref_text` is what is said in the sound whose voice it takes: with it,
+    it goes on as that does, not in its voice alone. A frame is several codes: the `code_` choices are for all but the
     first of them.
     """
 
     voice: str | None = None
     language: str | None = None
     instructions: str | None = None
+    ref_text: str | None = None
     code_temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
     code_top_k: int | None = field(default=None, metadata={"low": 0})
     code_top_p: float | None = field(default=None, metadata={"low": 0, "high": 1})
@@ -256,6 +258,7 @@ class SpeechChoices(TypedDict, total=False):
     voice: str | None
     language: str | None
     instructions: str | None
+    ref_text: str | None
     code_temperature: float | None
     code_top_k: int | None
     code_top_p: float | None

@@ -50,7 +50,8 @@ class Component:
     `keep_float32` name patterns that stay in float32; `dtype` is what the whole of it computes in, whatever the
     engine's is (empty: that). Of a component that is not `built` only the configuration is read; no classes means any
     class. `tells` are the defaults of a request that it names. What is `inside` another component has its folder, its
-    class and its files, of which it is a part; it is there only `where` that one's configuration says so.
+    class and its files, of which it is a part; it is there only `where` that one's configuration says so, or that of
+    the component which it `asks`.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +65,7 @@ class Component:
     built: bool = True
     tells: Callable[[Configs], DiffusionParams] | None = None
     inside: str = ""
+    asks: str = ""
     where: Callable[[Mapping[str, object]], bool] = always
 
 

@@ -54,6 +54,8 @@ class Speech:
             raise RequestError(why, "sounds")
         self.known("voice", chosen.voice, self.voices)
         self.known("language", chosen.language, self.languages)
+        if chosen.ref_text is not None:
+            self._check_heard(chosen.ref_text)
         said = chosen.instructions
         if said is None or not said.strip():
             if self.instructions == "must":
@@ -62,14 +64,16 @@ class Speech:
             return
         if self.instructions not in ("may", "must"):
             raise RequestError(f"instructions cannot be chosen here: {self.instructions}", "extra.instructions")
-        if len(said) > MAX_INSTRUCTIONS:
-            raise RequestError(
-                f"instructions have {len(said)} characters; at most {MAX_INSTRUCTIONS} are allowed",
-                "extra.instructions",
-            )
-        if not is_text(said):
-            why = "hold half a surrogate pair, which is no character; take it out"
-            raise RequestError(f"instructions {why}", "extra.instructions")
+        _check_text("instructions", said)
+
+    def _check_heard(self, text: str) -> None:
+        if not self.clones:
+            why = "this checkpoint takes no voice from a sound; leave it out"
+            raise RequestError(f"`ref_text` cannot be chosen here: {why}", "extra.ref_text")
+        if not text.strip():
+            why = "write what is said in the sound, or leave it out, and the voice alone is taken"
+            raise RequestError(f"`ref_text` is empty; {why}", "extra.ref_text")
+        _check_text("ref_text", text)
 
     def known(self, name: str, value: str | None, known: tuple[str, ...]) -> None:
         """RequestError unless `value` is left open, or one of those `known`."""
@@ -80,3 +84,13 @@ class Speech:
         near = meant(value.lower()[:80], known)
         hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(known)}"
         raise RequestError(f"{name}={value!r:.80} is not known to this checkpoint; {hint}", f"extra.{name}")
+
+
+def _check_text(name: str, text: str) -> None:
+    """RequestError for a text that is too long to be told, or is none."""
+    if len(text) > MAX_INSTRUCTIONS:
+        why = f"at most {MAX_INSTRUCTIONS} are allowed"
+        raise RequestError(f"`{name}`: there are {len(text)} characters; {why}", f"extra.{name}")
+    if not is_text(text):
+        why = "there is half a surrogate pair, which is no character; take it out"
+        raise RequestError(f"`{name}`: {why}", f"extra.{name}")

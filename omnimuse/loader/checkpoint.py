@@ -154,10 +154,11 @@ class Checkpoint:
             raise ModelError(
                 f"{self.folder} has no component {component!r}; {INDEX} names {few(sorted(self.components), 20)}"
             )
-        if self.flat and component not in BESIDE:
+        whole = self._wholes.get(component, component)
+        if self.flat and whole not in BESIDE:
             return self.folder
-        own = self.folder / component
-        return own if self.lender is None or own.is_dir() else self.lender / component
+        own = self.folder / whole
+        return own if self.lender is None or own.is_dir() else self.lender / whole
 
     def weights(self, component: str) -> Path:
         """Where the weights of `component` are: its folder, or the one file of them."""

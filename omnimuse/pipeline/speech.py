@@ -6,7 +6,7 @@ Letters: Q codebooks, T frames, n samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -36,12 +36,15 @@ class Decoding:
     @property
     def piece(self) -> int:
         """Frames of the next piece, if there are as many."""
-        return PIECE if self.past.frames else FIRST
+        return PIECE if self.samples else FIRST
 
 
 @dataclass(frozen=True)
 class DecodeSpeech(Loop):
-    """From `codes`, a stream of frames of Q codes, to `sound`: float32 [1, n]; for output "latent" int64 [Q, T]."""
+    """From `codes`, a stream of frames of Q codes, to `sound`: float32 [1, n]; for output "latent" int64 [Q, T].
+
+    Frames that are `unheard` come first, and are no part of either.
+    """
 
     grows: ClassVar[bool] = True
     codec: str
@@ -75,11 +78,14 @@ class DecodeSpeech(Loop):
         decoding, codes = state.working["decode"], state["codes"].items
         if state.request.params.output_type == "latent":
             return  # they are handed over as they are
-        at = decoding.past.frames
+        codec, at = ctx.network(self.codec), decoding.past.frames
+        assert isinstance(codec, Codec)
+        if early := [frame for frame in codes[at : at + PIECE] if frame[0] < 0]:
+            codec(_frames(ctx, [unheard(frame) for frame in early]), decoding.past)
+            state.plan.append(Step(step.index + 1))
+            return
         end = min(at + decoding.piece, len(codes))
         if end > at:
-            codec = ctx.network(self.codec)
-            assert isinstance(codec, Codec)
             piece = codec(_frames(ctx, codes[at:end]), decoding.past)[None]  # [1, n]
             decoding.pieces.append(ctx.send(piece))
             state.grow("audio", decoding.samples, piece)
@@ -90,9 +96,14 @@ class DecodeSpeech(Loop):
     def finish(self, ctx: Context, state: State) -> None:
         pieces = [piece.wait() for piece in state.working["decode"].pieces]
         if state.request.params.output_type == "latent":
-            state["sound"] = _frames(ctx, state["codes"].items)
+            state["sound"] = _frames(ctx, [frame for frame in state["codes"].items if frame[0] >= 0])
         else:
             state["sound"] = torch.cat([torch.zeros(1, 0), *pieces], dim=1)
+
+
+def unheard(frame: Sequence[int]) -> tuple[int, ...]:
+    """A frame of a sound that goes on, as a stream has it: its codes are below 0. Of such a frame, the codes."""
+    return tuple(~code for code in frame)
 
 
 def _frames(ctx: Context, codes: list[tuple[int, ...]]) -> Tensor:

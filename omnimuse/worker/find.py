@@ -85,7 +85,7 @@ def find(config: Config) -> Found:
             "MODEL` fits them; leave them out"
         )
     for name, part in spec.components.items():
-        if part.inside in checkpoint.components and part.where(checkpoint.config(part.inside)):
+        if part.inside in checkpoint.components and part.where(checkpoint.config(part.asks or part.inside)):
             checkpoint.divide(name, part.inside)
     checkpoint.only(spec.components)
     required = {name: _classes(part, checkpoint, name) for name, part in spec.components.items()}

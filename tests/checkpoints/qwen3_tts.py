@@ -6,7 +6,8 @@ name alone.
 
 `../data/qwen3_tts.json` has, for every wish, what the published code makes of these checkpoints: `qwen-tts` 0.1.1 with
 transformers 4.57.3, in float32 on a CPU, seeded with `torch.manual_seed`; the talker's `generate` with
-`non_streaming_mode`, of its codes the codec's decoder's waveform.
+`non_streaming_mode`, of its codes the codec's decoder's waveform; in the voice of a sound `generate_voice_clone`, with
+what is said in that or without. A voice has as many heights as the configuration says, and not the 128 of that code.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnimuse.components.decoder import DenseDecoder
+from omnimuse.components.speaker import SpeakerEncoder
 from omnimuse.components.speech_codec import SpeechCodec
+from omnimuse.components.speech_encoder import SpeechEncoder
 from omnimuse.loader.tensors import construct_unfilled
-from omnimuse.models.qwen3_tts.speaker import SpeakerEncoder
 from omnimuse.models.qwen3_tts.transformer import Predictor, Talker
 from tests.checkpoints import parts
-from tests.checkpoints.wishes import Speaker, chord
+from tests.checkpoints.wishes import Speaker, chord, voice
 
 KEPT = Path(__file__).parent.parent / "data" / "qwen3_tts.json"
 
@@ -100,6 +102,24 @@ CODEC = {
     "upsampling_ratios": [2, 2],
     "decoder_dim": 16,
 }
+ENCODER = {
+    "codebook_dim": 8,
+    "codebook_size": CODES,
+    "head_dim": 8,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_attention_heads": 2,
+    "num_filters": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "num_quantizers": 6,
+    "upsample_groups": 16,
+    "sliding_window": 5,
+    "upsampling_ratios": [8, 6, 5, 4],
+    "vector_quantization_hidden_dimension": 8,
+    "_frame_rate": 12.5,
+}
+"""It has more codebooks than are kept, and a window that the published code does not look at."""
 GENERATION = {
     "do_sample": True,
     "temperature": 0.9,
@@ -120,6 +140,13 @@ def codec_name(name: str) -> str:
     return "decoder." + re.sub(r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj.", name)
 
 
+def encoder_name(name: str) -> str:
+    """What the published codec calls the tensor of its encoder that is called so here."""
+    name = re.sub(r"^(semantic|acoustic)\.", r"quantizer.\1_residual_vector_quantizer.", name)
+    name = re.sub(r"(layers\.\d+)\.(cluster_usage|embed)(?:ding)?(_sum)?$", r"\1.codebook.\2\3", name)
+    return f"encoder.{name}"
+
+
 def voice_name(prefix: str, name: str) -> str:
     """What the published model calls a tensor of the talker or the predictor, which are called `prefix`."""
     name = re.sub(r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj.", re.sub(r"^heads\.", "lm_head.", name))
@@ -134,6 +161,8 @@ def filled(name: str, shape: tuple[int, ...]) -> Tensor:
         return drawn.abs() + 0.5
     if name.endswith("decoder.4.conv.weight"):  # the last: hardly a sample is cut off at 1
         return 0.02 * drawn
+    if name.startswith("encoder.encoder.") and len(shape) > 1:  # the codes of frames depend on what is heard
+        return LOUD * drawn / drawn[0].numel() ** 0.5
     if len(shape) > 1:
         return drawn if "embedding" in name else drawn / drawn[0].numel() ** 0.5
     return 0.1 * drawn + (1.0 if name.endswith(("norm.weight", "scale", "gamma")) else 0.0)
@@ -188,6 +217,10 @@ def build(folder: Path, *, kind: str = "custom_voice", size: str = "1b7", **chan
         "architectures": ["Qwen3TTSTokenizerV2Model"],
         "model_type": "qwen3_tts_tokenizer_12hz",
         "decoder_config": {**CODEC, **changes.get("codec", {})},
+        "encoder_config": ENCODER,
+        "encoder_valid_num_quantizers": 4,
+        "encode_downsample_rate": 1920,
+        "decode_upsample_rate": 24,
         "output_sample_rate": 2400,
     }
     for path, content in (
@@ -204,10 +237,22 @@ def build(folder: Path, *, kind: str = "custom_voice", size: str = "1b7", **chan
             construct_unfilled(lambda: SpeakerEncoder.from_config(config)), lambda name: f"speaker_encoder.{name}"
         )
     save_file(whole, folder / "model.safetensors", {"format": "pt"})
-    save_file(_saved(SpeechCodec.from_config(codec), codec_name), beside / "model.safetensors", {"format": "pt"})
+    both = _saved(SpeechCodec.from_config(codec), codec_name)
+    both |= _saved(SpeechEncoder.from_config(codec), encoder_name) | _unread()
+    save_file(both, beside / "model.safetensors", {"format": "pt"})
     return folder
 
 
+def _unread() -> dict[str, Tensor]:
+    """What the published codec has besides, and does not need to make codes of a sound."""
+    kinds = {f"encoder.quantizer.{kind}_residual_vector_quantizer": many for kind, many in KINDS.items()}
+    shapes = {f"{kind}.output_proj.weight": (16, 8, 1) for kind in kinds}
+    shapes |= {f"{kind}.layers.{at}.codebook.initialized": (1,) for kind, many in kinds.items() for at in range(many)}
+    return {name: filled(name, shape) for name, shape in shapes.items()}
+
+
+KINDS = {"semantic": 1, "acoustic": 5}
+LOUD = 1.8
 SHORT = {"max_tokens": 12}
 CLONED = (("a red circle on white", "auto", 7), ("a star", "english", 8), ("one two three " * 60, "auto", 9))
 WISHES: Mapping[str, tuple[tuple[str, Mapping[str, Any], int], ...]] = {
@@ -244,10 +289,25 @@ WISHES: Mapping[str, tuple[tuple[str, Mapping[str, Any], int], ...]] = {
         ),
         ("one two", {}, 6),
     ),
-    "base": tuple((text, {"language": language, **SHORT}, seed) for text, language, seed in CLONED),
+    "base": (
+        *((text, {"language": language, **SHORT}, seed) for text, language, seed in CLONED),
+        ("a star", {"language": "english", "ref_text": "one two three", **SHORT}, 10),
+        ("two yellow stars and a red circle", {"ref_text": "one two three " * 12, **SHORT}, 11),
+    ),
     "voice_design": (("a red circle", {"instructions": "an old, deep voice", **SHORT}, 5),),
 }
-"""By kind of checkpoint. The last of the first kind ends by itself."""
+"""By kind of checkpoint. The last of the first kind ends by itself; the last two of the second go on as a sound does,
+which has more frames than the text of one has tokens, and fewer than that of the other.
+"""
+
+
+SOUNDS = (voice(24_000, 1.3), chord(24_000, 3.3, 1), chord(24_000, 0.5, 1))
+"""Of which codes are made."""
+
+
+def encoded() -> list[Tensor]:
+    """The codes [T, Q] that the published code makes of `SOUNDS`."""
+    return [torch.tensor(each) for each in json.loads(KEPT.read_text())["encoded"]]
 
 
 def kept(kind: str) -> list[tuple[Tensor, Tensor]]:

@@ -18,6 +18,7 @@ from omnimuse import api
 from omnimuse.compat.contract.names import UnknownAttributeError
 from omnimuse.compat.vllm.assets.video import video_to_ndarrays
 from omnimuse.compat.vllm.multimodal.image import convert_image_mode
+from omnimuse.compat.vllm_omni import Omni
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.media.video import Video, save_video
 from tests.checkpoints import qwen3, qwen3_tts, talk_and_draw
@@ -254,7 +255,17 @@ def test_every_kind_of_speech_is_asked_for_in_additional_information(run: Run, t
         assert len(told) == len(texts) and all(line.endswith(" at 2400") for line in told)
     assert len(list((tmp_path / "output_audio").iterdir())) == 2 * len(texts)
     if query == "Base":
-        with pytest.raises(RequestError, match="x_vector_only_mode has to be True"):
-            run("speech", *words)
+        heard = dict[str, list[Any]]()
+        for how in ("icl", "xvec_only"):
+            run("speech", *words, "--mode-tag", how, "--output-dir", how)
+            [file] = (tmp_path / how).iterdir()
+            heard[how] = soundfile.read(file)[0].tolist()
+        assert heard["icl"] != heard["xvec_only"]
+        alone = {"ref_audio": ["said.wav"], "text": ["a star"], "x_vector_only_mode": [False]}
+        with (
+            Omni(model=str(folder)) as made,
+            pytest.raises(RequestError, match="ref_text is missing: say what is said"),
+        ):
+            made.generate({"prompt_token_ids": [0], "additional_information": alone})
         with pytest.raises(RequestError, match=r"there is no sound https://there/clone.wav; give the name of a file"):
             run("speech", *words[:-1], "https://there/clone.wav", "--mode-tag", "xvec_only")

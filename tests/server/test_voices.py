@@ -85,7 +85,7 @@ def sent() -> str:
 
 
 def test_a_voice_is_taken_from_a_sound_in_the_request(server: WholeServer) -> None:
-    (_, _), (codes, _), _ = qwen3_tts.kept("base")
+    (_, _), (codes, _), *_ = qwen3_tts.kept("base")
     assert len(heard(server, ref_audio=sent())) == 2 * HOP * codes.shape[1]
     for choice, message in (
         ({}, "has no voice of its own"),
@@ -96,6 +96,30 @@ def test_a_voice_is_taken_from_a_sound_in_the_request(server: WholeServer) -> No
         refused = say(server, **choice)
         assert refused.status == 400
         assert message in refused.json["error"]["message"]
+
+
+def test_a_sound_goes_on_as_it_is_said_where_its_text_comes_too(server: WholeServer) -> None:
+    _, wave = qwen3_tts.kept("base")[3]
+    asked = {"ref_text": "one two three", "seed": 10}
+    found = heard(server, ref_audio=sent(), **asked)
+    expected = (wave.numpy().clip(-1, 1) * 32767).round()
+    assert np.abs(np.frombuffer(found, "<i2") - expected).max() <= 1
+    alone = heard(server, ref_audio=sent(), seed=10)
+    assert heard(server, ref_audio=sent(), **asked, x_vector_only_mode=True) == alone != found
+    assert heard(server, ref_audio=sent(), **asked, stream_format="audio") == found
+    voices: Any = client(server).audio.voices
+    made = voices.create(name="Ada 3", consent="Ada said so", audio_sample=("a.wav", sample()))
+    for choice in ({"voice": {"id": made.id}, **asked}, {"ref_audio": sent(), **asked}):
+        assert said(server, choice) == found
+    voices.delete(made.id)
+    for choice, message in (
+        (asked, "has no voice of its own"),
+        ({**asked, "ref_audio": sent(), "ref_text": " "}, "`ref_text` is empty; write what is said in the sound"),
+        ({**asked, "ref_audio": sent(), "ref_text": "a " * 2500}, "ref_text"),
+        ({**asked, "ref_audio": sent(), "x_vector_only_mode": "yes"}, "x_vector_only_mode"),
+    ):
+        refused = say(server, **choice)
+        assert (refused.status, message in refused.json["error"]["message"]) == (400, True), refused.json
 
 
 @pytest.mark.parametrize("format_", ["wav", "flac", "mp3", "opus", "aac", "ogg"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from omnimuse.models.qwen3_tts.reading import HearVoice, ReadScript
+from omnimuse.models.qwen3_tts.reading import ReadScript
 from omnimuse.models.qwen3_tts.spec import SPEC
 from omnimuse.models.qwen3_tts.talking import TalkScript
+from omnimuse.pipeline.cloning import HearVoice
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.speech import DecodeSpeech
 

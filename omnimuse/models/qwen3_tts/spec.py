@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from omnimuse.components.entries import inside_model, own_transformer
@@ -71,6 +72,12 @@ def _clones(config: Mapping[str, object]) -> bool:
 
 ARCH = "Qwen3TTSForConditionalGeneration"
 MODEL = own_transformer("qwen3_tts", "Talker", ARCH)
+CODEC = Component(
+    ("Qwen3TTSTokenizerV2Model",),
+    network="omnimuse.components.speech_codec:SpeechCodec",
+    rules="omnimuse.components.speech_codec:RULES",
+    dtype="float32",
+)
 
 DEFAULTS = DiffusionParams(num_outputs_per_prompt=1, output_type="pil")
 PUBLISHED = tuple(
@@ -86,13 +93,17 @@ SPEC = Spec(
     components={
         "model": MODEL,
         "predictor": inside_model(MODEL, "transformer:Predictor", "PREDICTOR"),
-        "speaker_encoder": inside_model(MODEL, "speaker:SpeakerEncoder", "SPEAKER", _clones),
+        "speaker_encoder": inside_model(MODEL, "omnimuse.components.speaker:SpeakerEncoder", "SPEAKER", _clones),
         "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
-        "speech_tokenizer": Component(
-            ("Qwen3TTSTokenizerV2Model",),
-            network="omnimuse.components.speech_codec:SpeechCodec",
-            rules="omnimuse.components.speech_codec:RULES",
-            dtype="float32",
+        "speech_tokenizer": CODEC,
+        "speech_encoder": replace(
+            CODEC,
+            network="omnimuse.components.speech_encoder:SpeechEncoder",
+            rules="omnimuse.components.speech_encoder:RULES",
+            optional=True,
+            inside="speech_tokenizer",
+            asks="model",
+            where=_clones,
         ),
     },
     defaults=DEFAULTS,

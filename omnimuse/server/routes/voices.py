@@ -117,7 +117,7 @@ def _read(fields: Mapping[str, Any], files: Mapping[str, Sequence[Upload]]) -> t
         raise refusal("unsupported_parameter", f"type={shown(kind)} is not supported: {why}", "type")
     if others := sorted((fields.keys() - set(FIELDS) - {"audio_sample"}) | (files.keys() - {"audio_sample"})):
         if others[0] == "ref_text":
-            why = "of a sound, the voice alone is taken"
+            why = "it is no part of a voice; send it with each text that is spoken"
             raise refusal("unsupported_parameter", f"ref_text is not supported: {why}", "ref_text")
         message = f"there is no field {shown(others[0])} here; there are audio_sample, {', '.join(FIELDS)}"
         raise refusal("unknown_parameter", message, others[0][:80])

@@ -348,7 +348,8 @@ def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
     chosen = {target: value for target, value in values.items() if target in _PARAMS and target != "extra"}
     if "extra" in values:
         chosen["extra"] = _family(values["extra"], names["extra"], door, form)
-    if written := {target: values[target] for target in values.keys() & _WRITING}:
+    unread = {"ref_text"} if values.get("alone") else set()
+    if written := {target: values[target] for target in (values.keys() & _WRITING) - unread}:
         chosen["extra"] = written
     if "start" in values:
         chosen["extra"] = {**chosen.get("extra", {}), "start": _start(found, door)}

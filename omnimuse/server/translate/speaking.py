@@ -7,7 +7,7 @@ from omnimuse.core.speech import FASTEST, MAX_INSTRUCTIONS, SLOWEST
 from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
 
 _ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
-_NO_TEXT = "of a sound, the voice alone is taken: send it as `ref_audio`"
+_NO_NUMBERS = "a voice is that of a sound: send it as `ref_audio`"
 _FIRST = "the first piece of sound is of four frames, those behind it of 25"
 
 SPEECH: tuple[Field, ...] = (
@@ -49,8 +49,11 @@ SPEECH: tuple[Field, ...] = (
     *refused("choose `stream_format`", "stream", neutral=(False,)),
     *refused("the checkpoint decides what it does", "task_type"),
     Field("ref_audio", "urls", "urls", "a sound whose voice it is, where a model takes one: a data: URL or an address"),
-    *refused(_NO_TEXT, "x_vector_only_mode", neutral=(True,)),
-    *refused(_NO_TEXT, "ref_text", "speaker_embedding"),
+    Field(
+        "ref_text", "text", "ref_text", "what is said in that sound, which it then goes on as", longest=MAX_INSTRUCTIONS
+    ),
+    Field("x_vector_only_mode", "flag", "alone", "of that sound, its voice alone is taken, and `ref_text` not read"),
+    *refused(_NO_NUMBERS, "speaker_embedding"),
     *refused(_FIRST, "initial_codec_chunk_frames"),
     *refused("one request makes one sound", "n", neutral=(1,)),
 )

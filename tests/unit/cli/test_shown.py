@@ -17,7 +17,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.media.clip import open_watched
 from omnimuse.media.picture import open_picture
 from omnimuse.media.recording import open_sound, samples_of
-from omnimuse.media.sound import Sound
+from omnimuse.media.sound import Sound, read_settings
 from omnimuse.media.video import Video, save_video
 from tests.checkpoints import bagel, glm_image, qwen3, qwen3_omni, qwen3_tts, qwen25_omni, talk_and_draw
 from tests.checkpoints.wishes import chord, film, photo
@@ -178,6 +178,40 @@ def test_a_text_is_said_with_the_voice_of_a_sound(files: Path, tmp_path: Path, o
         expected.audios[0].save(tmp_path / "again.wav")
     rate = expected.audios[0].rate
     assert (samples_of(open_sound(made), rate, 1) == samples_of(open_sound(tmp_path / "again.wav"), rate, 1)).all()
+
+
+def test_a_sound_goes_on_as_it_is_said_where_its_text_comes_too(files: Path, tmp_path: Path, once: Once) -> None:
+    folder, said = once.folder("base", SPEAKS["base"]), ("--like-text", "one two three")
+    made, alone = tmp_path / "on.wav", tmp_path / "alone.wav"
+    assert speak(folder, "--like", str(files / "sound.wav"), *said, "-o", str(made)) == 0
+    assert speak(folder, "--like", str(files / "sound.wav"), "-o", str(alone)) == 0
+    assert read_settings(made)["extra"]["ref_text"] == "one two three"
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        prompt = {"prompt": "a star", "sounds": [open_sound(files / "sound.wav")]}
+        [expected] = omni.generate(prompt, ref_text="one two three", max_tokens=6, seed=3, progress=False)
+        expected.audios[0].save(tmp_path / "again.wav")
+    found, again, other = (samples_of(open_sound(path), 2400, 1) for path in (made, tmp_path / "again.wav", alone))
+    assert found.shape == again.shape and (found == again).all()
+    assert found.shape != other.shape or (found != other).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "says"),
+    [
+        ("base", ("--like-text", "a star"), "give one (--like)"),
+        ("base", ("--like", "sound.wav", "--like-text", " "), "is empty; write what is said in the sound"),
+        ("base", ("--like", "sound.wav", "--like-text", "a" * 4001), "4001 characters; at most 4000 are allowed"),
+        ("custom_voice", ("--like-text", "a star"), "takes no voice from a sound; leave it out"),
+    ],
+    ids=["no sound", "empty", "long", "own voices"],
+)
+def test_what_is_said_in_a_sound_is_refused_where_it_cannot_be_read(
+    kind: str, words: tuple[str, ...], says: str, files: Path, once: Once, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(files / word) if word.endswith(".wav") else word for word in words]
+    assert speak(once.folder(kind, SPEAKS[kind]), *given) == 2
+    told = capsys.readouterr().err
+    assert says in told and "ref_text" not in told
 
 
 @pytest.mark.parametrize(

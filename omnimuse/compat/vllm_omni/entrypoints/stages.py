@@ -173,13 +173,15 @@ def _spoken(prompt: dict[str, Any]) -> dict[str, Any]:
     prompt.pop("prompt_token_ids", None)
     told.pop("task_type", None)  # the checkpoint does one of them
     told.pop("non_streaming_mode", None)  # all text is read first
+    found = dict[str, Any]()
     if (sound := told.pop("ref_audio", None)) is not None:
         prompt["sounds"] = [_sound(sound)]
-        if told.pop("x_vector_only_mode", False) is not True:
-            why = "a sound gives its voice alone here, and its text is not read"
-            raise RequestError(f"x_vector_only_mode has to be True: {why} ({TABLE})", "prompt")
-        told.pop("ref_text", None)
-    found = {"max_tokens": told.pop("max_new_tokens")} if "max_new_tokens" in told else {}
+        words, alone = told.pop("ref_text", None), told.pop("x_vector_only_mode", False)
+        if not alone and not words:
+            why = "say what is said in the sound, or take its voice alone: x_vector_only_mode=True"
+            raise RequestError(f"ref_text is missing: {why} ({TABLE})", "prompt")
+        found |= {} if alone else {"ref_text": words}
+    found |= {"max_tokens": told.pop("max_new_tokens")} if "max_new_tokens" in told else {}
     if unknown := sorted(set(told) - SPEECH.keys()):
         raise RequestError(f"additional_information has {unknown}, which means nothing here ({TABLE})", "prompt")
     for theirs, ours in SPEECH.items():
