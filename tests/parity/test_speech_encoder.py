@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from omnimuse.components.speech_encoder import RULES, SpeechEncoder
+from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.rules import apply_rules
 from omnimuse.media.recording import samples_of
+from omnimuse.worker.find import find
 from tests.checkpoints import qwen3_tts
 
 
@@ -55,6 +58,29 @@ def test_codes_of_sounds_are_those_that_the_published_code_makes(codec: Path) ->
 def test_an_encoder_that_cannot_be_is_refused(codec: Path, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelError, match=says):
         SpeechEncoder.from_config(config(codec, **changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("config.json", {"tokenizer_type": "qwen3_tts_tokenizer_25hz"}, "25hz' is not supported; only '.*_12hz' is"),
+        (
+            "speech_tokenizer/config.json",
+            {"architectures": ["Qwen3TTSTokenizerV1Model"]},
+            "is a Qwen3TTSTokenizerV1Model; .* works here with Qwen3TTSTokenizerV2Model",
+        ),
+    ],
+    ids=["by what the model says", "by what the codec says"],
+)
+def test_a_codec_of_25_frames_a_second_is_refused(
+    codec: Path, tmp_path: Path, file: str, changes: dict[str, Any], says: str
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(codec.parent, folder)
+    told = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**told, **changes}))
+    with pytest.raises(ModelError, match=says):
+        find(Config(ModelConfig(str(folder))))
 
 
 def test_a_codec_without_an_encoder_is_refused(codec: Path) -> None:
