@@ -30,6 +30,8 @@ NOTES = ("weight_format",)
 """What says nothing of weights."""
 BYTES, FULL = ("U8", "BF16", "F16", "F32"), ("F32",)
 """Formats: in which bytes of codes are held, as the library is told to, and of factors."""
+HALF = 0.0025
+"""By how much numbers of a table in half precision may be off; of neighbours, the nearest are twice as far apart."""
 SIZES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -79,6 +81,8 @@ def _four_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Pac
         _check(handle, kinds, {parts[role]: each for role, each in expected.items()})
         fits = state.group == GROUP and CODES[code].fits(inputs)
         notes = {role: f"{weight}.{role}" for role in ("quant_map",) if f"{weight}.{role}" in kinds}
+        for table in notes.values():
+            _check_table(handle.get_tensor(table), table, code)
         yield weight, Packed(code if fits else FLOATS, state.shape, {**parts, "state": name, **notes})
 
 
@@ -105,6 +109,15 @@ def _check(handle: Any, kinds: Mapping[str, str], expected: Mapping[str, tuple[S
             there = f"is {have} bytes of {kinds[name]}"
         wanted = f"{size} bytes of {' or '.join(formats)}"
         raise ModelError(f"{name} {there}, and what bitsandbytes packed has {wanted} there; get the file again")
+
+
+def _check_table(table: Tensor, name: str, code: str) -> None:
+    """ModelError unless the numbers that a file says codes stand for are those of `code`: the library saves them beside
+    the name, and goes by the name when it computes, so one of the two would be wrong.
+    """
+    expected = torch.tensor(CODES[code].code)
+    if table.numel() != len(expected) or not torch.allclose(table.view(-1).float(), expected, rtol=0, atol=HALF):
+        raise ModelError(f"{name} has other numbers than {code}, and so would its weights; get the file again")
 
 
 def content_of(handle: Any, packed: Packed) -> Tensor | Rows:

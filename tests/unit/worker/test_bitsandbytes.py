@@ -119,6 +119,20 @@ def test_what_lacks_a_part_or_has_a_wrong_one_is_refused_by_its_name(kind: str, 
                 read_all(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_a_table_of_other_numbers_than_its_name_says_is_refused(kind: str, tmp_path: Path) -> None:
+    tensors = packed_file(tmp_path, kind)
+    table = tensors["layers.weight.quant_map"]
+    save_file(tensors | {"layers.weight.quant_map": table.bfloat16()}, tmp_path / "model.safetensors")
+    read_all(tmp_path)
+    other = table.clone()
+    other[1] += 0.005
+    for wrong in (other, table.flip(0), table[:-1].clone(), table * float("nan")):
+        save_file(tensors | {"layers.weight.quant_map": wrong}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=rf"layers.weight.quant_map has other numbers than {kind}"):
+            read_all(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
