@@ -12,6 +12,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
+from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.server.options import Reach, ServeOptions
 from omnimuse.server.service import Service
@@ -73,6 +74,22 @@ def test_a_request_wears_what_it_names(tmp_path: Path, folder: Path, fields: Any
         assert str(folder) not in answer.text
         [request] = cast(FakeWorkers, service.workers).started
         assert request.params.loras == worn
+
+    with_app(tmp_path / "data", folder, act)
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("field", ["lora", "loras"])
+def test_an_adapter_that_cannot_be_worn_is_told_under_the_name_of_its_field(
+    tmp_path: Path, folder: Path, field: str, background: bool
+) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        cast(FakeWorkers, service.workers).fail["x"] = RequestError("ink cannot be worn: it has other layers", "loras")
+        answer = (await draw(client, background=background, **{field: "ink"})).json()
+        while background and answer["status"] not in ("completed", "failed"):
+            await asyncio.sleep(0.01)
+            answer = (await client.get(f"/v1/images/{answer['id']}")).json()
+        assert answer["error"]["param"] == field
 
     with_app(tmp_path / "data", folder, act)
 

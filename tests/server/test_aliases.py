@@ -11,13 +11,21 @@ from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Door, Request
-from omnimuse.core.spec import Foreign, Limits
+from omnimuse.core.spec import Foreign, Limits, SoundLimits
 from omnimuse.server.errors import CODES, ApiError, to_api_error
 from omnimuse.server.protocol.chat import ChatRequest
 from omnimuse.server.protocol.images import ImageRequest
 from omnimuse.server.translate import fields as table
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.asks import patience, preview_period, preview_steps, settled, to_form, to_request
+from omnimuse.server.translate.asks import (
+    patience,
+    preview_period,
+    preview_steps,
+    renamed,
+    settled,
+    to_form,
+    to_request,
+)
 from omnimuse.worker.find import find
 
 
@@ -350,6 +358,37 @@ def test_uploads_are_refused_where_a_model_works_from_text_only(door: Door) -> N
     with pytest.raises(ApiError, match="no upload") as caught:
         read({"prompt": "x"}, "edit", door, form=True, files=["prompt"])
     assert read({"prompt": "x"}, "edit", able, form=True, files=["image", "reference_image"]).prompt == "x"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "ours"),
+    [
+        *(
+            (kind, entry.name, "images")
+            for kind in ("edit", "video")
+            for entry in table.TABLE[kind]
+            if "urls" in entry.target
+        ),
+        *(("speech", entry.name, "sounds") for entry in table.TABLE["speech"] if entry.target == "urls"),
+        *(
+            (kind, entry.name, entry.target.replace("masks", "mask"))
+            for kind in ("edit", "video", "audio", "hearing")
+            for entry in table.TABLE[kind]
+            if entry.target in ("sounds", "videos", "mask", "masks")
+        ),
+    ],
+)
+def test_what_came_with_a_request_is_named_as_the_client_did(
+    kind: table.Kind, field: str, ours: str, door: Door
+) -> None:
+    able = replace(
+        door.limits, flow=True, max_images=2, max_videos=1, masks_videos=True, sound=SoundLimits(24_000, max_inputs=1)
+    )
+    entry = table.fields_of(kind)[field]
+    form = entry.shape in ("file", "picture", "clip")
+    given = {} if form else {field: "data:,"}
+    wanted = read({"prompt": "x", **given}, kind, replace(door, limits=able), form=form, files=[field] if form else [])
+    assert renamed(RequestError(f"the {ours} cannot be read", ours), wanted.names).param == field
 
 
 def test_a_part_of_a_picture_is_told_by_a_mask_or_margins_where_the_model_can_draw_one(door: Door) -> None:

@@ -16,7 +16,7 @@ import pytest
 from openai import AsyncOpenAI
 from PIL import Image
 
-from omnimuse.core.errors import NumericalError
+from omnimuse.core.errors import NumericalError, RequestError
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, MadeFile
 from omnimuse.media.video import Video, encode_video
@@ -170,6 +170,26 @@ def test_a_client_is_told_how_long_to_wait_between_polls(tmp_path: Path) -> None
         assert abs(told - min(max(250, 100 * video["eta_seconds"]), 10_000)) < 2
 
     run(tmp_path, act, pace=SLOW)
+
+
+@pytest.mark.parametrize(
+    ("given", "ours", "named"),
+    [
+        ({"size": "64x32"}, "height", "size"),
+        ({"n": 1}, "num_outputs_per_prompt", "n"),
+        ({"video_params": {"fps": 8}}, "fps", "video_params.fps"),
+        ({"prompt": "a hill"}, "prompt", "prompt"),
+    ],
+)
+def test_a_video_that_failed_for_a_field_names_it_as_the_client_did(
+    given: dict[str, Any], ours: str, named: str, tmp_path: Path
+) -> None:
+    async def act(parts: Rig) -> None:
+        parts.workers.fail["hill"] = RequestError(f"{ours}=9 cannot be", ours)
+        error = (await made(parts, given))["error"]
+        assert error["param"] == named and error["message"].startswith(named)
+
+    run(tmp_path, act)
 
 
 def test_a_cancelled_video_has_failed_and_a_deleted_one_is_gone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import cast
 
 import msgspec
 
-from omnimuse.core.errors import EngineDeadError, StorageError
+from omnimuse.core.errors import EngineDeadError, RequestError, StorageError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.wire import Finished, Grown, MadeFile, Spelt, Update, unpack
@@ -29,6 +29,7 @@ from omnimuse.server.jobs.store import JobStore
 from omnimuse.server.log import Entry
 from omnimuse.server.metrics import Metrics
 from omnimuse.server.traces import NoTracer, Tracer, Worked
+from omnimuse.server.translate.asks import renamed
 from omnimuse.server.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ class Attempts:
 
     async def fail(self, live: Live, error: BaseException) -> None:
         """Write down that the job failed, and why, in the words that clients are told."""
+        if type(error) is RequestError:  # narrower ones are of no field
+            error = renamed(error, live.job.work.names)
         if isinstance(error, StorageError | OSError):
             told = storage_full(error)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -110,14 +110,16 @@ class Jobs:
         kind: Kind,
         detail: dict[str, Any],
         idem: Idempotency | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Job:
-        """Accept a job; when this returns, it is on disk. `detail` is kept for the route, as plain JSON values.
+        """Accept a job; when this returns, it is on disk. `detail` is kept for the route, as plain JSON values, and
+        `names`, what the client called each parameter, for errors.
 
         A job that `idem` made before is returned as it stands. ApiError for another body under that key, a full disk
         or a server that drains; CapacityError and DeadlineError from the admission.
         """
         # A client that goes while the job is being stored must not leave it stored and unknown here.
-        return await asyncio.shield(self._submit(self._new(tenant, request, form, kind, detail), request, idem))
+        return await asyncio.shield(self._submit(self._new(tenant, request, form, kind, detail, names), request, idem))
 
     async def get(self, tenant: str, job_id: str) -> Job | None:
         """A job of this tenant as it stands, or None."""
@@ -179,11 +181,19 @@ class Jobs:
 
     # -- accepting -----------------------------------------------------------------------------------------------
 
-    def _new(self, tenant: str, request: Request, form: Form, kind: Kind, detail: dict[str, Any]) -> Job:
+    def _new(
+        self,
+        tenant: str,
+        request: Request,
+        form: Form,
+        kind: Kind,
+        detail: dict[str, Any],
+        names: Mapping[str, str] | None,
+    ) -> Job:
         now, clock = self._rules.now(), self._rules.clock()
         # The monotonic clock means nothing to another process: what is stored is a date.
         deadline = None if request.deadline is None else now + request.deadline - clock
-        work = Work(self._rules.model, pack(replace(request, deadline=None)), form, detail)
+        work = Work(self._rules.model, pack(replace(request, deadline=None)), form, detail, dict(names or {}))
         return Job(f"{kind}_{secrets.token_hex(16)}", tenant, kind, work, Times(now, deadline=deadline))
 
     async def _submit(self, job: Job, request: Request, idem: Idempotency | None) -> Job:

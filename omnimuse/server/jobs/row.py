@@ -18,12 +18,15 @@ State = Literal["queued", "in_progress", "completed", "failed"]
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a job is to do: a request as `wire.pack` gives it, the form of its files, and what its route remembers."""
+    """What a job is to do: a request as `wire.pack` gives it, the form of its files, and what its route remembers;
+    `names` is what its client called each of our parameters.
+    """
 
     model: str
     request: dict[str, Any]
     form: Form
     detail: dict[str, Any]
+    names: dict[str, str] = {}
 
 
 class Trouble(msgspec.Struct, frozen=True):

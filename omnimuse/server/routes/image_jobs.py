@@ -71,7 +71,8 @@ class ImageJobs:
         """Accept `order` as a job, and answer as it asks: with the job, a stream, or the pictures at the end."""
         look = look_of(order)
         detail = answers.keepsake(look, order.request.id)
-        job = await self._service.jobs.submit(request.state.tenant, order.request, order.form, "image", detail, idem)
+        tenant, names = request.state.tenant, order.wanted.names
+        job = await self._service.jobs.submit(tenant, order.request, order.form, "image", detail, idem, names)
         headers = {"location": f"/v1/images/{job.id}"}
         if answers.remembered(job.work.detail)[1] != order.request.id:
             headers["idempotent-replayed"] = "true"

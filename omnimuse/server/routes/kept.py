@@ -70,8 +70,8 @@ class KeptJobs:
         self, request: Request, order: Order, detail: dict[str, Any], idem: Idempotency | None
     ) -> Response:
         """Put `order` on disk and answer with the job. The same key gives the job that it gave before."""
-        tenant, asked, kind = request.state.tenant, order.request, self._kind
-        job = await self._service.jobs.submit(tenant, asked, order.form, kind.name, detail, idem)
+        tenant, asked, kind, names = request.state.tenant, order.request, self._kind, order.wanted.names
+        job = await self._service.jobs.submit(tenant, asked, order.form, kind.name, detail, idem, names)
         replayed = {} if job.work.detail["request"] == asked.id else {"idempotent-replayed": "true"}
         return self._answer(job, {"location": f"{kind.path}/{job.id}", **replayed})
 

@@ -46,6 +46,7 @@ SCALES = frozenset({"guidance_scale", "guidance_scale_2", "true_cfg_scale"})
 ANY_MODEL = ("", "default")
 """Names by which clients mean whatever model there is."""
 
+_SHOWN = ("urls", "last_urls")
 _PARAMS = frozenset(part.name for part in fields(DiffusionParams))
 _WRITING = frozenset(
     {"use_audio_in_video", *(part.name for kind in (GenerationParams, SpeechParams) for part in fields(kind))}
@@ -171,10 +172,12 @@ def read(
                 raise refusal("unsupported_parameter", f"{name} is not supported: {entry.note}", name)
             continue
         _take(entry, read_value(entry, value, name, form), name, found)
+    shows = "sounds" if kind == "speech" else "images"
     for name in files:
-        if known[wire := _upload(name, known, kind, door)].target == "mask":
-            found.names.setdefault("mask", wire)
-    for target in {"urls", "last_urls"} & found.values.keys():
+        target = known[wire := _upload(name, known, kind, door)].target
+        found.names.setdefault(shows if target in _SHOWN else target, wire)
+    for target in (target for target in _SHOWN if target in found.values):
+        found.names.setdefault(shows, found.names[target])
         if kind == "speech":
             _check_takes_sounds(found.names[target], door)
         else:

@@ -119,7 +119,7 @@ def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """`error` in the client's words: `n` where it said n, `size` where it gave a size, `extra_params` for extra."""
     first, _, rest = (error.param or "").partition(".")
     usual = {"num_outputs_per_prompt": "n", "images": "image"}
-    usual |= {"sounds": "audio", "videos": "video"}
+    usual |= {"sounds": "audio", "videos": "video", "mask": names.get("masks", "mask")}
     usual["seconds"] = names.get("length", "seconds")
     usual["output_format"] = names.get("format", "output_format")
     if first == "extra" and rest in names:  # a family's own, for which clients have a field
