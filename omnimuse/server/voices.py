@@ -6,21 +6,17 @@ voice that is removed is overwritten on the disk. The lock of the job store keep
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 import secrets
-import sqlite3
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from omnimuse.core.errors import ConfigError, RequestError, StorageError, reason
+from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Recording
 from omnimuse.core.speech import SHORTEST
+from omnimuse.server.database import Database, Tables, on_its_thread
 
 MOST = 20
 """Voices of one key."""
@@ -31,20 +27,18 @@ MOST_BYTES = 8 * 2**20
 NAME = re.compile(r"[^\W_](?:[\w .-]{0,62}[\w.-])?")
 PREFIX = "voice_"
 """What ids begin with, and names do not."""
-VERSION = 1
 
 _COLUMNS = "id, name, consent, created, seconds"
-_SCHEMA = f"""
+_SCHEMA = """
 CREATE TABLE voices (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL, folded TEXT NOT NULL, consent TEXT NOT NULL,
     created REAL NOT NULL, seconds REAL NOT NULL, rate INTEGER NOT NULL, channels INTEGER NOT NULL, pcm BLOB NOT NULL,
     UNIQUE (tenant, folded)
 );
-PRAGMA user_version = {VERSION};
 """
+TABLES = Tables("store of voices", 0x6F6D7576, 2, _SCHEMA, {1: ""}, unnamed=1)
+"""The application_id is "omuv"."""
 _CALLED = "tenant = ? AND (id = ? OR folded = ?)"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,56 +55,46 @@ class Voice:
 class Voices:
     """Those in the database at `path`, made when missing; ConfigError for one that cannot be used.
 
-    `taken` are names of the checkpoint's own. One thread owns the database; close it.
+    `taken` are names of the checkpoint's own. Close them.
     """
 
     def __init__(self, path: Path, taken: Collection[str] = ()) -> None:
         self._taken = frozenset(name.casefold() for name in taken)
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA secure_delete = ON")
-            [version] = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        except (OSError, sqlite3.Error) as error:
-            why = f"cannot open the voices in {path}: {reason(error)}"
-            raise ConfigError(f"{why}; move the file away, or choose another --data folder") from None
-        if version not in (0, VERSION):
-            self._db.close()
-            why = f"the voices in {path} have version {version} and this omnimuse knows version {VERSION}"
-            raise ConfigError(f"{why}; update omnimuse, or choose another --data folder")
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="omnimuse-voices")
+        self.db = Database(path, TABLES)
 
     async def close(self) -> None:
         """Let go of the database. Closing twice is fine."""
-        await asyncio.to_thread(self._thread.shutdown)
-        self._db.close()
+        await self.db.close()
 
-    async def listed(self, tenant: str) -> list[Voice]:
+    @on_its_thread
+    def listed(self, tenant: str) -> list[Voice]:
         """Those of this key, the oldest first."""
         asked = f"SELECT {_COLUMNS} FROM voices WHERE tenant = ? ORDER BY created, id"
-        return await self._do(lambda: [Voice(*row) for row in self._db.execute(asked, (tenant,))])
+        return [Voice(*row) for row in self.db.execute(asked, (tenant,))]
 
-    async def add(self, tenant: str, name: str, consent: str, sound: Recording) -> Voice:
+    @on_its_thread
+    def add(self, tenant: str, name: str, consent: str, sound: Recording) -> Voice:
         """Keep `sound` as `name`; when this returns, it is on disk. RequestError says what cannot be."""
         self.check_name(name)
         check_sound(sound)
         made = Voice(f"{PREFIX}{secrets.token_hex(12)}", name, consent, time.time(), sound.seconds)
         row = (made.id, tenant, name, name.casefold(), consent, made.created, made.seconds)
-        await self._do(lambda: self._insert((*row, sound.rate, sound.channels, sound.pcm)))
+        self._insert((*row, sound.rate, sound.channels, sound.pcm))
         return made
 
-    async def remove(self, tenant: str, called: str) -> Voice | None:
+    @on_its_thread
+    def remove(self, tenant: str, called: str) -> Voice | None:
         """Remove the one with this id or name, if this key has one; it is told."""
         asked = f"DELETE FROM voices WHERE {_CALLED} RETURNING {_COLUMNS}"
-        rows = await self._do(lambda: self._db.execute(asked, (tenant, called, called.casefold())).fetchall())
+        rows = self.db.execute(asked, (tenant, called, called.casefold())).fetchall()
+        self.db.forget()
         return Voice(*rows[0]) if rows else None
 
-    async def sound(self, tenant: str, called: str) -> Recording | None:
+    @on_its_thread
+    def sound(self, tenant: str, called: str) -> Recording | None:
         """The sound of the one with this id or name, if this key has one."""
         asked = f"SELECT rate, channels, pcm FROM voices WHERE {_CALLED}"
-        rows = await self._do(lambda: self._db.execute(asked, (tenant, called, called.casefold())).fetchall())
+        rows = self.db.execute(asked, (tenant, called, called.casefold())).fetchall()
         return Recording(*rows[0]) if rows else None
 
     def check_name(self, name: str) -> None:
@@ -123,21 +107,12 @@ class Voices:
 
     def _insert(self, row: tuple[object, ...]) -> None:
         _, tenant, name, folded, *_ = row
-        [count] = self._db.execute("SELECT count(*) FROM voices WHERE tenant = ?", (tenant,)).fetchone()
-        if self._db.execute("SELECT 1 FROM voices WHERE tenant = ? AND folded = ?", (tenant, folded)).fetchone():
+        [count] = self.db.execute("SELECT count(*) FROM voices WHERE tenant = ?", (tenant,)).fetchone()
+        if self.db.execute("SELECT 1 FROM voices WHERE tenant = ? AND folded = ?", (tenant, folded)).fetchone():
             raise RequestError(f"name={name!r} is taken by a voice that is kept; remove that first", "name")
         if count >= MOST:
             raise RequestError(f"{count} voices are kept, and no more are; remove one first", "name")
-        self._db.execute(f"INSERT INTO voices VALUES ({', '.join('?' * len(row))})", row)
-
-    async def _do(self, work: Callable[[], T]) -> T:
-        def guarded() -> T:
-            try:
-                return work()
-            except sqlite3.Error as error:
-                raise StorageError(f"the store of voices refuses: {error}") from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
+        self.db.execute(f"INSERT INTO voices VALUES ({', '.join('?' * len(row))})", row)
 
 
 def check_sound(sound: Recording) -> None:

@@ -1,18 +1,16 @@
-"""The SQLite database of the job store: its tables, its lock, and what is said when it cannot be used.
+"""The tables of the job store, and the lock on a file beside it that keeps a second server out.
 
-Only `server/jobs/store.py` uses it. A database that is damaged, foreign or of another version is refused with what to
-do about it; nothing is ever reset. A lock on a file beside it keeps a second server out.
+Only `server/jobs/store.py` uses them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
-from omnimuse.core.errors import ConfigError, reason
+from omnimuse.core.errors import ConfigError
+from omnimuse.server.database import Tables
 
 VERSION = 3
 """Of the tables below; written into the database as its user_version. An older database is brought up to it."""
@@ -52,9 +50,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_by_state ON jobs (state, tenant);
 CREATE UNIQUE INDEX jobs_by_key ON jobs (tenant, idem_key) WHERE idem_key IS NOT NULL;
-PRAGMA application_id = {APPLICATION};
 {_SOURCES}
-PRAGMA user_version = {VERSION};
 """
 
 _SINCE = {
@@ -67,7 +63,7 @@ UPDATE jobs SET work = json_replace(work, '$.request.images', json('[]'), '$.req
 """,
     2: "ALTER TABLE jobs ADD COLUMN remarks TEXT NOT NULL DEFAULT '{}';",
 }
-"""What makes the tables of a version those of the next."""
+TABLES = Tables("job store", APPLICATION, VERSION, _SCHEMA, _SINCE)
 
 
 def take_lock(path: Path) -> int:
@@ -81,50 +77,3 @@ def take_lock(path: Path) -> int:
             f"another server uses the folder {path.parent}; stop it, or choose another --data folder"
         ) from None
     return handle
-
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A sound database of this version; ConfigError says what to do about any other. Nothing is reset."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would make it readable by others
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(f"cannot open the job store {path}: {reason(error)}; choose another --data folder") from None
-    db.row_factory = sqlite3.Row
-    try:
-        _prepare(db, path)
-    except sqlite3.DatabaseError as error:
-        db.close()
-        raise ConfigError(
-            f"the job store {path} is damaged ({error}). Its jobs are not thrown away: keep a copy, try "
-            f"`sqlite3 {path} .recover | sqlite3 repaired.sqlite`, put the repaired file in its place, or start with "
-            "another --data folder"
-        ) from None
-    except ConfigError:
-        db.close()
-        raise
-    return db
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    db.execute("PRAGMA busy_timeout = 5000")
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA secure_delete = ON")  # the prompt of a deleted job is overwritten
-    with closing(db.execute("PRAGMA quick_check(1)")) as found:
-        if (word := found.fetchone()[0]) != "ok":
-            raise sqlite3.DatabaseError(word)
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    if version == 0 and application == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-        db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-    elif application != APPLICATION:
-        raise ConfigError(f"{path} is not a job store of omnimuse; move it away or choose another --data folder")
-    elif version in _SINCE:
-        steps = "".join(_SINCE[older] for older in range(version, VERSION))
-        db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {VERSION}; COMMIT;")
-    elif version != VERSION:
-        raise ConfigError(
-            f"the job store {path} has version {version} and this omnimuse knows version {VERSION}; "
-            "update omnimuse, or choose another --data folder"
-        )

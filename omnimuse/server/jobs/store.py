@@ -1,6 +1,6 @@
 """The job store: every accepted job, in SQLite (WAL, synchronous), so that none is lost whatever is killed.
 
-Only `server/jobs/book.py` writes here. All SQL runs on one thread that owns the connection; every method is awaited. A
+Only `server/jobs/book.py` writes here. All SQL runs on the thread of its database; every method is awaited. A
 file lock beside the database keeps a second server out. Which of two racing changes wins is decided here, by
 conditions in the statements; a change that came too late returns False and changes nothing. Only `claim` gives a job
 with the pictures and sounds that it starts from.
@@ -11,19 +11,17 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any
 
 import msgspec
 
-from omnimuse.core.errors import ConfigError, OmnimuseError, RequestError, StorageError
+from omnimuse.core.errors import ConfigError, OmnimuseError, RequestError
 from omnimuse.deploy.wire import MadeFile, Remarks
-from omnimuse.server.jobs.database import connect, take_lock
+from omnimuse.server.database import Database, on_its_thread
+from omnimuse.server.jobs.database import TABLES, take_lock
 from omnimuse.server.jobs.row import Idempotency, Job, Kind, Outcome, Page, Times, Trouble, Work
 
 MAX_ATTEMPTS = 2
@@ -39,36 +37,14 @@ class IdempotencyConflict(OmnimuseError):
     """An idempotency key was used before, for another request."""
 
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
-
-
-def _on_writer(method: Callable[[JobStore, *Ts], T]) -> Callable[[JobStore, *Ts], Awaitable[T]]:
-    """`method`, run on the store's own thread; StorageError when the disk refuses."""
-
-    def guarded(self: JobStore, *args: *Ts) -> T:
-        try:
-            return method(self, *args)
-        except sqlite3.DatabaseError as error:
-            raise StorageError(f"the job store refuses: {error}") from error
-
-    @wraps(method)
-    async def call(self: JobStore, *args: *Ts) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, guarded, self, *args)
-
-    return call
-
-
 class JobStore:
     """The jobs of one server, in the database at `path`; `fault` is told the name of each fault point it passes."""
 
     def __init__(self, path: Path, fault: Callable[[str], object] = lambda point: None) -> None:
-        self._path = path
         self._fault = fault
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="omnimuse-store")
         self._lock = take_lock(path.with_name(path.name + ".lock"))
         try:
-            self._db = connect(path)
+            self.db = Database(path, TABLES)
         except ConfigError:
             os.close(self._lock)
             raise
@@ -80,27 +56,26 @@ class JobStore:
 
     async def close(self) -> None:
         """End the thread and let go of the database. Closing twice is fine."""
-        await asyncio.to_thread(self._writer.shutdown)
+        await self.db.close()
         if self._lock >= 0:
-            self._db.close()
             os.close(self._lock)
             self._lock = -1
 
     # -- the life of a job ---------------------------------------------------------------------------------------
 
-    @_on_writer
+    @on_its_thread
     def known(self, tenant: str, idem: Idempotency, now: float) -> Job | None:
         """The job that this key made; IdempotencyConflict if it was for another body."""
         return self._known(tenant, idem, now)
 
-    @_on_writer
+    @on_its_thread
     def accept(self, job: Job, idem: Idempotency | None) -> Job:
         """Store a queued job; when this returns, it is on disk. A key that was used before gives the job it made."""
-        with self._transaction():
+        with self.db.transaction():
             if idem is not None and (earlier := self._known(job.tenant, idem, job.times.created)) is not None:
                 return earlier
             work, sources = _apart(job.work)
-            self._db.execute(
+            self.db.execute(
                 "INSERT INTO jobs (id, tenant, kind, state, attempt, work, created, deadline, idem_key, idem_hash)"
                 " VALUES (?, ?, ?, 'queued', 0, ?, ?, ?, ?, ?)",
                 (
@@ -116,15 +91,15 @@ class JobStore:
             )
             if sources:
                 content = msgspec.json.encode(sources).decode()
-                self._db.execute("INSERT INTO sources (job, content) VALUES (?, ?)", (job.id, content))
+                self.db.execute("INSERT INTO sources (job, content) VALUES (?, ?)", (job.id, content))
             self._fault("store.accept")
         return job
 
-    @_on_writer
+    @on_its_thread
     def claim(self, now: float, each: int = 2**31) -> Job | None:
         """Start the next queued job: the oldest of the tenant with the fewest running. None when none waits, or those
         who wait have `each` running."""
-        row = self._db.execute(
+        row = self.db.execute(
             "UPDATE jobs SET state = 'in_progress', attempt = attempt + 1, started = ?, progress = 0 WHERE seq = ("
             " SELECT seq FROM (SELECT seq,"
             "  (SELECT count(*) FROM jobs AS r WHERE r.state = 'in_progress' AND r.tenant = q.tenant) AS running"
@@ -135,14 +110,14 @@ class JobStore:
         if not row:
             return None
         job = _job(row[0])
-        sources = self._db.execute("SELECT content FROM sources WHERE job = ?", (job.id,)).fetchone()
+        sources = self.db.execute("SELECT content FROM sources WHERE job = ?", (job.id,)).fetchone()
         return job if sources is None else _with_sources(job, msgspec.json.decode(sources["content"]))
 
-    @_on_writer
+    @on_its_thread
     def finish(self, job: Job, outcome: Outcome, now: float, expires: float) -> bool:
         """Complete the attempt `job`; False if it has been cancelled, deleted or started anew meanwhile."""
-        with self._transaction():
-            changed = self._db.execute(
+        with self.db.transaction():
+            changed = self.db.execute(
                 "UPDATE jobs SET state = 'completed', progress = 100, files = ?, timings = ?, memory = ?, remarks = ?,"
                 f" finished = ?, expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state = 'in_progress'",
@@ -160,11 +135,11 @@ class JobStore:
             self._fault("store.finish")
         return changed == 1
 
-    @_on_writer
+    @on_its_thread
     def fail(self, job: Job, trouble: Trouble, now: float, expires: float) -> bool:
         """End `job` as failed, with its progress; False if it has ended or been started anew meanwhile."""
         return (
-            self._db.execute(
+            self.db.execute(
                 "UPDATE jobs SET state = 'failed', error = ?, progress = ?, finished = ?,"
                 f" expires = {_EXPIRES}"
                 " WHERE id = ? AND attempt = ? AND state IN ('queued', 'in_progress')",
@@ -173,11 +148,11 @@ class JobStore:
             == 1
         )
 
-    @_on_writer
+    @on_its_thread
     def put_back(self, job: Job) -> bool:
         """Queue a started job again without counting the attempt: the server stops in good order."""
         return (
-            self._db.execute(
+            self.db.execute(
                 "UPDATE jobs SET state = 'queued', attempt = attempt - 1, started = NULL, progress = 0"
                 " WHERE id = ? AND attempt = ? AND state = 'in_progress'",
                 (job.id, job.attempt),
@@ -185,29 +160,29 @@ class JobStore:
             == 1
         )
 
-    @_on_writer
+    @on_its_thread
     def delete(self, tenant: str, job_id: str) -> Job | None:
         """Remove a job; returns what it was, or None if there is none. Its files are the caller's to remove."""
-        rows = self._db.execute("DELETE FROM jobs WHERE id = ? AND tenant = ? RETURNING *", (job_id, tenant)).fetchall()
+        rows = self.db.execute("DELETE FROM jobs WHERE id = ? AND tenant = ? RETURNING *", (job_id, tenant)).fetchall()
         return _job(rows[0]) if rows else None
 
     # -- looking -------------------------------------------------------------------------------------------------
 
-    @_on_writer
+    @on_its_thread
     def get(self, tenant: str, job_id: str, now: float) -> Job | None:
         """A job of this tenant that has not expired, or None."""
-        row = self._db.execute(
+        row = self.db.execute(
             "SELECT * FROM jobs WHERE id = ? AND tenant = ? AND (expires IS NULL OR expires > ?)",
             (job_id, tenant, now),
         ).fetchone()
         return None if row is None else _job(row)
 
-    @_on_writer
+    @on_its_thread
     def page(self, tenant: str, kind: Kind, page: Page, now: float) -> tuple[list[Job], bool]:
         """Jobs of this tenant and whether more follow; RequestError if `after` is not the id of one."""
         sign, direction, edge = (">", "ASC", -1) if page.ascending else ("<", "DESC", 2**62)
         if page.after is not None:
-            row = self._db.execute(
+            row = self.db.execute(
                 "SELECT seq FROM jobs WHERE id = ? AND tenant = ? AND kind = ?", (page.after, tenant, kind)
             ).fetchone()
             if row is None:
@@ -215,29 +190,29 @@ class JobStore:
                     f"after={page.after!r} is not the id of a {kind}; use the last_id of a list", "after"
                 )
             edge = row["seq"]
-        rows = self._db.execute(
+        rows = self.db.execute(
             f"SELECT * FROM jobs WHERE tenant = ? AND kind = ? AND seq {sign} ? AND (expires IS NULL OR expires > ?)"
             f" ORDER BY seq {direction} LIMIT ?",
             (tenant, kind, edge, now, page.limit + 1),
         ).fetchall()
         return [_job(row) for row in rows[: page.limit]], len(rows) > page.limit
 
-    @_on_writer
+    @on_its_thread
     def queued(self) -> list[Job]:
         """Every job that waits, oldest first."""
-        return [_job(row) for row in self._db.execute("SELECT * FROM jobs WHERE state = 'queued' ORDER BY seq")]
+        return [_job(row) for row in self.db.execute("SELECT * FROM jobs WHERE state = 'queued' ORDER BY seq")]
 
-    @_on_writer
+    @on_its_thread
     def file_names(self) -> set[str]:
         """The names of all kept files that belong to a job."""
-        rows = self._db.execute("SELECT files FROM jobs WHERE files != '[]'")
+        rows = self.db.execute("SELECT files FROM jobs WHERE files != '[]'")
         return {made.name for row in rows for made in _files(row)}
 
-    @_on_writer
+    @on_its_thread
     def kept(self, tenant: str) -> tuple[int, int]:
         """How many jobs of this tenant there are, and how many bytes of files they made."""
-        [count] = self._db.execute("SELECT count(*) FROM jobs WHERE tenant = ?", (tenant,)).fetchone()
-        [size] = self._db.execute(
+        [count] = self.db.execute("SELECT count(*) FROM jobs WHERE tenant = ?", (tenant,)).fetchone()
+        [size] = self.db.execute(
             "SELECT coalesce(sum(json_extract(file.value, '$.bytes')), 0)"
             " FROM jobs, json_each(jobs.files) AS file WHERE jobs.tenant = ?",
             (tenant,),
@@ -246,41 +221,41 @@ class JobStore:
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 
-    @_on_writer
+    @on_its_thread
     def recover(self, trouble: Trouble, now: float, expires: float) -> int:
         """After a start: jobs that were running wait again, or fail with `trouble` after `MAX_ATTEMPTS` starts.
 
         Returns how many wait again.
         """
-        with self._transaction():
-            self._db.execute(
+        with self.db.transaction():
+            self.db.execute(
                 "UPDATE jobs SET state = 'failed', error = ?, finished = ?,"
                 f" expires = {_EXPIRES}"
                 " WHERE state = 'in_progress' AND attempt >= ?",
                 (msgspec.json.encode(trouble).decode(), now, expires, MAX_ATTEMPTS),
             )
-            return self._db.execute(
+            return self.db.execute(
                 "UPDATE jobs SET state = 'queued', started = NULL, progress = 0 WHERE state = 'in_progress'"
             ).rowcount
 
-    @_on_writer
+    @on_its_thread
     def expire(self, now: float) -> list[Job]:
         """Remove the jobs whose time is over; returns them. Their files are the caller's to remove."""
         return [
-            _job(row) for row in self._db.execute("DELETE FROM jobs WHERE expires <= ? RETURNING *", (now,)).fetchall()
+            _job(row) for row in self.db.execute("DELETE FROM jobs WHERE expires <= ? RETURNING *", (now,)).fetchall()
         ]
 
-    @_on_writer
+    @on_its_thread
     def forget(self) -> None:
         """Empty the write-ahead log: what was deleted is in the database no more, but still in there."""
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self.db.forget()
 
     def _known(self, tenant: str, idem: Idempotency, now: float) -> Job | None:
-        row = self._db.execute("SELECT * FROM jobs WHERE tenant = ? AND idem_key = ?", (tenant, idem.key)).fetchone()
+        row = self.db.execute("SELECT * FROM jobs WHERE tenant = ? AND idem_key = ?", (tenant, idem.key)).fetchone()
         if row is None:
             return None
         if row["finished"] is not None and row["created"] + IDEMPOTENCY <= now:
-            self._db.execute("UPDATE jobs SET idem_key = NULL WHERE seq = ?", (row["seq"],))
+            self.db.execute("UPDATE jobs SET idem_key = NULL WHERE seq = ?", (row["seq"],))
             return None
         if row["idem_hash"] != idem.body_hash:
             raise IdempotencyConflict(
@@ -288,17 +263,6 @@ class JobStore:
                 "or repeat the request exactly"
             )
         return _job(row)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
 
 
 _SOURCES = ("images", "region", "sounds", "videos")  # of a request: what a job starts from, which may be large

@@ -208,7 +208,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        self.do(self.restart(self.rig.store._writer.submit(self.copy).result()))
+        self.do(self.restart(self.do(self.rig.store.db.run(self.copy))))
 
     @rule()
     def kill_while_a_result_is_stored(self) -> None:

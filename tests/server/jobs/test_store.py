@@ -330,7 +330,7 @@ def test_a_store_that_cannot_be_used_is_refused_with_a_hint_and_left_alone(
 def test_the_database_is_private_durable_and_forgets_what_is_deleted(tmp_path: Path) -> None:
     async def act(store: JobStore) -> None:
         await store.accept(replace(job("a"), work=replace_prompt("a secret wish")), None)
-        assert [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")] == [
+        assert [store.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")] == [
             "wal",
             2,
         ]
@@ -448,8 +448,8 @@ def replace_prompt(prompt: str) -> Work:
 
 def test_a_store_that_refuses_is_a_storage_error_and_changes_nothing(tmp_path: Path) -> None:
     async def act(store: JobStore) -> None:
-        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        pages = store.db.execute("PRAGMA page_count").fetchone()[0]
+        store.db.execute(f"PRAGMA max_page_count = {pages}")
         big = replace(job("big"), work=replace_prompt("x" * 100_000))
         with pytest.raises(StorageError, match="full"):
             await store.accept(big, None)
