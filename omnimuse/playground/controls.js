@@ -16,6 +16,9 @@ const MOST_ADAPTERS = 12; // that have a field of their own here
 const UNSAID = 1024; // pixels a side, for a model that does not say its own size
 const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
 
+/** What everybody chooses who has a text said. */
+const SPOKEN = ["voice", "language", "instructions"];
+
 /** The settings of one model and `kind` of task, inside `root` (and the strength by its picture). */
 export class Controls {
   constructor(root, model, kind, onchange) {
@@ -50,7 +53,8 @@ export class Controls {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
     const sizes = isSound(this.kind) ? [] : this.sizes();
-    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.adapters(), this.finer()];
+    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras(SPOKEN),
+      ...this.adapters(), this.finer()];
   }
 
   has(name) {
@@ -170,14 +174,15 @@ export class Controls {
 
   /** What this family knows besides, folded away: it is there for those who know what it means. */
   finer() {
-    const fields = this.extras();
+    const fields = this.extras(Object.keys(this.can.extra ?? {}).filter((name) => !SPOKEN.includes(name)));
     this.fold = fields.length ? h("details", { className: "wide" }, h("summary", {}, "Finer settings of this model"),
       h("div", { className: "controls" }, ...fields)) : null;
     return this.fold;
   }
 
-  extras() {
-    return Object.entries(this.can.extra ?? {}).map(([name, value]) => {
+  extras(names) {
+    return names.filter((name) => name in (this.can.extra ?? {})).map((name) => {
+      const value = this.can.extra[name];
       const among = this.can.choices?.[name];
       const input = among?.length ? h("select", {}, ...["", ...among].map((one) => h("option", { value: one }, one || "—")))
         : typeof value === "boolean" ? h("input", { type: "checkbox", checked: value })

@@ -11,6 +11,7 @@ import time
 import urllib.request
 import wave
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ import soundfile
 from omnimuse.deploy.wire import Grown
 from omnimuse.server.routes.speech import following
 from tests.checkpoints import qwen3_tts
+from tests.server.browser import browser_only, browsing, opened
 from tests.server.whole_server import WholeServer
 
 SPEECH = "/v1/audio/speech"
@@ -170,3 +172,41 @@ def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: Whol
     with urllib.request.urlopen(server.url + "/metrics", timeout=60) as answer:
         assert b'omnimuse_cancelled_total{where="running"} 1.0' in answer.read()
     assert samples(server), "others are served"
+
+
+PLAYED = """async (audio) => {
+  audio.muted = true;
+  const ended = new Promise((tell) => (audio.onended = tell));
+  await audio.play();
+  await ended;
+  return audio.duration;
+}"""
+
+
+@browser_only
+@pytest.mark.costly("a page that says a text")
+def test_the_page_says_a_text_in_the_voice_that_was_chosen_and_plays_it(tmp_path: Path) -> None:
+    folder = qwen3_tts.build(tmp_path / "tiny")
+    config = folder / "speech_tokenizer" / "config.json"
+    said = json.loads(config.read_text()) | {"output_sample_rate": 24_000}  # browsers play nothing below 3000
+    config.write_text(json.dumps(said))
+    with WholeServer(tmp_path / "server", str(folder), "--dtype", "float32", "--device", "cpu") as server:
+        server.wait_ready()
+        speak_on_the_page(server)
+
+
+def speak_on_the_page(server: WholeServer) -> None:
+    """Choose a voice, have a text said, and hear it to its end."""
+    with browsing() as browser, opened(browser, server.url) as page:
+        page.get_by_label("Voice").wait_for()
+        assert page.get_by_label("Voice").locator("option").all_text_contents() == ["\u2014", "vivian", "eric"]
+        page.get_by_label("Voice").select_option("eric")
+        page.get_by_label("Seed").fill("5")
+        page.get_by_label("Prompt", exact=True).fill("two yellow stars")
+        with page.expect_request("**/v1/audio/generate") as asked:
+            page.get_by_role("button", name="Draw", exact=True).click()
+        sound = page.locator("audio")
+        sound.wait_for()
+        assert "eric" in asked.value.post_data
+        assert sound.evaluate(PLAYED) > 0
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
