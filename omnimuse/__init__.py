@@ -5,6 +5,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+_COMMAND = sys.orig_argv[1:3] == ["-m", "omnimuse"] or os.path.basename("".join(sys.orig_argv[1:2])) == "omnimuse"
+if _COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the command in silence until `cli.main` listens
+
 from omnimuse.api import AsyncOmni, Omni, explain
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig, WriterConfig
 from omnimuse.core.errors import OmnimuseError

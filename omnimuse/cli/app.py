@@ -239,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show must not end the work
             stream.reconfigure(errors="backslashreplace")
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as `omnimuse/__init__.py` has it while all is imported
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with terminable():
             return dispatch(words)
     except STOPS as stop:

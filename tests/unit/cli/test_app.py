@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -209,3 +210,37 @@ def test_importing_the_package_takes_less_than_150_milliseconds() -> None:
 
 def test_help_appears_in_less_than_300_milliseconds() -> None:
     assert best_share("-m", "omnimuse", "--help", enough=4.5) < 4.5
+
+
+HOOK = """
+import os, signal, sys, time
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "code"),
+    [
+        ("omnimuse.api", "", -signal.SIGINT),
+        ("omnimuse.cli.app", "", -signal.SIGINT),
+        ("omnimuse.cli.doctor", "omnimuse: interrupted\n", 130),
+    ],
+)
+@pytest.mark.parametrize("as_module", [True, False])
+def test_ctrl_c_at_any_moment_of_the_start_shows_no_traceback(
+    as_module: bool, module: str, said: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HOOK.format(module=module))
+    script = tmp_path / "omnimuse"
+    script.write_text("import sys\nfrom omnimuse.cli import main\nsys.exit(main())\n")
+    start = [sys.executable, *(["-m", "omnimuse"] if as_module else [str(script)]), "doctor"]
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)])
+    done = subprocess.run(start, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, cwd=ROOT)
+    assert (done.stderr, done.returncode) == (said, code)
