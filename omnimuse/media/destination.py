@@ -7,17 +7,22 @@ pictures, videos and sound hand their bytes to `write_whole`. Light: imports nei
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
 from omnimuse.core.errors import RequestError
 
 DIGITS = 3
 """How many digits the number in a file's name has, at least."""
+_PART = (".omnimuse-", ".part")
+"""How names of files begin and end that are being written."""
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -97,23 +102,48 @@ def write_whole(
     """Write `content` to `path` through a temporary file beside it: readers see the old file or the new one.
 
     Missing folders are made; `sync` puts what was written onto the disk. FileExistsError where there is a file that
-    may not be replaced, OSError when the disk refuses; the temporary file is gone then.
+    may not be replaced, OSError when the disk refuses; the temporary file is gone then. Those that processes left which
+    were killed are gone, too, once this process has written into their folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
-    part = Path(name)
+    _sweep(path.parent.absolute())
+    handle, part = _begin(path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             sync(file.fileno())
-        part.chmod(mode)
-        if replace:
-            part.replace(path)
-        else:
-            _name_it(part, path)
+            part.chmod(mode)
+            if replace:  # still open, so that nobody sweeps it
+                part.replace(path)
+            else:
+                _name_it(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _begin(folder: Path) -> tuple[int, Path]:
+    """A new temporary file, open and locked for as long as it is: so others know that somebody writes it."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=_PART[0], suffix=_PART[1])
+        with suppress(OSError):  # a disk without locks: nobody can have this one, and sweep it
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # swept before it was locked
+
+
+@lru_cache(maxsize=64)
+def _sweep(folder: Path) -> None:
+    """Remove temporary files in `folder` that nobody writes any more; once, as a folder may be large."""
+    for part in folder.glob(f"{_PART[0]}*{_PART[1]}"):
+        with suppress(OSError):  # it is somebody else's, or has gone meanwhile
+            handle = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+            finally:
+                os.close(handle)
 
 
 def _name_it(part: Path, path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,44 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a\.png"):
         write_whole(tmp_path / "a.png", b"content")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+WRITES = """
+import os, sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from omnimuse.media.destination import write_whole
+
+def wait(handle):
+    print("writing", flush=True)
+    time.sleep(60)
+
+write_whole(Path(sys.argv[1]), b"half", sync=wait)
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_never_what_another_one_writes(tmp_path: Path) -> None:
+    other = tmp_path / ".a.png.x.part"
+    other.write_bytes(b"of another program")
+    with ExitStack() as stack:
+        killed, living = (
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path / name)], stdout=subprocess.PIPE)
+            )
+            for name in ("a.png", "b.png")
+        )
+        for each in (killed, living):
+            assert each.stdout is not None and each.stdout.readline() == b"writing\n"
+        killed.kill()
+        killed.wait()
+        assert len(list(tmp_path.glob(".omnimuse-*.part"))) == 2
+        write_whole(tmp_path / "c.png", b"whole")
+        [left] = tmp_path.glob(".omnimuse-*.part")
+        living.kill()
+    assert left.read_bytes() == b"half" and other.exists()
+
+
+def test_a_name_as_long_as_a_disk_takes_is_written(tmp_path: Path) -> None:
+    path = tmp_path / f"{'字' * 83}.png"
+    write_whole(path, b"whole")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
