@@ -7,12 +7,16 @@ import asyncio
 import io
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import uvicorn
@@ -284,6 +288,20 @@ def test_the_command_prints_the_figures_and_writes_them_whole(
     assert "load.json is there already; choose another name, or --overwrite" in capsys.readouterr().err
     file.write_text("{}")
     assert main(["bench", "serve", *words, "--overwrite"]) == 0 and json.loads(file.read_text())["ok"] == 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_measurement_that_is_broken_off_is_said_in_a_word_and_nothing_is_written(
+    number: signal.Signals, code: int, server: FakeServer, tmp_path: Path
+) -> None:
+    words = ["bench", "serve", "--url", server.url, "--duration", "60", "--json", str(tmp_path / "load.json")]
+    started = subprocess.Popen([sys.executable, "-m", "omnimuse", *words], stdout=PIPE, stderr=PIPE, text=True)
+    while len(server.asked) < 3 and started.poll() is None:
+        time.sleep(0.01)
+    started.send_signal(number)
+    out, said = started.communicate(timeout=60)
+    assert (started.returncode, out, len(said.splitlines())) == (code, "", 1), said
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_picture_at_all_is_a_failure_of_the_command(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
