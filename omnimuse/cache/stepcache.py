@@ -2,7 +2,7 @@
 
 A build pass sets a `StepCache` around whatever runs the last stack of a network. Every row has its own choice and
 decides alone, and what it remembers is in its `Memory`; so requests with other choices or at other steps share a batch,
-and blocks run for all rows that want them together. All rows that look at something share one transfer to the host.
+and blocks run for all rows that want them together. All rows that look at one place share one transfer to the host.
 
 Of a row with a cache, the first blocks run at every step, then its policy decides about the middle, and the last blocks
 run again at every step. A row without one is all first blocks.

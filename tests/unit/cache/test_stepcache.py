@@ -108,6 +108,28 @@ def test_rows_of_all_kinds_share_a_batch_as_if_each_were_alone(lengths):
     assert stack[1].rows_run == len(lengths) * STEPS - skipped
 
 
+@pytest.mark.parametrize(
+    ("choices", "most"),
+    [
+        (["dbcache,warm_up=1"] * 6, 1),
+        (["teacache"] * 6, 1),
+        ([*KINDS, "none"], 2),  # before the first block and behind it
+        (["magcache,warm_up=1", "dbcache,mask=fast,forced=true"], 0),
+    ],
+)
+def test_the_host_waits_once_for_all_rows_that_look_at_one_place(choices, most, monkeypatch):
+    waits = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *given, plain=plain: waits.append(1) or plain(*given))
+    stack, memories = cached(), [Memory(cache=choice) for choice in choices]
+    for step in range(STEPS):
+        waits.clear()
+        walk(stack, (4,) * len(choices), [0.02] * len(choices), memories, steps=[step])
+        assert len(waits) <= most
+    assert sum(counts(memory)[1] for memory in memories if memory.cache != "none") > 0
+
+
 def test_rows_at_different_steps_decide_each_by_its_own():
     stack, early, late = cached("dbcache,warm_up=3,threshold=9"), Memory(), Memory()
     walk(stack, (4,), [0.0], [late], steps=range(3))
