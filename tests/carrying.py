@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
-
+from omnimuse.core.output import Handed
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.pipeline.stage import Loop, Stage
-from omnimuse.worker.handover import Handover
-from omnimuse.worker.packing import Packer, unpack
+from omnimuse.worker.packing import Packer
+from omnimuse.worker.plan import Heard
 
 
 def three(stages: Sequence[Stage]) -> DeployConfig:
@@ -23,10 +22,10 @@ def three(stages: Sequence[Stage]) -> DeployConfig:
     return DeployConfig(tuple(PoolConfig(f"pool{number}", part) for number, part in enumerate(held) if part))
 
 
-def carried(handover: Handover, records: tuple[type[Any], ...] = ()) -> Handover:
-    """`handover` as it arrives in another process."""
+def carried(piece: Handed, records: tuple[type[Any], ...] = ()) -> Heard:
+    """`piece` as it arrives in another process."""
     packer = Packer(records)
-    head = packer.pack(handover.plain())
+    head = packer.pack(piece.handover.plain())
     data = bytearray(packer.size)
     packer.write(memoryview(data))
-    return Handover.of(unpack(head, memoryview(data), torch.device("cpu"), records))
+    return Heard(piece.request_id, head, memoryview(data))

@@ -123,10 +123,14 @@ class Slabs:
 
 
 class KV:
-    """Keys and values of one row: at a place in a slab, or, where it was moved away from there, in a tensor `own`."""
+    """Keys and values of one row: at a place in a slab, or, where it was moved away from there, in a tensor `own`.
 
-    def __init__(self, slabs: Slabs, place: Place | None, own: Tensor | None = None) -> None:
+    Of the network's heads, `whole` on all ranks together, those of this rank are here.
+    """
+
+    def __init__(self, slabs: Slabs, place: Place | None, own: Tensor | None = None, whole: int = 0) -> None:
         self._slabs, self.place, self._own = slabs, place, own
+        self.whole = whole or self.slab[0].shape[3]
 
     @property
     def slab(self) -> tuple[Tensor, int]:
@@ -155,7 +159,8 @@ class KV:
         """The same with room for so many `tokens`, and perhaps for more."""
         old = self.data
         layers, _, heads, room, dim = old.shape
-        kv = KV(self._slabs, self._slabs.take(Sizes(layers, heads, dim, old.dtype), tokens, old.device))
+        place = self._slabs.take(Sizes(layers, heads, dim, old.dtype), tokens, old.device)
+        kv = KV(self._slabs, place, whole=self.whole)
         kv.data[:, :, :, :room] = old
         return kv
 
@@ -166,7 +171,7 @@ class KV:
 
     def to(self, device: torch.device) -> KV:
         """The same on another device, where it lies alone."""
-        return KV(self._slabs, None, self.data.unsqueeze(2).to(device, copy=True))
+        return KV(self._slabs, None, self.data.unsqueeze(2).to(device, copy=True), self.whole)
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,11 @@ class Decoder(Network):
         """The same on the rank on which it takes most."""
         return self.sizes
 
+    @property
+    def whole(self) -> int:
+        """The heads of keys and values that all ranks have together."""
+        return self.sizes.heads
+
     def memory(self, room: int, device: torch.device) -> KV:
         """An empty memory with room for so many tokens, and perhaps for more."""
-        return KV(self.slabs, self.slabs.take(self.sizes, room, device))
+        return KV(self.slabs, self.slabs.take(self.sizes, room, device), whole=self.whole)

@@ -67,14 +67,14 @@ class Spread(Protocol):
 
 class Heads(nn.Module):
     """A part that has heads: `num_heads` here, from `first_head` on, which a rank may share with others. Where queries
-    share keys, these have `key_heads`, of which no rank has more than `most_heads`.
+    share keys, these have `key_heads`, of which no rank has more than `most_heads`, and all together `whole_heads`.
     """
 
     def __init__(self, num_heads: int, head_dim: int, key_heads: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.first_head = 0
-        self.key_heads = self.most_heads = key_heads or num_heads
+        self.key_heads = self.most_heads = self.whole_heads = key_heads or num_heads
         self.head_dim = head_dim
 
     def keep_heads(self, part: Cut) -> None:

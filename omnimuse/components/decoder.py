@@ -70,6 +70,10 @@ class DenseDecoder(Decoder):
     def most(self) -> Sizes:
         return self._sizes(self._site[0].most_heads)
 
+    @property
+    def whole(self) -> int:
+        return self._site[0].whole_heads
+
     def _sizes(self, heads: int) -> Sizes:
         return Sizes(self.config.num_hidden_layers, heads, self.config.head_dim, self.norm.weight.dtype)
 

@@ -68,12 +68,13 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
         **_void("parts of a pipeline are timed in any case", "enable_diffusion_pipeline_profiler"),
         # what would change it, or cannot be
         **_refused(
-            "ranks share a whole model, without pools: `--tensor-parallel-size` and its like (docs/parallel.md)",
-            "tensor_parallel_size pipeline_parallel_size data_parallel_size ulysses_degree ring_degree"
+            "ranks are those of one stage, which says how many, or of a whole model (docs/parallel.md)",
+            "tensor_parallel_size pipeline_parallel_size ulysses_degree ring_degree"
             " allgather_degree sequence_parallel_size cfg_parallel_size vae_patch_parallel_size text_encoder_tp_size"
             " hsdp_replicate_size",
             1,
         ),
+        **_refused("`num_replicas` of a stage, or `--replicas` of a whole model", "data_parallel_size", 1),
         **_refused("ranks keep parts of a whole model: `--use-hsdp`", "use_hsdp enable_expert_parallel", False),
         **_refused("ranks keep parts of a whole model: `--use-hsdp`", "hsdp_shard_size", -1, 1),
         **_refused("all stages compute in one number format: choose it with `--dtype`", "dtype", "auto"),

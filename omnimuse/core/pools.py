@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 from typing import Any
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.ranks import ParallelConfig
 
 WINDOW = 8
 """Requests that a pool takes on before it has handed over earlier ones, unless somebody chose."""
@@ -26,9 +27,10 @@ REST = "*"
 class PoolConfig:
     """A pool: some stages of a pipeline that follow one another (`*`: all that are left), or whole `tracks` by number.
 
-    There are `replicas` processes with them. `device` is where they compute; empty: where the engine would. What comes
-    in is carried by `connector`, and at most `window` requests are in one replica that have not left it. Those of a
-    pool that is `elsewhere` are started by the launcher, on other machines. Who writes there, and with which Python
+    There are `replicas` of it, each a process, or as many as `parallel` has ranks. `device` is where they compute, or
+    several with commas between them, one for every rank of a replica, or of all; empty: where the engine would. What
+    comes in is carried by `connector`, and at most `window` requests are in one replica that have not left it. Those of
+    a pool that is `elsewhere` are started by the launcher, on other machines. Who writes there, and with which Python
     that runs, say `writer` and `python`; empty: as the engine would.
     """
 
@@ -42,6 +44,7 @@ class PoolConfig:
     elsewhere: bool = False
     writer: str = ""
     python: str = ""
+    parallel: ParallelConfig = ParallelConfig()
 
     def __post_init__(self) -> None:
         if not self.name or not all(letter.isalnum() or letter in "-_" for letter in self.name):
@@ -56,6 +59,31 @@ class PoolConfig:
             raise ConfigError(f"pool {self.name}: window={self.window} is not allowed; use at least 1")
         if self.elsewhere and self.connector in NEAR:
             raise ConfigError(f"pool {self.name}: {self.connector} reaches nothing elsewhere; use connector: tcp")
+        if self.parallel.ranks > 1:
+            self._check_ranks()
+        count, ranks = len(self.device.split(",")), self.parallel.ranks
+        if count not in (1, ranks, ranks * self.replicas):
+            raise ConfigError(
+                f"pool {self.name}: device {self.device} is {count} devices, and the pool has {ranks * self.replicas} "
+                f"processes ({self.replicas} replicas x {ranks} ranks); name one for each, or one for all, or ask for "
+                "ranks (parallel: {tensor: 2}, tensor_parallel_size) or replicas"
+            )
+
+    def _check_ranks(self) -> None:
+        ranks = f"pool {self.name}: {self.parallel.ranks} ranks ({self.parallel})"
+        if self.connector == "local":
+            raise ConfigError(
+                f"{ranks} are processes, and connector: local keeps a pool in that of the front; use shared_memory"
+            )
+        if self.elsewhere:
+            raise ConfigError(f"{ranks} cannot be elsewhere; keep them on this machine, or use replicas of one rank")
+        if self.writer not in ("", "own"):
+            raise ConfigError(f"{ranks} share out nothing where {self.writer} writes; leave one of the two out")
+
+    def device_of(self, replica: int) -> str:
+        """Where that replica computes; of several ranks theirs, with commas between them."""
+        named, ranks = self.device.split(","), self.parallel.ranks
+        return ",".join(named[replica * ranks : (replica + 1) * ranks]) if len(named) > ranks else self.device
 
 
 @dataclass(frozen=True)

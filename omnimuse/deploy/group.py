@@ -1,8 +1,8 @@
 """The replicas of all pools of a group: who starts them, how they join, and who hears when they are gone.
 
-Driven by `deploy/pools.py` on its event loop. A replica is a process that `deploy/replica.py` starts again whenever it
-ends, here or, of a pool that is elsewhere, where the launcher has room; or, with the connector `local`, an engine on a
-thread of this process.
+Driven by `deploy/pools.py` on its event loop. A replica is a process, or one for every rank of its pool, that
+`deploy/replica.py` starts again whenever it ends (of several, when one does), here or, of a pool that is elsewhere,
+where the launcher has room; or, with the connector `local`, an engine on a thread of this process.
 """
 
 from __future__ import annotations
@@ -111,14 +111,15 @@ class Group:
             if self.config.parallel.launch.launcher == "local":
                 raise ConfigError(f"pool {away[0]} is elsewhere, and all is started here; use --launcher agent or ray")
             self._launcher = await opened(self.config, COMMAND)
-        index = 0
+        index = processes = 0
         for pool, seats in zip(self.config.deploy.pools, self.seats, strict=True):
-            for seat in seats:
+            for replica, seat in enumerate(seats):
+                config = self._config_of(pool, replica)
                 if pool.connector == LOCAL:
-                    await asyncio.to_thread(self._make, pool, seat)
+                    await asyncio.to_thread(self._make, pool, seat, config)
                 else:
-                    self._begin(pool, seat, index)
-                index += 1
+                    self._begin(pool, seat, config, index, processes)
+                index, processes = index + 1, processes + pool.parallel.ranks
         async with self._news:
             await self._news.wait_for(lambda: self._refusal is not None or all(seat.ready for seat in self._all))
         if self._refusal is not None:
@@ -170,7 +171,8 @@ class Group:
 
     # -- a process ---------------------------------------------------------------------------------------------------
 
-    def _begin(self, pool: PoolConfig, seat: Seat, index: int) -> None:
+    def _begin(self, pool: PoolConfig, seat: Seat, config: Config, index: int, processes: int) -> None:
+        """Start replica number `index` of all, before which there are so many `processes`."""
         if pool.connector not in self._listening:
             options = self.config.deploy.connectors.get(pool.connector, {})
             try:
@@ -180,7 +182,7 @@ class Group:
             self._listening[pool.connector] = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
         address = self._listening[pool.connector].address
         plan = PoolPlan(
-            self._config_of(pool),
+            config,
             self.spec,
             self._folder.path,
             scale=Scale.fixed(self.config.host.processes),  # threads are shared with other groups, not among pools
@@ -188,6 +190,7 @@ class Group:
             retried=self._ears.retried,
             command=COMMAND,
             edge=EdgeSettings(pool.connector, address, self._key.hex(), seat.name),
+            seat=processes,
         )
         launcher = self._launcher if pool.elsewhere else LocalLauncher(COMMAND)
         seat.replica = Replica(index, plan, self._folder.path, partial(self._changed, seat), launcher)
@@ -206,15 +209,15 @@ class Group:
                 self._ears.broken(why)
         self._tell()
 
-    def _config_of(self, pool: PoolConfig) -> Config:
-        """The configuration of a process of `pool`."""
+    def _config_of(self, pool: PoolConfig, replica: int) -> Config:
+        """The configuration of that replica of `pool`."""
         deploy = replace(self.config.deploy, pool=pool.name)
-        model = replace(self.config.model, device=pool.device or self.config.model.device)
+        model = replace(self.config.model, device=pool.device_of(replica) or self.config.model.device)
         try:
             writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
         except ConfigError as error:
             raise self._wrong(pool.name, error) from None
-        return replace(self.config, deploy=deploy, model=model, writer=writer)
+        return replace(self.config, deploy=deploy, model=model, writer=writer, parallel=pool.parallel)
 
     def _wrong(self, pool: str, why: ConfigError) -> ConfigError:
         """Why that pool cannot be, with the file that asks for it."""
@@ -222,10 +225,10 @@ class Group:
 
     # -- an engine of this process -----------------------------------------------------------------------------------
 
-    def _make(self, pool: PoolConfig, seat: Seat) -> None:
+    def _make(self, pool: PoolConfig, seat: Seat, config: Config) -> None:
         """Called on a thread."""
         try:
-            background = Background(partial(start, self._config_of(pool)), partial(self._soon, self._ears.broken))
+            background = Background(partial(start, config), partial(self._soon, self._ears.broken))
         except ConfigError as error:
             raise self._wrong(pool.name, error) from None
         self._engines.append(background)

@@ -20,6 +20,7 @@ import yaml
 from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
+from omnimuse.core.ranks import AXES, ParallelConfig
 from omnimuse.deploy.edges import check_edges, check_ends
 from omnimuse.deploy.stores import STORES
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 LARGEST = 2**20
 """Bytes of a file, at most."""
-OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window", "elsewhere")
+OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window", "elsewhere", "parallel")
 WRITER = ("writer", "python")
 CARRIERS = {
     "SharedMemoryConnector": "shared_memory",
@@ -57,6 +58,17 @@ VOID = {
 TOP_VOID = {"pipeline": "the checkpoint says so", "platforms": "what it says of other machines is not read"}
 RANKS = "parallel_config"
 """A key whose mapping holds settings of `core/foreign.py`."""
+DEGREES = {
+    "tensor_parallel_size": "tensor",
+    "pipeline_parallel_size": "pipe",
+    "ulysses_degree": "ulysses",
+    "ring_degree": "ring",
+    "cfg_parallel_size": "cfg",
+    "vae_patch_parallel_size": "vae_tiles",
+}
+"""What they call the axes along which ranks of a stage share work."""
+FOLLOWING = ("use_hsdp", "hsdp_shard_size", "sequence_parallel_size")
+"""What they say of the ranks that share tokens."""
 
 
 class _Once(yaml.SafeLoader):
@@ -134,7 +146,22 @@ def _pool(entry: Mapping[str, Any]) -> PoolConfig:
         elsewhere=_checked(entry, "elsewhere", False, bool, where),
         writer=_text(entry, "writer", "", where),
         python=_text(entry, "python", "", where),
+        parallel=_parallel(_mapping(entry, "parallel", where), f"{where}parallel: "),
     )
+
+
+def _parallel(given: Mapping[str, Any], where: str) -> ParallelConfig:
+    """The ranks of a pool, by the axes of `ParallelConfig`."""
+    _refuse_unknown(given, (*AXES, "elastic", "wait"), where)
+    kinds: dict[str, type] = {"elastic": bool, "wait": float if isinstance(given.get("wait"), float) else int}
+    return _made({name: _checked(given, name, None, kinds.get(name, int), where) for name in given}, where)
+
+
+def _made(given: Mapping[str, Any], where: str) -> ParallelConfig:
+    try:
+        return ParallelConfig(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
 
 
 def _options(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -146,16 +173,14 @@ def _options(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def device_of(given: Any, where: str) -> str:
-    """`0`, `"0"`, `[0]`, `cpu` or `cuda:1`, as torch has it; empty for None."""
-    given = given[0] if isinstance(given, list) and len(given) == 1 else given
-    text = "" if given is None else str(given)
-    if text.isdecimal():
-        return f"cuda:{text}"
-    if isinstance(given, list) or "," in text:
-        raise ConfigError(f"{where}devices {given!r} is more than one; a pool computes on one: use `replicas` for more")
-    if not re.fullmatch(r"|[a-z]+(:\d+)?", text):
+    """`0`, `"0"`, `[0]`, `cpu` or `cuda:1`, as torch has it; empty for None. Of several, such as `0,1` or `[0, 1]`, all
+    with commas between them.
+    """
+    named = given if isinstance(given, list) else "" if given is None else str(given).split(",")
+    texts = [f"cuda:{text}" if text.isdecimal() else text for text in (str(each).strip() for each in named)]
+    if not all(re.fullmatch(r"[a-z]+(:\d+)?", text) for text in texts):
         raise ConfigError(f"{where}device {given!r} is none; use cpu, or the number of a GPU, such as 0 or cuda:1")
-    return text
+    return ",".join(texts)
 
 
 # -- files of another engine -------------------------------------------------------------------------------------------
@@ -185,15 +210,16 @@ def _foreign(
         if entry.get("stage_id", number) != number:
             raise ConfigError(f"{where}stages have the numbers 0, 1, ... in their order; this is number {number}")
         engine, place = _mapping(entry, "engine_args", where), _mapping(entry, "runtime", where)
-        _note(entry, VOID, (*PLACED, RANKS), where, void)
-        _note(engine, {}, ("max_num_seqs", RANKS), f"{where}engine_args: ", void)
+        _note(entry, VOID, (*PLACED, RANKS, *DEGREES, *FOLLOWING), where, void)
+        _note(engine, {}, ("max_num_seqs", RANKS, *DEGREES, *FOLLOWING), f"{where}engine_args: ", void)
         _note(place, {}, ("process", "devices", "num_replicas"), f"{where}runtime: ", void)
-        for said in (entry, engine):
-            _note(_mapping(said, RANKS, where), {}, (), f"{where}{RANKS}: ", void)
+        ranked = [_mapping(part, RANKS, where) for part in (engine, entry)]
+        for part in ranked:
+            _note(part, {}, (*DEGREES, *FOLLOWING), f"{where}{RANKS}: ", void)
         if place.get("process", True) is not True:
             raise ConfigError(f"{where}runtime: process={place['process']} is not honoured; leave `process: true`")
         check_ends(entry, number, entries, where)
-        said = {**place, **engine, **entry}
+        said = {**place, **engine, **ranked[0], **entry, **ranked[1]}
         held: dict[str, Any] = {"stages": (REST,)} if number == len(entries) - 1 else {"tracks": (number,)}
         pools.append(
             PoolConfig(
@@ -202,10 +228,28 @@ def _foreign(
                 device=device_of(said.get("devices"), where),
                 connector=_carrier(entry, carriers, where),
                 window=_number(said, "max_num_seqs", PoolConfig.window, where),
+                parallel=_ranks(said, where),
                 **held,
             )
         )
     return pools
+
+
+def _ranks(said: Mapping[str, Any], where: str) -> ParallelConfig:
+    """How many ranks a stage of theirs has, along which axes."""
+    given = {key: value for key, value in said.items() if value is not None}
+    axes = {ours: _number(given, theirs, 1, where) for theirs, ours in DEGREES.items()}
+    tokens = axes["ulysses"] * axes["ring"]
+    if _checked(given, "use_hsdp", False, bool, where):
+        axes["shard"] = tokens
+    allowed = {"hsdp_shard_size": {-1, axes.get("shard", 1)}, "sequence_parallel_size": {1, tokens}}
+    for name, values in allowed.items():
+        if _number(given, name, tokens if name != "hsdp_shard_size" else -1, where) not in values:
+            raise ConfigError(
+                f"{where}{name}={given[name]} is not allowed: {tokens} ranks share tokens (ulysses_degree x "
+                "ring_degree), and with use_hsdp these keep parts of blocks; leave it out"
+            )
+    return _made(axes, where)
 
 
 PLACED = ("stage_id", "runtime", "engine_args", "input_connectors", "output_connectors", "devices", "num_replicas",

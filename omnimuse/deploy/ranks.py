@@ -63,12 +63,15 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         from omnimuse.engine.local import start
         from omnimuse.parallel.meeting import join, store_at
 
-        config, backend = self.config, "gloo"
-        config = replace(config, host=replace(config.host, processes=self.seats))
-        if torch.cuda.is_available() and config.model.device in ("auto", "cuda"):
-            index = self.seat % torch.cuda.device_count()
-            torch.cuda.set_device(index)
-            config, backend = replace(config, model=replace(config.model, device=f"cuda:{index}")), "nccl"
+        config, backend, named = self.config, "gloo", self.config.model.device.split(",")
+        device, alone = named[self.rank % len(named)], len({*named}) == self.ranks > 1
+        if torch.cuda.is_available() and device in ("auto", "cuda"):
+            device, alone = f"cuda:{self.seat % torch.cuda.device_count()}", True
+        if alone and device.startswith("cuda:") and int(device[5:]) < torch.cuda.device_count():  # or it is refused
+            torch.cuda.set_device(device)
+            backend = "nccl"
+        model, host = replace(config.model, device=device), replace(config.host, processes=self.seats)
+        config = replace(config, model=model, host=host)
         if self.ranks > 1:
             join(store_at(self.meeting, self.rank, config.parallel), self.rank, config.parallel, backend)
         return start(config)

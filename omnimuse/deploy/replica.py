@@ -99,7 +99,7 @@ class PoolPlan:
     many forwards failed and were tried again, `staffed` with how many workers are ready, and coming, when that may have
     changed, `lost` with how many processes more of a pool of the model were replaced. `warm_up` is what a worker draws
     before it is ready (`worker/warm_up.py`). `command` starts a worker; tests have one without a model. Processes of a
-    pool (`deploy/pools.py`) have an `edge`.
+    pool (`deploy/pools.py`) have an `edge`, and begin at a `seat`: not every pool has as many ranks.
     """
 
     config: Config
@@ -115,6 +115,7 @@ class PoolPlan:
     warm_up: str = SMALL
     command: tuple[str, ...] = COMMAND
     edge: EdgeSettings | None = None
+    seat: int | None = None
 
 
 class Life:
@@ -410,7 +411,7 @@ class Replica:
             else f"ipc://{self._folder}/{name}.sock",
             spool=plan.spool,
             name=name,
-            seat=self.index * here,
+            seat=self.index * here if plan.seat is None else plan.seat,
             seats=plan.scale.most * here,
             ranks=ranks,
             meeting=f"tcp://{meeting}:{free_port(meeting)}" if meeting else f"{FILE}{self._folder}/{name}.meet",

@@ -1,7 +1,8 @@
 """A station: one engine that runs the stages of one pool, and obeys what comes over its edge to the front.
 
 `deploy/pools.py` starts it as a process, `python -m omnimuse.deploy.station`, whose life is that of a worker's process:
-settings on its standard input, beats over a line; or makes one in its own process (connector `local`).
+settings on its standard input, beats over a line; or makes one in its own process (connector `local`). Where the engine
+has several ranks, so many processes are started: rank 0 has the edge, and the others follow it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from omnimuse.deploy.connectors import Blob, Connector, kind_of
 from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.frames import AnyFrame, Close, Credit, Frame, Hold, Open, Put, Said
 from omnimuse.deploy.line import Line
-from omnimuse.deploy.process import build, warm_up
+from omnimuse.deploy.process import build, rank_of, warm_up
 from omnimuse.deploy.process import kind_of as error_kind
+from omnimuse.deploy.ranks import follow
 from omnimuse.deploy.wire import Beat, Command, NotStarted, Ready, unpack
 from omnimuse.worker.find import find
+from omnimuse.worker.plan import Heard
 
 if TYPE_CHECKING:
     from omnimuse.engine.local import Background
@@ -52,6 +55,10 @@ class Station:
     def busy(self) -> bool:
         """Whether it has requests that it could work on."""
         return bool(self._requests) and not self._background.engine.idle
+
+    def close(self) -> None:
+        """End the engine, on all of its ranks."""
+        self._background.close()
 
     def _hear(self, frame: AnyFrame, blob: Blob | None) -> None:
         try:
@@ -84,13 +91,8 @@ class Station:
         self._background.submit(self._requests[stream], self._listen)
 
     def _take(self, frame: Put, blob: Blob | None) -> None:
-        from omnimuse.worker.handover import Handover
-        from omnimuse.worker.packing import unpack as unpacked
-
-        pipeline = self._background.engine.runner.pipeline
         data = memoryview(b"") if blob is None else blob.view()
-        handover = Handover.of(unpacked(frame.head, data, pipeline.ctx.device, pipeline.records))
-        self._background.engine.hear(frame.stream, handover)
+        self._background.engine.hear(Heard(frame.stream, frame.head, data))
         if frame.number == 0:
             self._submit(frame.stream)
         self._edge.send(Credit(frame.stream))
@@ -143,8 +145,9 @@ class Station:
         self._edge.send(frame(head), blob)  # type: ignore[arg-type]
 
     def _tell_failure(self, frame: AnyFrame, done: Future[None]) -> None:
-        if (error := done.exception()) is not None:
-            self._background.engine.runner.hand.forget(frame.stream)
+        engine = self._background.engine
+        if (error := done.exception()) is not None and engine.dead is None:  # then who asked is to blame for nothing
+            engine.forget(frame.stream)
             self._end(frame.stream, error)
 
     def _end(self, stream: str, error: BaseException) -> None:
@@ -212,7 +215,9 @@ class Process:
         return Beat(station.ticks if station else 0, station is None or station.busy, resident())
 
     def close(self) -> None:
-        """What is in progress is dropped with the process."""
+        """What is in progress is dropped with the process; other ranks are told."""
+        if self._station is not None and self.settings.ranks > 1:
+            self._station.close()
 
     def _die(self, error: EngineDeadError) -> None:
         self._give_up(NotStarted("", str(error)))
@@ -224,8 +229,8 @@ class Process:
 
 
 def main() -> None:
-    """Be a station until told to end, or until the front is gone."""
-    run(partial(talk, make=Process))
+    """Be a station, or a rank of one, until told to end, or until the front is gone."""
+    run(lambda settings: follow(rank_of(settings).build, settings.rank) if settings.rank else talk(settings, Process))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.agree import words_of_all
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
-from omnimuse.worker.handover import Handover
+from omnimuse.worker.handover import apart
 from omnimuse.worker.pace import Offer, Price
-from omnimuse.worker.plan import TickPlan, decode, encode, fingerprint
+from omnimuse.worker.plan import Heard, TickPlan, decode, encode, fingerprint
 from omnimuse.worker.room import Space, nearest_size
 from omnimuse.worker.runner import Runner
 
@@ -74,6 +74,7 @@ class Engine:
         self._cancelled: dict[str, RequestCancelled] = {}
         self._arrived: dict[str, float] = {}
         self._waited: dict[str, float] = {}
+        self._unwanted: list[str] = []
         self._closed = False
         self._news, self._starved = 0, False
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
@@ -113,12 +114,24 @@ class Engine:
             self._hear_news()
         return request.id
 
-    def hear(self, request_id: str, piece: Handover) -> None:
-        """More of a request has come from the pool before this one; comes between two ticks."""
-        job = self.runner.jobs.get(request_id)
-        self.runner.hand.hear(request_id, piece, () if job is None else job.states.values())
+    def hear(self, heard: Heard) -> None:
+        """More of a request has come from the pool before this one; comes between two ticks. All ranks hear it.
+
+        EngineDeadError, and nothing more will come of this engine, if one of them is gone.
+        """
+        try:
+            self._tell(TickPlan(heard=heard))
+        except EngineDeadError as error:
+            self.die(error)
+            raise
+        take_over(self.runner, heard)
         with self._lock:
             self._hear_news()
+
+    def forget(self, request_id: str) -> None:
+        """Nothing will be done with what has come of a request; comes between two ticks."""
+        with self._lock:
+            self._unwanted.append(request_id)
 
     def taken(self, request_id: str) -> None:
         """The pool behind this one has taken a piece of a request; comes between two ticks."""
@@ -303,14 +316,15 @@ class Engine:
         for request_id, error in dropped.items():
             events.append(Failed(request_id, error))
             self._forget(request_id)
+        drop, self._unwanted = (*dropped, *self._unwanted), []
         if self.asleep:
-            return TickPlan(tuple(dropped))
+            return TickPlan(drop)
         pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
         steps = min(MOST, int(brief / self._step)) if self._step else 1
-        return TickPlan(tuple(dropped), pick.admit, pick.park, pick.wake, pick.run, teams=teams, steps=max(1, steps))
+        return TickPlan(drop, pick.admit, pick.park, pick.wake, pick.run, teams=teams, steps=max(1, steps))
 
     def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
         """`plan` without those who would begin, and of whom small ones of their kind show that they never fit."""
@@ -390,6 +404,12 @@ def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Gover
     work() if governor is None else governor.watch(work)
 
 
+def take_over(runner: Runner, heard: Heard) -> None:
+    """More of a request has come from the pool before this one."""
+    job = runner.jobs.get(heard.request_id)
+    runner.hand.hear(heard, () if job is None else job.states.values())
+
+
 def follow(runner: Runner, governor: Governor | None = None) -> None:
     """What every rank but 0 does: execute the plans that rank 0 sends, until it stops."""
     mesh, recorder = runner.pipeline.ctx.mesh, Recorder()
@@ -403,6 +423,8 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
             runner.blocks.recorded = False
             recorder.try_to(partial(recorder.write, part_of(Path(plan.write), mesh.rank)))
             meet(mesh)
+        elif plan.heard is not None:
+            take_over(runner, apart(plan.heard))
         elif plan.rest:
             with suppress(ConfigError):  # rank 0 tells it
                 begin_rest(runner)

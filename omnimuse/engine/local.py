@@ -314,8 +314,8 @@ class Background:
         made.set_result(engine)
         try:
             while not self._stopping and engine.dead is None:
-                while not self._errands.empty():
-                    self._errands.get().run()
+                if self._dies_of_errands(engine):
+                    break
                 rest = engine.rest()
                 if rest == 0.0:
                     self._tick(engine)
@@ -327,8 +327,18 @@ class Background:
         self._refuse_errands()
         engine.close()  # here: a library's call that stands still can be unwound by its own thread alone
 
+    def _dies_of_errands(self, engine: Engine) -> bool:
+        """Do what is to be done between two ticks; whether nothing more comes of the engine then."""
+        while not self._errands.empty():
+            self._errands.get().run()
+        if engine.dead is not None:
+            self._tell_death(engine.dead)
+        return engine.dead is not None
+
     def _die(self, engine: Engine, error: Exception) -> None:
-        dead = engine.die(error)
+        self._tell_death(engine.die(error))
+
+    def _tell_death(self, dead: EngineDeadError) -> None:
         if self._on_death is not None:
             self._on_death(dead)
         for request_id in list(self._listeners):

@@ -8,16 +8,20 @@ processes: who carries a `Handover` is somebody else's affair (`deploy/`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from omnimuse.ar.kv import KV
 from omnimuse.core.output import Handed, Note
 from omnimuse.core.request import Request
+from omnimuse.parallel.remembered import part_of, whole_of
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.stream import Stream
+from omnimuse.worker.packing import unpack
+from omnimuse.worker.plan import Heard
 
 WINDOW = 8
 """Pieces of a stream that may be under way."""
@@ -82,9 +86,11 @@ class Hand:
 
     # -- in --------------------------------------------------------------------------------------------------------
 
-    def hear(self, request_id: str, piece: Handover, states: Collection[State]) -> None:
+    def hear(self, heard: Heard, states: Collection[State]) -> None:
         """More of a request has come; `states` are its states, if it has begun."""
-        known = self._arrived.setdefault(request_id, Handover())
+        ctx, records = self._pipeline.ctx, self._pipeline.records
+        piece = Handover.of(unpack(heard.head, memoryview(heard.data), ctx.device, records))
+        known = self._arrived.setdefault(heard.request_id, Handover())
         known.spent |= piece.spent
         known.last = piece.last
         begun = {state.output: state for state in states}
@@ -95,7 +101,8 @@ class Hand:
             carried.said += more.said
             carried.timed |= more.timed
             for name, value in more.slots.items():
-                _add(carried.slots, begun.get(number), name, value)
+                here = part_of(value, ctx.mesh) if isinstance(value, KV) else value
+                _add(carried.slots, begun.get(number), name, here)
 
     def begin(self, states: Iterable[State]) -> None:
         """Fill fresh states with what has come."""
@@ -181,11 +188,20 @@ class Hand:
 
     def _told(self, leaving: Leaving, state: State, name: str) -> Any:
         value = state[name]
+        if isinstance(value, KV):
+            return whole_of(value, self._pipeline.ctx.mesh)
         if not isinstance(value, Stream):
             return value
         at = leaving.told.get((state.output, name), 0)
         leaving.told[state.output, name] = len(value.items)
         return Stream(value.items[at:], value.closed)
+
+
+def apart(heard: Heard) -> Heard:
+    """The same, with data that may be written to and begin where those of torch's own tensors do."""
+    data = torch.empty(len(heard.data), dtype=torch.uint8).numpy()
+    data[:] = memoryview(heard.data)
+    return replace(heard, data=data.data)
 
 
 def _add(slots: dict[str, Any], state: State | None, name: str, value: Any) -> None:

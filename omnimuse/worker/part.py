@@ -27,9 +27,10 @@ def parts(config: Config, spec: Spec) -> list[range]:
         raise ConfigError(
             f"pools cannot be: {spec.library} runs the pipeline of {spec.arch} as a whole; leave the deploy file out"
         )
-    if config.parallel.ranks > 1:
+    if config.parallel.ranks > 1 and not config.deploy.pool:
         raise ConfigError(
-            f"pools and several ranks ({config.parallel}) do not go together; use replicas of a pool, or one of the two"
+            f"which pool would have several ranks ({config.parallel})? Say in the deploy file, in the pool that has, "
+            "`parallel: {tensor: 2}`, and nothing of it here"
         )
     from omnimuse.pipeline.numbered import numbered
 

@@ -1,6 +1,7 @@
 """`TickPlan`: what one tick does, decided by the engine on rank 0 and executed alike by the runner of every rank.
 
-It holds names and numbers, and the pictures, videos and sounds that a request brings; tensors never travel with it.
+It holds names and numbers, the pictures, videos and sounds that a request brings, and what has come of one from another
+pool, packed; what ranks compute never travels with it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,24 @@ from omnimuse.core.spec import Spec
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What has come of a request from the pool before: the `head` of a `Handover`, and the `data` of its tensors
+    (`worker/packing.py`).
+    """
+
+    request_id: str
+    head: bytes
+    data: memoryview | bytes
+
+
+@dataclass(frozen=True)
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
     `record` begins a recording, `write` ends it and names the file. With `rest` weights leave, or come back (None:
-    neither). `stop` ends the loop. `alive` stands for the states that rank 0 had before, which every rank must have.
-    In several `teams`, ranks evaluate some of the states each. Where all of them write a token, they write as many as
-    `steps`.
+    neither). What was `heard` from the pool before this one every rank takes over. `stop` ends the loop. `alive` stands
+    for the states that rank 0 had before, which every rank must have. In several `teams`, ranks evaluate some of the
+    states each. Where all of them write a token, they write as many as `steps`.
     """
 
     drop: tuple[str, ...] = ()
@@ -39,6 +51,7 @@ class TickPlan:
     record: bool = False
     write: str = ""
     rest: bool | None = None
+    heard: Heard | None = None
     stop: bool = False
     alive: int = 0
     teams: int = 1
@@ -64,7 +77,8 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names: dict[str, Any] = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
     marks: dict[str, Any] = {field: raw[field] for field in MARKS}
-    return TickPlan(admit=admit, **names, **marks)
+    heard = None if raw["heard"] is None else Heard(**raw["heard"])
+    return TickPlan(admit=admit, heard=heard, **names, **marks)
 
 
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:

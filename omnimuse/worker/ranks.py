@@ -104,6 +104,7 @@ def _lendable(under: Build) -> list[tuple[str, nn.Module]]:
     used = {name for stage in stages if stage.lendable for name in stage.uses}
     used -= {name for stage in stages if not stage.lendable for name in stage.uses}
     found = under.modules.items()
+    used -= under.held.lent.keys()  # those are in another pool
     return [(name, module) for name, module in found if name in used and not isinstance(module, Network)]
 
 

@@ -27,7 +27,7 @@ def through(engines: Sequence[Engine], requests: Sequence[Request]) -> list[Even
         refused = [event.error for event in events if isinstance(event, Failed)]
         assert not refused, refused
         for event in (event for event in events if isinstance(event, Handed)):
-            engine.hear(event.request_id, carried(event.handover, engine.runner.pipeline.records))
+            engine.hear(carried(event, engine.runner.pipeline.records))
             if event.number == 0:
                 engine.submit(by_id[event.request_id])
         events = drain(engine)

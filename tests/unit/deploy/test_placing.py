@@ -9,6 +9,7 @@ import yaml
 
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.pools import DeployConfig, PoolConfig, parts_of
+from omnimuse.core.ranks import ParallelConfig
 from omnimuse.deploy.placing import read, read_deploy
 
 OURS = """
@@ -143,6 +144,27 @@ connectors: {wire: {name: MooncakeStoreConnector, extra: {master: "10.0.0.5:1", 
     assert any("colour" in void for void in deploy.void)
 
 
+@pytest.mark.parametrize("within", ["", "engine_args", "parallel_config"])
+@pytest.mark.parametrize("schema", ["stage_args", "stages"])
+def test_a_stage_of_another_engine_says_its_ranks_and_a_device_for_each(schema: str, within: str) -> None:
+    degrees = {"tensor_parallel_size": 2, "ulysses_degree": 2, "use_hsdp": True, "sequence_parallel_size": 2}
+    stage = {"stage_id": 0, "runtime": {"devices": "0,1,2,3"}, **({within: degrees} if within else degrees)}
+    [pool, _] = read({schema: [stage, {"stage_id": 1, "devices": "4"}]}).pools
+    assert pool.parallel == ParallelConfig(tensor=2, ulysses=2, shard=2)
+    assert pool.device == "cuda:0,cuda:1,cuda:2,cuda:3"
+
+
+def test_a_pool_says_its_ranks_and_where_those_of_each_replica_are() -> None:
+    text = "pools: [{name: a, stages: [x], replicas: 2, devices: [0, 1, 2, 3], parallel: {tensor: 2, wait: 60}}]"
+    [pool] = of(text).pools
+    assert pool.parallel == ParallelConfig(tensor=2, wait=60)
+    assert [pool.device_of(replica) for replica in range(2)] == ["cuda:0,cuda:1", "cuda:2,cuda:3"]
+    [alike] = of("pools: [{name: a, stages: [x], replicas: 2, devices: '0,1', parallel: {cfg: 2}}]").pools
+    assert [alike.device_of(replica) for replica in range(2)] == ["cuda:0,cuda:1"] * 2
+    [apart] = of("pools: [{name: a, stages: [x], replicas: 2, devices: '0,1'}]").pools
+    assert [apart.device_of(replica) for replica in range(2)] == ["cuda:0", "cuda:1"]
+
+
 def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
     deploy = of("stage_args: [{stage_id: 0, runtime: {devices: '1'}, final_output: true}]")
     assert deploy.pools == (PoolConfig("stage0", ("*",), device="cuda:1"),)
@@ -169,18 +191,46 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
         ("pools: [{name: a, tracks: [x]}]", "tracks=['x']"),
         ("pools: [{name: a/b, stages: [x]}]", "'a/b'"),
         ("pools: [{stages: [x]}]", "pool name ''"),
-        ("pools: [{name: a, stages: [x], devices: [0, 1]}]", "more than one"),
-        ("pools: [{name: a, stages: [x], devices: '0,1'}]", "more than one"),
+        ("pools: [{name: a, stages: [x], devices: [0, 1]}]", "pool a: device cuda:0,cuda:1 is 2 devices, and the pool"),
+        ("pools: [{name: a, stages: [x], devices: '0,1,2', replicas: 2}]", "(2 replicas x 1 ranks); name one for each"),
+        ("pools: [{name: a, stages: [x], devices: '0,'}]", "device '0,' is none"),
+        ("pools: [{name: a, stages: [x], parallel: 2}]", "pool a: parallel=2 is not allowed; use names and values"),
+        ("pools: [{name: a, stages: [x], parallel: {tensr: 2}}]", "pool a: parallel: 'tensr' is not honoured; did you"),
+        ("pools: [{name: a, stages: [x], parallel: {tensor: two}}]", "pool a: parallel: tensor='two' is not allowed"),
+        ("pools: [{name: a, stages: [x], parallel: {ulysses: 2, shard: 3}}]", "pool a: parallel: parallel shard=3"),
+        (
+            "pools: [{name: a, stages: [x], parallel: {tensor: 2}, connector: local}]",
+            "pool a: 2 ranks (tensor=2) are processes, and connector: local keeps a pool in that of the front",
+        ),
+        (
+            "pools: [{name: a, stages: [x], parallel: {tensor: 2}, connector: tcp, elsewhere: true}]",
+            "pool a: 2 ranks (tensor=2) cannot be elsewhere",
+        ),
+        (
+            "pools: [{name: a, stages: [x], parallel: {tensor: 2}, writer: vllm}]",
+            "pool a: 2 ranks (tensor=2) share out nothing where vllm writes",
+        ),
         ("pools: [{name: a, stages: [x]}, {name: a, stages: [y]}]", "two pools are called 'a'"),
         ("{pools: [{name: a, stages: [x]}], runtime: {}}", "'runtime' is not honoured"),
         ("stage_args: [{stage_id: 1}]", "stages have the numbers"),
         (
-            "stage_args: [{stage_id: 0, engine_args: {tensor_parallel_size: 2}}]",
-            "stage 0: engine_args: tensor_parallel_size=2 is not honoured here; leave it out, or say 1: ranks share",
+            "stages: [{stage_id: 0, parallel_config: {data_parallel_size: 2}}]",
+            "stage 0: parallel_config: data_parallel_size=2 is not honoured here; leave it out, or say 1: ",
+        ),
+        ("{tensor_parallel_size: 2, stages: [{stage_id: 0}]}", "tensor_parallel_size=2 is not honoured here"),
+        (
+            "stages: [{stage_id: 0, devices: '0,1'}]",
+            "stage0: device cuda:0,cuda:1 is 2 devices, and the pool has 1",
+        ),
+        ("stages: [{stage_id: 0, tensor_parallel_size: true}]", "stage 0: tensor_parallel_size=True is not allowed"),
+        ("stages: [{stage_id: 0, cfg_parallel_size: 4}]", "stage 0: parallel cfg=4 is not allowed"),
+        (
+            "stages: [{stage_id: 0, ulysses_degree: 2, hsdp_shard_size: 2}]",
+            "stage 0: hsdp_shard_size=2 is not allowed: 2 ranks share tokens",
         ),
         (
-            "stages: [{stage_id: 0, parallel_config: {ring_degree: 1, ulysses_degree: 4}}]",
-            "stage 0: parallel_config: ulysses_degree=4 is not honoured here",
+            "stages: [{stage_id: 0, ring_degree: 2, sequence_parallel_size: 4}]",
+            "sequence_parallel_size=4 is not",
         ),
         ("stages: [{stage_id: 0, tensor_paralel_size: 1}]", "did you mean 'tensor_parallel_size'"),
         (

@@ -448,6 +448,17 @@ def background(**config: Any) -> Iterator[Background]:
     made.close()
 
 
+def test_an_engine_that_dies_of_what_is_done_between_its_ticks_tells_it_to_all_who_wait() -> None:
+    deaths: list[EngineDeadError] = []
+    subject, ear = Background(engine, deaths.append), Ear()
+    subject.submit(subject.engine.make_request(ask(num_inference_steps=10_000)), ear)
+    subject.between_ticks(lambda: subject.engine.die(EngineDeadError("a rank is gone")))
+    end = ear.wait()
+    assert isinstance(end, Failed) and isinstance(end.error, EngineDeadError)
+    assert [str(death) for death in deaths] == [str(end.error)]
+    subject.close()
+
+
 class Ear:
     """A listener that remembers, and can be waited for."""
 

@@ -52,7 +52,7 @@ class Two:
 
     def carry(self, most: int = 100) -> None:
         for piece in self.way[:most]:
-            self.second.hear(piece.request_id, carried(piece.handover))
+            self.second.hear(carried(piece))
             if piece.number == 0:
                 self.second.submit(self.requests[piece.request_id])
             self.first.taken(piece.request_id)
