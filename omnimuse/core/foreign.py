@@ -109,7 +109,7 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
         **_refused("sleep does not go together with pools", "enable_sleep_mode", False),
         **_refused("a pipeline that can be run in steps is run in steps", "step_execution", True),
         **_refused("nothing is handed on unread", "engine_extras", {}),
-        **_refused("another file is not read: write all of it into this one", "base_config"),
+        **_refused("it is read where a file has `stages`: write all of it into this one", "base_config"),
         **_refused(
             "ranks are processes of this machine; `omnimuse serve` has what goes further",
             "worker_backend",

@@ -21,6 +21,7 @@ from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
 from omnimuse.core.ranks import AXES, ParallelConfig
+from omnimuse.deploy.based import with_base
 from omnimuse.deploy.edges import check_edges, check_ends
 from omnimuse.deploy.stores import STORES
 
@@ -86,6 +87,17 @@ class _Once(yaml.SafeLoader):
 
 def read_deploy(path: Path) -> DeployConfig:
     """The pools of a deploy file; ConfigError says what is wrong with it, and where."""
+    content = with_base(path, _load)
+    try:
+        deploy = replace(read(content), source=str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for void in deploy.void:
+        log.warning("%s says what means nothing here: %s", path.name, void)
+    return deploy
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise ConfigError(f"{path} is larger than {LARGEST} bytes, which no deploy file is")
@@ -96,13 +108,7 @@ def read_deploy(path: Path) -> DeployConfig:
         raise ConfigError(f"the deploy file {path} is no YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"the deploy file {path} has no keys; write `pools:`, and a list below it (docs/deploy.md)")
-    try:
-        deploy = replace(read(content), source=str(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    for void in deploy.void:
-        log.warning("%s says what means nothing here: %s", path.name, void)
-    return deploy
+    return content
 
 
 def read(content: Mapping[str, Any]) -> DeployConfig:

@@ -175,7 +175,7 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
     ("text", "said"),
     [
         ("{}", "none of pools, stage_args, stages"),
-        ("base_config: other.yaml", "base_config='other.yaml' is not honoured here; leave it out: another file is not"),
+        ("base_config: other.yaml", "base_config='other.yaml' is not honoured here; leave it out: it is read where"),
         ("pools: []", "list of mappings"),
         ("pools: {name: a}", "list of mappings"),
         ("pools: [{name: a, stages: [x], replica: 2}]", "'replica' is not honoured; did you mean 'replicas'"),
@@ -237,7 +237,11 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
             "{dtype: float16, stages: [{stage_id: 0}]}",
             "dtype='float16' is not honoured here; leave it out, or say 'auto'",
         ),
-        ("{base_config: other.yaml, stages: [{stage_id: 0}]}", "write all of it into this one"),
+        ("{base_config: other.yaml, stage_args: [{stage_id: 0}]}", "write all of it into this one"),
+        (
+            "stages: [{stage_id: 0}, {stage_id: 1, dtype: float32}]",
+            "stage 1: dtype='float32' is not honoured here; leave it out, or say 'auto': all stages",
+        ),
         ("stage_args: [{stage_id: 0, runtime: [0]}]", "stage 0: runtime=[0] is not allowed; use names and values"),
         ("stage_args: [{stage_id: 0, engine_args: 5}]", "stage 0: engine_args=5 is not allowed"),
         ("{stages: [{stage_id: 0}], connectors: {wire: shm}}", "connectors: wire='shm' is not allowed"),
@@ -288,6 +292,44 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(text: str, said: str) ->
     with pytest.raises(ConfigError) as refused:
         of(text)
     assert said in str(refused.value)
+
+
+def test_a_file_changes_what_it_is_based_on(tmp_path: Path) -> None:
+    (tmp_path / "newer.yaml").write_text(NEWER)
+    between = "{base_config: newer.yaml, stages: [{stage_id: 1, devices: cpu}]}"
+    (tmp_path / "between.yaml").write_text(between)
+    (tmp_path / "below").mkdir()
+    file = tmp_path / "below" / "thin.yaml"
+    file.write_text(
+        "{base_config: ../between.yaml, connectors: {wire: {name: SharedMemoryConnector}}, "
+        "stages: [{stage_id: 0, num_replicas: 1, default_sampling_params: {seed: 3}}, {stage_id: 1, window: 1}]}"
+    )
+    with pytest.raises(ConfigError, match=r"thin.yaml: stage 1: 'window' is not honoured"):
+        read_deploy(file)
+    file.write_text(file.read_text().replace(", {stage_id: 1, window: 1}", ""))
+    deploy = read_deploy(file)
+    assert deploy.pools == (
+        PoolConfig("stage0", tracks=(0,), device="cuda:0", window=16),
+        PoolConfig("stage1", stages=("*",), device="cpu"),
+    )
+    assert deploy.sampling[0] == {"temperature": 0.9, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("none.yaml", r"none.yaml cannot be read"),
+        ("thin.yaml", r"thin.yaml is based on this file itself"),
+        ("[a]", r"base_config=\['a'\] is not allowed"),
+        ("ours.yaml", r"ours.yaml has no `stages`"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(base: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(OURS)
+    file = tmp_path / "thin.yaml"
+    file.write_text(f"{{base_config: {base}, stages: [{{stage_id: 0}}]}}")
+    with pytest.raises(ConfigError, match=said):
+        read_deploy(file)
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
