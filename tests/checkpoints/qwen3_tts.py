@@ -246,7 +246,7 @@ def build(folder: Path, *, kind: str = "custom_voice", size: str = "1b7", **chan
 def _unread() -> dict[str, Tensor]:
     """What the published codec has besides, and does not need to make codes of a sound."""
     kinds = {f"encoder.quantizer.{kind}_residual_vector_quantizer": many for kind, many in KINDS.items()}
-    shapes = {f"{kind}.output_proj.weight": (16, 8, 1) for kind in kinds}
+    shapes: dict[str, tuple[int, ...]] = {f"{kind}.output_proj.weight": (16, 8, 1) for kind in kinds}
     shapes |= {f"{kind}.layers.{at}.codebook.initialized": (1,) for kind, many in kinds.items() for at in range(many)}
     return {name: filled(name, shape) for name, shape in shapes.items()}
 
