@@ -41,7 +41,9 @@ NAMED: Mapping[str, str] = MappingProxyType(
     }
 )
 """Options by targets that are called otherwise."""
-SPOKEN: Mapping[str, str] = MappingProxyType({"urls": "--like", "format": "--output"})
+SPOKEN: Mapping[str, str] = MappingProxyType(
+    {"urls": "--like", "ref_text": "--like-text", "alone": "--like", "format": "--output"}
+)
 OF: Mapping[Kind, tuple[str, Mapping[str, str]]] = MappingProxyType(
     {
         "image": ("generate", NAMED),
