@@ -78,20 +78,24 @@ class DecodeSpeech(Loop):
         decoding, codes = state.working["decode"], state["codes"].items
         if state.request.params.output_type == "latent":
             return  # they are handed over as they are
-        codec, at = ctx.network(self.codec), decoding.past.frames
-        assert isinstance(codec, Codec)
+        at = decoding.past.frames
         if early := [frame for frame in codes[at : at + PIECE] if frame[0] < 0]:
-            codec(_frames(ctx, [unheard(frame) for frame in early]), decoding.past)
+            self._codec(ctx)(_frames(ctx, [unheard(frame) for frame in early]), decoding.past)
             state.plan.append(Step(step.index + 1))
             return
         end = min(at + decoding.piece, len(codes))
         if end > at:
-            piece = codec(_frames(ctx, codes[at:end]), decoding.past)[None]  # [1, n]
+            piece = self._codec(ctx)(_frames(ctx, codes[at:end]), decoding.past)[None]  # [1, n]
             decoding.pieces.append(ctx.send(piece))
             state.grow("audio", decoding.samples, piece)
             decoding.samples += piece.shape[1]
         if end < len(codes) or not state["codes"].closed:
             state.plan.append(Step(step.index + 1))
+
+    def _codec(self, ctx: Context) -> Codec:
+        codec = ctx.network(self.codec)
+        assert isinstance(codec, Codec)
+        return codec
 
     def finish(self, ctx: Context, state: State) -> None:
         pieces = [piece.wait() for piece in state.working["decode"].pieces]
