@@ -79,7 +79,7 @@ PROGRAM = """
 import IPython
 from omnimuse import Omni
 with Omni("omnimuse/shapes") as omni:
-    omni.generate("a red circle", seed=1, num_inference_steps=6)
+    omni.generate("a red circle", seed=1, num_inference_steps=30)
     print(len(IPython.pages) > 1, any("<img" in page for page in IPython.pages), repr(IPython.pages[-1]))
     before = len(IPython.pages)
     omni.generate("a red circle", seed=1, num_inference_steps=2, progress=False)
