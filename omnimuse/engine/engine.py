@@ -79,7 +79,7 @@ class Engine:
         self._news, self._starved = 0, False
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
         self._recorder = Recorder()
-        self.foretelling = Foretelling(door.limits, runner.pipeline.ctx, self._alone)
+        self.foretelling = Foretelling(door.limits, runner.pipeline, self._alone)
         self.woken: Callable[[], None] = lambda: None
         for writer in runner.writers:
             writer.news = self.wake

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
-from omnimuse.pipeline.stage import Context
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.video import TILE_ABOVE
 from omnimuse.worker.place import most_allocated
 
@@ -48,16 +49,18 @@ NOTHING = Line((0, 0), (1, 0))
 class Foretelling:
     """What requests take, by their kind. `draw` draws one while all others wait, and says whether it was drawn.
 
-    Nothing is foretold where frames are decoded in tiles, which take what a tile takes.
+    Nothing is foretold where frames are decoded in tiles, which take what a tile takes, and of what is written before
+    it is drawn, which would take long.
     """
 
-    def __init__(self, limits: Limits, ctx: Context, draw: Callable[[Request], bool]) -> None:
+    def __init__(self, limits: Limits, pipeline: Pipeline, draw: Callable[[Request], bool]) -> None:
+        ctx = pipeline.ctx
         self._device, self._draw = ctx.device, draw
+        writes = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
         self._sides = [max(1, round(side / limits.size_multiple)) * limits.size_multiple for side in SIDES]
         chosen = vars(limits.fixed).get("width") is None and not {"width", "height"} & set(limits.refuses)
-        self._sized = (
-            chosen and ctx.tiling is None and not limits.draws and self._sides[0] < self._sides[1] <= limits.max_side
-        )
+        free = chosen and ctx.tiling is None and not writes
+        self._sized = free and self._sides[0] < self._sides[1] <= limits.max_side
         self._steps = limits.fixed.num_inference_steps or limits.min_steps
         self._known: dict[Hashable, Line] = {}
 
