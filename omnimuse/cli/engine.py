@@ -65,6 +65,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--writer-python", default="", metavar="FILE", help="the Python of the environment that vLLM is installed in"
     )
     engine.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory, faint seams")
+    engine.add_argument(
+        "--vae-tile", type=int, metavar="PIXELS", help="a side of these tiles (default: the model's own)"
+    )
+    engine.add_argument(
+        "--vae-tile-overlap", type=float, metavar="PART", help="of a tile that the next one has, too (default: 0.25)"
+    )
     engine.add_argument("--vae-slicing", action="store_true", help="decode pictures one at a time, as always")
     _add_weight_options(parser)
     _add_rank_options(parser)
@@ -216,7 +222,7 @@ def read_config(args: argparse.Namespace) -> Config:
         compile=CompileConfig("blocks" if args.compile else "none"),
         kernels=KernelConfig(args.kernels),
         parallel=read_parallel(args),
-        decode=DecodeConfig(tiling=args.vae_tiling),
+        decode=DecodeConfig(args.vae_tiling, args.vae_tile, args.vae_tile_overlap),
         writer=WriterConfig(args.writer, args.writer_python),
         contract=ContractConfig(slicing=args.vae_slicing),
         schedule=read_schedule(args),

@@ -163,11 +163,35 @@ class WriterConfig:
             raise ConfigError(f"writer python={self.python} runs nothing while this engine writes; use writer='vllm'")
 
 
+LEAST_TILE = 64
+"""Pixels of a side: less is nearly all seam."""
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How finished latents become pictures: with `tiling` in squares that overlap, which takes the memory of one."""
+    """How finished latents become pictures: with `tiling` in squares that overlap, which takes the memory of one. They
+    have `tile` pixels a side, of which `overlap` is the part that the next one has, too; None: as the reference has it.
+    """
 
     tiling: bool = False
+    tile: int | None = None
+    overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and self.tile < LEAST_TILE:
+            raise ConfigError(f"vae_tile={self.tile} has to be at least {LEAST_TILE} pixels a side")
+        if self.overlap is not None and not 0 <= self.overlap <= 0.5:
+            raise ConfigError(f"vae_tile_overlap={self.overlap:g} has to be a part of a tile, 0 to 0.5; 0.25 is usual")
+
+    @property
+    def own(self) -> bool:
+        """Whether tiles are not those of the reference."""
+        return self.tile is not None or self.overlap is not None
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether tiles are asked for, of whichever size."""
+        return self.tiling or self.own
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class DecodeImage(Stage):
     None where a request does without a picture.
     """
 
+    tiles: ClassVar[bool] = True
     vae: str = "vae"
     name: str = "decode"
     reads: tuple[str, ...] = ("latents",)

@@ -93,8 +93,9 @@ class Context:
 
     @property
     def lean(self) -> Context:
-        """The same with less memory: pictures are decoded in tiles where that can be."""
-        return replace(self, tiling=self.tiling or self.narrow)
+        """The same with less memory: pictures are decoded in tiles where that can be, in smaller ones if they are."""
+        tiling = self.narrow if self.tiling is None else self.tiling.smaller or self.tiling
+        return replace(self, tiling=tiling)
 
     def network(self, name: str) -> nn.Module:
         """The live component `name` as a network."""
@@ -121,7 +122,7 @@ class Stage:
     `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
     made. A look at an unfinished output takes the components that it `looks` by, too. Of what it writes, `streams` are
     there as soon as it begins and grow: other tracks may read them meanwhile. One that is `lendable` does nothing but
-    write its slots and its note: one rank may run it for all.
+    write its slots and its note: one rank may run it for all. One that `tiles` takes less memory by smaller tiles.
     """
 
     reads: tuple[str, ...] = ()
@@ -132,6 +133,7 @@ class Stage:
     name: str = ""
     batches: ClassVar[bool] = False
     lendable: ClassVar[bool] = False
+    tiles: ClassVar[bool] = False
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         """Transform the states in place. Called with one state, or with several when `batches` is set."""

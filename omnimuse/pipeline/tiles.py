@@ -8,10 +8,12 @@ several ranks (`parallel/tiles.py`): how is what `run` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from omnimuse.core.config import LEAST_TILE
 
 Decode = Callable[[Tensor], Tensor]
 """Latents [1, C, h, w] -> pixels [1, 3, H, W]."""
@@ -30,28 +32,38 @@ def in_turn(decode: Decode, tiles: Sequence[Tensor], shapes: Sequence[Sequence[i
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of `cells` latent cells a side, which are `pixels` pixels; a smaller picture is decoded as a whole.
+    """Tiles of `cells` latent cells a side, which are `pixels` pixels; a smaller picture is decoded as a whole. The
+    next one begins where `overlap`, a part of it, is left.
 
-    So many `ranks` decode them.
+    So many `ranks` decode them. Those that are our `own` are not the reference's.
     """
 
     cells: int
     pixels: int
     run: Run = in_turn
     ranks: int = 1
+    overlap: float = OVERLAP
+    own: bool = False
+
+    @property
+    def smaller(self) -> Tiling | None:
+        """Tiles of half the side; None where these are as small as they get."""
+        half = self.cells // 2
+        pixels = half * (self.pixels // self.cells)
+        return replace(self, cells=half, pixels=pixels, own=True) if pixels >= LEAST_TILE else None
 
     def decode(self, decode: Decode, latents: Tensor) -> Tensor:
         """Latents [1, C, h, w] -> pixels [1, 3, H, W], by tiles where a side is longer than one."""
         height, width = latents.shape[-2:]
         if max(height, width) <= self.cells:
             return decode(latents)
-        step = int(self.cells * (1 - OVERLAP))
+        step = int(self.cells * (1 - self.overlap))
         tops, lefts = range(0, height, step), range(0, width, step)
         squares = [latents[..., top : top + self.cells, left : left + self.cells] for top in tops for left in lefts]
         scale = self.pixels // self.cells
         shapes = [(1, 3, square.shape[-2] * scale, square.shape[-1] * scale) for square in squares]
         decoded = self.run(decode, squares, shapes)
-        blended = int(self.pixels * OVERLAP)
+        blended = int(self.pixels * self.overlap)
         rows: list[list[Tensor]] = []
         for number in range(len(tops)):
             rows.append(decoded[number * len(lefts) : (number + 1) * len(lefts)])

@@ -24,7 +24,9 @@ from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
-from omnimuse.pipeline.tiles import Run, blend, in_turn
+from omnimuse.pipeline.tiles import Run, Tiling, blend, in_turn
+
+Size = tuple[int, int]
 
 TILE_ABOVE = 1280 * 720
 """Frames of more pixels than this are decoded in tiles, and others only where tiles are asked for: blended seams change
@@ -54,10 +56,28 @@ class Grid:
         ratio, patch = vae.config.scale_factor_spatial, vae.config.patch_size or 1
         tile = (vae.tile_sample_min_height, vae.tile_sample_min_width)
         if height * width * ratio**2 <= tile_above or (height <= tile[0] // ratio and width <= tile[1] // ratio):
-            return Grid((height, width), (height, width), (height, width), (0, 0), ratio // patch, patch)
+            return Grid.whole((height, width), ratio, patch)
         stride = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+        return Grid.cut((height, width), tile, stride, ratio, patch)
+
+    @staticmethod
+    def chosen(tiling: Tiling, size: Size, ratio: int, patch: int) -> Grid:
+        """The grid of tiles whose size, and overlap, somebody chose, for a frame of `size` latents."""
+        if max(size) <= tiling.cells:
+            return Grid.whole(size, ratio, patch)
+        stride = max(1, int(tiling.cells * (1 - tiling.overlap))) * ratio
+        return Grid.cut(size, (tiling.pixels, tiling.pixels), (stride, stride), ratio, patch)
+
+    @staticmethod
+    def whole(size: Size, ratio: int, patch: int) -> Grid:
+        """One tile, of which a latent makes `ratio` pixels."""
+        return Grid(size, size, size, (0, 0), ratio // patch, patch)
+
+    @staticmethod
+    def cut(size: Size, tile: Size, stride: Size, ratio: int, patch: int) -> Grid:
+        """The grid of a frame of `size` latents: tiles and strides in pixels; a latent makes `ratio` a side."""
         return Grid(
-            size=(height, width),
+            size=size,
             tile=(tile[0] // ratio, tile[1] // ratio),
             stride=(stride[0] // ratio, stride[1] // ratio),
             overlap=(tile[0] // patch - stride[0] // patch, tile[1] // patch - stride[1] // patch),
@@ -135,18 +155,26 @@ class DecodeVideo(Loop):
             return [Step(0)]  # they are handed over as they are
         vae, latents = ctx.components[self.vae], state[self.latents]
         (_, f, h, w), (span, ratio) = latents.shape, factors(vae.config)
-        grid = self.grid(vae, h, w, ctx.tiling is not None)
+        tiling = ctx.tiling
+        if tiling is not None and tiling.own:
+            grid = Grid.chosen(tiling, (h, w), ratio, self.patch(vae))
+        else:
+            grid = self.grid(vae, h, w, tiling is not None)
         video = Collected((1 + (f - 1) * span, 3, h * ratio, w * ratio), ctx.send)
         frames = 1 if self.by_frame else f
         decoding = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
-        if ctx.tiling is not None:
-            decoding.run, decoding.ranks = ctx.tiling.run, ctx.tiling.ranks
+        if tiling is not None:
+            decoding.run, decoding.ranks = tiling.run, tiling.ranks
         state.working["decode"] = decoding
         return [Step(index) for index in range(decoding.rounds * f // frames)]
 
     def grid(self, vae: Any, height: int, width: int, tiled: bool = False) -> Grid:
         """How a frame of so many latents is cut into tiles; `tiled` if they are asked for."""
         return Grid.of(vae, height, width, 0 if tiled else self.tile_above)
+
+    def patch(self, vae: Any) -> int:
+        """The pixels of a side that the decoder leaves in its channels."""
+        return vae.config.patch_size or 1
 
     def side(self, vae: Any) -> int:
         """The pixels of a side of a tile."""
@@ -189,6 +217,9 @@ class DecodeClip(DecodeVideo):
     least: int = 1
     by_frame: ClassVar[bool] = False
 
+    def patch(self, vae: Any) -> int:
+        return 1
+
     def side(self, vae: Any) -> int:
         return self.tile
 
@@ -196,7 +227,7 @@ class DecodeClip(DecodeVideo):
         _, ratio = factors(vae.config)
         tile, stride, overlap = self.tile // ratio, self.stride // ratio, self.tile - self.stride
         if max(height, width) <= tile:
-            return Grid((height, width), (height, width), (height, width), (0, 0), ratio, 1)
+            return Grid.whole((height, width), ratio, 1)
         return Grid((height, width), (tile, tile), (stride, stride), (overlap, overlap), ratio, 1)
 
     def decode(self, vae: Any, decoding: Decoding, index: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.components.autoencoder_kl import AutoencoderKL
 from omnimuse.core.autoencoder import factor
-from omnimuse.core.config import Choice
+from omnimuse.core.config import Choice, DecodeConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
@@ -220,13 +220,23 @@ def tiling_of(under: Build) -> Tiling | None:
     shared = config.parallel.vae_tiles > 1
     if under.found.spec.library:
         return None  # its door has refused it, or its autoencoder does it
-    if not (config.decode.tiling or shared):
+    if not (config.decode.in_tiles or shared):
         return None
     found = usual_tiles(under)
     if found is None:
         asked = f"parallel vae_tiles={config.parallel.vae_tiles}" if shared else "decode tiling"
         raise ConfigError(f"{asked} cannot be: this model has no autoencoder of pictures or videos; leave it out")
+    if config.decode.own:
+        found = _own(found, config.decode)
     return replace(found, run=TileRunner(under.mesh.axis(ALL)), ranks=under.mesh.size) if shared else found
+
+
+def _own(usual: Tiling, chosen: DecodeConfig) -> Tiling:
+    """Tiles of the size and overlap that were chosen, in whole latents."""
+    scale = usual.pixels // usual.cells
+    cells = usual.cells if chosen.tile is None else max(1, chosen.tile // scale)
+    overlap = usual.overlap if chosen.overlap is None else chosen.overlap
+    return replace(usual, cells=cells, pixels=cells * scale, overlap=overlap, own=True)
 
 
 def usual_tiles(under: Build) -> Tiling | None:

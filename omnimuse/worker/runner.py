@@ -71,6 +71,17 @@ class Isolated:
         return True
 
 
+def _with_less(stage: Stage, ctx: Context, *, first: bool) -> Context | None:
+    """What to try `stage` with where memory ran out with `ctx`: once with less, and as often as tiles can be smaller.
+    None where that was all.
+
+    Several ranks do not try again: the others would go on without this one.
+    """
+    lean = ctx.lean
+    able = first or (stage.tiles and lean.tiling != ctx.tiling)
+    return lean if able and ctx.mesh.size == 1 else None
+
+
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
@@ -296,27 +307,27 @@ class Runner:
             self.telling.events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_retry(self, stage: Stage, state: State) -> None:
-        """Run `stage`; where memory runs out, once more with all there is: idle weights leave, pictures are tiled.
-
-        Several ranks do not retry: the others would go on without this one.
-        """
+        """Run `stage`; where memory runs out, once more with all there is: idle weights leave, pictures are tiled."""
         ctx, drawn = self.pipeline.ctx, state.generator.clone_state()
-        try:
-            self._run_or_recall(stage, state, ctx)
-            return
-        except (MemoryError, RuntimeError) as error:
-            if ctx.mesh.size > 1 or not is_shortage(error):
-                raise
-            caught = error
-        log.warning("%s; it tries once more with less memory", settle(caught, stage.name))
-        del caught
-        state.generator.set_state(drawn.get_state())
-        ctx.components.leave()
-        self.memo.clear()
-        free_memory(ctx.device)
-        self._run_or_recall(stage, state, ctx.lean)
-        self.retried_stages[stage.name] += 1
-        state.said.append(f"memory ran out in {stage.name}, which was done again with less: pictures in tiles")
+        while True:
+            try:
+                self._run_or_recall(stage, state, ctx)
+                break
+            except (MemoryError, RuntimeError) as error:
+                lean = _with_less(stage, ctx, first=ctx is self.pipeline.ctx)
+                if lean is None or not is_shortage(error):
+                    raise
+                caught = error
+            log.warning("%s; it tries once more with less memory", settle(caught, stage.name))
+            del caught
+            state.generator.set_state(drawn.get_state())
+            ctx.components.leave()
+            self.memo.clear()
+            free_memory(ctx.device)
+            ctx = lean
+        if ctx is not self.pipeline.ctx:
+            self.retried_stages[stage.name] += 1
+            state.said.append(f"memory ran out in {stage.name}, which was done again with less: pictures in tiles")
 
     def _run_or_recall(self, stage: Stage, state: State, ctx: Context) -> None:
         """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs."""

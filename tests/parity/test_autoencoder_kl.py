@@ -179,12 +179,13 @@ def test_a_variant_that_is_not_computed_is_refused_by_key_and_value(key: str, va
     assert str(value).strip("[]") in str(caught.value)
 
 
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.0])
 @pytest.mark.parametrize("size", [(8, 8), (5, 11), (19, 7), (4, 9), (3, 4)])
-def test_a_picture_in_tiles_is_the_reference_s_picture_in_tiles(size: tuple[int, int]) -> None:
+def test_a_picture_in_tiles_is_the_reference_s_picture_in_tiles(size: tuple[int, int], overlap: float) -> None:
     theirs = reference(8, 8, 8)
     theirs.enable_tiling()
     assert (theirs.tile_latent_min_size, theirs.tile_sample_min_size) == (8, 32)
-    theirs.tile_latent_min_size, theirs.tile_sample_min_size = 4, 16
+    theirs.tile_latent_min_size, theirs.tile_sample_min_size, theirs.tile_overlap_factor = 4, 16, overlap
     vae = ours(theirs)
     assert vae.scale == 4
     latents, seen = draw(1, 1, 4, *size), []
@@ -193,6 +194,6 @@ def test_a_picture_in_tiles_is_the_reference_s_picture_in_tiles(size: tuple[int,
         seen.append(tuple(tile.shape[-2:]))
         return vae.decode(tile)
 
-    found = Tiling(4, 16).decode(decode, latents)
+    found = Tiling(4, 16, overlap=overlap).decode(decode, latents)
     assert distance(found, theirs.decode(latents).sample) < TOLERANCE
     assert max(max(sides) for sides in seen) == 4 and (len(seen) > 1) == (max(size) > 4)

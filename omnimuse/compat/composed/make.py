@@ -195,7 +195,7 @@ def share_latents(networks: nn.Module, mesh: Mesh) -> list[Choice]:
 def args_of(config: PipelineConfig, place: Place) -> ServerArgs:
     """What stages may look at; the configuration's precisions become those that the components have here."""
     parallel = place.config.parallel
-    if place.config.decode.tiling or parallel.vae_tiles > 1:
+    if place.config.decode.in_tiles or parallel.vae_tiles > 1:
         config.vae_tiling = True
     config.model_path = str(place.checkpoint.folder)
     return ServerArgs(

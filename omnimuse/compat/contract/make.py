@@ -119,7 +119,7 @@ def config_of(entry: Entry, place: Place) -> OmniDiffusionConfig:
         model_config=dict(options),
         boundary_ratio=options.get("boundary_ratio"),
         parallel_config=parallel_of(place.config.parallel),
-        vae_use_tiling=place.config.decode.tiling or place.config.parallel.vae_tiles > 1,
+        vae_use_tiling=place.config.decode.in_tiles or place.config.parallel.vae_tiles > 1,
         extras=Extras(auxiliary_text_encoder=place.config.contract.encoder),
         step_execution=place.spec.foreign is not None and place.spec.foreign.shares,
         **_running(place.config),
@@ -156,7 +156,7 @@ def parallel_of(chosen: ParallelConfig) -> DiffusionParallelConfig:
 def _decoding(pipe: nn.Module, place: Place) -> list[Choice]:
     """Every part of it that can decode in tiles, or pictures one at a time, does so where that was asked for."""
     ranks = place.config.parallel.vae_tiles
-    asked = {"tiling": place.config.decode.tiling, "slicing": place.config.contract.slicing}
+    asked = {"tiling": place.config.decode.in_tiles, "slicing": place.config.contract.slicing}
     found = shared_tiles(pipe, ranks) if ranks > 1 else []
     for what in (name for name, wanted in asked.items() if wanted):
         able = {name: part for name, part in pipe.named_children() if hasattr(part, f"enable_{what}")}

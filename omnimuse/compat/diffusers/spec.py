@@ -74,7 +74,7 @@ def refuse_features(arch: str, config: Config) -> None:
         "compile": (config.compile.mode != "none", "compiled blocks"),
         "kernels": (config.kernels.mode == "triton", "fused kernels"),
         "parallel": (config.parallel != type(config.parallel)(), "several ranks"),
-        "decode": (config.decode.tiling, "tiles"),
+        "decode": (config.decode.in_tiles, "tiles"),
         "contract": (config.contract.steps is False, "a loop that the engine owns, or does not,"),
     }
     for name, (wanted, what) in asked.items():

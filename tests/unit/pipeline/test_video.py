@@ -85,6 +85,17 @@ def test_tiles_are_the_references_tiles_bit_for_bit(tiles: Any, size: tuple[int,
     assert torch.equal(stepped(DecodeVideo(), around(tiles, Tiling(4, 4)), fresh(latents)), expected)  # asked for
 
 
+@pytest.mark.crossed
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_tiles_of_a_chosen_size_are_the_references_of_that_size(tiles: Any, overlap: float) -> None:
+    latents, ratio = latents_for(tiles, 2, 13, 10), tiles.config.scale_factor_spatial
+    side, stride = 8 * ratio, int(8 * (1 - overlap)) * ratio
+    chosen = Tiling(8, side, overlap=overlap, own=True)
+    found = stepped(DecodeVideo(), around(tiles, chosen), fresh(latents))
+    tiles.enable_tiling(side, side, stride, stride)
+    assert torch.equal(found, theirs(tiles, latents))
+
+
 def test_tiles_are_another_result_so_small_frames_are_not_cut(tiles: Any) -> None:
     latents = latents_for(tiles, 2, 7, 10)
     whole = stepped(DecodeVideo(), around(tiles), fresh(latents))

@@ -42,10 +42,13 @@ class Narrow(nn.Module):
         return self.inner.decode(cells)
 
 
-def engine(room: int | None = None, *, tiling: bool = False) -> Engine:
+WHOLE = DecodeConfig()
+
+
+def engine(room: int | None = None, decode: DecodeConfig = WHOLE) -> Engine:
     """The demo model's, whose autoencoder has `room`, or as much as it likes."""
     model = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")
-    made = start(Config(model, decode=DecodeConfig(tiling=tiling)))
+    made = start(Config(model, decode=decode))
     if room is None:
         return made
     ctx = made.runner.pipeline.ctx
@@ -70,7 +73,7 @@ def draw(subject: Engine, said: tuple[str, ...] = (), ask: Ask = ASK) -> Tensor 
 def test_a_picture_too_large_to_decode_as_a_whole_is_decoded_in_tiles(caplog: pytest.LogCaptureFixture) -> None:
     subject = engine(room=16 * 16)
     told = "memory ran out in decode, which was done again with less: pictures in tiles"
-    found, expected = draw(subject, (told,)), draw(engine(tiling=True))
+    found, expected = draw(subject, (told,)), draw(engine(decode=DecodeConfig(True)))
     assert isinstance(found, Tensor) and isinstance(expected, Tensor)
     assert torch.equal(found, expected)
     assert not torch.equal(found, draw(engine()))
@@ -78,14 +81,25 @@ def test_a_picture_too_large_to_decode_as_a_whole_is_decoded_in_tiles(caplog: py
     assert "decode ran out of memory: CUDA out of memory. Tried to allocate 20.00 GiB" in caplog.text
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["whole", "in tiles"])
+def test_where_tiles_are_too_large_smaller_ones_are_tried(begun: bool) -> None:
+    subject = engine(room=8 * 8, decode=DecodeConfig(begun))
+    told = "memory ran out in decode, which was done again with less: pictures in tiles"
+    found, expected = draw(subject, (told,)), draw(engine(decode=DecodeConfig(tile=64)))
+    assert isinstance(found, Tensor) and isinstance(expected, Tensor)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, draw(engine(decode=DecodeConfig(True))))
+    assert subject.runner.retried_stages == {"decode": 1}
+
+
 def test_a_picture_whose_tiles_do_not_fit_either_is_refused_with_the_figures_and_the_engine_lives() -> None:
-    subject = engine(room=100)
+    subject = engine(room=60)
     for _ in range(2):
         error = draw(subject)
         assert isinstance(error, MemoryShortageError)
         assert "Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 12.00 GiB" in str(error)
         assert error.__traceback__ is None
-    small = replace(ASK, params=replace(ASK.params, width=64, height=64))
+    small = replace(ASK, params=replace(ASK.params, width=48, height=48))
     subject.submit(subject.make_request(small))
     events = [event for _ in range(50) if not subject.idle for event in subject.tick()]
     assert any(isinstance(event, Done) for event in events)
