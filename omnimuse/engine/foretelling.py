@@ -18,7 +18,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop
-from omnimuse.pipeline.video import TILE_ABOVE
+from omnimuse.pipeline.video import TILE_ABOVE, DecodeClip
 from omnimuse.worker.place import most_allocated
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,12 @@ class Foretelling:
     def __init__(self, limits: Limits, pipeline: Pipeline, draw: Callable[[Request], bool]) -> None:
         ctx = pipeline.ctx
         self._device, self._draw = ctx.device, draw
-        writes = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
+        never = any(
+            isinstance(stage, DecodeClip) or (isinstance(stage, Loop) and stage.grows) for stage in pipeline.own
+        )
         self._sides = [max(1, round(side / limits.size_multiple)) * limits.size_multiple for side in SIDES]
         chosen = vars(limits.fixed).get("width") is None and not {"width", "height"} & set(limits.refuses)
-        free = chosen and ctx.tiling is None and not writes
+        free = chosen and ctx.tiling is None and not never
         self._sized = free and self._sides[0] < self._sides[1] <= limits.max_side
         self._steps = limits.fixed.num_inference_steps or limits.min_steps
         self._known: dict[Hashable, Line] = {}
