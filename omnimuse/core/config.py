@@ -7,7 +7,7 @@ field is honoured or refused; nothing is accepted and ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -314,6 +314,10 @@ class Config:
     deploy: DeployConfig = DeployConfig()
 
     def __post_init__(self) -> None:
+        for topic in fields(self)[1:]:
+            value, kind = vars(self)[topic.name], type(topic.default)
+            if not isinstance(value, kind):
+                raise ConfigError(f"{topic.name}={value!r:.80} is no {kind.__name__}; write {kind.__name__}(...)")
         if self.writer.engine != "own" and self.deploy.pools and not self.deploy.pool:
             raise ConfigError(
                 f"writer={self.writer.engine} with a deploy file: which pool would write so? Say `writer: "

@@ -197,6 +197,16 @@ def test_a_single_wrong_prompt_raises(omni: Omni) -> None:
         omni.generate("a circle", replace(SMALL, height=33), progress=False)
 
 
+@pytest.mark.parametrize(("topic", "kind"), [("parallel", "ParallelConfig"), ("decode", "DecodeConfig")])
+def test_a_setting_of_another_kind_is_refused_by_its_name(topic: str, kind: str) -> None:
+    wrong: dict[str, Any] = {topic: {"ulysses": 2}}
+    with pytest.raises(ConfigError, match=f"{topic}=.*'ulysses': 2.* is no {kind}; write {kind}"):
+        Config(ModelConfig("omnimuse/shapes"), **wrong)
+    if topic == "parallel":
+        with pytest.raises(ConfigError, match="is no ParallelConfig"):
+            Omni("omnimuse/shapes", **wrong)
+
+
 def test_one_params_object_per_prompt_or_one_for_all(omni: Omni) -> None:
     with pytest.raises(ConfigError, match="2 params for 3 prompts"):
         omni.generate(["a", "b", "c"], [SMALL, SMALL], progress=False)
