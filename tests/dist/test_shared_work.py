@@ -93,6 +93,7 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (QWEN, ParallelConfig(cfg=2), BOTH_ENDS),
         (ALLROUND, ParallelConfig(cfg=2), PLAIN),
         (ALLROUND, ParallelConfig(ulysses=2), CACHED),
+        (ALLROUND, ParallelConfig(cfg=2, vae_tiles=2), TILED),
         (FLUX, ParallelConfig(pipe=2), BOTH_ENDS),
         (Z, ParallelConfig(tensor=2), WAITING),
         (FLUX, ParallelConfig(ring=2), WAITING),

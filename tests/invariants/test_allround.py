@@ -6,6 +6,9 @@ too (`BLOCKS`).
 
 from __future__ import annotations
 
+import pytest
+import torch
+
 from omnimuse.core.output import Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.denoise import Denoise
@@ -57,6 +60,21 @@ test_the_smallest_legal_request_is_drawn_so_that_a_worker_can_warm_up = (
 )
 test_undeclared_slots_are_refused_in_every_stage = every.test_undeclared_slots_are_refused_in_every_stage
 test_what_is_made_is_in_range_and_seeds_make_it_differ = every.test_what_is_made_is_in_range_and_seeds_make_it_differ
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "unipc", "dpm++"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, of a scheduler
+@pytest.mark.shows("scheduler", "company")
+def test_every_scheduler_draws_in_any_number_of_steps_and_goes_where_the_others_go(
+    subject: Subject, shared: Engine, name: str
+) -> None:
+    few, many = (subject.ask(0, num_inference_steps=steps, scheduler=name) for steps in (3, 24))
+    found = run(shared, few, many, subject.ask(0, num_inference_steps=60))
+    rough, fine, usual = (tensor.flatten() for tensor in found)
+    [alone] = run(shared, few)
+    assert every.close(found[0], alone)
+    assert torch.isfinite(fine).all()
+    assert (fine - usual).norm() < 0.6 * (rough - usual).norm()
 
 
 def test_a_row_that_fails_while_others_are_drawn_fails_only_its_request(subject: Subject, shared: Engine) -> None:
