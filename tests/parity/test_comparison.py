@@ -25,7 +25,7 @@ from omnimuse.parity.run import Outcome, parity
 from omnimuse.parity.theirs import load_theirs, their_trail
 from omnimuse.pipeline.pipeline import Pipeline
 from tests.checkpoints import chroma, flux
-from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.families import ALLROUNDERS, FAMILIES
 from tests.checkpoints.wishes import Family
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the reference's own
@@ -37,7 +37,7 @@ def config(folder: Path) -> Config:
 
 @pytest.mark.crossed
 @pytest.mark.shows("parity", families=[family.name for family in FAMILIES if not family.apart])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [*FAMILIES, *ALLROUNDERS], ids=lambda family: family.name)
 def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(
     family: Family, tiny: Callable[[str], Path]
 ) -> None:
