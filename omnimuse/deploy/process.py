@@ -140,7 +140,12 @@ class Worker:
             return Pools(config, self._on_engine_death, self.settings.faults)
         from omnimuse.engine.local import Background
 
-        return Background(partial(build, self.settings), self._on_engine_death, by_token=bool(self._faults))
+        background = Background(partial(build, self.settings), self._on_engine_death, by_token=bool(self._faults))
+        background.engine.moved = self._move
+        return background
+
+    def _move(self) -> None:
+        self._ticks += 1
 
     def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
         """The hook for exceptions that nobody expected: the process ends, and the front process starts another."""

@@ -50,7 +50,7 @@ class Engine:
     """One engine over one runner; `clock` gives seconds and is replaced in tests. `space` says
     what memory there is beside the weights, and what these take.
 
-    `woken` is called when those who wait for somebody outside of this process have something to do again.
+    `woken` is called when those who wait for somebody outside have something to do again, `moved` at steps untold of.
     `dead` says why nothing more will come of it, once a tick has failed as a whole.
     """
 
@@ -81,6 +81,7 @@ class Engine:
         self._recorder = Recorder()
         self.foretelling = Foretelling(door.limits, runner.pipeline, self._alone)
         self.woken: Callable[[], None] = lambda: None
+        self.moved: Callable[[], None] = lambda: None
         for writer in runner.writers:
             writer.news = self.wake
 
@@ -159,8 +160,7 @@ class Engine:
         raise RequestError(f"{p.width}x{p.height}{frames} takes {said}; {hint}", "height")
 
     def _takes(self, request: Request) -> int:
-        least = self.runner.working(request, self.space.tokens)
-        return max(least, self.foretelling.takes(request, self.space.coming))
+        return max(self.runner.working(request, self.space.tokens), self.foretelling.takes(request, self.space.coming))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step boundary; unknown or finished ids are ignored."""
@@ -329,9 +329,8 @@ class Engine:
     def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
         """`plan` without those who would begin, and of whom small ones of their kind show that they never fit."""
         refused: set[str] = set()
-        for request in plan.admit if self.runner.hand.all else ():
-            if not self.foretelling.doubts(request, self.space.room):
-                continue
+        doubted = [each for each in plan.admit if self.foretelling.doubts(each, self.space.room)]
+        for request in doubted if self.runner.hand.all else ():
             self.foretelling.learn(request)
             try:
                 self._refuse_too_large(request)
@@ -352,6 +351,7 @@ class Engine:
         while not any(isinstance(event, Done | Failed) for event in events):
             self._tell(plan)
             execute(self.runner, plan, events, self.governor)
+            self.moved()
             plan = TickPlan(run=plan.run)
         return isinstance(events[-1], Done)
 

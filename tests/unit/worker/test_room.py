@@ -86,10 +86,13 @@ def test_what_might_not_fit_is_tried_small_before_it_begins_and_others_notice_no
     engine = start(subject.config())
     [alone] = run(engine, subject.ask(1))
     engine.space = replace(engine.space, room=2**20 + least(engine, large(subject)))
+    moved: list[None] = []
+    engine.moved = lambda: moved.append(None)
     [small] = submit(engine, subject.ask(1))
     events = tick(engine)
     [refused] = submit(engine, large(subject))
     events += drain(engine)
+    assert len(moved) > 2, "whoever looks whether the engine stands still is told of every step"
     assert torch.equal(outputs(events, small), alone)
     with pytest.raises(RequestError, match="nearest size that may fit is") as caught:
         outputs(events, refused)
