@@ -315,7 +315,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for topic in fields(self)[1:]:
-            value, kind = vars(self)[topic.name], type(topic.default)
+            value, kind = getattr(self, topic.name), type(topic.default)
             if not isinstance(value, kind):
                 raise ConfigError(f"{topic.name}={value!r:.80} is no {kind.__name__}; write {kind.__name__}(...)")
         if self.writer.engine != "own" and self.deploy.pools and not self.deploy.pool:
