@@ -224,6 +224,10 @@ async function follow(job, run, put) {
   const { signal } = run.abort;
   const { kind: how, fields, sources: from = [], mask = null, key } = job;
   const given = { sources: from, names: fieldsOf(how, from), mask };
+  // A page that was left between keeping what was made and forgetting the job has it already.
+  const had = page.gallery.records.filter((record) => record.job === key);
+  if (had.length === run.outputs) return had;
+  for (const record of had) await page.gallery.remove(record);
   const steps = isVideo(how) ? makeVideo(fields, given, key, signal)
     : isSound(how) ? makeSound(fields, from, signal) : drawPictures(fields, given, key, signal);
   const made = [];
@@ -234,9 +238,8 @@ async function follow(job, run, put) {
       const { blob, seed, width, height, lasts, warnings } = event;
       const seconds = (job.left && event.seconds) || (performance.now() - run.started) / 1000;
       const settings = { ...usual(fields.model), ...fields };
-      const how_it_went = { lasts, seconds, warnings };
-      const record = { kind: how, fields, settings, sources: from, mask, blob, seed, width, height, ...how_it_went };
-      made.push(await page.gallery.add(record));
+      const asked = { job: key, kind: how, fields, settings, sources: from, mask };
+      made.push(await page.gallery.add({ ...asked, blob, seed, width, height, lasts, seconds, warnings }));
     }
   }
   return made;

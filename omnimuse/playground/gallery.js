@@ -1,6 +1,7 @@
 // What was made here before: in memory, and in this browser's IndexedDB so that it is there tomorrow.
-// A record: {id, kind, fields, settings, sources, mask, blob, seed, width, height, lasts, seconds, url}: `fields` is what was
-// sent, `settings` that and the model's defaults of the day, `url` is of this page's life only.
+// A record: {id, job, kind, fields, settings, sources, mask, blob, seed, width, height, lasts, seconds, url}: `job` is the key
+// of what made it, `fields` what was sent, `settings` that and the model's defaults of the day, `url` is of this page's life
+// only.
 
 const MOST = 200;
 const STORE = "made";

@@ -42,8 +42,8 @@ export class Jobs {
 
   async remove(job) {
     this.list = this.list.filter((other) => other !== job);
-    if (job.sources.length) await this.change((store) => store.delete(job.key));
     this.keep();
+    if (job.sources.length) await this.change((store) => store.delete(job.key));
   }
 
   keep() {

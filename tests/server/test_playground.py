@@ -486,6 +486,24 @@ def test_the_gallery_survives_a_reload_and_can_be_emptied(page: Any, site: Runni
 
 
 @browser_only
+@pytest.mark.parametrize(("kept", "asked"), [(2, 1), (1, 2)])
+def test_what_a_page_made_before_it_was_left_is_there_once(page: Any, site: Running, kept: int, asked: int) -> None:
+    """Left after the first or the second of two pictures was kept, and before their job was forgotten."""
+    page.get_by_label("Pictures", exact=True).fill("2")
+    page.evaluate("Storage.prototype.removeItem = () => {}")  # so it is left
+    draw(page, "rings")
+    expect(page.locator("#thumbs li")).to_have_count(2)
+    if kept == 1:
+        page.locator("#thumbs button").first.click()
+        page.get_by_role("button", name="Delete").click()
+        expect(page.locator("#thumbs li")).to_have_count(1)
+    page.reload()
+    page.get_by_text(re.compile("^Done in ")).wait_for()
+    expect(page.locator("#thumbs li")).to_have_count(2)
+    assert len(site.api.asked) == asked and page.evaluate("sessionStorage.length") == 0
+
+
+@browser_only
 def test_the_copied_curl_and_python_work_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
     page.get_by_label("Prompt", exact=True).fill("""it's a "ring" \\ of $HOME""")
     page.get_by_label("Seed").fill(str(BIG_SEED))
