@@ -1,7 +1,7 @@
 """Attention of decoders: each row sees its own memory, and what is read now, which it then has, too.
 
-Rows that read one token attend together, in one call for all that lie in one slab and are about equally long. How much
-of the memory a call looks at depends on a row's own length alone, and the rest is masked, so company changes no bit.
+Rows that read one token attend together, in one call for all that lie in one slab and are about equally long, and so do
+equally long prompts that lie there side by side. How much of the memory a call looks at depends on a row's own length alone, and the rest is masked, so company changes no bit.
 
 Letters: R rows, S tokens of a row, T of all rows, N heads, H head dim, P pairs of a head that turn, L layers, G heads
 that share one of keys and values, W tokens that a call looks at.
@@ -143,6 +143,18 @@ class Conditions:
         return rows.argsort()
 
     @cached_property
+    def begun(self) -> Tensor | None:
+        """The memory of rows that begin, are equally long and lie side by side, [L, 2, R, heads of keys, S, H]: they
+        share a call as well. None: others.
+        """
+        data, first = self.rows[0].kv.slab
+        for place, row in enumerate(self.rows, first):
+            slab, there = row.kv.slab
+            if row.start or not (row.keep and row.causal) or there != place or slab is not data:
+                return None
+        return data[:, :, first : first + len(self.rows), :, : self.layout.length] if self.layout.dense else None
+
+    @cached_property
     def turns(self) -> tuple[Tensor, Tensor]:
         """How heads are `turned`: by what both numbers of every pair are multiplied, and their partners, packed like
         the hidden states, [*, 1, 2 P] each.
@@ -153,6 +165,9 @@ class Conditions:
         """Queries [B, S, N, H], keys and values of as many heads or fewer, packed -> what is seen, [B, S, N H]."""
         if self.layout.length == 1:
             return self.attend_ones(layer, q[:, 0], torch.stack([k[:, 0], v[:, 0]], 1))
+        if self.begun is not None:
+            memory = self.begun[layer].copy_(torch.stack([k, v]).transpose(2, 3))
+            return _seen(q.transpose(1, 2), *memory.unbind(), causal=True).transpose(1, 2).flatten(2)
         parts = (self.layout.unpack(part) for part in (q, k, v))
         seen = [
             _attend(row, layer, q, k, v, mask) for row, q, k, v, mask in zip(self.rows, *parts, self.masks, strict=True)
@@ -299,15 +314,14 @@ def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     else:
         seen = torch.cat([remembered[:, :, : row.start], torch.stack([k, v]).transpose(1, 2)], dim=2)
     keys, values = seen[:, None]  # [1, heads of keys, end, H]
-    seen = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None],  # [1, N, S, H]
-        keys,
-        values,
-        attn_mask=mask,
-        is_causal=row.causal and mask is None,
-        enable_gqa=q.shape[1] > k.shape[1],
-    )
+    seen = _seen(q.transpose(0, 1)[None], keys, values, causal=row.causal and mask is None, mask=mask)
     return seen[0].transpose(0, 1).flatten(1)
+
+
+def _seen(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
+    """Attention of queries [R, N, S, H] to keys and values of as many heads or fewer."""
+    shared = q.shape[1] > k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
 
 
 def _mask(row: Reading) -> Tensor | None:

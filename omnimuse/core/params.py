@@ -217,8 +217,7 @@ class DiffusionParams(WorkParams):
 
         A second guidance scale that was left open is the first one where that was chosen, as in diffusers.
         """
-        names = [part.name for part in fields(self) if part.name != "extra"]
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        chosen = {name: value for name, value in vars(self).items() if value is not None and name != "extra"}
         if "guidance_scale" in chosen:
             chosen.setdefault("guidance_scale_2", None)
         return replace(defaults, **chosen)

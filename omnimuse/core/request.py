@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omnimuse.core.ask import MAX_STEPS
@@ -245,7 +245,7 @@ class Door:
         self._refuse_unsupported(chosen)
         params = self._suited(chosen, came)
         if params.seed is None:
-            params = DiffusionParams(seed=fresh_seed).over(params)
+            params = replace(params, seed=fresh_seed)
         self._check(params)
         self._check_lasting(params, came)
         loras = list(self.worn) if params.loras is None else params.loras
@@ -286,7 +286,8 @@ class Door:
             blocks=bool(ask.blocks),
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
-        return self.with_cache(replace(made, more=evaluations_beyond(self.scheduler, params, made.steps)))
+        more = evaluations_beyond(self.scheduler, params, made.steps)
+        return self.with_cache(replace(made, more=more) if more else made)
 
     def with_cache(self, request: Request) -> Request:
         """`request` with its step cache written out in full, for this model; RequestError for one that cannot be."""
@@ -306,7 +307,7 @@ class Door:
             name = "images" if what == "picture" else f"{what}s"
             why = f"strength says how much of a {what} is drawn anew, and there is no {what}"
             raise RequestError(f"{why}; give one (`{name}`), or leave strength out", "strength")
-        return chosen.over(replace(self.defaults, strength=None))
+        return chosen.over(self.defaults if self.defaults.strength is None else replace(self.defaults, strength=None))
 
     def _sized(self, sizes: Sequence[Size], chosen: DiffusionParams) -> DiffusionParams:
         """The defaults in the size that suits pictures of `sizes`, by the model's rule if it has one.
@@ -389,8 +390,7 @@ class Door:
 
     def _refuse_unsupported(self, chosen: DiffusionParams) -> None:
         honoured = self.honoured | {"extra"}
-        for name in (each.name for each in fields(chosen)):
-            value, only = getattr(chosen, name), getattr(self.limits.fixed, name)
+        for name, value in vars(chosen).items():
             if value is None or (name == "loras" and not value):  # nobody needs to be told to wear nothing
                 continue
             if name in self.limits.refuses:
@@ -398,7 +398,7 @@ class Door:
             if name not in honoured:
                 known = ", ".join(sorted(honoured - {"extra", "output_type"}))
                 raise RequestError(f"{name} means nothing to {self.spec.family}; it honours {known}", name)
-            if only is not None and value != only:
+            if (only := getattr(self.limits.fixed, name)) is not None and value != only:
                 raise RequestError(f"{name}={value!r} does not fit this checkpoint; use {only!r} or leave it out", name)
 
     def _check(self, p: DiffusionParams) -> None:

@@ -75,8 +75,8 @@ def tokens_read(tokenizer: Any, request: Request, messages: Sequence[Message]) -
     """The tokens of these messages of a request, with what may be called and what the answer has begun with; without
     any, those of its prompt or the ones that it gives. RequestError for a number that stands for none.
     """
-    if (wrong := next((token for token in request.tokens if token >= tokenizer.size), None)) is not None:
-        raise RequestError(f"{wrong} stands for no token; this model has 0 to {tokenizer.size - 1}", "tokens")
+    if (highest := max(request.tokens, default=0)) >= tokenizer.size:
+        raise RequestError(f"{highest} stands for no token; this model has 0 to {tokenizer.size - 1}", "tokens")
     prompt = request.prompt
     if messages:
         said, tools = [each.said for each in messages], [tool.said for tool in request.tools]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -170,6 +171,30 @@ class Whole(Reading):
 
     causal: bool = False
     keep: bool = True
+
+
+def read(count: int, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """What prompts of `count` tokens see who are read in one forward, each [S, N H], and what each then remembers."""
+    slabs, chance = Slabs(), [torch.Generator().manual_seed(number) for number in numbers]
+    memories = [KV(slabs, slabs.take(SIZES, count, CPU)) for _ in numbers]
+    rows = [Reading([0] * count, 0, kv) for kv in memories]
+    q, k, v = (
+        torch.stack([torch.randn(count, heads, SIZES.dim, generator=each) for each in chance])
+        for heads in (QUERIES, SIZES.heads, SIZES.heads)
+    )
+    cond = Conditions.of(rows, Layout((count,) * len(rows)), torch.ones(1), torch.zeros(1))
+    with patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as calls:
+        found = cond.attend(1, q, k, v)
+    assert calls.call_count == 1
+    return [(found[i], memories[i].data[1, :, :, :count].clone()) for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("count", [2, 13, 64, 128])
+def test_prompts_of_one_length_share_a_call_and_see_what_each_would_see_alone_to_the_bit(count: int) -> None:
+    together = read(count, range(5))
+    for number, (found, kept) in enumerate(together):
+        [(alone, memory)] = read(count, [number])
+        assert torch.equal(found, alone) and torch.equal(kept, memory)
 
 
 @pytest.mark.parametrize("start", [0, 9])
