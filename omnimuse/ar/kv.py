@@ -21,6 +21,8 @@ from omnimuse.layers.network import Network
 
 LEAST = 64
 """Tokens that any memory has room for."""
+UNKNOWN = (0,)
+"""In the place of a token that is on the device alone."""
 KEPT = 8
 """What is remembered at most of how rows lie together: those that write are the same for many tokens."""
 
@@ -178,8 +180,9 @@ class KV:
 class Reading:
     """A row of a decoder: the tokens `ids` [S] that come after `start` others, which `kv` remembers.
 
-    A decoder may read what stands for its tokens, [S, D], in their place. Where it has a list of tokens that are
-    `forbidden`, which may be empty, nothing is wanted but the likeliest of the others.
+    A decoder may read what stands for its tokens, [S, D], in their place. Where there are lists of tokens that are
+    `forbidden`, which may be empty, nothing is wanted but the likeliest of the others: as many tokens as there are
+    lists, each of which but the last is read in its turn.
 
     Those of a row that is not `causal` see one another all; those of one that does not `keep` are not remembered, so
     that several rows may look at one memory, or at beginnings of it.
@@ -188,7 +191,11 @@ class Reading:
     ids: Sequence[int] | Tensor
     start: int
     kv: KV
-    forbidden: Sequence[int] | None = field(default=None, kw_only=True)
+    forbidden: Sequence[Sequence[int]] = field(default=(), kw_only=True)
+
+    def behind(self) -> Reading:
+        """The row that reads the next token, of those that are wanted."""
+        return Reading(UNKNOWN, self.start + 1, self.kv, forbidden=self.forbidden[1:])
 
     @property
     def count(self) -> int:
@@ -218,7 +225,7 @@ class Reading:
 
 class Decoder(Network):
     """A network whose rows are `Reading`s; its prediction is what comes after the last token, logits [V], or where
-    nothing else is wanted the likeliest token, int64 [] on the CPU.
+    nothing else is wanted the likeliest tokens, int64 [*] on the CPU, as many as all rows of a forward want.
 
     Rows that read one token share forwards, and so do those that read more, but not with one another: a token is
     written by other code than a prompt is read by. Products of fewer than `fewest` rows would be filled up, each by

@@ -1,7 +1,8 @@
 """Attention of decoders: each row sees its own memory, and what is read now, which it then has, too.
 
 Rows that read one token attend together, in one call for all that lie in one slab and are about equally long, and so do
-equally long prompts that lie there side by side. How much of the memory a call looks at depends on a row's own length alone, and the rest is masked, so company changes no bit.
+equally long prompts that lie there side by side. How much of the memory a call looks at depends on a row's own length
+alone, and the rest is masked, so company changes no bit.
 
 Letters: R rows, S tokens of a row, T of all rows, N heads, H head dim, P pairs of a head that turn, L layers, G heads
 that share one of keys and values, W tokens that a call looks at.
@@ -282,25 +283,33 @@ def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
 
 
 def wanted(rows: Sequence[Reading], logits: Tensor, *, stay: bool = False) -> list[Tensor]:
-    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [], which is
-    `NONE` where logits are no numbers. Both on the CPU, unless logits are to `stay`.
+    """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [1].
+
+    Both are on the CPU, unless logits are to `stay`.
 
     The likeliest are found all at once. What rows want of one kind comes in one transfer.
     """
-    chosen = [number for number, row in enumerate(rows) if row.forbidden is not None]
+    chosen = [number for number, row in enumerate(rows) if row.forbidden]
     alone = len(chosen) == len(rows)
     found = [logits] * len(rows) if alone else list((logits if stay else logits.cpu()).unbind())
     if not chosen:
         return found
-    if others := [(number, token) for number in chosen for token in rows[number].forbidden or ()]:
+    tokens = likeliest(rows, logits).cpu().split(1)
+    for number in chosen:
+        found[number] = tokens[number]
+    return found
+
+
+def likeliest(rows: Sequence[Reading], logits: Tensor) -> Tensor:
+    """Logits [R, V] -> the likeliest token of each row of those that are not forbidden, int64 [R], where they lie;
+    `NONE` where logits are no numbers.
+    """
+    if others := [(number, token) for number, row in enumerate(rows) for each in row.forbidden[:1] for token in each]:
         where = tuple(numbers(side, logits.device) for side in zip(*others, strict=True))
         logits.index_put_(where, logits.new_full((), -torch.inf))
     best = logits.argmax(-1)  # of what is no number, if there is any
     broken = logits.gather(1, best[:, None]).isnan()[:, 0]
-    tokens = best.masked_fill(broken, NONE).cpu().unbind()
-    for number in chosen:
-        found[number] = tokens[number]
-    return found
+    return best.masked_fill(broken, NONE)
 
 
 def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -31,12 +31,13 @@ class Sampling:
     suppressed: tuple[int, ...]
     ends: tuple[int, ...]
 
-    def forbidden(self, written: int) -> tuple[int, ...] | None:
-        """The tokens that cannot come after so many that were written, where the likeliest of the others comes; None
-        where what comes depends on more than that.
-        """
-        if self.temperature or self.repetition_penalty != 1.0:
-            return None
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token comes, of those that are not forbidden, whatever was written before."""
+        return not self.temperature and self.repetition_penalty == 1.0
+
+    def forbidden(self, written: int) -> tuple[int, ...]:
+        """The tokens that cannot come after so many that were written."""
         return (*self.suppressed, *self.ends) if written < self.min_tokens else self.suppressed
 
     @staticmethod
@@ -69,7 +70,7 @@ def next_token(logits: Tensor, read: Sequence[int], written: int, how: Sampling,
     if logits.max().isnan():
         raise no_numbers()
     held = how.ends and written < how.min_tokens
-    if how.temperature == 0 and how.repetition_penalty == 1.0:
+    if how.greedy:
         likeliest = int(logits.argmax())
         if likeliest not in how.suppressed and not (held and likeliest in how.ends):
             return likeliest  # whatever is forbidden is not the likeliest

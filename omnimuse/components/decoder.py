@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, numbers, packed, turned, wanted
+from omnimuse.ar.remembering import Conditions, likeliest, numbers, packed, turned, wanted
 from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
@@ -91,14 +91,27 @@ class DenseDecoder(Decoder):
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(row.count for row in rows))
-        given = packed(rows, layout)
+        logits = self._logits(rows, layout, packed(rows, layout), memories)
+        if (count := min(len(row.forbidden) for row in rows)) < 2:
+            return wanted(rows, logits, stay=self.goes_on)
+        found = [likeliest(rows, logits)]
+        while len(found) < count:  # what comes next is read where it is: nobody waits for it before the last has come
+            rows = [row.behind() for row in rows]
+            read = found[-1].clamp(min=0)[:, None]  # behind a token that is none nothing counts
+            found.append(likeliest(rows, self._logits(rows, layout, read, memories)))
+        return list(torch.stack(found, 1).cpu().unbind())
+
+    def _logits(
+        self, rows: Sequence[Reading], layout: Layout, given: Tensor, memories: Sequence[Memory] | None
+    ) -> Tensor:
+        """Logits [R, V] behind what rows are given, packed."""
         if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
             given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
         cond = self.conditions(rows, layout)
         hidden = self.layers(self.enter(given, cond), cond, memories)  # [1, T, D] or [R, S, D]
         self.leave(rows, layout, hidden)
         last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
-        return wanted(rows, self.say(rows, self.norm(last))[: len(rows), 0], stay=self.goes_on)
+        return self.say(rows, self.norm(last))[: len(rows), 0]
 
     @abstractmethod
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:

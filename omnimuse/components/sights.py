@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Reading
+from omnimuse.ar.kv import UNKNOWN, Reading
 from omnimuse.ar.remembering import Conditions
 from omnimuse.attention.layout import Layout
 from omnimuse.components.decoder import DecoderLayer, DenseDecoder
@@ -55,6 +55,9 @@ class Seeing(Reading):
     at: Tensor | None = None
     seen: Seen | None = None
     heard: Tensor | None = None
+
+    def behind(self) -> Seeing:
+        return Seeing(UNKNOWN, self.start + 1, self.kv, self.shift, forbidden=self.forbidden[1:])
 
     @property
     def place(self) -> int:

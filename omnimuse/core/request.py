@@ -286,8 +286,7 @@ class Door:
             blocks=bool(ask.blocks),
             branches=ONLY_POSITIVE if self.spec.guidance is None else self.spec.guidance.needed(negative, params),
         )
-        more = evaluations_beyond(self.scheduler, params, made.steps)
-        return self.with_cache(replace(made, more=more) if more else made)
+        return self.with_cache(replace(made, more=evaluations_beyond(self.scheduler, params, made.steps)))
 
     def with_cache(self, request: Request) -> Request:
         """`request` with its step cache written out in full, for this model; RequestError for one that cannot be."""

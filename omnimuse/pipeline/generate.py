@@ -167,7 +167,7 @@ class Generate(Loop):
             return []
         start, tokens = state.working["remembered"], state.working["tokens"]
         piece = tokens[start : start + CHUNK]
-        state["kv"].reserve(start + len(piece))
+        state["kv"].reserve(start + len(piece) + state.stride - 1)
         return [
             Row(
                 state=state,
@@ -184,10 +184,17 @@ class Generate(Loop):
         """The row that reads the tokens `ids` behind `start` others."""
         return Reading(ids, start, state["kv"], forbidden=self.forbidden(state))
 
-    def forbidden(self, state: State) -> Sequence[int] | None:
-        """Where nothing is wanted but the likeliest token, those that it must not be."""
+    def forbidden(self, state: State) -> tuple[Sequence[int], ...]:
+        """Where nothing is wanted but the likeliest tokens, those that each must not be."""
         working = state.working
-        return working["how"].forbidden(len(working["tokens"]) - len(state["prompt_ids"]))
+        written, how = len(working["tokens"]) - len(state["prompt_ids"]), working["how"]
+        return tuple(how.forbidden(written + number) for number in range(state.stride)) if how.greedy else ()
+
+    def ahead(self, ctx: Context, state: State, most: int) -> int:
+        working = state.working
+        if not working["how"].greedy or "writing" in working or self.cost(ctx, state) > 1:
+            return 1
+        return min(most, working["most"] + len(state["prompt_ids"]) - len(working["tokens"]))
 
     def generator(self, state: State) -> torch.Generator:
         """What tokens are drawn with, where they are drawn."""
@@ -224,13 +231,19 @@ class Generate(Loop):
         if end < len(tokens):
             return  # more of the prompt is to be read
         found = predictions["positive"]
-        if found.dim():
+        if found.is_floating_point():
             written = len(tokens) - len(state["prompt_ids"])
-            token = next_token(found, tokens, written, working["how"], working["generator"])
-        elif (token := int(found)) == NONE:
-            raise no_numbers()
-        if self._add(state, token):
-            state.plan.append(Step(step.index + 1, network=self.network))
+            come = [next_token(found, tokens, written, working["how"], working["generator"])]
+        else:
+            come = found.tolist()
+        for number, token in enumerate(come, 1):
+            if token == NONE:
+                raise no_numbers()
+            if not self._add(state, token):
+                state.stride = number
+                return
+            state.plan.append(Step(step.index + number, network=self.network))
+        working["remembered"] = end + len(come) - 1
 
     def _add(self, state: State, token: int) -> bool:
         """One more token was written; whether another is to come."""

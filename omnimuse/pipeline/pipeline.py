@@ -188,7 +188,7 @@ class Pipeline:
         """Finish the step: predictions by branch move the state; after the last one the loop ends."""
         with self.at_work(loop, state):
             loop.apply(self.ctx, state, state.plan[state.position], predictions)
-            state.position += 1
+            state.position += state.stride
             if state.position < len(state.plan):
                 return
             loop.finish(self.ctx, state)

@@ -177,6 +177,12 @@ class Loop(Stage):
         """The row tokens of the step that this state takes next; the budget of a tick and fairness count these."""
         return self.tokens(ctx, state.request)
 
+    def ahead(self, ctx: Context, state: State, most: int) -> int:
+        """How many steps, `most` at most, one evaluation can take from here on, as nothing is decided between them:
+        `rows` and `apply` find in `state.stride` how many it is to take, and `apply` leaves there how many it took.
+        """
+        return 1
+
     def ready(self, ctx: Context, state: State) -> bool:
         """Whether there is something to do for its next step, or for its first one; what it waits for, another track
         of the state makes.

@@ -50,12 +50,12 @@ class State:
     """One output in the making: slots, random generator, plan, position, solver and cache memory.
 
     Networks wear the adapters `worn` for it. `stage` is the index of the stage to run next and `position` the step to
-    take next within a loop. `working` belongs to the running loop alone and is emptied when it finishes. All these are
-    of the `track` whose turn it is; `done` are the stages behind it in any. `notes` is
-    what stages, by name, have to tell people, `said` what a library warned of that runs the whole pipeline, `timed` how
-    many seconds parts of a stage took that somebody else has timed, by name. `grown` are
-    pieces of the output that are finished and not yet told to who waits for it: medium, where the piece begins, and
-    what it is.
+    take next within a loop, perhaps with others behind it in one `stride`. `working` belongs to the running loop alone
+    and is emptied when it finishes. All these are of the `track` whose turn it is; `done` are the stages behind it in
+    any. `notes` is what stages, by name, have to tell people, `said` what a library warned of that runs the whole
+    pipeline, `timed` how many seconds parts of a stage took that somebody else has timed, by name. `grown` are pieces
+    of the output that are finished and not yet told to who waits for it: medium, where the piece begins, and what it
+    is.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class State:
         self.stage = starts[0]
         self.plan: list[Step] = []
         self.position = 0
+        self.stride = 1
         self.solver: SolverMemory | None = None
         self.memories: dict[tuple[str, str], Memory] = {}
         self.working: dict[str, Any] = {}

@@ -51,6 +51,16 @@ class Elapsed(NamedTuple):
         return self.length
 
 
+class Share(NamedTuple):
+    """One of so many equal parts of a stretch."""
+
+    whole: Span
+    parts: int
+
+    def seconds(self) -> float:
+        return self.whole.seconds() / self.parts
+
+
 class HostClock:
     """For work that is done when its call returns; `now` gives seconds."""
 

@@ -203,7 +203,8 @@ class Forwards:
                 tokens = dict[str, int]()
                 for row in rows:
                     tokens[row.state.id] = tokens.get(row.state.id, 0) + row.tokens
-                self.pace.record(rows[0].network, list(tokens.values()), self.clock.since(began).seconds())
+                seconds = self.clock.since(began).seconds() / rows[0].state.stride
+                self.pace.record(rows[0].network, list(tokens.values()), seconds)
             found.update((id(row), output) for row, output in zip(rows, outputs, strict=True))
             return None
         except Exception as error:  # the worker loop

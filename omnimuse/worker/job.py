@@ -16,7 +16,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.blocks import Ran, seconds_of
-from omnimuse.worker.clock import Span
+from omnimuse.worker.clock import Share, Span
 from omnimuse.worker.handover import Carried
 
 
@@ -47,14 +47,15 @@ class Job:
     carried: dict[int, Carried] = field(default_factory=dict)
 
     def spend(self, state: State, stage: Stage, held: int, *spans: Span) -> None:
-        """Note what `stage`, or one step of a loop, took of `state`, to be read when the outputs are here, and how many
+        """Note what `stage`, or a stride of a loop, took of `state`, to be read when the outputs are here, and how many
         bytes were `held` when it was done.
         """
         key = stage.name, state.id
         if (spent := self.spent.get(key)) is None:
             spent = self.spent[key] = Spent()
-        spent.spans.append(spans)
-        spent.held.append(held)
+        steps = state.stride
+        spent.spans += [tuple(Share(span, steps) for span in spans) if steps > 1 else spans] * steps
+        spent.held += [held] * steps
 
     def see(self, state: State, ran: Iterable[Ran]) -> None:
         """Note which blocks ran for `state`, alone or with others, if that was asked for."""

@@ -39,6 +39,7 @@ from omnimuse.worker.pace import Offer, Party, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
+from omnimuse.worker.strides import strides
 from omnimuse.worker.telling import Telling
 
 log = logging.getLogger(__name__)
@@ -179,8 +180,10 @@ class Runner:
                 state.turn(track)
             self._run_stages(chosen)
             able = [*self._able(chosen)]
-            self._run_loops(able, plan.teams)
-            self._repeat(able, plan)
+            for stride in strides(self.pipeline, able, plan.steps - self.repeated, self.states):
+                self._run_loops(able, plan.teams)
+                self.repeated += stride
+            self.repeated -= bool(able)  # what it says is how many more
             for state, loop in able:
                 with self._isolated(state.request.id, loop.name):
                     self.telling.tell([state])
@@ -361,18 +364,6 @@ class Runner:
                 if isinstance(stage, Loop):
                     yield state, stage
 
-    def _repeat(self, able: Sequence[tuple[State, Loop]], plan: TickPlan) -> None:
-        """What is decided for a tick is decided for some tokens, where all who are `able` write nothing else."""
-        while able and self.repeated < plan.steps - 1 and all(self._writes(state, loop) for state, loop in able):
-            self._run_loops(able, plan.teams)
-            self.repeated += 1
-
-    def _writes(self, state: State, loop: Loop) -> bool:
-        """Whether `state` is in the midst of that loop, and its next step is one more token."""
-        if not (loop.grows and state.plan and state.id in self.states and self.pipeline.ready(state)):
-            return False
-        return loop.cost(self.pipeline.ctx, state) == 1
-
     def _run_loops(self, stepping: Sequence[tuple[State, Loop]], teams: int) -> None:
         ctx, began, rows = self.pipeline.ctx, self.clock.mark(), list[Row]()
         names = {label_of(name) for name in {loop.name for _, loop in stepping}}
@@ -422,10 +413,10 @@ class Runner:
         return predictions, failures, asked
 
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
-        step, steps = state.position + 1, None if loop.grows else len(state.plan)
+        before, steps = state.position, None if loop.grows else len(state.plan)
         with self._isolated(state.request.id, loop.name):
             self.pipeline.apply(loop, state, predictions)
-            self.telling.step(loop, state, step, steps)
+            self.telling.step(loop, state, before + state.stride, steps)
 
     def _loop(self, state: State) -> Loop:
         stage = self.pipeline.stage_of(state)

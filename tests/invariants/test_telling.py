@@ -92,6 +92,26 @@ def test_in_company_it_is_alone_to_the_bit(teller: Teller, folder: Path, tier: A
     assert all(same(found, expected) for found, expected in zip(together, (*alone, alone[0]), strict=True))
 
 
+def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one(
+    teller: Teller, engine: Engine
+) -> None:
+    wanted = [*asks(teller, temperature=0, max_tokens=12), *asks(teller, temperature=0, max_tokens=5)]
+    run(engine, *wanted)  # the beginnings of prompts are known now
+    counted = [engine.runner.forwards.count]
+    expected = run(engine, *wanted)
+    counted.append(engine.runner.forwards.count)
+    ids = submit(engine, *wanted)
+    events, _ = test_writing.briefly(engine)
+    counted.append(engine.runner.forwards.count)
+    assert all(same(made(events, id_), whole) for id_, whole in zip(ids, expected, strict=True))
+    for id_ in ids:
+        [result] = [event.result for event in events if isinstance(event, Done) and event.request_id == id_]
+        for note in result.written:
+            assert len(result.steps.get("generate", note.tokens)) == len(note.tokens), "every token has its seconds"
+    if isinstance(teller, Writer):
+        assert counted[2] - counted[1] < (counted[1] - counted[0]) / 2
+
+
 @pytest.mark.shows("several", "company")
 def test_n_outputs_are_n_requests_with_seeds_in_a_row(teller: Teller, engine: Engine) -> None:
     [many, *_] = asks(teller)

@@ -65,7 +65,7 @@ class Write(Generate):
 
     def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         end: End = state["ends"][POSITIVE]
-        state["kv"].reserve(end.start + start + len(ids))
+        state["kv"].reserve(end.start + start + len(ids) + state.stride - 1)
         return Placed(ids, end.start + start, state["kv"], end.at + start, forbidden=self.forbidden(state))
 
     def finish(self, ctx: Context, state: State) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Reading
+from omnimuse.ar.kv import UNKNOWN, Reading
 from omnimuse.ar.remembering import Conditions, turned
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
@@ -63,6 +63,9 @@ class Placed(Reading):
     latents: Tensor | None = None
     time: Tensor | None = None
     fixed: bool = True
+
+    def behind(self) -> Placed:
+        return Placed(UNKNOWN, self.start + 1, self.kv, self.at + 1, forbidden=self.forbidden[1:])
 
     @property
     def place(self) -> int:

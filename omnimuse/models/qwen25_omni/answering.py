@@ -70,6 +70,9 @@ class ThinkAloud(Think):
             state.working["thought"], state.working["last"] = none.repeat(len(tokens), 1), none
         return super().begin(ctx, state)
 
+    def ahead(self, ctx: Context, state: State, most: int) -> int:
+        return 1 if aloud(state) else super().ahead(ctx, state, most)  # what it thought of each is told
+
     def reading(self, state: State, ids: Sequence[int], start: int) -> Reading:
         row = super().reading(state, ids, start)
         if not aloud(state):
