@@ -45,6 +45,17 @@ class Speech:
         """The words that may be chosen, by parameter."""
         return {"voice": list(self.voices), "language": list(self.languages)}
 
+    @property
+    def closed(self) -> frozenset[str]:
+        """The parameters of which nothing can be chosen here."""
+        taken = {
+            "voice": self.voices,
+            "language": self.languages,
+            "instructions": self.instructions in ("may", "must"),
+            "ref_text": self.clones,
+        }
+        return frozenset(name for name, can in taken.items() if not can)
+
     def check(self, chosen: SpeechParams, sounds: int) -> None:
         """RequestError for a voice or a language that is not there, for instructions that are not taken, and without
         the sound whose voice it is.

@@ -7,7 +7,7 @@ import { byId, copy, duration, h } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { asForm, settingsInside } from "./inside.js";
 import { Jobs, keepForm, newKey, readForm as keptForm } from "./keeping.js";
-import { besides, fieldsOf, isSound, isVideo, kindsOf, makes, mediumOf, startsFrom, takes } from "./kinds.js";
+import { besides, fieldsOf, isSound, isVideo, kindsOf, makes, mediumOf, startsFrom, takes, wordsOf } from "./kinds.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -96,13 +96,24 @@ function draws({ draws: words = {}, only_side: side }) {
   return topics.length ? `It draws ${topics.join("; ")}${side ? `, at ${side} × ${side}` : ""}.` : "";
 }
 
+/** Puts the words for what is made on the form. */
+function showWords() {
+  const { make, makes, prompt: label, wish } = wordsOf(kind());
+  byId("draw").textContent = page.run ? "Cancel" : make;
+  byId("next").textContent = `${make} next`;
+  byId("makes").textContent = makes;
+  byId("prompt-label").textContent = label;
+  byId("prompt").placeholder = wish;
+}
+
 function chooseKind() {
+  showWords();
   page.controls = new Controls(byId("controls"), page.model, kind(), summarize);
   const { max_images, max_sounds = 0, max_videos = 0, masks = false, masks_videos = false, fills = false } =
     page.model.capabilities;
   const medium = takes(kind()), also = besides(kind(), page.model.capabilities);
   const most = ({ sound: max_sounds, video: max_videos }[medium] ?? max_images) + (also ? max_images : 0);
-  if (medium) sources.listen(medium, also);
+  if (medium) sources.listen(medium, also, wordsOf(kind()).from);
   sources.ask(Boolean(medium), most, {
     frames: kind() === "film", masks: medium === "video" ? masks_videos : medium === "picture" && masks, fills });
   refresh();
@@ -156,12 +167,12 @@ async function watchReady() {
   setTimeout(watchReady, ready ? 15000 : 1500);
 }
 
-/** What the server has measured of requests that are drawn together, in words. */
+/** What the server has measured of requests that are made together, in words. */
 const together = (company) => company.map(({ tokens, states, share }) =>
   `${states} at once, of ${tokens} tokens each: ${share.toFixed(2)} of the time of one after the other`).join("\n")
-  || "Nothing was drawn together yet: what that gains is measured when it is";
+  || "Nothing was made together yet: what that gains is measured when it is";
 
-// -- drawing -----------------------------------------------------------------------------------------------
+// -- making ------------------------------------------------------------------------------------------------
 
 function readForm() {
   const fields = { model: page.model.id, prompt: prompt(), ...page.controls.read() };
@@ -248,7 +259,7 @@ async function follow(job, run, put) {
 const usual = (id) => page.models.find((model) => model.id === id)?.capabilities.defaults;
 
 function showRunning(running) {
-  byId("draw").textContent = running ? "Cancel" : "Draw";
+  showWords();
   byId("draw").classList.toggle("cancel", running);
   byId("draw").type = running ? "button" : "submit"; // Enter in a field must not cancel
   byId("next").hidden = !running;
@@ -273,9 +284,10 @@ function showQueue() {
 function showProgress(run, { output, step, steps, stage }) {
   const before = run.parts.get(output) ?? 0;
   const drawing = stage === "denoise";
+  if (stage === "talk") say(wordsOf(run.job.kind).making); // nobody knows how many steps it takes
   // What comes before the drawing takes next to no time; what comes behind it is the last tenth, as on the server.
   if (!drawing && !before) return;
-  if (!run.parts.size) say("Drawing.");
+  if (!run.parts.size) say(wordsOf(run.job.kind).making);
   run.parts.set(output, Math.max(before, drawing ? (0.9 * step) / steps : 0.9 + (0.1 * step) / steps));
   const whole = [...run.parts.values()].reduce((sum, part) => sum + part, 0) / run.outputs;
   const now = performance.now();
@@ -288,7 +300,7 @@ function showProgress(run, { output, step, steps, stage }) {
 }
 
 function cancel() {
-  // A double click on "Draw" must not cancel what it has just begun.
+  // A double click on the button must not cancel what it has just begun.
   if (page.run && (page.run.job.left || performance.now() - page.run.started > 400)) page.run.abort.abort();
 }
 

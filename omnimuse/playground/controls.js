@@ -1,7 +1,7 @@
 // The settings of a model, made from what /v1/models says of it: its parameters, defaults and limits.
 
 import { byId, h } from "./dom.js";
-import { isSound, isVideo, startsFrom, takes } from "./kinds.js";
+import { isSound, isVideo, makes, startsFrom, takes } from "./kinds.js";
 
 const NUMBERS = [
   // name on the wire, label, smallest, largest, step
@@ -18,6 +18,9 @@ const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landsca
 
 /** What everybody chooses who has a text said. */
 const SPOKEN = ["voice", "language", "instructions"];
+/** What is said in the sound whose voice it is, which stands beside that sound. */
+const HEARD = ["ref_text"];
+const LABELS = { ref_text: "What is said in it" };
 
 /** The settings of one model and `kind` of task, inside `root` (and the strength by its picture). */
 export class Controls {
@@ -29,7 +32,7 @@ export class Controls {
     this.extra = new Map();
     this.worn = new Map();
     root.replaceChildren(...this.build().filter(Boolean));
-    byId("strength").replaceChildren(...this.strength(), ...this.margins());
+    byId("strength").replaceChildren(...this.strength(), ...this.margins(), ...this.heard());
     byId("strength").oninput = root.oninput = ({ target }) => {
       if (this.shape && target === this.shape) this.applyShape();
       else if (["set-width", "set-height"].includes(target.id)) this.matchShape();
@@ -78,6 +81,13 @@ export class Controls {
     const input = h("input", { pattern, placeholder: "0,0,0,0", autocomplete: "off" });
     input.title = "Four numbers of pixels: left, above, right, below";
     return [this.keep("pad", "Draw on beyond the edges", input)];
+  }
+
+  /** Without it the voice alone is taken, and not the manner of speaking. */
+  heard() {
+    const fields = this.extras(HEARD);
+    const hint = "Some seconds in which one person speaks. With what is said in it, the manner of speaking is taken, too.";
+    return fields.length ? [...fields, h("p", { className: "hint" }, hint)] : [];
   }
 
   sizes() {
@@ -145,9 +155,9 @@ export class Controls {
   seed() {
     const pattern = "0|[1-9][0-9]{0,19}";
     const input = h("input", { inputMode: "numeric", pattern, placeholder: "random", autocomplete: "off" });
-    input.title = "A whole number; the same seed gives the same picture";
+    input.title = `A whole number; the same seed gives the same ${makes(this.kind)}`;
     const kept = this.keep("seed", "Seed", input);
-    const title = "Another seed for every picture";
+    const title = `Another seed for every ${makes(this.kind)}`;
     const random = h("button", { type: "button", className: "link", title }, "Random");
     random.onclick = () => {
       input.value = "";
@@ -174,7 +184,7 @@ export class Controls {
 
   /** What this family knows besides, folded away: it is there for those who know what it means. */
   finer() {
-    const fields = this.extras(Object.keys(this.can.extra ?? {}).filter((name) => !SPOKEN.includes(name)));
+    const fields = this.extras(Object.keys(this.can.extra ?? {}).filter((name) => ![...SPOKEN, ...HEARD].includes(name)));
     this.fold = fields.length ? h("details", { className: "wide" }, h("summary", {}, "Finer settings of this model"),
       h("div", { className: "controls" }, ...fields)) : null;
     return this.fold;
@@ -191,7 +201,7 @@ export class Controls {
       input.id = `extra-${name}`;
       this.extra.set(name, input);
       const words = name.replaceAll("_", " ");
-      return field(input, words[0].toUpperCase() + words.slice(1));
+      return field(input, LABELS[name] ?? words[0].toUpperCase() + words.slice(1));
     });
   }
 
@@ -293,7 +303,7 @@ export class Controls {
     const steps = this.get("num_inference_steps");
     const seed = this.get("seed");
     const lasts = this.get("seconds");
-    const size = !this.shape ? lasts && `${lasts} s` : this.size?.replace("x", " × ") ?? "shape of the picture";
+    const size = !this.shape ? lasts && `${lasts} s` : this.size?.replace("x", " × ") ?? `shape of the ${takes(this.kind)}`;
     return [size, steps && `${steps} steps`, seed && `seed ${seed}`].filter(Boolean).join(" · ");
   }
 }

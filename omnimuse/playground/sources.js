@@ -4,6 +4,7 @@
 import { Brush } from "./brush.js";
 import { byId, h } from "./dom.js";
 import { mediumOf } from "./kinds.js";
+import { canRecord, record } from "./recorder.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/webp"];
 const ACCEPT = { picture: PICTURES.join(","), video: "video/*,.mkv,.ts", sound: "audio/*" };
@@ -23,6 +24,7 @@ export class Sources {
     this.also = "";
     this.input = byId("sources");
     this.input.onchange = () => this.show();
+    record(byId("record"), (file) => this.use([file]), (text) => (byId("record-hint").textContent = text));
     document.ondragover = (event) => this.over(event, true);
     document.ondragleave = (event) => this.over(event, false);
     document.ondrop = (event) => (this.over(event, false), this.take(event, event.dataTransfer));
@@ -33,10 +35,12 @@ export class Sources {
     return [...this.input.files];
   }
 
-  /** What files are to be: "picture", "video" or "sound", and what some may be `also`; if others are there, all go. */
-  listen(medium, also = "") {
+  /** What files are to be: "picture", "video" or "sound", and what some may be `also`; if others are there, all go.
+   *  `label` says what they are for. */
+  listen(medium, also = "", label = `Start from a ${medium}`) {
     [this.medium, this.also] = [medium, also];
-    byId("sources-label").textContent = `Start from a ${medium}`;
+    byId("sources-label").textContent = label;
+    byId("record").hidden = medium !== "sound" || !canRecord();
     byId("also-hint").hidden = !also;
     this.input.accept = [medium, also].filter(Boolean).map((each) => ACCEPT[each]).join(",");
     if (this.files.some((file) => ![medium, also].includes(this.of(file)))) this.use([]);

@@ -26,10 +26,11 @@ export const nameOf = ({ seed, id, blob }) =>
 
 function view({ kind, url, fields, width, height }, large) {
   if (isSound(kind)) {
-    return large ? h("audio", { src: url, controls: true }) : h("span", { className: "sound", ariaHidden: "true" }, "♪");
+    return large ? h("audio", { src: url, controls: true, ariaLabel: fields.prompt }) : h("span", { className: "sound", ariaHidden: "true" }, "♪");
   }
   if (!isVideo(kind)) return h("img", { src: url, alt: fields.prompt, width, height });
-  return h("video", { src: url, controls: large, loop: true, muted: true, autoplay: large && !calm() });
+  const how = { controls: large, loop: true, muted: true, autoplay: large && !calm() };
+  return h("video", { src: url, ariaLabel: fields.prompt, ...how });
 }
 
 function large(record) {
@@ -72,7 +73,7 @@ export function showLive(stage, size, outputs) {
   fill(stage, ...(outputs > 1 ? [grid(frames)] : frames));
   return (output, blob) => {
     const url = URL.createObjectURL(blob);
-    const picture = h("img", { alt: "Preview of the unfinished picture", className: "preview" });
+    const picture = h("img", { alt: "Preview of what is being made", className: "preview" });
     // The old preview stays until the new one is there, so that nothing flickers.
     picture.onload = () => (URL.revokeObjectURL(url), frames[output % outputs].replaceChildren(picture));
     picture.src = url;

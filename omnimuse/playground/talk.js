@@ -2,6 +2,7 @@
 
 import { talk } from "./api.js";
 import { byId, h } from "./dom.js";
+import { wave } from "./wave.js";
 
 /** Shows the talk with `model` in place of what draws; `fail` says what went wrong. */
 export function openTalk(model, fail) {
@@ -34,7 +35,7 @@ export function openTalk(model, fail) {
     } catch (error) {
       if (!abort.signal.aborted) fail(error);
     } finally {
-      if (content && sounds.length) line.append(player(sounds, model.capabilities.sample_rate));
+      if (content && sounds.length) line.append(player(wave(sounds, model.capabilities.sample_rate), content));
       if (content) said.push({ role: "assistant", content });
       else forget(line);
       abort = null;
@@ -70,16 +71,8 @@ export function openTalk(model, fail) {
   };
 }
 
-/** What was said so far, to be heard: `sounds` are samples of 16 bits, `rate` of them a second, of one channel. */
-function player(sounds, rate) {
-  const size = sounds.reduce((sum, sound) => sum + sound.size, 0);
-  const head = new DataView(new ArrayBuffer(44));
-  for (const [at, word] of [[0, "RIFF"], [8, "WAVE"], [12, "fmt "], [36, "data"]])
-    [...word].forEach((letter, index) => head.setUint8(at + index, letter.charCodeAt(0)));
-  for (const [at, value] of [[4, 36 + size], [16, 16], [24, rate], [28, 2 * rate], [40, size]]) head.setUint32(at, value, true);
-  for (const [at, value] of [[20, 1], [22, 1], [32, 2], [34, 16]]) head.setUint16(at, value, true);
-  return h("audio", { controls: true, src: URL.createObjectURL(new Blob([head, ...sounds], { type: "audio/wav" })) });
-}
+const player = (sound, said) =>
+  h("audio", { controls: true, src: URL.createObjectURL(sound), ariaLabel: said });
 
 function show(role, text) {
   const line = h("li", { className: role }, text);

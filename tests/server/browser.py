@@ -18,13 +18,15 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
 @contextmanager
-def browsing() -> Iterator[Any]:
-    """A browser, an object of Playwright's. While it is there this thread cannot run a loop of asyncio's."""
+def browsing(*flags: str) -> Iterator[Any]:
+    """A browser, an object of Playwright's, started with `flags`. While it is there this thread cannot run a loop of
+    asyncio's.
+    """
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as library:
-        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
         yield chromium
         chromium.close()
 

@@ -268,7 +268,7 @@ def test_a_png_on_the_field_is_started_from_and_one_without_settings_anywhere(pa
 
 @browser_only
 def test_the_page_tells_what_was_measured_of_pictures_that_are_drawn_together(page: Any, server: Running) -> None:
-    expect(page.locator("#ready")).to_have_attribute("title", re.compile("Nothing was drawn together yet"))
+    expect(page.locator("#ready")).to_have_attribute("title", re.compile("Nothing was made together yet"))
     server.workers.company = [Shared("transformer", 64, 2, 0.75)]
     page.reload()
     told = "2 at once, of 64 tokens each: 0.75 of the time of one after the other"

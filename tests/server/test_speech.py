@@ -202,9 +202,9 @@ def speak_on_the_page(server: WholeServer) -> None:
         assert page.get_by_label("Voice").locator("option").all_text_contents() == ["\u2014", "vivian", "eric"]
         page.get_by_label("Voice").select_option("eric")
         page.get_by_label("Seed").fill("5")
-        page.get_by_label("Prompt", exact=True).fill("two yellow stars")
+        page.get_by_label("Text", exact=True).fill("two yellow stars")
         with page.expect_request("**/v1/audio/generate") as asked:
-            page.get_by_role("button", name="Draw", exact=True).click()
+            page.get_by_role("button", name="Speak", exact=True).click()
         sound = page.locator("audio")
         sound.wait_for()
         assert "eric" in asked.value.post_data

@@ -169,14 +169,16 @@ class Sounds:
         wanted = settled(read(fields, "audio", door, form=is_form(request), files=uploads), door)
         check_model(service, wanted.model)
         sources = uploaded(uploads, ())
-        check_task(service, FROM_SOUND if sources else TASK)
+        speech = door.limits.sound.speech if door.limits.sound is not None else None
+        # To a model that speaks a sound is no beginning, but whose voice it is.
+        task = FROM_SOUND if sources and speech is None else TASK
+        check_task(service, task)
         recordings = await read_sounds(service, request, sources) if sources else ()
         stream = wanted.delivery.stream
         looks = PREVIEWS if request.url.path == JOBS else 0
         asked = asked_of(service, wanted, request, looks, {"sounds": recordings})
         waits = None if stream else patience(request.headers)
         form_ = to_form(wanted, service.options.guard.tell)
-        task = FROM_SOUND if recordings else TASK
         order = Order(wanted, replace(asked, chunks=stream), form_, waits, task, request.state.request_id)
         return fields, uploads, order
 

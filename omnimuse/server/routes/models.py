@@ -69,7 +69,9 @@ def dtypes(service: Service) -> dict[str, str]:
 def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
-    extra = {part.name: part.metadata.get("default", part.default) for part in fields(spec.extra)}
+    closed = limits.sound.speech.closed if limits.sound is not None and limits.sound.speech is not None else ()
+    known = [part for part in fields(spec.extra) if part.name not in closed]
+    extra = {part.name: part.metadata.get("default", part.default) for part in known}
     honoured = door.honoured - {"output_type"} - limits.refuses.keys() - ({"loras"} if not door.adapters else set())
     pictures, sound = spec.medium == "image", limits.sound
     return Capabilities(
