@@ -31,6 +31,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -42,7 +43,7 @@ from omnimuse.core.calls import Call, Splitter
 from omnimuse.core.errors import CapacityError, ConfigError, MemoryShortageError, NumericalError, RequestError, reason
 from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event, Part, Result
-from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams
+from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams, WatchParams
 from omnimuse.core.request import Ask
 from omnimuse.core.spec import Spec
 from omnimuse.media.destination import free_names
@@ -102,6 +103,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in SHOWN:
         what = f"a {name} that is shown with the first line, where the model takes such; may be repeated"
         parser.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=what)
+    parser.add_argument("--hear-videos", action="store_true", help="hear the sound in their files, too")
     parser.add_argument(
         "-o",
         "--output",
@@ -123,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
     """Talk until the person ends it."""
     from omnimuse.api import Omni
     from omnimuse.media.finished import check_file
+    from omnimuse.media.prompts import with_sources
     from omnimuse.worker.find import find
 
     config = read_config(args)
@@ -132,12 +135,14 @@ def run(args: argparse.Namespace) -> int:
         other = "generate" if sound is None or sound.speech is None else "speak"
         raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse {other}` with it")
     params = _params(args, found.spec, draws=found.door.limits.draws)
-    shown = [{"type": kind, kind: _opened(name, file)} for name, kind in SHOWN.items() for file in getattr(args, name)]
-    came = {"images": "image", "sounds": "audio", "videos": "video"}
-    given = {name: [part[kind] for part in shown if part["type"] == kind] for name, kind in came.items()}
-    content = [*({"type": part["type"]} for part in shown), {"type": "text", "text": "what is said"}]
+    shown = [
+        {"type": kind, kind: _opened(name, file, args.hear_videos)}
+        for name, kind in SHOWN.items()
+        for file in getattr(args, name)
+    ]
+    content = [*shown, {"type": "text", "text": "what is said"}]
     tools = () if args.tools is None else _tools(args.tools)
-    tried = {"messages": [{"role": "user", "content": content}], "tools": tools, **given}
+    tried = with_sources({"messages": [{"role": "user", "content": content}], "tools": tools}, params)
     deadline = read_deadline(args.deadline)
     found.door.make_request(
         Ask(tried, params, deadline=deadline), now=0.0, fresh_seed=0
@@ -159,13 +164,18 @@ def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionPa
     params = DiffusionParams(args.steps, args.guidance, width=width, height=height, loras=loras_of(args.lora))
     if args.output is None and args.voice is None and not spec.writes:
         return replace(params, extra={**chosen, "modalities": ("text",)})  # it could draw as well
-    if args.voice is None and (draws or args.output is None):
+    if args.hear_videos:
+        if not issubclass(spec.extra, WatchParams):
+            raise ConfigError(f"{args.model} hears no videos, and --hear-videos is for one that does; leave it out")
+        chosen["use_audio_in_video"] = True
+    elif args.voice is None and (draws or args.output is None):
         return replace(params, extra=GenerationParams(**chosen))
     if not issubclass(spec.extra, AnswerParams):
         name = "--output" if args.output is not None else "--voice"
         raise ConfigError(f"{args.model} answers in text alone, and {name} is for one that speaks; leave it out")
     modalities = ("text",) if args.output is None else ("text", "audio")
-    return replace(params, extra=AnswerParams(**chosen, voice=args.voice, modalities=modalities))
+    made = WatchParams if args.hear_videos else AnswerParams
+    return replace(params, extra=made(**chosen, voice=args.voice, modalities=modalities))
 
 
 def _files(args: argparse.Namespace, *, draws: bool) -> dict[str, Path]:
@@ -186,13 +196,17 @@ def _tools(file: Path) -> Sequence[Any]:
     return found
 
 
-def _opened(name: str, file: str) -> Any:
-    """What is in a file that is shown."""
+def _opened(name: str, file: str, heard: bool) -> Any:
+    """What is in a file that is shown; of a video that is `heard`, its sound, too."""
     from omnimuse.media.clip import open_watched
     from omnimuse.media.picture import open_picture
     from omnimuse.media.recording import open_sound
 
-    read: Mapping[str, Callable[[Any], Any]] = {"picture": open_picture, "sound": open_sound, "video": open_watched}
+    read: Mapping[str, Callable[[Any], Any]] = {
+        "picture": open_picture,
+        "sound": open_sound,
+        "video": partial(open_watched, heard=heard),
+    }
     return read[name](file)
 
 

@@ -37,6 +37,7 @@ class Clip:
     """A video that somebody gave: `frames` of `width` x `height` pixels, each a PNG file as a `Picture` has it, `fps`
     of them a second (0: nobody says). Made by `media/clip.py`, so that a request is plain values. Of one that is
     watched, and too long to be looked at as often as others, its frames are `spread` over so many seconds (else 0).
+    `track` is what is heard in it, where that was asked for; a request has it among its sounds instead.
     """
 
     width: int
@@ -44,6 +45,7 @@ class Clip:
     frames: tuple[bytes, ...]
     fps: float = 0.0
     spread: float = 0.0
+    track: Recording | None = None
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -25,6 +25,7 @@ from omnimuse.media import watching
 from omnimuse.media.foreign_clip import READ, kind_of
 from omnimuse.media.picture import open_mask, picture_of
 from omnimuse.media.streamed import pyav
+from omnimuse.media.track import read_track
 from omnimuse.media.video import Video
 
 MOST = 241
@@ -41,13 +42,15 @@ def as_it_is(width: int, height: int) -> tuple[int, int]:
     return width, height
 
 
-def open_watched(given: Any) -> Clip:
-    """A clip of the frames of a video that are looked at (`watching.py`), to its end; as `open_clip`."""
+def open_watched(given: Any, *, heard: bool = False) -> Clip:
+    """A clip of the frames of a video that are looked at (`watching.py`), to its end; as `open_clip`. Of a file that is
+    `heard` as well it has the track, where there is one.
+    """
     match given:
         case bytes() | bytearray():
-            return read_clip(bytes(given), watching.READ, watched=True)
+            return _watched(bytes(given), "the video", heard)
         case str() | Path():
-            return read_clip(_bytes_of(given), watching.READ, name=str(given), watched=True)
+            return _watched(_bytes_of(given), str(given), heard)
         case Video():
             chosen = watching.places(len(given.frames), given.fps)
             made = clip_of([given.frames[place] for place in chosen], watching.RATE)
@@ -57,6 +60,11 @@ def open_watched(given: Any) -> Clip:
         chosen = [given[place] for place in watching.places(len(given), watching.RATE)]
         return replace(open_clip(chosen, len(chosen)), spread=spread)
     return open_clip(given, len(given) if many else None)
+
+
+def _watched(content: bytes, name: str, heard: bool) -> Clip:
+    made = read_clip(content, watching.READ, name=name, watched=True)
+    return replace(made, track=read_track(content, name=name)) if heard else made
 
 
 def open_clip(given: Any, most: int | None = None) -> Clip:

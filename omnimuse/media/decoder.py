@@ -29,6 +29,7 @@ from omnimuse.media.picture import eight_bits, mask_of, picture_of
 from omnimuse.media.sound import Sound, encode_sound, library
 from omnimuse.media.streamed import pyav
 from omnimuse.media.strip import CostlyError, stripped
+from omnimuse.media.track import read_track
 
 MEMORY, CLIP_MEMORY = 2**30, 3 * 2**30  # bytes of address space
 CPU, CLIP_CPU = 15, 45  # seconds of computation for an answer
@@ -155,6 +156,31 @@ def _try_clip() -> None:
     clip(file.getvalue(), {"keep_pixels": 128})
 
 
+def track(content: bytes, given: Mapping[str, int]) -> bytes:
+    """As `sound`, of what is heard in the video in `content`; nothing where that is nothing."""
+    limits = RecordingLimits(**given)
+    heard = read_track(content, limits.milliseconds / 1000)
+    if heard is None:
+        return b""
+    whole = limits.keep_bytes // (2 * heard.channels) * 2 * heard.channels
+    return HEAD.pack(heard.rate, heard.channels) + heard.pcm[:whole]
+
+
+def _try_track() -> None:
+    """Read the sound of a video; without the library, none can be read."""
+    try:
+        av = pyav()
+    except ConfigError:
+        return
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        stream = out.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        out.mux([*stream.encode(frame), *stream.encode(None)])
+    track(file.getvalue(), {})
+
+
 WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
     "picture": (picture, _try_picture),
     "mask": (mask, _try_picture),
@@ -163,6 +189,7 @@ WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[
 """All that can be asked: a work, and how it is done once in advance."""
 CLIP_WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
     "clip": (clip, _try_clip),
+    "track": (track, _try_track),
 }
 """All that can be asked of a child for videos."""
 

@@ -62,6 +62,20 @@ async def read_recording(
     return believed(answer, limits)
 
 
+async def read_foreign_track(
+    sandbox: Sandbox, content: bytes, limits: RecordingLimits | None = None, tenant: str = ""
+) -> Recording | None:
+    """What is heard in the video in `content`, None where its file has no sound; as `read_recording`, with a `sandbox`
+    for videos.
+    """
+    limits = limits or RecordingLimits()
+    try:
+        answer = await sandbox.ask(Question("track", content, asdict(limits), limits.keep_bytes + _ROOM), tenant)
+    except SandboxError as error:
+        raise _refused(error) from None
+    return believed(answer, limits) if answer else None
+
+
 def believed(answer: bytes, limits: RecordingLimits) -> Recording:
     """The recording that a child made. Who took over a child could say anything: only whole samples are believed."""
     if len(answer) >= HEAD.size:

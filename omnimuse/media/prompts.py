@@ -4,12 +4,14 @@ lies beside these.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from omnimuse.core.messages import SHOWN
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import DiffusionParams, WatchParams
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A prompt, or a dict with `prompt` and optionally `negative_prompt`, `images`, `videos`, `sounds`, `mask` and `pad`.
@@ -41,6 +43,47 @@ def given_as(prompt: Prompt, tools: Tools | None = None) -> str | Mapping[str, A
     return {**given, "tools": tools} if isinstance(given, Mapping) else {"prompt": given, "tools": tools}
 
 
+def hears(params: DiffusionParams) -> bool:
+    """Whether videos are heard while they are watched."""
+    chosen = params.extra
+    if isinstance(chosen, Mapping):  # what is wrong with it, the door says
+        return chosen.get("use_audio_in_video") is True
+    return isinstance(chosen, WatchParams) and chosen.use_audio_in_video
+
+
+def with_tracks(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`prompt`, opened, with the track of every video as the sound right behind it, unless another sound is there."""
+    clips = prompt.get("videos") or ()
+    if not any(clip.track for clip in clips):
+        return prompt
+    videos, sounds = iter(clips), iter(prompt.get("sounds") or ())
+    messages = prompt.get("messages")
+    found, told = list[Any](), [_tracked(message, videos, sounds) for message in messages or ()]
+    for _, heard in told:
+        found += heard
+    left = [*sounds]
+    if not messages and not left:
+        left = [clip.track for clip in clips if clip.track]
+    said = {"messages": [message for message, _ in told]} if messages else {}
+    return {**prompt, **said, "sounds": found + left, "videos": [replace(clip, track=None) for clip in clips]}
+
+
+def _tracked(message: Any, videos: Iterator[Any], sounds: Iterator[Any]) -> tuple[Any, list[Any]]:
+    """A message with a part for every track of its videos, and what is heard in it."""
+    if not isinstance(message, Mapping) or not isinstance(content := message.get("content"), list | tuple):
+        return message, []
+    parts, found = list[Any](), list[Any]()
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+    for part, kind, then in zip(content, kinds, [*kinds[1:], None], strict=True):
+        parts.append(part)
+        if kind == "audio":
+            found += islice(sounds, 1)
+        elif kind == "video" and (clip := next(videos, None)) is not None and clip.track and then != "audio":
+            parts.append({"type": "audio"})
+            found.append(clip.track)
+    return {**message, "content": parts}, found
+
+
 def with_sources(prompt: Prompt, params: DiffusionParams, *, watched: bool = False) -> str | Mapping[str, Any]:
     """`prompt` with its pictures, videos and sounds opened; RequestError for what cannot be read. Videos that are to be
     `watched` are read to their end, others as far as they are made use of.
@@ -67,9 +110,9 @@ def with_sources(prompt: Prompt, params: DiffusionParams, *, watched: bool = Fal
     if isinstance(prompt.get("videos") or None, list | tuple):
         from omnimuse.media.clip import open_clip, open_watched
 
-        read = open_watched if watched else partial(open_clip, most=params.num_frames)
+        read = partial(open_watched, heard=hears(params)) if watched else partial(open_clip, most=params.num_frames)
         opened["videos"] = [read(video) for video in prompt["videos"]]
-    return opened
+    return with_tracks(opened)
 
 
 def _apart(prompt: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ from omnimuse.core.errors import CapacityError
 from omnimuse.media.channel import Channel
 from omnimuse.media.turns import Turns
 
-Work = Literal["picture", "mask", "sound", "clip"]
+Work = Literal["picture", "mask", "sound", "clip", "track"]
 """What a child can be asked to do. A work is a function in `decoder.py`."""
 
 Trouble = Literal["large", "slow", "dead"]

@@ -204,14 +204,14 @@ class ReadShown(Stage):
         for state in states:
             shown, text, messages, given = state["shown"], state["prompt"], state["messages"], state["tokens"]
             marked = bool(given) or any(mark in text for mark in marks.texts)
+            heard = isinstance(chosen := state.request.extra, WatchParams) and chosen.use_audio_in_video
             if shown and not messages and not marked:
-                messages = (_showing(text, shown),)
+                messages = (_showing(text, shown, heard),)
             if any(mark in told for told in state.request.texts for mark in marks.texts):
                 held = ", ".join(marks.texts)
                 raise RequestError(
                     f"the text holds one of {held}, which stand for what is shown; take it out", "prompt"
                 )
-            heard = isinstance(chosen := state.request.extra, WatchParams) and chosen.use_audio_in_video
             ordered = list(_ordered(messages, shown))
             if messages and heard:
                 messages, ordered = _heard_while_watched(messages, ordered, marks)
@@ -247,9 +247,15 @@ class ReadShown(Stage):
         )
 
 
-def _showing(text: str, shown: Sequence[Shown]) -> Message:
-    """A prompt with what came with it, as somebody would say it."""
-    return Message("user", text, (*((each.kind, "") for each in shown), ("text", text)))
+def _showing(text: str, shown: Sequence[Shown], heard: bool) -> Message:
+    """A prompt with what came with it, as somebody would say it; behind a video that is `heard`, its sound."""
+    kinds = [each.kind for each in shown]
+    if heard:
+        videos, sounds = kinds.count("video"), kinds.count("audio")
+        paired = ["video", "audio"] * min(videos, sounds)
+        alone = ["video"] * (videos - sounds) + ["audio"] * (sounds - videos)
+        kinds = [kind for kind in kinds if kind == "image"] + paired + alone
+    return Message("user", text, (*((kind, "") for kind in kinds), ("text", text)))
 
 
 def _ordered(messages: Sequence[Message], shown: Sequence[Shown]) -> Iterator[Shown]:
@@ -278,7 +284,7 @@ def _heard_while_watched(
             parts.append((kind, text))
         told.append(replace(message, parts=tuple(parts)))
     if any(each.kind == "video" and not each.runs for each in found):
-        why = "a video has no sound; show that right behind it, in the same message"
+        why = "a video has no sound in its file; show one right behind it, in the same message"
         raise RequestError(f"use_audio_in_video=True cannot be: {why}", "extra.use_audio_in_video")
     return tuple(told), found
 

@@ -229,7 +229,7 @@ def test_videos_are_heard_while_they_are_watched_as_transformers_does(folder: Pa
     ids, wave = spoken(folder, given, 4, 8)
     assert list(result.written[0].tokens) == ids
     assert float((heard(result) - wave).norm() / wave.norm()) < 1e-5
-    with pytest.raises(RequestError, match="a video has no sound; show that right behind it"):
+    with pytest.raises(RequestError, match="a video has no sound in its file; show one right"):
         omni.generate({"messages": [shown("video")], "videos": [VIDEO]}, {"use_audio_in_video": True}, progress=False)
 
 

@@ -256,7 +256,7 @@ def test_videos_are_heard_while_they_are_watched_as_transformers_does(folder: Pa
     assert expected is not None
     assert list(result.written[0].tokens) == expected[0]
     assert float((heard(result) - expected[1]).norm() / expected[1].norm()) < 1e-5
-    with pytest.raises(RequestError, match="a video has no sound; show that right behind it"):
+    with pytest.raises(RequestError, match="a video has no sound in its file; show one right"):
         omni.generate({"messages": [shown("video")], "videos": [VIDEO]}, {"use_audio_in_video": True}, progress=False)
 
 

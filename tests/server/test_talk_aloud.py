@@ -19,9 +19,13 @@ import pytest
 
 from omnimuse import Omni
 from omnimuse.media.picture import picture_of
-from omnimuse.media.recording import open_sound
+from omnimuse.media.recording import open_sound, samples_of
+from omnimuse.media.sound import Sound
+from omnimuse.media.track import read_track
+from omnimuse.media.video import Video, encode_video
 from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo
+from tests.checkpoints.wishes import film as still_film
 from tests.compat.scripts import openai_multimodal_client
 from tests.server.pooled import ALOUD, asked_by_client
 
@@ -181,7 +185,7 @@ def test_a_video_is_heard_while_it_is_watched(client: openai.OpenAI, omni: Omni,
         return {"url": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
 
     (tmp_path / "sound.wav").write_bytes(wav())
-    theirs = [
+    theirs: list[Any] = [
         {"type": "video_url", "video_url": url("video/mp4", film())},
         {"type": "audio_url", "audio_url": url("audio/wav", wav())},
         TEXT,
@@ -201,6 +205,30 @@ def test_a_video_is_heard_while_it_is_watched(client: openai.OpenAI, omni: Omni,
             assert answer.usage.prompt_tokens == result.prompt_tokens
         texts.append(result.text)
     assert texts[0] != texts[1]
+    said: Any = [{"role": "user", "content": [theirs[0], TEXT]}]
+    with pytest.raises(openai.BadRequestError, match="no sound in its file"):
+        asked_of(client, messages=said, **GREEDY, extra_body={"use_audio_in_video": True})
+
+
+def test_a_video_is_heard_in_its_own_file(client: openai.OpenAI, omni: Omni) -> None:
+    frames, sound = still_film(48, 32, 4), Sound(samples_of(chord(16_000, 2, 1), 16_000, 1), 16_000)
+    file = encode_video(Video(frames, 2.0), {}, sound)
+    track, hears = read_track(file), {"use_audio_in_video": True}
+    url = {"url": f"data:video/mp4;base64,{base64.b64encode(file).decode()}"}
+    apart = [{"type": "video", "video": file}, {"type": "audio", "audio": track}, TEXT]
+    whole = [{"type": "video", "video": file}, TEXT]
+    expected, heard, watched = (
+        omni.generate([[{"role": "user", "content": content}]], {**GREEDY, **how}, progress=False)[0]
+        for content, how in ((apart, hears), (whole, hears), (whole, {}))
+    )
+    assert (heard.text, heard.prompt_tokens) == (expected.text, expected.prompt_tokens)
+    assert heard.prompt_tokens > watched.prompt_tokens
+    [alone] = omni.generate({"prompt": "what is this", "videos": [file]}, {**GREEDY, **hears}, progress=False)
+    assert (alone.text, alone.prompt_tokens) == (heard.text, heard.prompt_tokens)
+    said: Any = [{"role": "user", "content": [{"type": "video_url", "video_url": url}, TEXT]}]
+    answer = asked_of(client, messages=said, **GREEDY, extra_body=hears)
+    assert answer.choices[0].message.content[:4] == heard.text[:4]
+    assert answer.usage.prompt_tokens == heard.prompt_tokens
 
 
 def film(count: int = 16, rate: Fraction = Fraction(8), size: tuple[int, int] = (48, 32)) -> bytes:

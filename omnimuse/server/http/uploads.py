@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Clip, Picture, Recording
@@ -19,7 +19,7 @@ from omnimuse.core.spec import Limits
 from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
 from omnimuse.media.foreign import Meaning, PictureError, PictureLimits, read_picture
 from omnimuse.media.foreign_clip import ClipError, ClipLimits, read_foreign_clip
-from omnimuse.media.foreign_sound import RecordingLimits, SoundError, read_recording
+from omnimuse.media.foreign_sound import RecordingLimits, SoundError, read_foreign_track, read_recording
 from omnimuse.media.sandbox import CLIPS, Sandbox
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.bodies import Upload
@@ -34,6 +34,8 @@ MOST_FRAMES = 40 * 2**20  # bytes of its video as PNG files
 MOST_MASKS = 12 * 2**20  # bytes of the masks over that; all fit into one message
 _BESIDE = 2**20  # bytes of a message to a worker that are no pixels
 _RGB = 3
+Role = Literal["changed", "mask", "watched", "heard"]
+"""What a video is for: to be changed, to say what of another is, or to be watched, perhaps heard, too."""
 VIDEOS = "video/mp4, video/webm, video/*"
 """What is asked of an address that a video is fetched from."""
 SOUNDS = "audio/wav, audio/flac, audio/*"
@@ -132,23 +134,21 @@ class Uploads:
         frames: int,
         tenant: str = "",
         hold: Callable[[int], None] = lambda size: None,
-        *,
-        masks: bool = False,
-        watched: bool = False,
+        role: Role = "changed",
     ) -> tuple[Clip, ...]:
         """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`. Of one that is to be
-        `watched` it is so many of those that are looked at.
+        watched it is so many of those that are looked at, of one that is heard, too, also its track.
 
-        Of `masks`, whose frames are smaller files, less is kept.
+        Of masks, whose frames are smaller files, less is kept.
         """
         if len(sources) > most:
             message = f"{len(sources)} videos came, and this model takes at most {most}; leave the others out"
             raise refusal("invalid_value", message, sources[most].name)
         if any(_is_elsewhere(source) for source in sources):
             hold(self._rules.max_bytes)
-        keep = MOST_MASKS if masks else self._clips.keep_bytes
-        limits = replace(self._clips, frames=frames, keep_bytes=keep, watched=watched)
-        return tuple([await self._read_video(source, limits, tenant) for source in sources])
+        keep = MOST_MASKS if role == "mask" else self._clips.keep_bytes
+        limits = replace(self._clips, frames=frames, keep_bytes=keep, watched=role in ("watched", "heard"))
+        return tuple([await self._read_video(source, limits, tenant, heard=role == "heard") for source in sources])
 
     async def tell_lacking(self) -> None:
         """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""
@@ -182,11 +182,14 @@ class Uploads:
                 "url_not_allowed" if refused else "invalid_audio", f"{source.name}: {message}", source.name
             ) from None
 
-    async def _read_video(self, source: Source, limits: ClipLimits, tenant: str) -> Clip:
+    async def _read_video(self, source: Source, limits: ClipLimits, tenant: str, *, heard: bool) -> Clip:
         try:
             content = await self._content(source, replace(self._rules, accept=VIDEOS))
-            return await read_foreign_clip(self._theatre, content, limits, tenant)
-        except (ClipError, FetchError) as error:
+            made = await read_foreign_clip(self._theatre, content, limits, tenant)
+            if not heard:
+                return made
+            return replace(made, track=await read_foreign_track(self._theatre, content, self._sounds, tenant))
+        except (ClipError, SoundError, FetchError) as error:
             message = str(error).replace("the picture", "the video").replace("image/png", "video/mp4")
             refused = isinstance(error, FetchError) and error.code == "url_not_allowed"
             raise refusal(

@@ -32,7 +32,7 @@ from omnimuse.observe.fraction import DRAWING, TALKING, WRITING
 from omnimuse.server.errors import refusal, to_api_error
 from omnimuse.server.http.enclosed import Enclosed
 from omnimuse.server.http.sse import Event, EventStream
-from omnimuse.server.http.uploads import Source
+from omnimuse.server.http.uploads import Role, Source
 from omnimuse.server.http.watch import cancel_on_disconnect
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.log import Entry
@@ -167,16 +167,17 @@ async def read_videos(
     *,
     masks: bool = False,
     watched: int = 0,
+    heard: bool = False,
 ) -> tuple[Clip, ...]:
     """The videos that came with a request, or `masks` over them, decoded, as many frames of each as can be used, or so
-    many of what is only `watched`; as `read_pictures`.
+    many of what is only `watched`, and perhaps `heard`; as `read_pictures`.
     """
     await may_read(service, http)
     door = service.door
     frames = watched or min(wanted.params.num_frames or door.defaults.num_frames or 1, door.limits.max_frames)
     most, lease = door.limits.max_videos, http.state.lease
-    how = {"masks": masks, "watched": watched > 0}
-    reading = service.uploads.read_videos(sources, most, frames, http.state.tenant, lease.add, **how)
+    role: Role = "mask" if masks else "heard" if heard else "watched" if watched else "changed"
+    reading = service.uploads.read_videos(sources, most, frames, http.state.tenant, lease.add, role)
     return await cancel_on_disconnect(http, reading)
 
 

@@ -24,6 +24,7 @@ from omnimuse.core.messages import BESIDE
 from omnimuse.core.request import Door
 from omnimuse.deploy.wire import Finished, Grown, Previewed, Spelt
 from omnimuse.media.formats import TEXT
+from omnimuse.media.prompts import hears
 from omnimuse.media.watching import READ
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
@@ -122,12 +123,14 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
 
 
 async def _came(service: Service, request: Request, shown: Shown, wanted: Wanted) -> dict[str, object]:
-    """What the messages show, decoded."""
+    """What the messages show, decoded; of videos that are to be heard, with their tracks."""
     pictures, sounds, videos = (shown.sources[kind] for kind in ("image", "audio", "video"))
     return {
         "images": await read_pictures(service, request, pictures) if pictures else (),
         "sounds": await read_sounds(service, request, sounds) if sounds else (),
-        "videos": await read_videos(service, request, videos, wanted, watched=READ) if videos else (),
+        "videos": await read_videos(service, request, videos, wanted, watched=READ, heard=hears(wanted.params))
+        if videos
+        else (),
     }
 
 

@@ -11,11 +11,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.deploy.wire import Form
+from omnimuse.media.prompts import with_tracks
 from omnimuse.server.errors import refusal
 from omnimuse.server.translate.aliases import Wanted
 
@@ -32,7 +34,7 @@ def to_request(
     `came` is what came with it, decoded, under a prompt's own names for it: `images`, `mask`, `videos`, `sounds`.
     `looks` is how many previews there should be. Deadlines count from now on the monotonic clock.
     """
-    prompt: dict[str, object] = {"prompt": wanted.prompt}
+    prompt: dict[str, Any] = {"prompt": wanted.prompt}
     if wanted.talk.messages is not None:
         talk = wanted.talk
         prompt = {"messages": talk.messages, "tools": talk.tools, "tool_choice": talk.tool_choice}
@@ -42,7 +44,7 @@ def to_request(
     if wanted.negative_prompt is not None:
         prompt["negative_prompt"] = wanted.negative_prompt
     blocks = wanted.delivery.blocks
-    ask = Ask(prompt, settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant, blocks=blocks)
+    ask = Ask(with_tracks(prompt), settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant, blocks=blocks)
     closed = door if door.adapters is not None else replace(door, adapters={})  # a client never names a file
     try:
         made = closed.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))

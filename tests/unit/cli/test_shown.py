@@ -98,6 +98,32 @@ def test_a_model_is_shown_what_it_takes_and_all_else_is_refused_by_its_option(
     assert seen.written[0].tokens != unseen.written[0].tokens, "it is looked at"
 
 
+@pytest.mark.parametrize("model", TAKES)
+def test_a_video_is_heard_in_its_own_file_by_a_model_that_can(
+    model: str, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build, takes = TAKES[model]
+    folder, file = once.folder(model, build), tmp_path / "film.mp4"
+    sound = Sound(samples_of(chord(16_000, 2, 1), 16_000, 1), 16_000)
+    save_video(Video(film(24, 16, 4), 2.0), file, {}, sound=sound)
+    code = chat(folder, monkeypatch, "--video", str(file), "--hear-videos")
+    out, told = capsys.readouterr()
+    if "video" not in takes:
+        assert (code, out) == (2, "") and "--hear-videos is for one that does; leave it out" in told
+        return
+    message = {
+        "role": "user",
+        "content": [{"type": "video", "video": str(file)}, {"type": "text", "text": "what is this"}],
+    }
+    chosen = {"temperature": 0, "max_tokens": 6, "seed": 3}
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        heard, seen = omni.generate(
+            [[message], [message]], [{**chosen, "use_audio_in_video": hears} for hears in (True, False)], progress=False
+        )
+    assert (code, out) == (0, f"{heard.text}\n")
+    assert heard.prompt_tokens > seen.prompt_tokens, "it is heard, too"
+
+
 @pytest.mark.parametrize("medium", sorted(ALL))
 @pytest.mark.parametrize("given", ["nowhere", "note.txt", "empty", "", "another"])
 def test_a_file_that_is_none_of_its_kind_is_refused_before_the_model_is_loaded(
