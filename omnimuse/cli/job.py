@@ -236,7 +236,7 @@ def _place(file: Path) -> Path:
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
-    from omnimuse.media.clip import open_clip, open_film_mask
+    from omnimuse.media.clip import open_changed, open_film_mask
     from omnimuse.media.finished import suffixes
     from omnimuse.media.picture import open_mask, open_picture
     from omnimuse.media.recording import open_sound
@@ -257,7 +257,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         shared["pad"] = read_pad(args.pad)
     began = [] if args.start is None else [f"start={args.start}"]  # a parameter of the families that know it
     if args.video:
-        shared["videos"] = [open_clip(path, read_params(args).num_frames) for path in args.video]
+        shared["videos"] = [open_changed(path, read_params(args).num_frames) for path in args.video]
     if args.audio:
         shared["sounds"] = [open_sound(path) for path in args.audio]
     said = read_prompts([*args.prompts, *args.prompt], args.file, stdin, needed=not args.image)

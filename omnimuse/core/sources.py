@@ -37,7 +37,8 @@ class Clip:
     """A video that somebody gave: `frames` of `width` x `height` pixels, each a PNG file as a `Picture` has it, `fps`
     of them a second (0: nobody says). Made by `media/clip.py`, so that a request is plain values. Of one that is
     watched, and too long to be looked at as often as others, its frames are `spread` over so many seconds (else 0).
-    `track` is what is heard in it, where that was asked for; a request has it among its sounds instead.
+    `track` is what is heard in it: what is made of it keeps that. Where it is only heard, a request has it among its
+    sounds instead.
     """
 
     width: int
@@ -83,6 +84,10 @@ class Recording:
     def seconds(self) -> float:
         """How long it is."""
         return len(self.pcm) / (2 * self.channels * self.rate)
+
+    def first(self, seconds: float) -> Recording:
+        """As much of it, or all of it where it is shorter."""
+        return Recording(self.rate, self.channels, self.pcm[: round(seconds * self.rate) * 2 * self.channels])
 
     @cached_property
     def digest(self) -> str:

@@ -25,11 +25,12 @@ from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalEr
 from omnimuse.core.loras import loras_of, told
 from omnimuse.core.output import Done, Event, Failed, Handed, Part, Result
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask, Door, Request
+from omnimuse.core.request import Ask, Door, Recording, Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.media.image import to_image
-from omnimuse.media.sound import to_sound
+from omnimuse.media.recording import samples_of
+from omnimuse.media.sound import Sound, to_sound
 from omnimuse.media.video import to_video
 from omnimuse.parallel.agree import agree_on_start
 from omnimuse.pipeline.pipeline import Pipeline
@@ -118,6 +119,8 @@ def _part(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> P
     if medium == "video":
         assert params.fps, "a family of videos has a default frame rate"
         return Part(medium, to_video(value, params.fps))
+    if isinstance(value, Recording):
+        return Part(medium, Sound(samples_of(value, value.rate, value.channels), value.rate))
     if medium == "audio":
         assert limits.sound is not None, "a family of sound says how it samples"
         return Part(medium, to_sound(value, limits.sound.rate))

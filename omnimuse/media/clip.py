@@ -24,6 +24,7 @@ from omnimuse.core.request import Clip, Picture
 from omnimuse.media import watching
 from omnimuse.media.foreign_clip import READ, kind_of
 from omnimuse.media.picture import open_mask, picture_of
+from omnimuse.media.recording import MOST as LONGEST
 from omnimuse.media.streamed import pyav
 from omnimuse.media.track import read_track
 from omnimuse.media.video import Video
@@ -48,9 +49,11 @@ def open_watched(given: Any, *, heard: bool = False) -> Clip:
     """
     match given:
         case bytes() | bytearray():
-            return _watched(bytes(given), "the video", heard)
+            made = read_clip(bytes(given), watching.READ, watched=True)
+            return _heard(made, bytes(given), "the video") if heard else made
         case str() | Path():
-            return _watched(_bytes_of(given), str(given), heard)
+            made = read_clip(content := _bytes_of(given), watching.READ, name=str(given), watched=True)
+            return _heard(made, content, str(given)) if heard else made
         case Video():
             chosen = watching.places(len(given.frames), given.fps)
             made = clip_of([given.frames[place] for place in chosen], watching.RATE)
@@ -62,9 +65,19 @@ def open_watched(given: Any, *, heard: bool = False) -> Clip:
     return open_clip(given, len(given) if many else None)
 
 
-def _watched(content: bytes, name: str, heard: bool) -> Clip:
-    made = read_clip(content, watching.READ, name=name, watched=True)
-    return replace(made, track=read_track(content, name=name)) if heard else made
+def open_changed(given: Any, most: int | None = None) -> Clip:
+    """A clip of what is to be made into another video, which keeps its sound: with the track of a file, as long as its
+    frames; as `open_clip`.
+    """
+    made = open_clip(given, most)
+    if not made.fps or not isinstance(given, bytes | bytearray | str | Path):
+        return made
+    content, name = (_bytes_of(given), str(given)) if isinstance(given, str | Path) else (bytes(given), "the video")
+    return _heard(made, content, name, len(made.frames) / made.fps)
+
+
+def _heard(clip: Clip, content: bytes, name: str, seconds: float = LONGEST) -> Clip:
+    return replace(clip, track=read_track(content, seconds, name))
 
 
 def open_clip(given: Any, most: int | None = None) -> Clip:

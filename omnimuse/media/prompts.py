@@ -108,11 +108,11 @@ def with_sources(prompt: Prompt, params: DiffusionParams, *, watched: bool = Fal
 
         opened["sounds"] = [open_sound(sound) for sound in prompt["sounds"]]
     if isinstance(prompt.get("videos") or None, list | tuple):
-        from omnimuse.media.clip import open_clip, open_watched
+        from omnimuse.media.clip import open_changed, open_watched
 
-        read = partial(open_watched, heard=hears(params)) if watched else partial(open_clip, most=params.num_frames)
+        read = partial(open_watched, heard=hears(params)) if watched else partial(open_changed, most=params.num_frames)
         opened["videos"] = [read(video) for video in prompt["videos"]]
-    return with_tracks(opened)
+    return with_tracks(opened) if watched else opened
 
 
 def _apart(prompt: Mapping[str, Any]) -> Mapping[str, Any]:

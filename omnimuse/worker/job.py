@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.output import Note, PicturesShown, Result, TextRead, TextWritten
-from omnimuse.core.request import Request
+from omnimuse.core.request import Recording, Request
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop, Stage
 from omnimuse.pipeline.state import State
@@ -91,11 +91,13 @@ class Job:
     def result(self, pipeline: Pipeline, timings: Mapping[str, tuple[float, ...]]) -> Result:
         """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
         request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
+        kept, lost = kept_sound(request)
+        beside = {} if kept is None or "audio" in self.made else {"audio": [kept] * request.outputs}
         return Result(
             request.id,
             request.prompt,
             replace(request.params, extra=request.extra),
-            tensors={medium: self._whole(medium) for medium in pipeline.results if medium in self.made},
+            tensors={medium: self._whole(medium) for medium in pipeline.results if medium in self.made} | beside,
             seeds=[request.seed(index) for index in range(request.outputs)],
             timings={stage: sum(seconds) for stage, seconds in timings.items()},
             steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
@@ -104,7 +106,9 @@ class Job:
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),
-            said=tuple(dict.fromkeys([*(video.warning for video in request.videos if video.spread), *self.said])),
+            said=tuple(
+                dict.fromkeys([*(video.warning for video in request.videos if video.spread), *lost, *self.said])
+            ),
         )
 
     def _whole(self, medium: str) -> Any:
@@ -112,6 +116,20 @@ class Job:
         made, there = self.made[medium], self.there[medium]
         count = self.request.outputs
         return made if len(there) == count else [made[i] if i in there else None for i in range(count)]
+
+
+def kept_sound(request: Request) -> tuple[Recording | None, tuple[str, ...]]:
+    """What is heard in the video that another is made of: it has that, too, as far as it lasts. And what its sender
+    should know of it. None where nothing is heard, and where it would not fit.
+    """
+    track, params = next((video.track for video in request.videos), None), request.params
+    if track is None or params.output_type != "pil" or not params.num_frames or not params.fps:
+        return None, ()
+    fps = request.videos[0].fps
+    if abs(params.fps - fps) > 0.01 * fps:
+        why = f"it has {fps:.5g} frames a second, and {params.fps:.5g} were asked for"
+        return None, (f"the sound of the video was left out, for it would not fit: {why}; leave fps out to keep it",)
+    return track.first(params.num_frames / params.fps), ()
 
 
 def placed(there: Any, value: Any, index: int, count: int) -> Any:

@@ -95,7 +95,7 @@ def decode_request(fields: dict[str, object], spec: Spec) -> Request:
         "extra": family_params(spec.extra, extra),
         "images": tuple(_picture(image) for image in images),
         "region": _region(region) if region else None,
-        "sounds": tuple(Recording(**{**sound, "pcm": _bytes(sound["pcm"])}) for sound in sounds),
+        "sounds": tuple(_recording(sound) for sound in sounds),
         "videos": tuple(_clip(video) for video in videos),
         "messages": tuple(_message(message) for message in messages),
         "tools": tuple(Tool(**tool) for tool in tools),
@@ -116,7 +116,12 @@ def _picture(given: Any) -> Picture:
 
 
 def _clip(given: Any) -> Clip:
-    return Clip(**{**given, "frames": tuple(_bytes(frame) for frame in given["frames"])})
+    track = None if given.get("track") is None else _recording(given["track"])
+    return Clip(**{**given, "frames": tuple(_bytes(frame) for frame in given["frames"]), "track": track})
+
+
+def _recording(given: Any) -> Recording:
+    return Recording(**{**given, "pcm": _bytes(given["pcm"])})
 
 
 def _region(given: Any) -> Region:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from omnimuse.media.clip import open_clip
+from omnimuse.media.clip import open_changed, open_clip
 from omnimuse.media.fetch import FetchRules
 from omnimuse.media.picture import open_mask
 from omnimuse.media.video import Video, encode_video
@@ -20,6 +20,7 @@ from tests.server.test_video_pictures import ONE, TALL, WIDE, Parts, run_over_ht
 from tests.server.test_videos import run
 from tests.server.video_rig import Rig, listening, rig
 from tests.unit.media.hostile import encoded
+from tests.unit.media.test_track import filmed
 
 FILM = encode_video(Video(film(32, 16, 7), 10.0), {})
 WHERE = f"data:video/mp4;base64,{base64.b64encode(FILM).decode()}"
@@ -34,6 +35,17 @@ def run_with_videos(
             await act(parts, client)
 
     run(data, inner, masks=masks)
+
+
+def test_a_video_that_is_uploaded_comes_with_its_sound(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        answer = await client.post("/v1/videos/sync", files=[text("prompt", "a hill"), ("video", ("a.mp4", filmed()))])
+        assert answer.status_code == 200, answer.content
+        [request] = parts.workers.started
+        assert request.videos == (open_changed(filmed(), len(request.videos[0].frames)),)
+        assert request.videos[0].track is not None
+
+    run_with_videos(tmp_path, act)
 
 
 def test_a_video_is_uploaded_and_as_much_of_it_is_decoded_as_is_made_anew(tmp_path: Path) -> None:

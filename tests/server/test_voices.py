@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -88,7 +89,7 @@ def test_a_voice_is_taken_from_a_sound_in_the_request(server: WholeServer) -> No
     (_, _), (codes, _), *_ = qwen3_tts.kept("base")
     assert len(heard(server, ref_audio=sent())) == 2 * HOP * codes.shape[1]
     for choice, message in (
-        ({}, "has no voice of its own"),
+        ({}, "has no voice of its own, and speaks with that of a sound; give one (`ref_audio`)"),
         ({"ref_audio": "data:audio/wav;base64,AAAA"}, "ref_audio"),
         ({"ref_audio": sent(), "voice": "ada"}, "leave one of them out"),
         ({"voice": "nobody"}, "is not kept here; /v1/audio/voices lists those that are"),
@@ -96,6 +97,25 @@ def test_a_voice_is_taken_from_a_sound_in_the_request(server: WholeServer) -> No
         refused = say(server, **choice)
         assert refused.status == 400
         assert message in refused.json["error"]["message"]
+
+
+def test_a_voice_may_come_as_a_file_and_the_model_tells_what_can_be_chosen(server: WholeServer) -> None:
+    auth = {"Authorization": f"Bearer {KEYS['ada']}"}
+    how = {"seed": "8", "output_format": "pcm", "extra_params[max_tokens]": "12", "extra_params[language]": "english"}
+    files: Any = {"audio": ("me.wav", sample(), "audio/wav")}
+    for more in ({}, {"ref_text": "one two three"}):
+        form = {"prompt": "a star", **how, **{f"extra_params[{name}]": text for name, text in more.items()}}
+        with httpx2.Client(base_url=server.url, headers=auth, timeout=60) as web:
+            answer = web.post("/v1/audio/generate", data=form, files=files)
+            job = web.post("/v1/audio/generations", data=form, files=files)
+        assert answer.status_code == 200, answer.text
+        assert answer.content == heard(server, ref_audio=sent(), **more)
+        assert job.json()["status"] in ("queued", "in_progress")
+    none = server.ask("/v1/audio/generate", {"prompt": "a star"}, auth)
+    assert "give one (`audio`)" in none.json["error"]["message"]
+    [model] = server.ask("/v1/models", headers=auth).json["data"]
+    can = model["capabilities"]["extra"]
+    assert "ref_text" in can and "language" in can and not {"voice", "instructions"} & set(can)
 
 
 def test_a_sound_goes_on_as_it_is_said_where_its_text_comes_too(server: WholeServer) -> None:

@@ -137,7 +137,7 @@ class Uploads:
         role: Role = "changed",
     ) -> tuple[Clip, ...]:
         """The videos of `sources`, at most `most`, the first `frames` frames of each; as `read`. Of one that is to be
-        watched it is so many of those that are looked at, of one that is heard, too, also its track.
+        watched it is so many of those that are looked at. Those that are heard or changed have their tracks.
 
         Of masks, whose frames are smaller files, less is kept.
         """
@@ -148,7 +148,7 @@ class Uploads:
             hold(self._rules.max_bytes)
         keep = MOST_MASKS if role == "mask" else self._clips.keep_bytes
         limits = replace(self._clips, frames=frames, keep_bytes=keep, watched=role in ("watched", "heard"))
-        return tuple([await self._read_video(source, limits, tenant, heard=role == "heard") for source in sources])
+        return tuple([await self._read_video(source, limits, tenant, role) for source in sources])
 
     async def tell_lacking(self) -> None:
         """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""
@@ -182,13 +182,16 @@ class Uploads:
                 "url_not_allowed" if refused else "invalid_audio", f"{source.name}: {message}", source.name
             ) from None
 
-    async def _read_video(self, source: Source, limits: ClipLimits, tenant: str, *, heard: bool) -> Clip:
+    async def _read_video(self, source: Source, limits: ClipLimits, tenant: str, role: Role) -> Clip:
         try:
             content = await self._content(source, replace(self._rules, accept=VIDEOS))
             made = await read_foreign_clip(self._theatre, content, limits, tenant)
-            if not heard:
+            sounds = self._sounds
+            if role == "changed" and made.fps:  # what is made of it keeps its sound
+                sounds = replace(sounds, milliseconds=int(1000 * len(made.frames) / made.fps))
+            elif role != "heard":
                 return made
-            return replace(made, track=await read_foreign_track(self._theatre, content, self._sounds, tenant))
+            return replace(made, track=await read_foreign_track(self._theatre, content, sounds, tenant))
         except (ClipError, SoundError, FetchError) as error:
             message = str(error).replace("the picture", "the video").replace("image/png", "video/mp4")
             refused = isinstance(error, FetchError) and error.code == "url_not_allowed"

@@ -173,6 +173,8 @@ def read(
             continue
         _take(entry, read_value(entry, value, name, form), name, found)
     shows = "sounds" if kind == "speech" else "images"
+    if kind == "speech":
+        found.names.setdefault("sounds", "ref_audio")
     for name in files:
         target = known[wire := _upload(name, known, kind, door)].target
         found.names.setdefault(shows if target in _SHOWN else target, wire)

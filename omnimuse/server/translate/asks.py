@@ -34,17 +34,16 @@ def to_request(
     `came` is what came with it, decoded, under a prompt's own names for it: `images`, `mask`, `videos`, `sounds`.
     `looks` is how many previews there should be. Deadlines count from now on the monotonic clock.
     """
-    prompt: dict[str, Any] = {"prompt": wanted.prompt}
+    prompt: Mapping[str, Any] = {"prompt": wanted.prompt}
     if wanted.talk.messages is not None:
         talk = wanted.talk
         prompt = {"messages": talk.messages, "tools": talk.tools, "tool_choice": talk.tool_choice}
-    prompt |= {name: given for name, given in came.items() if given}
-    if wanted.part.pad is not None:
-        prompt["pad"] = wanted.part.pad
-    if wanted.negative_prompt is not None:
-        prompt["negative_prompt"] = wanted.negative_prompt
+    beside = {"pad": wanted.part.pad, "negative_prompt": wanted.negative_prompt}
+    prompt = {**prompt, **{name: given for name, given in came.items() if given}}
+    prompt |= {name: given for name, given in beside.items() if given is not None}
     blocks = wanted.delivery.blocks
-    ask = Ask(with_tracks(prompt), settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant, blocks=blocks)
+    prompt = with_tracks(prompt) if door.spec.writes else prompt
+    ask = Ask(prompt, settled(wanted, door).params, deadline=wanted.deadline, tenant=tenant, blocks=blocks)
     closed = door if door.adapters is not None else replace(door, adapters={})  # a client never names a file
     try:
         made = closed.make_request(ask, now=time.monotonic(), fresh_seed=secrets.randbelow(2**32))
@@ -127,7 +126,7 @@ def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     if first == "extra" and rest in names:  # a family's own, for which clients have a field
         return RequestError(str(error).replace(f"extra.{rest}", names[rest], 1), names[rest])
     name = names.get(first, usual.get(first, first))
-    message = str(error)
+    message = str(error).replace(f"(`{first}`)", f"(`{name}`)")
     if name != first and message.startswith(f"{first}="):
         message = f"{name}{message.removeprefix(first)}" if first not in ("width", "height") else f"{name}: {message}"
     return RequestError(message, ".".join(part for part in (name, rest) if part) or None)
