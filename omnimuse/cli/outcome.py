@@ -21,9 +21,11 @@ from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
 from omnimuse.core.output import Part, Result
 from omnimuse.media.destination import free_names
+from omnimuse.media.formats import FORMATS
 from omnimuse.observe.progress import duration
 
 Record = dict[str, Any]
+_MADE = {"image": "drawn", "text": "written"}
 _OF_THE_CALL = frozenset({"seed", "num_outputs_per_prompt", "output_type"})  # no settings of one picture
 
 
@@ -216,9 +218,11 @@ def suggestions(record: Record, job: Job) -> list[str]:
     """Commands that are worth trying after this one."""
     row = next(row for row in record["results"] if row["files"])
     prompt, file, seeds = row["prompt"], row["files"][0], row["seeds"]
+    medium = next((medium for medium, kinds in FORMATS.items() if Path(file).suffix.lower() in kinds), "text")
+    what = {"image": "picture", "audio": "sound"}.get(medium, medium)
     return [
-        f"{again.same(prompt, job.given, file, seeds[0])}    # the same picture again",
-        f"{again.more(prompt, job.given, file, max(seeds))}    # four others, drawn together",
+        f"{again.same(prompt, job.given, file, seeds[0])}    # the same {what} again",
+        f"{again.more(prompt, job.given, file, max(seeds))}    # four others, {_MADE.get(medium, 'made')} together",
         f"{again.explained(job.config.model.model, job.given)}    # what was chosen, and why",
     ]
 

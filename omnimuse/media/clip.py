@@ -25,8 +25,8 @@ from omnimuse.media import watching
 from omnimuse.media.foreign_clip import READ, kind_of
 from omnimuse.media.picture import open_mask, picture_of
 from omnimuse.media.recording import MOST as LONGEST
+from omnimuse.media.recording import read_track
 from omnimuse.media.streamed import pyav
-from omnimuse.media.track import read_track
 from omnimuse.media.video import Video
 
 MOST = 241

@@ -26,10 +26,10 @@ from omnimuse.media.foreign import PictureLimits, kind_of
 from omnimuse.media.foreign_clip import ClipLimits, written
 from omnimuse.media.foreign_sound import CHANNELS, HEAD, RecordingLimits
 from omnimuse.media.picture import eight_bits, mask_of, picture_of
+from omnimuse.media.recording import read_track
 from omnimuse.media.sound import Sound, encode_sound, library
 from omnimuse.media.streamed import pyav
 from omnimuse.media.strip import CostlyError, stripped
-from omnimuse.media.track import read_track
 
 MEMORY, CLIP_MEMORY = 2**30, 3 * 2**30  # bytes of address space
 CPU, CLIP_CPU = 15, 45  # seconds of computation for an answer

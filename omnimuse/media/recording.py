@@ -1,24 +1,28 @@
 """Sounds that people give: opened, kept as samples of 16 bits, and brought to the rate and channels of a model.
 
 Called by the Python API, the command line, the process that decodes what strangers send, and the stage that encodes
-them. Files from strangers must not be opened here in a process that matters (see `foreign.py`). soundfile, an optional
-library, reads the files.
+them. Files from strangers must not be opened here in a process that matters (see `foreign.py`). Optional libraries read
+the files: soundfile those of sound, PyAV what is heard in videos, and in files of their kinds without pictures (.m4a).
 
 Letters: c channels, n samples.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, reason
 from omnimuse.core.request import Recording
+from omnimuse.media.foreign_clip import kind_of
 from omnimuse.media.foreign_sound import CHANNELS, RATES
 from omnimuse.media.sound import Sound, library
+from omnimuse.media.streamed import pyav
 
 READ = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "AIFF", "W64", "RF64")
 """Formats that are read."""
@@ -39,7 +43,15 @@ def open_sound(given: Any) -> Recording:
         raise RequestError(f"a sound is a Sound or a file's name, got {type(given).__name__}", "sounds")
     if not Path(given).is_file():
         raise RequestError(f"there is no sound {given}; give the name of a file that exists", "sounds")
-    return read_sound(given, str(given))
+    with Path(given).open("rb") as file:
+        filmed = kind_of(file.read(1024)) is not None
+    return _track(Path(given)) if filmed else read_sound(given, str(given))
+
+
+def _track(path: Path) -> Recording:
+    if (found := read_track(path.read_bytes(), name=str(path))) is None:
+        raise RequestError(f"nothing is heard in {path}; give a file with a sound in it", "sounds")
+    return found
 
 
 def read_sound(file: Any, name: str = "the sound", most: float = MOST) -> Recording:
@@ -56,6 +68,41 @@ def read_sound(file: Any, name: str = "the sound", most: float = MOST) -> Record
         raise RequestError(f"cannot read {name} as a sound: {why}; use a file of one of {kinds}", "sounds") from None
     except (ValueError, OverflowError) as error:
         raise RequestError(f"cannot read {name} as a sound: {error}", "sounds") from None
+
+
+def read_track(content: bytes, most: float = MOST, name: str = "the video") -> Recording | None:
+    """What is heard in the first `most` seconds of the video in `content`; None where its file has no sound, or is no
+    video at all. RequestError for a track that cannot be read.
+    """
+    av, kind = pyav(), kind_of(content)
+    if kind is None:
+        return None
+    try:
+        with av.open(io.BytesIO(content), format=kind, metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                return None
+            stream = container.streams.audio[0]
+            stream.codec_context.thread_count = 1  # a process that is locked in can start no thread
+            channels = stream.channels if 0 < stream.channels <= CHANNELS else 2
+            layout = None if channels == stream.channels else "stereo"
+            made = av.AudioResampler(format="s16", layout=layout)  # the format alone: its rate stays
+            pieces, wanted = list[bytes](), int(most * stream.rate) * channels * 2
+            for piece in _pieces(made, container.decode(stream)):
+                pieces.append(piece)
+                wanted -= len(piece)
+                if wanted <= 0:
+                    break
+            pcm = b"".join(pieces)
+            return Recording(stream.rate, channels, pcm[: len(pcm) + min(wanted, 0)]) if pcm else None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise RequestError(f"cannot read the sound of {name}: {reason(error)}", "videos") from None
+
+
+def _pieces(made: Any, frames: Iterator[Any]) -> Iterator[bytes]:
+    """The samples of `frames`, of 16 bits, those of the channels in turn, low byte first."""
+    for frame in frames:
+        for whole in made.resample(frame):
+            yield np.ascontiguousarray(whole.to_ndarray()).astype("<i2").tobytes()
 
 
 def recording_of(samples: np.ndarray, rate: int) -> Recording:

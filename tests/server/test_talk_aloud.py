@@ -19,9 +19,8 @@ import pytest
 
 from omnimuse import Omni
 from omnimuse.media.picture import picture_of
-from omnimuse.media.recording import open_sound, samples_of
+from omnimuse.media.recording import open_sound, read_track, samples_of
 from omnimuse.media.sound import Sound
-from omnimuse.media.track import read_track
 from omnimuse.media.video import Video, encode_video
 from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo

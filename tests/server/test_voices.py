@@ -20,12 +20,13 @@ import pytest
 import torch
 from websockets.sync.client import connect
 
-from omnimuse.media.recording import samples_of
-from omnimuse.media.sound import encode_sound, to_sound
+from omnimuse.media.recording import read_track, samples_of
+from omnimuse.media.sound import Sound, encode_sound, to_sound
 from omnimuse.server.voices import MOST
 from tests.checkpoints import qwen3_tts
 from tests.checkpoints.wishes import chord
 from tests.server.whole_server import WholeServer
+from tests.unit.media.test_track import recorded
 
 SPEECH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
 HOP, RATE = 24, 24_000
@@ -111,6 +112,17 @@ def test_a_voice_may_come_as_a_file_and_the_model_tells_what_can_be_chosen(serve
         assert answer.status_code == 200, answer.text
         assert answer.content == heard(server, ref_audio=sent(), **more)
         assert job.json()["status"] in ("queued", "in_progress")
+    phone = read_track(recorded("ipod"))
+    assert phone is not None
+    told = encode_sound(Sound(samples_of(phone, phone.rate, 1), phone.rate), "WAV", {})
+    with httpx2.Client(base_url=server.url, headers=auth, timeout=60) as web:
+        form = {"prompt": "a star", **how}
+        spoken = [
+            web.post("/v1/audio/generate", data=form, files={"audio": ("me", content)})
+            for content in (told, recorded("ipod"))
+        ]
+    assert [answer.status_code for answer in spoken] == [200, 200]
+    assert spoken[0].content == spoken[1].content
     none = server.ask("/v1/audio/generate", {"prompt": "a star"}, auth)
     assert "give one (`audio`)" in none.json["error"]["message"]
     [model] = server.ask("/v1/models", headers=auth).json["data"]

@@ -18,8 +18,8 @@ from omnimuse.core.request import Clip, Picture, Recording
 from omnimuse.core.spec import Limits
 from omnimuse.media.fetch import FetchError, FetchRules, fetch, from_data_url
 from omnimuse.media.foreign import Meaning, PictureError, PictureLimits, read_picture
-from omnimuse.media.foreign_clip import ClipError, ClipLimits, read_foreign_clip
-from omnimuse.media.foreign_sound import RecordingLimits, SoundError, read_foreign_track, read_recording
+from omnimuse.media.foreign_clip import ClipError, ClipLimits, kind_of, read_foreign_clip
+from omnimuse.media.foreign_sound import RecordingLimits, SoundError, is_sound, read_foreign_track, read_recording
 from omnimuse.media.sandbox import CLIPS, Sandbox
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.bodies import Upload
@@ -174,7 +174,12 @@ class Uploads:
     async def _read_sound(self, source: Source, tenant: str) -> Recording:
         try:
             content = await self._content(source, replace(self._rules, accept=SOUNDS))
-            return await read_recording(self._sandbox, content, self._sounds, tenant)
+            if is_sound(content) or kind_of(content) is None:
+                return await read_recording(self._sandbox, content, self._sounds, tenant)
+            # As telephones and browsers record: a file of the kinds of videos, perhaps without pictures.
+            if (found := await read_foreign_track(self._theatre, content, self._sounds, tenant)) is None:
+                raise SoundError("nothing is heard in the file; send one with a sound in it")
+            return found
         except (SoundError, FetchError) as error:
             message = str(error).replace("the picture", "the sound").replace("image/png", "audio/wav")
             refused = isinstance(error, FetchError) and error.code == "url_not_allowed"

@@ -14,8 +14,7 @@ import pytest
 from omnimuse import Omni
 from omnimuse.media.clip import open_changed
 from omnimuse.media.finished import encode
-from omnimuse.media.recording import samples_of
-from omnimuse.media.track import read_track
+from omnimuse.media.recording import read_track, samples_of
 from tests.checkpoints import lucy_edit, wan, wan_vace
 from tests.once import Once
 from tests.unit.media.test_track import RATE, filmed

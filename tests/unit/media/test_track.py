@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -12,9 +15,8 @@ from omnimuse.core.params import DiffusionParams, WatchParams
 from omnimuse.core.request import Clip, Recording
 from omnimuse.media.clip import open_watched
 from omnimuse.media.prompts import hears, with_sources, with_tracks
-from omnimuse.media.recording import samples_of
+from omnimuse.media.recording import open_sound, read_track, samples_of
 from omnimuse.media.sound import Sound
-from omnimuse.media.track import read_track
 from omnimuse.media.video import Video, encode_video
 from tests.checkpoints.wishes import chord, film
 
@@ -28,6 +30,20 @@ def filmed(channels: int = 1, *, silent: bool = False) -> bytes:
     """Three seconds of a video in which something is heard, or not."""
     sound = None if silent else Sound(samples_of(chord(RATE, 3, channels), RATE, channels), RATE)
     return encode_video(Video(film(32, 16, 6), 2.0), {}, sound)
+
+
+def recorded(kind: str) -> bytes:
+    """A second of sound in a file without pictures, as telephones ("ipod") and browsers ("webm") write it."""
+    file, wave = io.BytesIO(), samples_of(chord(48_000, 1, 1), 48_000, 1)
+    with av.open(file, "w", format=kind) as out:
+        stream = out.add_stream("aac" if kind == "ipod" else "libopus", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        made = av.AudioResampler(format=stream.format, layout="mono", rate=48_000)
+        for piece in [*made.resample(frame), *made.resample(None)]:
+            out.mux(stream.encode(piece))
+        out.mux(stream.encode(None))
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -94,3 +110,16 @@ def test_a_file_is_heard_only_where_that_is_asked_for() -> None:
     opened: Any = with_sources(prompt, heard, watched=True)
     assert opened["sounds"] == [read_track(filmed())] and opened["videos"][0].track is None
     assert open_watched(filmed(), heard=True).track == opened["sounds"][0]
+
+
+@pytest.mark.parametrize("kind", ["ipod", "webm"])
+def test_what_a_telephone_or_a_browser_recorded_is_a_sound(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / ("said.m4a" if kind == "ipod" else "said.webm")
+    file.write_bytes(recorded(kind))
+    heard = open_sound(file)
+    assert (heard.channels, heard.seconds) == (1, pytest.approx(1, abs=0.1))
+    assert heard == read_track(recorded(kind))
+    assert np.abs(samples_of(heard, RATE, 1)).max() > 0.3
+    file.write_bytes(filmed(silent=True))
+    with pytest.raises(RequestError, match=r"nothing is heard in .*; give a file with a sound in it"):
+        open_sound(file)
