@@ -142,11 +142,26 @@ function toPicture(url) {
   return toBlob(data, type);
 }
 
+const urlOf = (file) => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.onerror = () => reject(reader.error);
+  reader.readAsDataURL(file);
+});
+
+/** A file as a part of a message: `medium` is "picture", "sound" or "video". */
+export async function partOf(file, medium) {
+  const type = { picture: "image_url", sound: "audio_url", video: "video_url" }[medium];
+  return { type, [type]: { url: await urlOf(file) } };
+}
+
 /** What `model` says next after `messages`, piece by piece ({ text }), the pictures that come with it
- * ({ picture }) and, in a `voice`, its samples of 16 bits ({ sound }); aborting `signal` stops it. */
-export async function* talk(model, messages, voice, signal) {
+ * ({ picture }) and, in a `voice`, its samples of 16 bits ({ sound }); it `hears` videos, or only sees them. Aborting
+ * `signal` stops it. */
+export async function* talk(model, messages, { voice, hears }, signal) {
   const aloud = voice ? { modalities: ["text", "audio"], audio: { voice, format: "pcm16" } } : {};
-  const asked = post({ model, messages, stream: true, ...aloud });
+  const heard = hears ? { use_audio_in_video: true } : {};
+  const asked = post({ model, messages, stream: true, ...aloud, ...heard });
   let ended = false;
   for await (const { data } of events(await call("v1/chat/completions", { ...asked, signal }))) {
     const [choice] = data.choices;

@@ -1,13 +1,15 @@
 // A talk with a model that writes: what was said, and a field for what comes next. It lives as long as the page.
 
-import { talk } from "./api.js";
+import { partOf, talk } from "./api.js";
 import { byId, h } from "./dom.js";
+import { mediumOf } from "./kinds.js";
 import { wave } from "./wave.js";
 
 /** Shows the talk with `model` in place of what draws; `fail` says what went wrong. */
 export function openTalk(model, fail) {
   const said = [];
   let abort = null;
+  let hears = false; // from the first video on that is to be heard
   for (const id of ["form", "more"]) byId(id).hidden = true;
   document.querySelector(".results").hidden = true;
   byId("talk").hidden = false;
@@ -16,17 +18,22 @@ export function openTalk(model, fail) {
   const voices = model.capabilities.choices.voice ?? [];
   byId("voice").append(...voices.map((voice) => h("option", { value: voice }, voice)));
   byId("aloud").hidden = !voices.length;
+  openShow(model);
 
-  async function answer(asked) {
-    said.push({ role: "user", content: asked });
-    show("user", asked);
+  async function answer(asked, files) {
+    const before = said.length;
+    show("user", asked).append(...files.map(view));
     const line = show("assistant", "");
+    const filmed = files.some((file) => mediumOf(file) === "video");
+    const how = { voice: byId("voice").value, hears: hears || (filmed && byId("hears").checked) };
     abort = new AbortController();
     running(true);
     let content = "";
     const sounds = [];
     try {
-      for await (const { text = "", picture, sound } of talk(model.id, said, byId("voice").value, abort.signal)) {
+      const parts = await Promise.all(files.map((file) => partOf(file, mediumOf(file))));
+      said.push({ role: "user", content: parts.length ? [...parts, { type: "text", text: asked }] : asked });
+      for await (const { text = "", picture, sound } of talk(model.id, said, how, abort.signal)) {
         if (text) line.textContent = content += text;
         if (sound) sounds.push(sound);
         if (picture) line.append(h("img", { src: URL.createObjectURL(picture), alt: content }));
@@ -36,16 +43,17 @@ export function openTalk(model, fail) {
       if (!abort.signal.aborted) fail(error);
     } finally {
       if (content && sounds.length) line.append(player(wave(sounds, model.capabilities.sample_rate), content));
-      if (content) said.push({ role: "assistant", content });
-      else forget(line);
+      if (content) said.push({ role: "assistant", content }), ({ hears } = how);
+      else said.splice(before), forget(line, asked, files);
       abort = null;
       running(false);
     }
   }
 
-  /** Of a question without an answer nothing stays but its text, in the field. */
-  function forget(line) {
-    byId("say").value ||= said.pop().content;
+  /** Of a question without an answer nothing stays but what was said and shown, in the fields. */
+  function forget(line, asked, files) {
+    byId("say").value ||= asked;
+    if (!byId("show").files.length) choose(files);
     line.previousSibling.remove();
     line.remove();
   }
@@ -55,9 +63,11 @@ export function openTalk(model, fail) {
     if (abort) return abort.abort();
     const text = byId("say").value.trim();
     if (!text) return;
+    const files = [...byId("show").files];
     byId("say").value = "";
+    choose([]);
     fail(null);
-    answer(text);
+    answer(text, files);
   };
   byId("say").onkeydown = (event) => {
     if (event.key === "Enter" && !event.shiftKey) event.preventDefault(), !abort && byId("say-form").requestSubmit();
@@ -66,13 +76,44 @@ export function openTalk(model, fail) {
   byId("anew").onclick = () => {
     abort?.abort();
     said.length = 0;
-    for (const shown of byId("said").querySelectorAll("img, audio")) URL.revokeObjectURL(shown.src);
+    hears = false;
+    for (const shown of byId("said").querySelectorAll("img, audio, video")) URL.revokeObjectURL(shown.src);
     byId("said").replaceChildren();
   };
 }
 
 const player = (sound, said) =>
   h("audio", { controls: true, src: URL.createObjectURL(sound), ariaLabel: said });
+
+const ACCEPT = { image: "image/png,image/jpeg,image/webp", audio: "audio/*", video: "video/*,.mkv,.ts" };
+const NAMES = { image: "pictures", audio: "sounds", video: "videos" };
+
+/** The field for what is shown with the next thing that is said, of the kinds that the model takes. */
+function openShow({ capabilities: { takes, extra } }) {
+  const kinds = Object.keys(ACCEPT).filter((kind) => takes.includes(kind));
+  byId("show-field").hidden = !kinds.length;
+  byId("show-label").textContent = `Show ${kinds.map((kind) => NAMES[kind]).join(", ").replace(/, (\w+)$/, " or $1")}`;
+  byId("show").accept = kinds.map((kind) => ACCEPT[kind]).join(",");
+  byId("show").onchange = () => {
+    const files = [...byId("show").files];
+    byId("showing").replaceChildren(...files.map(view));
+    byId("hear").hidden = !("use_audio_in_video" in extra) || !files.some((file) => mediumOf(file) === "video");
+  };
+}
+
+function choose(files) {
+  const transfer = new DataTransfer();
+  for (const file of files) transfer.items.add(file);
+  byId("show").files = transfer.files;
+  byId("show").onchange();
+}
+
+function view(file) {
+  const src = URL.createObjectURL(file);
+  const medium = mediumOf(file);
+  if (medium === "picture") return h("img", { src, alt: file.name });
+  return h(medium === "sound" ? "audio" : "video", { src, controls: true, title: file.name });
+}
 
 function show(role, text) {
   const line = h("li", { className: role }, text);

@@ -26,6 +26,7 @@ from tests.checkpoints import qwen3_omni, qwen25_omni
 from tests.checkpoints.wishes import chord, photo
 from tests.checkpoints.wishes import film as still_film
 from tests.compat.scripts import openai_multimodal_client
+from tests.server.browser import browser_only, browsing, expect, opened
 from tests.server.pooled import ALOUD, asked_by_client
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
@@ -228,6 +229,29 @@ def test_a_video_is_heard_in_its_own_file(client: openai.OpenAI, omni: Omni) -> 
     answer = asked_of(client, messages=said, **GREEDY, extra_body=hears)
     assert answer.choices[0].message.content[:4] == heard.text[:4]
     assert answer.usage.prompt_tokens == heard.prompt_tokens
+
+
+@browser_only
+@pytest.mark.costly("a page that is shown things")
+def test_on_the_page_things_are_shown_and_a_video_is_heard(client: openai.OpenAI, tmp_path: Path) -> None:
+    photo(40, 24).save(tmp_path / "seen.png")
+    sound = Sound(samples_of(chord(16_000, 2, 1), 16_000, 1), 16_000)
+    (tmp_path / "film.mp4").write_bytes(encode_video(Video(still_film(48, 32, 4), 2.0), {}, sound))
+    with browsing() as browser, opened(browser, str(client.base_url).removesuffix("/v1/")) as page:
+        page.get_by_label("Show pictures, sounds or videos").set_input_files(tmp_path / "seen.png")
+        assert page.get_by_label("with the sound of the video").is_hidden()
+        page.get_by_label("Show pictures").set_input_files([tmp_path / "seen.png", tmp_path / "film.mp4"])
+        page.get_by_label("with the sound of the video").check()
+        page.get_by_label("Say something").fill("what is this")
+        with page.expect_response("**/v1/chat/completions") as answered:
+            page.get_by_label("Say something").press("Enter")
+        assert answered.value.status == 200
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        told = json.loads(answered.value.request.post_data)
+        shown = [part["type"] for part in told["messages"][0]["content"]]
+        assert (shown, told["use_audio_in_video"]) == (["image_url", "video_url", "text"], True)
+        assert page.locator("#said .user").locator("img, video").count() == 2
+        assert page.locator("#showing > *").count() == 0 and page.locator("#said .assistant").text_content()
 
 
 def film(count: int = 16, rate: Fraction = Fraction(8), size: tuple[int, int] = (48, 32)) -> bytes:
