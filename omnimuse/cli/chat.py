@@ -159,14 +159,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionParams:
     """What was chosen of how it writes, and speaks; RequestError for a voice of a model that does not speak."""
+    if args.hear_videos and not issubclass(spec.extra, WatchParams):
+        raise ConfigError(f"{args.model} hears no videos, and --hear-videos is for one that does; leave it out")
     chosen = {name: getattr(args, name) for name in OPTIONS}
     width, height = read_size(args.size)
     params = DiffusionParams(args.steps, args.guidance, width=width, height=height, loras=loras_of(args.lora))
     if args.output is None and args.voice is None and not spec.writes:
         return replace(params, extra={**chosen, "modalities": ("text",)})  # it could draw as well
     if args.hear_videos:
-        if not issubclass(spec.extra, WatchParams):
-            raise ConfigError(f"{args.model} hears no videos, and --hear-videos is for one that does; leave it out")
         chosen["use_audio_in_video"] = True
     elif args.voice is None and (draws or args.output is None):
         return replace(params, extra=GenerationParams(**chosen))

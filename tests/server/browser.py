@@ -13,20 +13,21 @@ import pytest
 PATIENCE = 60_000  # milliseconds: other work may have both cores
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name, there in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not there]
+FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream"]
 browser_only = pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)} on this machine")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
 @contextmanager
-def browsing(*flags: str) -> Iterator[Any]:
-    """A browser, an object of Playwright's, started with `flags`. While it is there this thread cannot run a loop of
-    asyncio's.
+def browsing() -> Iterator[Any]:
+    """A browser, an object of Playwright's, with a microphone that beeps. While it is there this thread cannot run a
+    loop of asyncio's.
     """
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as library:
-        chromium = library.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
+        chromium = library.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
 

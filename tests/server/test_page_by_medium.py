@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from omnimuse.media.sound import Sound, encode_sound
-from tests.server.browser import PHONE, browser_only, browsing, expect, opened
+from tests.server.browser import PHONE, browser_only, expect, opened
 from tests.server.page_api import EDITS, PICTURES, REELS, SOUNDS, SPEECH, VIDEOS, VOICES, Running, listening
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -131,10 +131,9 @@ def test_somebody_speaks_in_the_voice_of_a_sound_that_was_chosen(browser: Any, s
 
 
 @browser_only
-def test_a_voice_is_recorded_with_the_microphone(site: Running) -> None:
+def test_a_voice_is_recorded_with_the_microphone(browser: Any, site: Running) -> None:
     site.api.capabilities = VOICES
-    flags = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-    with browsing(*flags) as browser, opened(browser, site.url) as page:
+    with opened(browser, site.url, permissions=["microphone"]) as page:
         page.get_by_role("button", name="Record").click()
         page.get_by_role("button", name="Stop after 1 s").click()
         page.locator("#chosen audio").wait_for()

@@ -46,7 +46,8 @@ class Bounds(Given):
 
 
 class Capabilities(Bounds):
-    """What a model can be asked for; `extra` are the family's own parameters and their defaults.
+    """What a model can be asked for; `extra` are the family's own parameters and their defaults, without those that a
+    checkpoint leaves no choice of.
 
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
     each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
