@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from omnimuse.core.plans import Grouped
 from omnimuse.layers.network import Network
 
 LEAST = 64
@@ -127,12 +128,11 @@ class Slabs:
 class KV:
     """Keys and values of one row: at a place in a slab, or, where it was moved away from there, in a tensor `own`.
 
-    Of the network's heads, `whole` on all ranks together, those of this rank are here.
+    Of the heads that the network has on all ranks together, the `whole`, those of this rank are here.
     """
 
-    def __init__(self, slabs: Slabs, place: Place | None, own: Tensor | None = None, whole: int = 0) -> None:
-        self._slabs, self.place, self._own = slabs, place, own
-        self.whole = whole or self.slab[0].shape[3]
+    def __init__(self, slabs: Slabs, place: Place | None, whole: Grouped, own: Tensor | None = None) -> None:
+        self._slabs, self.place, self.whole, self._own = slabs, place, whole, own
 
     @property
     def slab(self) -> tuple[Tensor, int]:
@@ -162,7 +162,7 @@ class KV:
         old = self.data
         layers, _, heads, room, dim = old.shape
         place = self._slabs.take(Sizes(layers, heads, dim, old.dtype), tokens, old.device)
-        kv = KV(self._slabs, place, whole=self.whole)
+        kv = KV(self._slabs, place, self.whole)
         kv.data[:, :, :, :room] = old
         return kv
 
@@ -173,7 +173,7 @@ class KV:
 
     def to(self, device: torch.device) -> KV:
         """The same on another device, where it lies alone."""
-        return KV(self._slabs, None, self.data.unsqueeze(2).to(device, copy=True), self.whole)
+        return KV(self._slabs, None, self.whole, self.data.unsqueeze(2).to(device, copy=True))
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,10 @@ class Decoder(Network):
         return self.sizes
 
     @property
-    def whole(self) -> int:
-        """The heads of keys and values that all ranks have together."""
-        return self.sizes.heads
+    @abstractmethod
+    def whole(self) -> Grouped:
+        """The heads that all ranks have together."""
 
     def memory(self, room: int, device: torch.device) -> KV:
         """An empty memory with room for so many tokens, and perhaps for more."""
-        return KV(self.slabs, self.slabs.take(self.sizes, room, device), whole=self.whole)
+        return KV(self.slabs, self.slabs.take(self.sizes, room, device), self.whole)

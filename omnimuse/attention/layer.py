@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layout import Layout
-from omnimuse.core.plans import Cut
+from omnimuse.core.plans import Cut, Grouped
 
 
 class Backend(Protocol):
@@ -66,24 +66,29 @@ class Spread(Protocol):
 
 
 class Heads(nn.Module):
-    """A part that has heads: `num_heads` here, from `first_head` on, which a rank may share with others. Where queries
-    share keys, these have `key_heads`, of which no rank has more than `most_heads`, and all together `whole_heads`.
+    """A part that has heads: `num_heads` here, from `first_head` on, of the `whole` that ranks may share out. Where
+    queries share keys, these have `key_heads`, of which no rank has more than `most_heads`.
     """
 
     def __init__(self, num_heads: int, head_dim: int, key_heads: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.first_head = 0
-        self.key_heads = self.most_heads = self.whole_heads = key_heads or num_heads
+        self.key_heads = self.most_heads = key_heads or num_heads
+        self.whole = Grouped(num_heads, self.key_heads)
         self.head_dim = head_dim
 
+    @property
+    def shared(self) -> int:
+        """How many of the queries here share each of the keys here."""
+        return self.num_heads // self.key_heads
+
     def keep_heads(self, part: Cut) -> None:
-        """From now on only those heads are here; queries stay with the keys that they share."""
-        shared = self.num_heads // self.key_heads
-        self.first_head += part.span(self.key_heads)[0] * shared
-        self.most_heads = replace(part, at=0).share(self.key_heads)
-        self.key_heads = part.share(self.key_heads)
-        self.num_heads = self.key_heads * shared
+        """From now on only those heads are here that `part` has of the whole."""
+        (self.first_head, end), (first, last) = self.whole.spans(part)
+        self.num_heads, self.key_heads = end - self.first_head, last - first
+        start, stop = self.whole.spans(replace(part, at=0))[1]
+        self.most_heads = stop - start
 
 
 class Attention(Heads):

@@ -22,7 +22,7 @@ from omnimuse.ar.remembering import Conditions, likeliest, numbers, packed, turn
 from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
-from omnimuse.core.plans import Columns, Cutting, Rows, Total
+from omnimuse.core.plans import Columns, Cutting, Grouped, Rows, Total
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
@@ -71,8 +71,8 @@ class DenseDecoder(Decoder):
         return self._sizes(self._site[0].most_heads)
 
     @property
-    def whole(self) -> int:
-        return self._site[0].whole_heads
+    def whole(self) -> Grouped:
+        return self._site[0].whole
 
     def _sizes(self, heads: int) -> Sizes:
         return Sizes(self.config.num_hidden_layers, heads, self.config.head_dim, self.norm.weight.dtype)

@@ -101,7 +101,6 @@ class SelfAttention(nn.Module):
     def __init__(self, blocks: Blocks, role: str) -> None:
         super().__init__()
         head_dim = blocks.dim // blocks.heads
-        self.shared = blocks.heads // blocks.kv_heads
         self.to_qkv = nn.Linear(blocks.dim, blocks.dim + 2 * blocks.kv_heads * head_dim, bias=False)
         self.norm_qk = QueryKeyNorm(head_dim, QK_NORM_EPS, rounds_once=False)
         self.core = Attention(blocks.heads, head_dim, role, category="self", key_heads=blocks.kv_heads)
@@ -114,12 +113,12 @@ class SelfAttention(nn.Module):
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys [B, S, 2, N, H], and values [B, S, N, H]."""
-        if self.shared == 1:
+        if self.core.shared == 1:
             qkv = qkv.unflatten(-1, (3, self.core.num_heads, -1))  # [B, S, 3, N, H]
             return qkv[:, :, :2], qkv[:, :, 2]
         heads = (self.core.num_heads, self.core.key_heads, self.core.key_heads)
         q, k, v = qkv.unflatten(-1, (sum(heads), self.core.head_dim)).split(heads, dim=2)
-        k, v = (part.repeat_interleave(self.shared, dim=2) for part in (k, v))  # [B, S, N, H]
+        k, v = (part.repeat_interleave(self.core.shared, dim=2) for part in (k, v))  # [B, S, N, H]
         return torch.stack([q, k], dim=2), v
 
 

@@ -110,3 +110,30 @@ class Cut:
         """How many of `count` things this part has."""
         start, stop = self.span(count)
         return stop - start
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """The heads of an attention: so many `queries`, of which equally many share each of the `keys`."""
+
+    queries: int
+    keys: int
+
+    def spans(self, part: Cut) -> tuple[Span, Span]:
+        """Which queries and which keys a part has; queries stay with the keys that they share.
+
+        Of more parts than keys several have the same ones, and each of these some of their queries.
+        """
+        shared = self.queries // self.keys
+        if part.of <= self.keys:
+            start, stop = part.span(self.keys)
+            return (start * shared, stop * shared), (start, stop)
+        groups = [Cut(key, self.keys).span(part.of) for key in range(self.keys)]
+        key, (first, end) = next((key, group) for key, group in enumerate(groups) if part.at < group[1])
+        start, stop = Cut(part.at - first, end - first).span(shared)
+        return (key * shared + start, key * shared + stop), (key, key + 1)
+
+    def fewest(self, parts: int) -> int:
+        """How many queries the part has that has fewest of them."""
+        spans = (self.spans(Cut(at, parts))[0] for at in range(parts))
+        return min(stop - start for start, stop in spans)

@@ -132,7 +132,7 @@ def bind(model: nn.Module, mesh: Mesh, name: str) -> None:
             )
         if not isinstance(module, Attention):
             continue
-        fewest = module.key_heads // tensor * (module.num_heads // module.key_heads)
+        fewest = module.whole.fewest(tensor)
         if 0 < fewest < ulysses:  # with none, there is something to say about the tensor axis
             raise ConfigError(
                 f"parallel ulysses={ulysses} cannot be: the {module.num_heads} heads of an attention of {name} over "

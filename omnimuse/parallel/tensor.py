@@ -2,7 +2,8 @@
 
 A build pass calls `share_weights` on a network that is still on the meta device: the layers that its plan names
 (`core/plans.py`) become as large as this rank's share, and the loader is told which part of the files belongs there.
-Heads need not divide by the ranks. Models know nothing of it: they ask the attention beside a layer for its heads.
+Heads need not divide by the ranks, and of more ranks than heads of keys several have the same ones. Models know nothing
+of it: they ask the attention beside a layer for its heads.
 """
 
 from __future__ import annotations
@@ -99,9 +100,12 @@ def share_weights(network: Network, axis: Axis) -> dict[str, Slices]:
             f"parallel tensor={axis.size} cannot be: {type(network).__name__} does not say how its weights are cut; "
             "use ulysses or ring, which share out tokens"
         )
-    every = {path: module for path, module in network.named_modules() if isinstance(module, Heads)}
-    sites = {path: _beside(path, every) for path, cutting in _matched(network, plan) if _by_heads(cutting)}
-    _check_heads([site for near in sites.values() for site in near], axis)
+    if (most := sharing(network, axis.size)) < axis.size:
+        raise ConfigError(
+            f"parallel tensor={axis.size} cannot be: this model has {most} heads to share out, and every rank needs "
+            f"one; use tensor={most} or less"
+        )
+    sites = _sites(network)
     made: dict[str, tuple[nn.Module, dict[str, Slices]]] = {}
     for path, cutting in _matched(network, plan):
         module, near = network.get_submodule(path), sites.get(path, [])
@@ -118,18 +122,22 @@ def _by_heads(cutting: Cutting) -> bool:
     return not isinstance(cutting, Total) and bool(cutting.queries or cutting.keys)
 
 
-def fewest_heads(network: Network) -> int:
-    """How many ranks can share out its heads, at most."""
-    return min(site.key_heads for site in network.modules() if isinstance(site, Heads))
+def sharing(network: Network, ranks: int) -> int:
+    """How many of so many ranks can share out its heads: each needs one of queries, and where a norm is over all heads
+    of keys, one of these that no other has.
+    """
+    cuttings, most = dict(_matched(network, network.plan())), ranks
+    for path, near in _sites(network).items():
+        cutting = cuttings[path]
+        once = isinstance(cutting, Widths) and cutting.keys
+        most = min(most, *(site.whole.keys if once else site.whole.queries for site in near))
+    return most
 
 
-def _check_heads(sites: Sequence[Heads], axis: Axis) -> None:
-    fewest = min((site.key_heads for site in sites), default=axis.size)
-    if fewest < axis.size:
-        raise ConfigError(
-            f"parallel tensor={axis.size} cannot be: this model has {fewest} heads to share out, and every rank needs "
-            f"one; use tensor={fewest} or less"
-        )
+def _sites(network: Network) -> dict[str, list[Heads]]:
+    """The attention beside every layer that is cut by heads."""
+    every = {path: module for path, module in network.named_modules() if isinstance(module, Heads)}
+    return {path: _beside(path, every) for path, cutting in _matched(network, network.plan()) if _by_heads(cutting)}
 
 
 def _matched(network: Network, plan: Mapping[str, Cutting]) -> Iterator[tuple[str, Cutting]]:
@@ -196,11 +204,10 @@ def slices_of(
     end = 0
     for kind in ["queries"] * cutting.queries + ["keys"] * cutting.keys:
         assert site is not None, "layers that are cut by heads have one"
-        groups, shared = site.key_heads, site.num_heads // site.key_heads
-        size = site.head_dim * (shared if kind == "queries" else 1)
-        start, stop = part.span(groups)
-        spans.append((end + start * size, end + stop * size))
-        end += groups * size
+        queries, keys = site.whole.spans(part)
+        (start, stop), count = (queries, site.whole.queries) if kind == "queries" else (keys, site.whole.keys)
+        spans.append((end + start * site.head_dim, end + stop * site.head_dim))
+        end += count * site.head_dim
     others = 0 if isinstance(cutting, Widths) else cutting.others
     width, rest = divmod(whole - end, max(others, 1))
     if rest or (not others and width):

@@ -20,6 +20,7 @@ from torch import Tensor
 from omnimuse.ar.kv import KV, Slabs
 from omnimuse.core.errors import EngineDeadError, ModelError
 from omnimuse.core.output import Chunk, PicturesShown, Preview, Progress, TextRead, TextWritten
+from omnimuse.core.plans import Grouped
 from omnimuse.pipeline.stream import Stream
 
 ALIGN = 64
@@ -89,7 +90,7 @@ class Packer:
         if isinstance(value, Tensor):
             return ["t", self._lay(value)]
         if isinstance(value, KV):
-            return ["k", self._lay(value.data)]
+            return ["k", self._lay(value.data), value.whole.queries]
         if isinstance(value, np.ndarray):
             return ["n", self._lay(torch.from_numpy(np.ascontiguousarray(value)))]
         if isinstance(value, list | tuple) and type(value) in (list, tuple):
@@ -152,8 +153,9 @@ def _value(tree: Any, tensor: Callable[[int], Tensor], records: Mapping[str, typ
     match tree:
         case ["t", int(number)]:
             return tensor(number)
-        case ["k", int(number)]:
-            return KV(Slabs(), None, tensor(number).unsqueeze(2))
+        case ["k", int(number), int(queries)]:
+            data = tensor(number)
+            return KV(Slabs(), None, Grouped(queries, data.shape[2]), data.unsqueeze(2))
         case ["n", int(number)]:
             return tensor(number).cpu().numpy()
         case ["l", list(parts)]:

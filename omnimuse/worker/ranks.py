@@ -24,7 +24,7 @@ from omnimuse.parallel.pipe import PipeRunner
 from omnimuse.parallel.pipe import share_blocks as share_out
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.parallel.shard import share_blocks as keep_parts
-from omnimuse.parallel.tensor import fewest_heads, share_weights
+from omnimuse.parallel.tensor import share_weights, sharing
 from omnimuse.parallel.tiles import TileRunner
 from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.stage import Loop
@@ -156,7 +156,7 @@ def _sharing(under: Build, size: int) -> dict[str, Network]:
     for name, network in under.networks.items():
         if name in found or not isinstance(network, Decoder):
             continue
-        if found and (heads := fewest_heads(network)) < size:
+        if found and (heads := sharing(network, size)) < size:
             why = f"it has {heads} heads to share out, and writes the same on all of them"
             under.choices.append(Choice("ranks", f"{name}, tensor", "whole on every rank", why))
         else:

@@ -144,14 +144,20 @@ def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, once: 
     check(spread(made(config, asks)), told(folder, asks, ParallelConfig()))
 
 
-def test_what_is_remembered_goes_between_pools_of_one_rank_and_of_two(tmp_path: Path) -> None:
-    """Every pool has the language model; its keys and values go from two ranks to one, and to two again."""
-    folder = bagel.build(tmp_path / "bagel", heads=4, shared=2)
+@pytest.mark.parametrize(("keys", "ranks"), [(2, 2), (1, 2), (2, 3)])
+def test_what_is_remembered_goes_between_pools_of_one_rank_and_of_several(
+    keys: int, ranks: int, tmp_path: Path
+) -> None:
+    """Every pool has the language model; its keys and values go from several ranks, of which some may have the same
+    ones, to one, and to several again.
+    """
+    folder = bagel.build(tmp_path / "bagel", heads=4, shared=keys)
     asks = Subject(bagel.WIDER[0], folder).asks()
+    several = ParallelConfig(tensor=ranks)
     placed = (
-        PoolConfig("read", ("look", "compose", "read"), parallel=TWO),
+        PoolConfig("read", ("look", "compose", "read"), parallel=several),
         PoolConfig("write", ("write", "read thoughts"), connector="local"),
-        PoolConfig("draw", ("*",), parallel=TWO),
+        PoolConfig("draw", ("*",), parallel=several),
     )
     config = replace(shared(folder, ParallelConfig()), deploy=DeployConfig(placed))
     check(spread(made(config, asks)), told(folder, asks, ParallelConfig()))

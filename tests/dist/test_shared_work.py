@@ -106,7 +106,7 @@ SOME: dict[int, tuple[tuple[str, ParallelConfig, Feature], ...]] = {
         (FLUX2, ParallelConfig(tensor=2), TILED),
     ),
     3: (
-        (Z, ParallelConfig(tensor=3), PLAIN),
+        *((name, ParallelConfig(tensor=3), PLAIN) for name in (Z, "Lumina2Pipeline", "StableAudioPipeline", ALLROUND)),
         (Z, ParallelConfig(ulysses=3), PLAIN),
         (FLUX, ParallelConfig(ring=3), PLAIN),
         (FLUX, ParallelConfig(pipe=3), PLAIN),
@@ -240,6 +240,8 @@ COMPILING: dict[str, Asked] = {
     "pipe": (Z, ParallelConfig(pipe=2), COMPILED),
     "ulysses": (Z, ParallelConfig(ulysses=2), COMPILED),
     "ring": (FLUX, ParallelConfig(ring=2), COMPILED),
+    "allround": (ALLROUND, ParallelConfig(tensor=2), COMPILED),
+    "allround along ulysses": (ALLROUND, ParallelConfig(ulysses=2), COMPILED),
 }
 """Each takes as long as all that a family shares otherwise; how graphs are cut and what is in them are tested quickly
 elsewhere (`tests/dist/test_compiled_across.py`).

@@ -1,4 +1,4 @@
-"""What writes, speaks or answers on two ranks, which share out its weights, tells what it tells on one: every family.
+"""What writes, speaks or answers on ranks that share out its weights tells what it tells on one: every family.
 
 All that a family is asked for, by chance and not, is in flight together, in one start of the ranks.
 """
@@ -27,7 +27,7 @@ from omnimuse.engine.local import start
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.explain import explain
-from tests.checkpoints import glm_image, qwen3, qwen3_omni, qwen3_tts, qwen25_omni
+from tests.checkpoints import bagel, glm_image, qwen3, qwen3_omni, qwen3_tts, qwen25_omni
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Speaker, Writer
@@ -82,6 +82,17 @@ TELLERS = (
     *(Teller(f"answers-{each.name}", WIDE.get(each.name, each.build), _answered) for each in ANSWERERS),
     Teller("draws-GlmImagePipeline", GLM.build, lambda folder: Subject(GLM, folder).asks()[:2]),
 )
+[BAGEL], [LONE] = bagel.ALLROUNDERS, glm_image.FAMILIES
+CROWDED = (
+    *((Teller(f"writes-{each.name}", each.build, partial(_written, each)), 3) for each in WRITERS if not each.kind),
+    *((Teller(f"speaks-{each.name}", each.build, partial(_spoken, each)), 2) for each in SPEAKERS),
+    *((Teller(f"answers-{each.name}", each.build, _answered), 2) for each in ANSWERERS),
+    *(
+        (Teller(f"draws-{each.name}", each.build, lambda folder, each=each: Subject(each, folder).asks()[:2]), 2)
+        for each in (LONE, BAGEL)
+    ),
+)
+"""More ranks than there are heads of keys and values, in what reads and writes or in what speaks: some have the same."""
 
 
 def told(folder: Path, asks: list[Ask], parallel: ParallelConfig) -> dict[str, Tensor]:
@@ -123,11 +134,11 @@ def shared(folder: Path, parallel: ParallelConfig) -> Config:
     return config(folder, parallel=parallel, host=HostConfig(threads=1))
 
 
-def on_rank(rank: int, ranks: int, folder: Path, asks: list[Ask], file: Path) -> None:
-    """Rank 0 drives an engine, the other follows it."""
+def on_rank(rank: int, parallel: ParallelConfig, folder: Path, asks: list[Ask], file: Path) -> None:
+    """Rank 0 drives an engine, the others follow it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=ranks)
-    save_file({name: each.contiguous() for name, each in told(folder, asks, TWO).items()}, file)
+    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=parallel.ranks)
+    save_file({name: each.contiguous() for name, each in told(folder, asks, parallel).items()}, file)
 
 
 @pytest.mark.crossed
@@ -137,7 +148,20 @@ def on_rank(rank: int, ranks: int, folder: Path, asks: list[Ask], file: Path) ->
 def test_two_ranks_tell_what_one_does(teller: Teller, once: Once, tmp_path: Path) -> None:
     folder = once.folder(f"shared {teller.name}", teller.build)
     asks, file = teller.asks(folder), tmp_path / "told.safetensors"
-    play(on_rank, 2, folder, asks, file, ranks=2)
+    play(on_rank, TWO, folder, asks, file, ranks=2)
+    check(load_file(file), told(folder, asks, ParallelConfig()))
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.shows("tensor")
+@pytest.mark.parametrize(("teller", "ranks"), CROWDED, ids=lambda each: each.name if isinstance(each, Teller) else "")
+def test_more_ranks_than_heads_of_keys_tell_what_one_does(
+    teller: Teller, ranks: int, once: Once, tmp_path: Path
+) -> None:
+    folder = once.folder(f"crowded {teller.name}", teller.build)
+    asks, file = teller.asks(folder), tmp_path / "told.safetensors"
+    play(on_rank, ParallelConfig(tensor=ranks), folder, asks, file, ranks=ranks)
     check(load_file(file), told(folder, asks, ParallelConfig()))
 
 
@@ -167,11 +191,11 @@ def test_every_rank_has_the_same_logits_to_the_bit(once: Once, tmp_path: Path) -
 
 def test_who_is_cut_and_who_has_too_few_heads_for_that_is_explained(once: Once) -> None:
     folder = once.folder("Qwen3OmniMoeForConditionalGeneration", qwen3_omni.build)
-    found = {choice.name: choice for choice in explain(shared(folder, TWO))}
+    found = {choice.name: choice for choice in explain(shared(folder, ParallelConfig(tensor=3)))}
     assert "of the weights on rank 0" in found["model, tensor"].value
     assert (found["talker, tensor"].value, found["talker, tensor"].reason.split(" to ")[0]) == (
         "whole on every rank",
-        "it has 1 heads",
+        "it has 2 heads",
     )
-    with pytest.raises(ConfigError, match="this model has 2 heads to share out"):
-        explain(shared(folder, ParallelConfig(tensor=3)))
+    with pytest.raises(ConfigError, match="this model has 4 heads to share out"):
+        explain(shared(folder, ParallelConfig(tensor=5)))

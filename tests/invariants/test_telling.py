@@ -158,7 +158,7 @@ def test_who_is_cancelled_at_any_step_is_gone_and_another_makes_what_it_would_ha
 
 def less(kv: KV) -> KV:
     """A memory in which layers are missing."""
-    return KV(Slabs(), None, kv.data[:1, :, None].clone())
+    return KV(Slabs(), None, kv.whole, kv.data[:1, :, None].clone())
 
 
 def voice_of(engine: Engine, state: State) -> Talking | None:

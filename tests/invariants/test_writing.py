@@ -142,7 +142,7 @@ def test_a_row_that_fails_fails_only_its_request(writer: Writer, engine: Engine)
     while not any("kv" in state and state.id.startswith(bad) for state in engine.runner.states.values()):
         tick(engine)
     [broken] = [state for state in engine.runner.states.values() if state.id.startswith(bad)]
-    broken["kv"] = KV(Slabs(), None, broken["kv"].data[:1, :, None].clone())  # layers are missing
+    broken["kv"] = KV(Slabs(), None, broken["kv"].whole, broken["kv"].data[:1, :, None].clone())  # layers are missing
     events = drain(engine)
     assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
     assert tokens(results(engine, events, [good])[0]) == tokens(expected)

@@ -228,7 +228,6 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: StableAudioConfig) -> None:
         super().__init__()
-        self.shared = config.num_attention_heads // config.num_key_value_attention_heads
         width = config.num_key_value_attention_heads * config.attention_head_dim
         self.to_q = nn.Linear(config.dim, config.dim, bias=False)
         self.to_kv = nn.Linear(config.cross_attention_dim, 2 * width, bias=False)
@@ -239,7 +238,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, cond: StableAudioCond) -> Tensor:
         q = self.to_q(x).unflatten(-1, (self.core.num_heads, -1))  # [B, S, N, H]
         kv = self.to_kv(cond.text).unflatten(-1, (2, -1, 1, self.core.head_dim))  # [B, L, 2, N / shared, 1, H]
-        k, v = kv.expand(-1, -1, -1, -1, self.shared, -1).flatten(3, 4).unbind(2)  # [B, L, N, H] each
+        k, v = kv.expand(-1, -1, -1, -1, self.core.shared, -1).flatten(3, 4).unbind(2)  # [B, L, N, H] each
         return self.to_out(self.core(q, k, v, cond.layout, kv_layout=cond.text_layout).flatten(-2))
 
 

@@ -18,6 +18,7 @@ from omnimuse.ar.remembering import Conditions, turned, wanted, window
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.attention.layout import Layout
 from omnimuse.core.params import GenerationParams
+from omnimuse.core.plans import Grouped
 from tests.second_device import ELSEWHERE, SecondDevice
 
 CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ LENGTHS = (1, 7, 64, 65, 70, 128, 129, 300, 300, 9)
 
 def filled(slabs: Slabs, length: int) -> KV:
     """The memory of a row that has read so many tokens, which are known by their number."""
-    kv = KV(slabs, slabs.take(SIZES, length + 1, CPU))
+    kv = KV(slabs, slabs.take(SIZES, length + 1, CPU), Grouped(QUERIES, SIZES.heads))
     chance = torch.Generator().manual_seed(length)
     kv.data[:, :, :, :length] = torch.randn(SIZES.layers, 2, SIZES.heads, length, SIZES.dim, generator=chance)
     return kv

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from omnimuse.ar.kv import Decoder
 from omnimuse.attention.layer import Attention
 from omnimuse.core.config import CompileConfig, Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, ModelError
-from omnimuse.core.plans import Columns, Cut, Cutting, Rows, Slices
+from omnimuse.core.plans import Columns, Cut, Cutting, Grouped, Rows, Slices, Widths
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, BlockStack
 from omnimuse.loader.tensors import construct
@@ -79,9 +80,9 @@ class Toy(Network):
 
     packing = "varlen"
 
-    def __init__(self, plan: Mapping[str, Cutting]) -> None:
+    def __init__(self, plan: Mapping[str, Cutting], make: Callable[[], Block[Any]] = ToyBlock) -> None:
         super().__init__()
-        self.stack = BlockStack([ToyBlock()])
+        self.stack = BlockStack([make()])
         self._plan = plan
 
     @classmethod
@@ -101,9 +102,11 @@ class Toy(Network):
 PLAN = {"stack.*.qkv": Columns(queries=1, keys=2, others=2), "stack.*.out": Rows(queries=1, others=1)}
 
 
-def cut(plan: Mapping[str, Cutting], ranks: int, rank: int = 0) -> tuple[Toy, dict[str, Slices]]:
+def cut(
+    plan: Mapping[str, Cutting], ranks: int, rank: int = 0, make: Callable[[], Block[Any]] = ToyBlock
+) -> tuple[Toy, dict[str, Slices]]:
     with torch.device("meta"):
-        network = Toy(plan)
+        network = Toy(plan, make)
     return network, share_weights(network, Mesh.planned(ParallelConfig(tensor=ranks), rank).axis("tensor"))
 
 
@@ -136,6 +139,45 @@ def test_parts_differ_by_one_at_most_and_leave_nothing_out() -> None:
             assert max(b - a for a, b in spans) - min(b - a for a, b in spans) <= 1
     with pytest.raises(ValueError, match="no part 2 of 2"):
         Cut(2, 2)
+
+
+def test_every_rank_has_some_queries_and_the_keys_that_they_share() -> None:
+    for keys, shared, of in product((1, 2, 3), (1, 2, 4), range(1, 13)):
+        heads, held = Grouped(keys * shared, keys), list[int]()
+        if of > heads.queries:
+            continue
+        spans = [heads.spans(Cut(at, of)) for at in range(of)]
+        for (start, stop), (first, last) in spans:
+            assert start < stop and first < last, "nobody is without"
+            assert {query // shared for query in range(start, stop)} == set(range(first, last))
+            assert of <= keys or last == first + 1
+            held += range(start, stop)
+        assert held == list(range(heads.queries))
+        assert heads.fewest(of) == min(stop - start for (start, stop), _ in spans)
+
+
+class ToyHeads(ToyBlock):
+    """Four heads of queries that share two of keys, and norms over all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 32), nn.Linear(16, 12)
+        self.core = Attention(4, 4, key_heads=2)
+        self.norm_q, self.norm_k = nn.RMSNorm(16), nn.RMSNorm(8)
+
+
+def test_more_ranks_than_heads_of_keys_have_the_same_ones_unless_a_norm_is_over_all() -> None:
+    plan: dict[str, Cutting] = {"stack.*.qkv": Columns(queries=1, keys=2), "stack.*.out": Rows(queries=1)}
+    spans = []
+    for rank in range(3):
+        network, slices = cut(plan, 3, rank, ToyHeads)
+        core = network.stack.blocks()[0].core
+        assert (core.num_heads, core.key_heads, core.most_heads) == ((1, 1, 2)[rank], 1, 1)
+        spans.append(slices["stack.0.qkv.weight"].spans)
+    assert spans == [((0, 4), (16, 20), (24, 28)), ((4, 8), (16, 20), (24, 28)), ((8, 16), (20, 24), (28, 32))]
+    cut(plan | {"stack.*.norm_q": Widths(queries=1)}, 3, 0, ToyHeads)
+    with pytest.raises(ConfigError, match="this model has 2 heads to share out"):
+        cut(plan | {"stack.*.norm_k": Widths(keys=1)}, 3, 0, ToyHeads)
 
 
 def test_more_ranks_than_heads_are_refused_with_the_most_that_there_may_be() -> None:

@@ -189,7 +189,7 @@ def test_a_token_that_cannot_be_computed_ends_its_own_request(engine: Engine) ->
     [expected] = priors(engine, ask(DRAW))
     [bad, good] = submit(engine, ask(DRAW, seed=1), ask(DRAW))
     [broken, _] = until(engine, "write prior", bad, good)
-    broken["kv"] = KV(Slabs(), None, broken["kv"].data[:1, :, None])  # layers are missing
+    broken["kv"] = KV(Slabs(), None, broken["kv"].whole, broken["kv"].data[:1, :, None])  # layers are missing
     events = engine.tick()
     assert [event.request_id for event in events if isinstance(event, Failed)] == [bad]
     [state] = until(engine, "denoise", good)
