@@ -66,7 +66,7 @@ class Speech:
         self.known("voice", chosen.voice, self.voices)
         self.known("language", chosen.language, self.languages)
         if chosen.ref_text is not None:
-            self._check_heard(chosen.ref_text)
+            self.check_heard(chosen.ref_text)
         said = chosen.instructions
         if said is None or not said.strip():
             if self.instructions == "must":
@@ -77,7 +77,8 @@ class Speech:
             raise RequestError(f"instructions cannot be chosen here: {self.instructions}", "extra.instructions")
         _check_text("instructions", said)
 
-    def _check_heard(self, text: str) -> None:
+    def check_heard(self, text: str) -> None:
+        """RequestError for what cannot be said in the sound whose voice is taken."""
         if not self.clones:
             why = "this checkpoint takes no voice from a sound; leave it out"
             raise RequestError(f"`ref_text` cannot be chosen here: {why}", "extra.ref_text")

@@ -28,28 +28,33 @@ NAME = re.compile(r"[^\W_](?:[\w .-]{0,62}[\w.-])?")
 PREFIX = "voice_"
 """What ids begin with, and names do not."""
 
-_COLUMNS = "id, name, consent, created, seconds"
+_COLUMNS = "id, name, consent, created, seconds, words"
 _SCHEMA = """
 CREATE TABLE voices (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL, folded TEXT NOT NULL, consent TEXT NOT NULL,
     created REAL NOT NULL, seconds REAL NOT NULL, rate INTEGER NOT NULL, channels INTEGER NOT NULL, pcm BLOB NOT NULL,
+    words TEXT,
     UNIQUE (tenant, folded)
 );
 """
-TABLES = Tables("store of voices", 0x6F6D7576, 2, _SCHEMA, {1: ""}, unnamed=1)
+_WORDS = "ALTER TABLE voices ADD COLUMN words TEXT;"
+TABLES = Tables("store of voices", 0x6F6D7576, 3, _SCHEMA, {1: "", 2: _WORDS}, unnamed=1)
 """The application_id is "omuv"."""
 _CALLED = "tenant = ? AND (id = ? OR folded = ?)"
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What is told of one; `consent` is what its sender said of who agreed, `created` seconds since 1970."""
+    """What is told of one; `consent` is what its sender said of who agreed, `created` seconds since 1970, `words` what
+    is said in the sound, if anybody knows.
+    """
 
     id: str
     name: str
     consent: str
     created: float
     seconds: float
+    words: str | None
 
 
 class Voices:
@@ -73,13 +78,15 @@ class Voices:
         return [Voice(*row) for row in self.db.execute(asked, (tenant,))]
 
     @on_its_thread
-    def add(self, tenant: str, name: str, consent: str, sound: Recording) -> Voice:
-        """Keep `sound` as `name`; when this returns, it is on disk. RequestError says what cannot be."""
+    def add(self, tenant: str, name: str, consent: str, sound: Recording, words: str | None = None) -> Voice:
+        """Keep `sound`, in which these `words` are said, as `name`; when this returns, it is on disk. RequestError says
+        what cannot be.
+        """
         self.check_name(name)
         check_sound(sound)
-        made = Voice(f"{PREFIX}{secrets.token_hex(12)}", name, consent, time.time(), sound.seconds)
+        made = Voice(f"{PREFIX}{secrets.token_hex(12)}", name, consent, time.time(), sound.seconds, words)
         row = (made.id, tenant, name, name.casefold(), consent, made.created, made.seconds)
-        self._insert((*row, sound.rate, sound.channels, sound.pcm))
+        self._insert((*row, sound.rate, sound.channels, sound.pcm, words))
         return made
 
     @on_its_thread
@@ -91,11 +98,13 @@ class Voices:
         return Voice(*rows[0]) if rows else None
 
     @on_its_thread
-    def sound(self, tenant: str, called: str) -> Recording | None:
-        """The sound of the one with this id or name, if this key has one."""
-        asked = f"SELECT rate, channels, pcm FROM voices WHERE {_CALLED}"
+    def sound(self, tenant: str, called: str) -> tuple[Recording, str | None] | None:
+        """The sound of the one with this id or name, if this key has one, and what is said in it."""
+        asked = f"SELECT words, rate, channels, pcm FROM voices WHERE {_CALLED}"
         rows = self.db.execute(asked, (tenant, called, called.casefold())).fetchall()
-        return Recording(*rows[0]) if rows else None
+        for words, *sound in rows:
+            return Recording(*sound), words
+        return None
 
     def check_name(self, name: str) -> None:
         """RequestError for a name that a voice cannot have."""

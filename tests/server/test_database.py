@@ -62,16 +62,25 @@ def test_a_database_of_a_newer_version_is_refused(tables: Tables, tmp_path: Path
         Database(path, tables)
 
 
-def test_voices_of_the_version_before_are_taken_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "older",
+    [
+        "PRAGMA user_version = 1; PRAGMA application_id = 0;",
+        "PRAGMA user_version = 2;",
+    ],
+)
+def test_voices_of_earlier_versions_are_taken_over(older: str, tmp_path: Path) -> None:
     path = tmp_path / "voices.sqlite"
     keep(path)
     with sqlite3.connect(path) as db:
-        db.executescript("PRAGMA journal_mode = DELETE; PRAGMA user_version = 1; PRAGMA application_id = 0;")
+        db.executescript(f"PRAGMA journal_mode = DELETE; ALTER TABLE voices DROP COLUMN words; {older}")
     db.close()
 
     async def act() -> None:
         opened = Voices(path)
-        assert await opened.sound("ada", "Narrator") == SOUND
+        assert await opened.sound("ada", "Narrator") == (SOUND, None)
+        await opened.add("ada", "other", "she says so", SOUND, "one two")
+        assert await opened.sound("ada", "other") == (SOUND, "one two")
         await opened.close()
 
     asyncio.run(act())

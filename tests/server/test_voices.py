@@ -154,6 +154,24 @@ def test_a_sound_goes_on_as_it_is_said_where_its_text_comes_too(server: WholeSer
         assert (refused.status, message in refused.json["error"]["message"]) == (400, True), refused.json
 
 
+def test_what_is_said_in_a_voice_that_was_left_is_kept_with_it(server: WholeServer) -> None:
+    words = {"ref_text": "one two three"}
+    found = heard(server, ref_audio=sent(), **words)
+    alone = heard(server, ref_audio=sent())
+    voices: Any = client(server).audio.voices
+    made = voices.create(name="Ada 4", consent="Ada said so", audio_sample=("a.wav", sample()), extra_body=words)
+    told = server.ask(VOICES, headers={"Authorization": f"Bearer {KEYS['ada']}"}).json
+    assert [each["ref_text"] for each in told["uploaded_voices"]] == [words["ref_text"]]
+    assert heard(server, voice="Ada 4") == found == heard(server, voice=made.id, ref_text="") != alone
+    assert heard(server, voice="Ada 4", stream_format="audio") == found
+    assert said(server, {"voice": {"id": made.id}}) == found
+    others = {"ref_text": "and a great many other words"}
+    assert heard(server, voice="Ada 4", **others) == heard(server, ref_audio=sent(), **others)
+    assert heard(server, voice="Ada 4", **others) != found, "the request's own words count"
+    assert heard(server, voice="Ada 4", x_vector_only_mode=True) == alone
+    voices.delete(made.id)
+
+
 @pytest.mark.parametrize("format_", ["wav", "flac", "mp3", "opus", "aac", "ogg"])
 def test_every_format_is_the_sound_that_players_decode(server: WholeServer, format_: str) -> None:
     asked = {"ref_audio": sent(), "max_new_tokens": 400}
@@ -220,7 +238,8 @@ def test_what_cannot_be_a_voice_is_refused_by_name(server: WholeServer) -> None:
         ({"audio_sample": ("a.wav", b"RIFF")}, "audio_sample"),
         ({"audio_sample": ("a.wav", sample(0.2))}, "lasts 0.2 s; send one of 0.5 to 30 s"),
         ({"audio_sample": ("a.wav", sample(31))}, "lasts 31 s"),
-        ({"extra_body": {"ref_text": "a star"}}, "ref_text is not supported"),
+        ({"extra_body": {"ref_text": " "}}, "`ref_text` is empty; write what is said in the sound"),
+        ({"extra_body": {"ref_text": "a " * 2500}}, "`ref_text`: there are 5000 characters; at most 4000"),
         ({"extra_body": {"colour": "red"}}, "there is no field 'colour'"),
     ):
         with pytest.raises(openai.BadRequestError, match=message):

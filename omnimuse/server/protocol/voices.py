@@ -6,20 +6,23 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from omnimuse.core.speech import MAX_INSTRUCTIONS
+
 
 class VoiceRequest(BaseModel):
-    """A sound whose voice is kept by a name, with who agreed to it."""
+    """A sound whose voice is kept by a name, with who agreed to it, and perhaps what is said in it (vLLM-Omni's)."""
 
     model_config = ConfigDict(extra="forbid")
 
     audio_sample: str = Field(json_schema_extra={"format": "binary"})
     name: str = Field(min_length=1, max_length=64)
     consent: str = Field(min_length=1, max_length=256)
+    ref_text: str | None = Field(default=None, max_length=MAX_INSTRUCTIONS)
     type: Literal["audio_sample"] = "audio_sample"
 
 
 class KeptVoice(BaseModel):
-    """A voice that is kept; `consent` and `seconds` are ours."""
+    """A voice that is kept; `consent` and `seconds` are ours, `ref_text` is vLLM-Omni's."""
 
     id: str
     object: Literal["audio.voice"] = "audio.voice"
@@ -28,6 +31,7 @@ class KeptVoice(BaseModel):
     type: Literal["audio_sample"] = "audio_sample"
     consent: str
     seconds: float
+    ref_text: str | None = None
 
 
 class VoiceDeleted(BaseModel):

@@ -1,7 +1,8 @@
 """/v1/audio/voices, for models that speak: which there are, and voices that clients leave here and speak with by name.
 
 OpenAI's shapes, with the list of vLLM-Omni. A voice is a short sound, so only models that speak with the voice of one
-take any; it belongs to the key that sent it. Who agreed to it is kept with it, in the sender's words.
+take any; it belongs to the key that sent it. Who agreed to it is kept with it, in the sender's words, and so is what is
+said in it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ VOICES = "/v1/audio/voices"
 ONE = VOICES + "/{id}"
 MAX_CONSENT = 256
 """Characters that say who agreed."""
-FIELDS = ("name", "consent", "type")
+FIELDS = ("name", "consent", "ref_text", "type")
 OPERATIONS = (
     Operation("GET", VOICES, "Voices and languages.", responses={200: protocol.Voices}),
     Operation(
@@ -68,8 +69,9 @@ def routes(service: Service) -> list[Route]:
             raise refusal("unsupported_task", f"no voice can be left here: {why}; {_instead(speech)}", "audio_sample")
         name, consent, source = _read(fields, files)
         service.voices.check_name(name)
+        words = _words(fields, speech)
         [sample] = await read_sounds(service, request, [source])
-        voice = await service.voices.add(request.state.tenant, name, consent, sample)
+        voice = await service.voices.add(request.state.tenant, name, consent, sample, words)
         return JSONResponse(_told(voice).model_dump())
 
     async def remove(request: Request) -> Response:
@@ -91,7 +93,8 @@ async def voiced(
 ) -> tuple[Mapping[str, Any], tuple[Recording, ...]]:
     """The fields of a request for speech, and the sound whose voice it is where they name one that is kept.
 
-    ApiError 400 for one that is not. A voice of the checkpoint stays where it is.
+    ApiError 400 for one that is not. A voice of the checkpoint stays where it is. What is said in the sound comes with
+    it, unless the request says it, too.
     """
     voice = given.get("voice")
     if isinstance(voice, dict):
@@ -103,11 +106,13 @@ async def voiced(
         return given, ()
     if not is_nothing(given.get("ref_audio")):
         raise refusal("conflicting_parameters", "voice and ref_audio are two voices; leave one of them out", "voice")
-    sound = await service.voices.sound(tenant, voice)
-    if sound is None:
+    found = await service.voices.sound(tenant, voice)
+    if found is None:
         why = f"is not kept here; {VOICES} lists those that are, and takes more"
         raise refusal("invalid_value", f"voice={shown(voice)} {why}", "voice")
-    return {name: value for name, value in given.items() if name != "voice"}, (sound,)
+    sound, words = found
+    said = {} if words is None or not is_nothing(given.get("ref_text")) else {"ref_text": words}
+    return {**{name: value for name, value in given.items() if name != "voice"}, **said}, (sound,)
 
 
 def _read(fields: Mapping[str, Any], files: Mapping[str, Sequence[Upload]]) -> tuple[str, str, Source]:
@@ -116,9 +121,6 @@ def _read(fields: Mapping[str, Any], files: Mapping[str, Sequence[Upload]]) -> t
         why = "a voice is the sound of one here; describe it in `instructions`, to a model that takes them"
         raise refusal("unsupported_parameter", f"type={shown(kind)} is not supported: {why}", "type")
     if others := sorted((fields.keys() - set(FIELDS) - {"audio_sample"}) | (files.keys() - {"audio_sample"})):
-        if others[0] == "ref_text":
-            why = "it is no part of a voice; send it with each text that is spoken"
-            raise refusal("unsupported_parameter", f"ref_text is not supported: {why}", "ref_text")
         message = f"there is no field {shown(others[0])} here; there are audio_sample, {', '.join(FIELDS)}"
         raise refusal("unknown_parameter", message, others[0][:80])
     texts = dict[str, str]()
@@ -137,9 +139,27 @@ def _read(fields: Mapping[str, Any], files: Mapping[str, Sequence[Upload]]) -> t
     return texts["name"], texts["consent"], Source("audio_sample", samples[0].content)
 
 
+def _words(fields: Mapping[str, Any], speech: Speech) -> str | None:
+    """What a form tells is said in the sound; ApiError 400 or RequestError for what cannot be."""
+    words = fields.get("ref_text")
+    if is_nothing(words):
+        return None
+    if not isinstance(words, str):
+        raise refusal(
+            "invalid_value", f"ref_text={shown(words)} is no text; write what is said in the sound", "ref_text"
+        )
+    speech.check_heard(words)
+    return words
+
+
 def _told(voice: Voice) -> protocol.KeptVoice:
     return protocol.KeptVoice(
-        id=voice.id, name=voice.name, created_at=int(voice.created), consent=voice.consent, seconds=voice.seconds
+        id=voice.id,
+        name=voice.name,
+        created_at=int(voice.created),
+        consent=voice.consent,
+        seconds=voice.seconds,
+        ref_text=voice.words,
     )
 
 
