@@ -199,6 +199,33 @@ def test_a_response_asks_for_tools_and_the_next_one_knows_what_came_of_it(server
     asyncio.run(main())
 
 
+def test_a_response_tells_what_to_know_of_it_as_other_answers_do(server: WholeServer, client: openai.OpenAI) -> None:
+    asked: Any = {"tools": [calling.LOOK], "max_tokens": 9}
+    known = client.chat.completions.create(model="default", messages=ASKED, **asked).model_extra or {}
+    assert "is no JSON object" in known["warnings"][0], "the call was cut short"
+
+    async def main() -> None:
+        async with (
+            openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened,
+            opened.realtime.connect(model="default") as connection,
+        ):
+            await connection.session.update(session={"type": "realtime", "tools": [FLAT]})
+            item: Any = {
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_text", "text": "what is a heron?"}],
+            }
+            await connection.conversation.item.create(item=item)
+            await until(connection, "conversation.item.done")
+            for most, expected in ((9, known["warnings"]), (11, None)):
+                await connection.response.create(response={"max_output_tokens": most})
+                told = (await until(connection, "response.done"))[-1].response
+                assert told.model_extra["warnings"] == expected
+                await connection.conversation.item.delete(item_id=told.output[0].id)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("event", "param"),
     [

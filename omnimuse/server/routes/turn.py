@@ -16,6 +16,7 @@ from omnimuse.server.http.live import Event
 from omnimuse.server.orders.order import Order
 from omnimuse.server.routes.calling import Calling
 from omnimuse.server.routes.talk import Told, usage_of
+from omnimuse.server.translate.answers import told
 from omnimuse.server.translate.session import Item, Settings
 
 
@@ -84,6 +85,7 @@ class Turn:
     def response(self, status: str, details: Event | None = None) -> Event:
         """The response as clients read it."""
         made = self.whole
+        known = [*self.order.wanted.warnings, *(() if made is None else made.remarks.warnings), *self.calling.warnings]
         usage = None if made is None else usage_of(made)
         counts = usage and {
             "input_tokens": usage.prompt_tokens,
@@ -100,6 +102,7 @@ class Turn:
             "max_output_tokens": "inf" if self.settings.most is None else self.settings.most,
             "metadata": self.metadata,
             "usage": counts,
+            "warnings": told(known),
         }
 
 
