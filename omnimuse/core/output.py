@@ -40,7 +40,8 @@ class Preview:
 class Chunk:
     """A piece of an unfinished part that will not change any more: what follows the pieces before it.
 
-    `data` of sound is a float32 array [channels, n] from sample `start` on, of text the words.
+    `data` of sound is a float32 array [channels, n] from sample `start` on, of text the words, and `tokens` are those
+    that were written since the piece before.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Chunk:
     medium: str
     start: int
     data: Any
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

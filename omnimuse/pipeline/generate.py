@@ -302,7 +302,8 @@ class Generate(Loop):
         return (type(self), self.network, ctx.version, self.shown(state), state.adapters((self.network,)), read)
 
     def _tell(self, state: State, piece: str) -> None:
-        told = state.working.setdefault("told", 0)
+        working = state.working
+        told, seen = working.setdefault("told", (0, len(state["prompt_ids"])))
         if piece:
-            state.grow("text", told, piece)
-            state.working["told"] = told + len(piece)
+            state.grow("text", told, piece, tuple(working["tokens"][seen:]))
+            working["told"] = told + len(piece), len(working["tokens"])

@@ -54,8 +54,8 @@ class State:
     and is emptied when it finishes. All these are of the `track` whose turn it is; `done` are the stages behind it in
     any. `notes` is what stages, by name, have to tell people, `said` what a library warned of that runs the whole
     pipeline, `timed` how many seconds parts of a stage took that somebody else has timed, by name. `grown` are pieces
-    of the output that are finished and not yet told to who waits for it: medium, where the piece begins, and what it
-    is.
+    of the output that are finished and not yet told to who waits for it: medium, where the piece begins, what it is,
+    and the tokens that it was written in.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class State:
         self.notes: dict[str, Note] = {}
         self.said: list[str] = []
         self.timed: dict[str, float] = {}
-        self.grown: list[tuple[str, int, Any]] = []
+        self.grown: list[tuple[str, int, Any, tuple[int, ...]]] = []
         self._slots: dict[str, Any] = {}
         self.strict = strict
         self._open: tuple[frozenset[str], frozenset[str]] | None = None
@@ -123,10 +123,10 @@ class State:
         self.stage, self.plan, self.position = there.stage, there.plan, there.position
         self.solver, self.memories, self.working = there.solver, there.memories, there.working
 
-    def grow(self, medium: str, start: int, piece: Any) -> None:
-        """A piece of what this output will hold of `medium` is finished; nobody changes it any more."""
+    def grow(self, medium: str, start: int, piece: Any, tokens: tuple[int, ...] = ()) -> None:
+        """A piece of what this output will hold of `medium` is finished, written in `tokens`; nobody changes it now."""
         if self.request.chunks:
-            self.grown.append((medium, start, piece))
+            self.grown.append((medium, start, piece, tokens))
 
     def free(self, name: str) -> None:
         """Empty a slot after its last reader."""

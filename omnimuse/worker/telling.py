@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -46,10 +47,11 @@ class Telling:
         if not state.grown:
             return
         pieces, state.grown = state.grown, []
-        if len(pieces) > 1 and all(medium == "text" for medium, _, _ in pieces):
-            pieces = [("text", pieces[0][1], "".join(piece for _, _, piece in pieces))]
-        for medium, start, piece in pieces:
-            self.events.append(Chunk(state.request.id, state.output, medium, start, as_told(piece)))
+        if len(pieces) > 1 and all(medium == "text" for medium, *_ in pieces):
+            _, starts, texts, tokens = zip(*pieces, strict=True)
+            pieces = [("text", starts[0], "".join(texts), tuple(chain.from_iterable(tokens)))]
+        for medium, start, piece, tokens in pieces:
+            self.events.append(Chunk(state.request.id, state.output, medium, start, as_told(piece), tokens))
 
     def _preview(self, loop: Loop, state: State, step: int) -> None:
         """A preview that cannot be made is no reason to end a request: it is left out, counted, and told once."""

@@ -16,7 +16,7 @@ from omnimuse.core.output import Result
 class CompletionOutput:
     """What one stage made of a prompt, number `index` of several: its `text`, or its sound under "audio" in
     `multimodal_output` (float32 [n], or [channels, n] of several) with "sr" samples a second. While it is made there is
-    what came until then, of a sound in a list of pieces, and no `finish_reason` and no `token_ids` yet.
+    what came until then, of a sound in a list of pieces, and no `finish_reason` yet. A text has all its `token_ids`.
     """
 
     index: int
