@@ -171,9 +171,9 @@ class KV:
         if tokens > self.room:
             self.place, self._own = self.with_room(tokens).place, None
 
-    def to(self, device: torch.device) -> KV:
-        """The same on another device, where it lies alone."""
-        return KV(self._slabs, None, self.whole, self.data.unsqueeze(2).to(device, copy=True))
+    def to(self, other: torch.device | torch.dtype) -> KV:
+        """The same on another device, or in another number format, where it lies alone."""
+        return KV(self._slabs, None, self.whole, self.data.unsqueeze(2).to(other, copy=True))
 
 
 @dataclass(frozen=True)

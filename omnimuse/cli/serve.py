@@ -104,6 +104,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deploy", type=Path, metavar="FILE", help="YAML that spreads the stages over processes (docs/deploy.md)"
     )
+    parser.add_argument(
+        "--strategy", type=Path, metavar="FILE", help="with --deploy: ranks and replicas of its stages (docs/deploy.md)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
     parser.add_argument(
         "--model-name",
@@ -140,10 +143,12 @@ def chosen(args: argparse.Namespace) -> tuple[Config, ServeOptions]:
     config = with_contract(args, read_config(args))
     config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
+    if args.strategy is not None and args.deploy is None:
+        raise ConfigError(f"--strategy {args.strategy} lies over a deploy file; name that with --deploy")
     if args.deploy is not None:
         from omnimuse.deploy.placing import read_deploy
 
-        config = replace(config, deploy=read_deploy(args.deploy))
+        config = replace(config, deploy=read_deploy(args.deploy, args.strategy))
     config = replace(config, lora=LoraConfig(_bytes("--lora-memory", args.lora_memory), args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,

@@ -14,7 +14,7 @@ from typing import Literal
 from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.pools import DeployConfig
+from omnimuse.core.pools import DTYPES, DeployConfig
 from omnimuse.core.ranks import AXES as AXES
 from omnimuse.core.ranks import LAUNCHERS as LAUNCHERS
 from omnimuse.core.ranks import RANK_WAIT as RANK_WAIT
@@ -47,7 +47,7 @@ class ModelConfig:
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("load", self.load, ("weights", "dummy"))
 
 

@@ -32,6 +32,8 @@ def _refused(why: str, names: str, *anyway: Any) -> dict[str, Foreign]:
     return {name: Foreign(why, (None, *anyway)) for name in names.split()}
 
 
+PLACES = {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]}}
+"""Of a checkpoint's configuration what only has that engine ask a model for its places, and turns nothing else."""
 SETTINGS: Mapping[str, Foreign] = MappingProxyType(
     {
         # what nothing that comes out depends on
@@ -46,12 +48,19 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
             "blocks are compiled with `--compile`, for all stages, and nothing else is captured",
             "enforce_eager compilation_config",
         ),
-        **_void("the checkpoint says so", "model_stage model_arch hf_config_name trust_remote_code model_class_name"),
-        **_void("edges come from what stages read and write", "engine_output_type"),
+        **_void(
+            "the checkpoint says so",
+            "model_stage model_arch hf_config_name trust_remote_code model_class_name task_type",
+        ),
+        **_void(
+            "edges come from what stages read and write",
+            "engine_output_type custom_process_next_stage_input_func async_chunk_process_next_stage_input_func"
+            " sync_process_input_func stage_connector_spec stage_connector_config omni_kv_config",
+        ),
         **_void("the door knows how much a request may show", "limit_mm_per_prompt"),
         **_void(
             "there is one kind of each",
-            "worker_cls scheduler_cls distributed_executor_backend engine_backend model_runner",
+            "worker_cls worker_type scheduler_cls distributed_executor_backend engine_backend model_runner",
         ),
         **_void("tracks always go on piece by piece", "async_chunk streaming_output"),
         **_void(
@@ -65,19 +74,29 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
         ),
         **_void("every result has its `stage_durations`", "log_stats disable_log_stats"),
         **_void("pictures are decoded one at a time", "vae_use_slicing"),
+        **_void(
+            "files are read as fast as they come",
+            "enable_multithread_weight_load enable_broadcast_weight_load num_weight_load_threads",
+        ),
+        **_void(
+            "`omnimuse bench` measures, and POST /admin/profile records what goes on",
+            "profiler_config enable_cache_dit_summary",
+        ),
+        **_void("instructions of up to 4000 characters are taken", "tts_max_instructions_length"),
         **_void("parts of a pipeline are timed in any case", "enable_diffusion_pipeline_profiler"),
         # what would change it, or cannot be
         **_refused(
             "ranks are those of one stage, which says how many, or of a whole model (docs/parallel.md)",
             "tensor_parallel_size pipeline_parallel_size ulysses_degree ring_degree"
-            " allgather_degree sequence_parallel_size cfg_parallel_size vae_patch_parallel_size text_encoder_tp_size"
+            " sequence_parallel_size cfg_parallel_size vae_patch_parallel_size text_encoder_tp_size"
             " hsdp_replicate_size",
             1,
         ),
+        **_refused("ranks share tokens by `ulysses_degree` or `ring_degree`", "allgather_degree", 1),
+        **_refused("tokens go to heads and back in one way", "ulysses_mode", "strict"),
         **_refused("`num_replicas` of a stage, or `--replicas` of a whole model", "data_parallel_size", 1),
         **_refused("ranks keep parts of a whole model: `--use-hsdp`", "use_hsdp enable_expert_parallel", False),
         **_refused("ranks keep parts of a whole model: `--use-hsdp`", "hsdp_shard_size", -1, 1),
-        **_refused("all stages compute in one number format: choose it with `--dtype`", "dtype", "auto"),
         **_refused(
             "keys and values are kept as they are computed: choose a number format with `--dtype`",
             "kv_cache_dtype diffusion_kv_cache_dtype",
@@ -88,7 +107,13 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
             "quantization quantization_config diffusion_quantization_config",
         ),
         **_refused("random weights: `--load dummy`", "load_format diffusion_load_format", "auto", "safetensors", "hf"),
-        **_refused("the checkpoint is read as it is: change its own files", "hf_overrides", {}),
+        **_refused("the checkpoint is read as it is: change its own files", "hf_overrides", {}, PLACES),
+        **_refused("what reads goes on to write: make one stage of the two", "is_prefill_only is_decode_only", False),
+        **_refused(
+            "what is remembered goes over the edge between two stages, whose connector says how", "kv_transfer_config"
+        ),
+        **_refused("talks are held in turns", "session_mode", "turn"),
+        **_refused("voices are left at /v1/audio/voices", "custom_voice_dir"),
         **_refused("the checkpoint is read as it is", "config_format tokenizer_mode", "auto", "hf"),
         **_refused("all stages are of the checkpoint that the engine starts with", "model tokenizer revision"),
         **_refused("adapters come with requests: `loras`", "lora_path lora_scale"),

@@ -54,6 +54,7 @@ _OURS: dict[str, str] = {
     "replicas": "dp_size data_parallel_size num_replicas",
     "model_name": "served_model_name served_model_names",
     "deploy": "stage_configs_path stage_config deploy_config",
+    "strategy": "strategy_config",
     "file": "prompt_file prompts_file prompt_path prompt_file_path from_file",
 }
 

@@ -19,6 +19,8 @@ WINDOW = 8
 MOST_REPLICAS = 256
 NEAR = ("local", "shared_memory")
 """Connectors of which both ends are on one machine."""
+DTYPES = ("float32", "bfloat16", "float16")
+"""Number formats that networks may compute in."""
 REST = "*"
 """What stands for all stages that no pool before holds."""
 
@@ -28,10 +30,11 @@ class PoolConfig:
     """A pool: some stages of a pipeline that follow one another (`*`: all that are left), or whole `tracks` by number.
 
     There are `replicas` of it, each a process, or as many as `parallel` has ranks. `device` is where they compute, or
-    several with commas between them, one for every rank of a replica, or of all; empty: where the engine would. What
-    comes in is carried by `connector`, and at most `window` requests are in one replica that have not left it. Those of
-    a pool that is `elsewhere` are started by the launcher, on other machines. Who writes there, and with which Python
-    that runs, say `writer` and `python`; empty: as the engine would.
+    several with commas between them, one for every rank of a replica, or of all; empty: where the engine would. `dtype`
+    is the number format in which they do, empty: that of the engine. What comes in is carried by `connector`, and at
+    most `window` requests are in one replica that have not left it. Those of a pool that is `elsewhere` are started by
+    the launcher, on other machines. Who writes there, and with which Python that runs, say `writer` and `python`;
+    empty: as the engine would.
     """
 
     name: str
@@ -39,6 +42,7 @@ class PoolConfig:
     tracks: tuple[int, ...] = ()
     replicas: int = 1
     device: str = ""
+    dtype: str = ""
     connector: str = "shared_memory"
     window: int = WINDOW
     elsewhere: bool = False
@@ -57,6 +61,11 @@ class PoolConfig:
             raise ConfigError(f"pool {self.name}: replicas={self.replicas} is not allowed; use 1 to {MOST_REPLICAS}")
         if self.window < 1:
             raise ConfigError(f"pool {self.name}: window={self.window} is not allowed; use at least 1")
+        if self.dtype not in ("", *DTYPES):
+            raise ConfigError(
+                f"pool {self.name}: dtype={self.dtype!r} is not allowed; use one of {', '.join(DTYPES)}, or auto, that "
+                "of the engine"
+            )
         if self.elsewhere and self.connector in NEAR:
             raise ConfigError(f"pool {self.name}: {self.connector} reaches nothing elsewhere; use connector: tcp")
         if self.parallel.ranks > 1:
@@ -136,7 +145,8 @@ def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> li
         for number in pool.tracks:
             if not 0 <= number < len(tracks):
                 raise ConfigError(
-                    f"pool {pool.name}: there is no track {number}; the tracks are 0 to {len(tracks) - 1}"
+                    f"pool {pool.name}: there is no track {number}; the tracks are 0 to {len(tracks) - 1}: make fewer "
+                    "pools, or say by `pools:` which stages each holds"
                 )
         held = (
             names[at:]

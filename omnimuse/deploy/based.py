@@ -1,4 +1,6 @@
-"""Deploy files of another engine that say only what they change of another one, their `base_config`. No torch."""
+"""Deploy files of another engine that say only what they change of another one, their `base_config`, or of themselves
+on machines of some kind. No torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from typing import Any
 
 from omnimuse.core.errors import ConfigError
 
-BASE = "base_config"
+BASE, CUDA = "base_config", "cuda"
 DEEP = ("default_sampling_params", "subtalker_sampling_params", "engine_args")
 """What is changed of a stage name by name; of anything else in it what stands last is meant whole."""
 
@@ -33,6 +35,15 @@ def with_base(path: Path, load: Callable[[Path], dict[str, Any]], above: tuple[P
     if "connectors" in known and "connectors" in content:
         found["connectors"] = _changed(known["connectors"], content["connectors"])
     return found
+
+
+def with_platform(content: dict[str, Any]) -> dict[str, Any]:
+    """A file of `stages` with what it says besides of machines with CUDA, which it is for: stages by their numbers."""
+    platforms = content.get("platforms")
+    own = platforms.get(CUDA) if isinstance(platforms, Mapping) else None
+    if not isinstance(own, Mapping) or "stages" not in own or "stages" not in content:
+        return content
+    return {**content, "stages": _stages(content["stages"], own["stages"])}
 
 
 def _stages(base: Any, changes: Any) -> Any:

@@ -212,7 +212,8 @@ class Group:
     def _config_of(self, pool: PoolConfig, replica: int) -> Config:
         """The configuration of that replica of `pool`."""
         deploy = replace(self.config.deploy, pool=pool.name)
-        model = replace(self.config.model, device=pool.device_of(replica) or self.config.model.device)
+        whole = self.config.model
+        model = replace(whole, device=pool.device_of(replica) or whole.device, dtype=pool.dtype or whole.dtype)
         try:
             writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
         except ConfigError as error:

@@ -21,15 +21,17 @@ from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
 from omnimuse.core.ranks import AXES, ParallelConfig
-from omnimuse.deploy.based import with_base
+from omnimuse.deploy.based import with_base, with_platform
 from omnimuse.deploy.edges import check_edges, check_ends
 from omnimuse.deploy.stores import STORES
+from omnimuse.deploy.strategies import STRATEGIES, with_strategy
 
 log = logging.getLogger(__name__)
 
 LARGEST = 2**20
 """Bytes of a file, at most."""
-OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "connector", "window", "elsewhere", "parallel")
+OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "dtype", "connector", "window", "elsewhere",
+        "parallel")  # fmt: skip
 WRITER = ("writer", "python")
 CARRIERS = {
     "SharedMemoryConnector": "shared_memory",
@@ -52,11 +54,22 @@ _ASKED = (
 VOID = {
     **dict.fromkeys(("stage_type", "final_output", "final_output_type", "is_comprehension"), _KNOWN),
     **dict.fromkeys(("engine_input_source", "input_sources", "custom_process_input_func"), _EDGES),
+    **dict.fromkeys(("prompt_expand_func", "cfg_kv_collect_func"), "the pipeline makes the branches of guidance"),
+    "default_pooling_params": "nothing is pooled",
+    "tts_args": "instructions of up to 4000 characters are taken",
     ASKED: _ASKED,
     "subtalker_sampling_params": "a request says these, or the checkpoint",
 }
 """Keys of a stage that say what our pipelines say themselves: why they mean nothing here."""
-TOP_VOID = {"pipeline": "the checkpoint says so", "platforms": "what it says of other machines is not read"}
+TOP_VOID = {
+    "pipeline": "the checkpoint says so",
+    "platforms": "what it says of machines without CUDA is not read",
+    "duplex_session": "sessions are those of /v1/realtime",
+    "active_stream_window": "pieces of all requests are decoded as they come",
+}
+DTYPE = "dtype"
+OTHERWISE = {"auto": "", "half": "float16", "float": "float32"}
+"""Number formats as they are called besides; `auto` is that of the engine."""
 RANKS = "parallel_config"
 """A key whose mapping holds settings of `core/foreign.py`."""
 DEGREES = {
@@ -85,9 +98,11 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_deploy(path: Path) -> DeployConfig:
-    """The pools of a deploy file; ConfigError says what is wrong with it, and where."""
-    content = with_base(path, _load)
+def read_deploy(path: Path, strategy: Path | None = None) -> DeployConfig:
+    """The pools of a deploy file, and of a strategy that lies over it; ConfigError says what is wrong, and where."""
+    content = with_platform(with_base(path, _load))
+    if strategy is not None:
+        content = with_strategy(strategy, content, _load)
     try:
         deploy = replace(read(content), source=str(path))
     except ConfigError as error:
@@ -115,6 +130,8 @@ def read(content: Mapping[str, Any]) -> DeployConfig:
     """The pools that the content of a file places."""
     schema = next((name for name in SCHEMAS if name in content), None)
     if schema is None:
+        if STRATEGIES in content:
+            raise ConfigError("it is a strategy, which lies over a deploy file: --deploy FILE --strategy THIS_FILE")
         _note({key: value for key, value in content.items() if key in SETTINGS}, {}, (), "", [])
         raise ConfigError(f"there is none of {', '.join(SCHEMAS)} at the top; write `pools:` (docs/deploy.md)")
     entries = content[schema]
@@ -147,6 +164,7 @@ def _pool(entry: Mapping[str, Any]) -> PoolConfig:
         tracks,
         replicas=_number(entry, "replicas", 1, where),
         device=device_of(entry.get("device", entry.get("devices")), where),
+        dtype=_dtype(entry, where),
         connector=_text(entry, "connector", "shared_memory", where),
         window=_number(entry, "window", PoolConfig.window, where),
         elsewhere=_checked(entry, "elsewhere", False, bool, where),
@@ -202,7 +220,8 @@ def _foreign(
     """A pool for every stage of theirs, which is a track of ours: both are what goes on beside the others. The last of
     theirs is all tracks that are left: what makes waves may take several here.
     """
-    _note(content, TOP_VOID, (schema, "runtime", "connectors", "edges"), "", void)
+    _note(content, TOP_VOID, (schema, "runtime", "connectors", "edges", DTYPE), "", void)
+    usual = _dtype(content, "")
     runtime = _mapping(content, "runtime", "")
     _note(runtime, {"defaults": _EDGES}, ("connectors", "enabled", "edges"), "runtime: ", void)
     carriers = {**_mapping(runtime, "connectors", "runtime: "), **_mapping(content, "connectors", "")}
@@ -217,7 +236,7 @@ def _foreign(
             raise ConfigError(f"{where}stages have the numbers 0, 1, ... in their order; this is number {number}")
         engine, place = _mapping(entry, "engine_args", where), _mapping(entry, "runtime", where)
         _note(entry, VOID, (*PLACED, RANKS, *DEGREES, *FOLLOWING), where, void)
-        _note(engine, {}, ("max_num_seqs", RANKS, *DEGREES, *FOLLOWING), f"{where}engine_args: ", void)
+        _note(engine, {}, ("max_num_seqs", DTYPE, RANKS, *DEGREES, *FOLLOWING), f"{where}engine_args: ", void)
         _note(place, {}, ("process", "devices", "num_replicas"), f"{where}runtime: ", void)
         ranked = [_mapping(part, RANKS, where) for part in (engine, entry)]
         for part in ranked:
@@ -232,6 +251,7 @@ def _foreign(
                 f"stage{number}",
                 replicas=_number(said, "num_replicas", 1, where),
                 device=device_of(said.get("devices"), where),
+                dtype=_dtype(said, where) or usual,
                 connector=_carrier(entry, carriers, where),
                 window=_number(said, "max_num_seqs", PoolConfig.window, where),
                 parallel=_ranks(said, where),
@@ -259,7 +279,7 @@ def _ranks(said: Mapping[str, Any], where: str) -> ParallelConfig:
 
 
 PLACED = ("stage_id", "runtime", "engine_args", "input_connectors", "output_connectors", "devices", "num_replicas",
-          "max_num_seqs")  # fmt: skip
+          "max_num_seqs", DTYPE)  # fmt: skip
 """Keys of a stage that are honoured, or checked."""
 
 
@@ -269,6 +289,8 @@ def _read_extra(name: str, carrier: Mapping[str, Any], void: list[str], options:
     kind = CARRIERS.get(str(carrier.get("name", name)), "")
     known = STORES[kind][1] if kind in STORES else ()
     for key, value in _mapping(carrier, "extra", f"connectors: {name}: ").items():
+        if kind and "${" in str(value):
+            raise ConfigError(f"connectors: {name}: {key}={value!r} has a gap; write what is to stand there")
         if (ours := STORE_OPTIONS.get(key, key)) in known:
             options.setdefault(kind, {})[ours] = str(value)
         else:
@@ -287,7 +309,7 @@ def _carrier(entry: Mapping[str, Any], carriers: Mapping[str, Any], where: str) 
     [name] = named
     said = (carriers.get(name) or {}).get("name", name)
     if said not in CARRIERS:
-        near = get_close_matches(name, carriers, 1)
+        near = get_close_matches(name, carriers, 1) if name not in carriers else []
         hint = f"did you mean {near[0]!r}, which `connectors` has? " if near else ""
         raise ConfigError(f"{where}input_connectors: {said!r} is not there; {hint}use one of {', '.join(CARRIERS)}")
     return CARRIERS[said]
@@ -332,6 +354,12 @@ def _refuse_unknown(
 
 def _text(entry: Mapping[str, Any], key: str, usual: str, where: str = "") -> str:
     return _checked(entry, key, usual, str, where)
+
+
+def _dtype(entry: Mapping[str, Any], where: str) -> str:
+    """The number format that is asked for; empty: that of the engine."""
+    named = "auto" if entry.get(DTYPE) is None else _text(entry, DTYPE, "", where)
+    return OTHERWISE.get(named, named)
 
 
 def _number(entry: Mapping[str, Any], key: str, usual: int, where: str) -> int:

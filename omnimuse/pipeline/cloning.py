@@ -33,6 +33,7 @@ class HearVoice(Stage):
     reads: tuple[str, ...] = ("sounds",)
     writes: tuple[str, ...] = ("speaker", "heard")
     uses: tuple[str, ...] = ("speaker_encoder", "speech_encoder")
+    computed = True
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         return (chosen_of(state).ref_text is not None, *(sound.digest for sound in state["sounds"]))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from omnimuse.media.watching import RATE, places
 from omnimuse.pipeline.generate import tokens_read
 from omnimuse.pipeline.reading import Patches
 from omnimuse.pipeline.stage import Context, Stage
-from omnimuse.pipeline.state import State
+from omnimuse.pipeline.state import EXACT, State
 
 PROCESSOR = "processor"
 """How pictures and sounds are prepared."""
@@ -84,6 +84,7 @@ class Perceive(Stage):
     reads: tuple[str, ...] = ("images", "videos", "sounds")
     writes: tuple[str, ...] = ("shown",)
     uses: tuple[str, ...] = ("vision", "hearing")
+    computed = True
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         return tuple(tuple(each.digest for each in state[name]) for name in ("images", "videos", "sounds"))
@@ -166,7 +167,7 @@ class Brief:
 
     at: Tensor
     seen: Seen
-    turns: Tensor
+    turns: Tensor = field(metadata=EXACT)
     shift: int
     shown: tuple[Shown, ...]
 
@@ -197,6 +198,7 @@ class ReadShown(Stage):
     reads: tuple[str, ...] = ("prompt", "messages", "tokens", "shown")
     writes: tuple[str, ...] = ("prompt_ids", "brief")
     uses: tuple[str, ...] = ("tokenizer", "model")
+    computed = True
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         tokenizer = ctx.components["tokenizer"]

@@ -17,7 +17,10 @@ from omnimuse.pipeline.state import State
 
 @dataclass(frozen=True)
 class Derive(Stage):
-    """Writes the slots `writes`: what `make(ctx, state)` returns, in order. States that are the `same` share that."""
+    """Writes the slots `writes`: what `make(ctx, state)` returns, in order. States that are the `same` share that.
+
+    It is `computed` where networks make it.
+    """
 
     make: Callable[[Context, State], Sequence[Any]]
     name: str = ""
@@ -25,6 +28,7 @@ class Derive(Stage):
     writes: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
     same: Callable[[Context, State], Hashable] | None = None
+    computed: bool = False
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         return None if self.same is None else (self, self.same(ctx, state))

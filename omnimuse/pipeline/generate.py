@@ -101,6 +101,7 @@ class Generate(Loop):
     name: str = "generate"
     reads: tuple[str, ...] = ("prompt_ids",)
     writes: tuple[str, ...] = ("kv", "reply")
+    computed = True
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -185,6 +185,7 @@ class WriteCodes(Loop):
     reads: tuple[str, ...] = ("brief",)
     writes: tuple[str, ...] = ("kv", "prior")
     uses: tuple[str, ...] = (LANGUAGE,)
+    computed = True
 
     def skip(self, ctx: Context, state: State) -> bool:
         if state["brief"] is not None:

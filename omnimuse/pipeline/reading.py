@@ -135,6 +135,7 @@ class ReadWithPictures(Stage):
     tokenizer: str = "tokenizer"
     processor: str = "processor"
     lendable: ClassVar[bool] = True
+    computed = True
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:

@@ -123,6 +123,8 @@ class Stage:
     made. A look at an unfinished output takes the components that it `looks` by, too. Of what it writes, `streams` are
     there as soon as it begins and grow: other tracks may read them meanwhile. One that is `lendable` does nothing but
     write its slots and its note: one rank may run it for all. One that `tiles` takes less memory by smaller tiles.
+    Numbers that it writes are in a format of their own, whatever networks compute in, or `computed` by these: then they
+    are in theirs, but for fields of records that are `EXACT`.
     """
 
     reads: tuple[str, ...] = ()
@@ -131,6 +133,7 @@ class Stage:
     looks: ClassVar[tuple[str, ...]] = ()
     streams: tuple[str, ...] = ()
     name: str = ""
+    computed: bool = False
     batches: ClassVar[bool] = False
     lendable: ClassVar[bool] = False
     tiles: ClassVar[bool] = False

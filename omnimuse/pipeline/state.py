@@ -6,9 +6,10 @@ refuses slots that the running stage did not declare. Nothing here knows about n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 OPEN = nullcontext()
+EXACT: Mapping[str, bool] = MappingProxyType({"exact": True})
+"""What the metadata of a record's field say that is float32 whatever networks compute in."""
 
 REQUEST_FIELDS = frozenset({"prompt", "messages", "tokens", "negative_prompt", "images", "region", "sounds", "videos"})
 """Names a stage may read like slots; they come from the request."""
@@ -205,23 +208,25 @@ class Parked:
 
 def park(value: Any) -> Any:
     """`value` with every tensor inside it on the CPU; `wake` undoes it. Containers and dataclasses are gone through."""
-    return _changed(value, lambda part: part if part.device == CPU else Parked(part.to(CPU), part.device))
+    return changed(value, lambda part: part if part.device == CPU else Parked(part.to(CPU), part.device))
 
 
 def wake(value: Any) -> Any:
     """What `park` was given."""
-    return _changed(value, lambda part: part.tensor.to(part.home) if isinstance(part, Parked) else part)
+    return changed(value, lambda part: part.tensor.to(part.home) if isinstance(part, Parked) else part)
 
 
-def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """`value` with every tensor (parked ones, too) inside it replaced by what `change` makes of it."""
+def changed(value: Any, change: Callable[[Any], Any], *, exact: bool = True) -> Any:
+    """`value` with every tensor (parked ones, too) inside it replaced by what `change` makes of it; those in fields of
+    records that are `EXACT` stay unless `exact`.
+    """
     if isinstance(value, torch.Tensor | KV | Parked):
         return change(value)
     if isinstance(value, dict):
-        return {key: _changed(item, change) for key, item in value.items()}
+        return {key: changed(item, change, exact=exact) for key, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_changed(item, change) for item in value)
+        return type(value)(changed(item, change, exact=exact) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        init = [f.name for f in fields(value) if f.init]
-        return replace(value, **{name: _changed(getattr(value, name), change) for name in init})
+        init = [f.name for f in fields(value) if f.init and (exact or "exact" not in f.metadata)]
+        return replace(value, **{name: changed(getattr(value, name), change, exact=exact) for name in init})
     return value

@@ -83,6 +83,7 @@ class Talk(Loop):
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ("kv", "codes")
     streams: tuple[str, ...] = ("codes",)
+    computed = True
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -106,6 +106,7 @@ class EncodeText(Stage):
     of: Callable[[str], str | None] | None = None
     optional: bool = False
     lendable: ClassVar[bool] = True
+    computed = True
 
     @property
     def source(self) -> Literal["prompt", "negative_prompt"]:

@@ -18,9 +18,9 @@ from omnimuse.core.output import Handed, Note
 from omnimuse.core.request import Request
 from omnimuse.parallel.remembered import part_of, whole_of
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.state import State
+from omnimuse.pipeline.state import State, changed
 from omnimuse.pipeline.stream import Stream
-from omnimuse.worker.packing import unpack
+from omnimuse.worker.packing import DTYPES, name_of, unpack
 from omnimuse.worker.plan import Heard
 
 WINDOW = 8
@@ -42,22 +42,25 @@ class Carried:
 
 @dataclass
 class Handover:
-    """What a request takes along, by output, and the seconds that stages have taken; nothing comes after the `last`."""
+    """What a request takes along, by output, and the seconds that stages have taken; nothing comes after the `last`.
+    Networks have computed in `dtype` there, a name of torch's.
+    """
 
     outputs: dict[int, Carried] = field(default_factory=dict)
     spent: dict[str, tuple[float, ...]] = field(default_factory=dict)
     last: bool = False
+    dtype: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As dicts and lists, to be packed."""
         outputs = {number: dict(vars(carried)) for number, carried in self.outputs.items()}
-        return {"outputs": outputs, "spent": self.spent, "last": self.last}
+        return {"outputs": outputs, "spent": self.spent, "last": self.last, "dtype": self.dtype}
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> Handover:
         """What `plain` gave."""
         outputs = {number: Carried(**told) for number, told in plain["outputs"].items()}
-        return Handover(outputs, plain["spent"], plain["last"])
+        return Handover(outputs, plain["spent"], plain["last"], plain["dtype"])
 
 
 @dataclass
@@ -81,6 +84,7 @@ class Hand:
         self.all = self.first and self.last
         leaving = pipeline.leaving
         self._streams = tuple(s for s, writer in leaving.items() if s in pipeline.stages[writer].streams)
+        self._computed = {slot for stage in pipeline.stages if stage.computed for slot in stage.writes}
         self._arrived: dict[str, Handover] = {}
         self._leaving: dict[str, Leaving] = {}
 
@@ -100,9 +104,17 @@ class Hand:
             carried.notes |= more.notes
             carried.said += more.said
             carried.timed |= more.timed
-            for name, value in more.slots.items():
+            for name, came in more.slots.items():
+                value = self._formatted(came, piece.dtype) if name in self._computed else came
                 here = part_of(value, ctx.mesh) if isinstance(value, KV) else value
                 _add(carried.slots, begun.get(number), name, here)
+
+    def _formatted(self, value: Any, dtype: str) -> Any:
+        """What networks have computed in `dtype`, in the number format of those that go on from there."""
+        before, now = DTYPES[dtype], self._pipeline.ctx.dtype
+        if before == now:
+            return value
+        return changed(value, lambda part: part.to(now) if part.data.dtype == before else part, exact=False)
 
     def begin(self, states: Iterable[State]) -> None:
         """Fill fresh states with what has come."""
@@ -181,6 +193,7 @@ class Hand:
 
     def _handed(self, request_id: str, leaving: Leaving, handover: Handover) -> Handed:
         leaving.pieces += 1
+        handover.dtype = name_of(self._pipeline.ctx.dtype)
         return Handed(request_id, leaving.pieces - 1, handover, handover.last)
 
     def _news(self, leaving: Leaving, state: State) -> bool:

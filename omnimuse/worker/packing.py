@@ -26,13 +26,19 @@ from omnimuse.pipeline.stream import Stream
 ALIGN = 64
 """Bytes; every tensor begins at a multiple of it, as torch's own do: kernels may choose another way elsewhere."""
 
+
+def name_of(dtype: torch.dtype) -> str:
+    """What torch calls it."""
+    return str(dtype).removeprefix("torch.")
+
+
 PLAIN = (bool, int, float, str, bytes)
 RECORDS: Mapping[str, type[Any]] = MappingProxyType(
     {kind.__name__: kind for kind in (Chunk, PicturesShown, Preview, Progress, Stream, TextRead, TextWritten)}
 )
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
-        str(dtype).removeprefix("torch."): dtype
+        name_of(dtype): dtype
         for dtype in (
             *(torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128),
             *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -107,7 +113,7 @@ class Packer:
         order = sorted(range(tensor.ndim), key=lambda axis: (-strides[axis], axis))
         if not tensor.permute(order).is_contiguous():
             order, tensor = list(range(tensor.ndim)), tensor.contiguous()
-        name = str(tensor.dtype).removeprefix("torch.")
+        name = name_of(tensor.dtype)
         if name not in DTYPES:
             raise ModelError(f"a tensor of {name} cannot go to another pool; use one of {', '.join(DTYPES)}")
         self._laid.append(Laid(self.size, name, list(tensor.shape), order, host))

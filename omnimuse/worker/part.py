@@ -34,10 +34,13 @@ def parts(config: Config, spec: Spec) -> list[range]:
         )
     from omnimuse.pipeline.numbered import numbered
 
+    pipeline = pipeline_for(spec)
+    formats = {pool.dtype or config.model.dtype for pool in config.deploy.pools}
+    if not config.deploy.pool and len(formats) > 1 and not any(stage.computed for stage in pipeline.stages):
+        why = f"{spec.arch} does not say which of its numbers networks make; use --dtype for all"
+        raise config.deploy.wrong(f"pools cannot compute in {' and '.join(sorted(formats))}: {why}")
     try:
-        return parts_of(
-            config.deploy.pools, [[stage.name for stage in track] for track in numbered(pipeline_for(spec))]
-        )
+        return parts_of(config.deploy.pools, [[stage.name for stage in track] for track in numbered(pipeline)])
     except ConfigError as error:
         raise config.deploy.wrong(str(error)) from None
 

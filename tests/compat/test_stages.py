@@ -128,7 +128,9 @@ def test_an_asyncio_script_is_told_while_it_is_made_and_each_time_all_until_then
             assert all(after.startswith(before) for before, after in pairwise(texts))
             assert whole.outputs[0].text.startswith(texts[-1]) and texts[-1]
             tokens = [each.token_ids for each in outputs]
-            assert all(after[: len(before)] == before for before, after in pairwise([*tokens, whole.outputs[0].token_ids]))
+            assert all(
+                after[: len(before)] == before for before, after in pairwise([*tokens, whole.outputs[0].token_ids])
+            )
             assert [len(before) < len(after) for before, after in pairwise([(), *tokens])] == [True] * len(tokens)
         elif medium == "audio":
             waves = [torch.cat(each.multimodal_output["audio"]) for each in outputs]

@@ -62,7 +62,17 @@ def older(sampling: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {
             "stage_id": number,
             "runtime": {"process": True, "devices": "cpu", "max_batch_size": 1},
-            "engine_args": {"gpu_memory_utilization": 0.8, "enforce_eager": True, "tensor_parallel_size": 1},
+            "engine_args": {
+                "gpu_memory_utilization": 0.8,
+                "enforce_eager": True,
+                "tensor_parallel_size": 1,
+                "worker_type": "ar",
+                "custom_process_next_stage_input_func": "some.function",
+                "omni_kv_config": {"need_send_cache": True},
+            },
+            "prompt_expand_func": "some.function",
+            "cfg_kv_collect_func": "some.function",
+            "tts_args": {"max_instructions_length": 500},
             "default_sampling_params": dict(asked),
         }
         for number, asked in enumerate(sampling)

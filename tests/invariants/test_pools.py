@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from omnimuse.core.output import Event, Failed, Handed
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.pipeline.state import State, changed
 from omnimuse.worker.part import ELSEWHERE
 from tests.carrying import carried, three
 from tests.invariants.conftest import Subject, drain, outputs
@@ -54,3 +58,56 @@ def test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte(subject
     finally:
         for engine in engines:
             engine.close()
+
+
+FORMATS = (("float32", "bfloat16", "float32"), ("bfloat16", "float32", "bfloat16"))
+
+
+@pytest.mark.crossed
+def test_pools_of_other_number_formats_take_over_what_they_would_have_made_themselves(
+    subject: Subject, shared: Engine
+) -> None:
+    requests = [shared.make_request(subject.ask(index)) for index in {0, len(subject.family.wishes) - 1}]
+    deploy, made = three(shared.runner.pipeline.stages), dict[str, list[Engine]]()
+    for name in ("float32", "bfloat16"):
+        plain = subject.config()
+        config = replace(plain, model=replace(plain.model, dtype=name))
+        made[name] = [start(replace(config, deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
+    try:
+        own = {name: formats_heard(engines, requests) for name, engines in made.items()}
+        for formats in FORMATS:
+            engines = [made[name][number] for number, name in zip(range(len(deploy.pools)), formats, strict=False)]
+            for number, found in enumerate(formats_heard(engines, requests)):
+                assert found == own[formats[number + 1]][number], "of every slot"
+    finally:
+        for engine in (each for engines in made.values() for each in engines):
+            engine.close()
+
+
+def formats_heard(engines: Sequence[Engine], requests: Sequence[Request]) -> list[dict[str, set[torch.dtype]]]:
+    """For every pool but the first, in which formats the slots of all requests are that it has taken over.
+
+    What they make at last is there and is numbers.
+    """
+    heard: list[dict[str, set[torch.dtype]]] = [{} for _ in engines[1:]]
+    with ExitStack() as stack:
+        for engine, kinds in zip(engines[1:], heard, strict=True):
+            begin = partial(noted, engine.runner.hand.begin, kinds)
+            stack.enter_context(mock.patch.object(engine.runner.hand, "begin", begin))
+        for request in requests:
+            made = outputs(through(engines, [request]), request.id)
+            assert made.isfinite().all() and made.numel()
+    return heard
+
+
+def noted(
+    begin: Callable[[Iterable[State]], None], kinds: dict[str, set[torch.dtype]], states: Iterable[State]
+) -> None:
+    """Begins `states`, and adds to `kinds` in which formats their slots are."""
+    begun = list(states)
+    begin(begun)
+    for state in begun:
+        for name in state.names:
+            parts = list[torch.Tensor]()
+            changed(state[name], parts.append)
+            kinds.setdefault(name, set()).update(part.data.dtype for part in parts)

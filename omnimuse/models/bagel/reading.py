@@ -9,7 +9,7 @@ Letters: S tokens; c h w latents; p side of a patch.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from omnimuse.pipeline.generate import CHUNK, ROOM, TEMPLATE
 from omnimuse.pipeline.region import canvas
 from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
-from omnimuse.pipeline.state import State
+from omnimuse.pipeline.state import EXACT, State
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 THINKING = (
@@ -55,7 +55,7 @@ class Piece:
 
     ids: Tensor
     seen: Tensor | None = None
-    latents: Tensor | None = None
+    latents: Tensor | None = field(default=None, metadata=EXACT)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Look(Stage):
     reads: tuple[str, ...] = ("images",)
     writes: tuple[str, ...] = ("looks",)
     uses: tuple[str, ...] = ("vision", "vae")
+    computed = True
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         return (choices(state.request).draws, *(picture.digest for picture in state["images"]))
@@ -109,6 +110,7 @@ class Compose(Stage):
     reads: tuple[str, ...] = ("prompt", "messages", "looks")
     writes: tuple[str, ...] = ("talk", "prompt_ids")
     uses: tuple[str, ...] = ("tokenizer",)
+    computed = True
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         tokenizer = ctx.components["tokenizer"]
@@ -191,6 +193,7 @@ class ReadTalk(Loop):
     reads: tuple[str, ...] = ("talk",)
     writes: tuple[str, ...] = ("kv", "blind_kv", "ends")
     uses: tuple[str, ...] = ("model",)
+    computed = True
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         network = ctx.components.wherever("model")

@@ -78,7 +78,7 @@ def connected(read: ReadText) -> Derive:
         return [(video[0], sound[0])]
 
     name, reads = f"connect {read.source.replace('_', ' ')}", (read.source, states)
-    return Derive(make, name, reads, (f"{read.branch}_texts",), ("connectors",), same=read.key)
+    return Derive(make, name, reads, (f"{read.branch}_texts",), ("connectors",), same=read.key, computed=True)
 
 
 def part_sizes(configs: Configs, request: Request) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -43,6 +43,7 @@ class ReadScript(Stage):
     reads: tuple[str, ...] = ("prompt", "speaker", "heard")
     writes: tuple[str, ...] = ("script", "beside")
     uses: tuple[str, ...] = ("tokenizer", "model", "predictor")
+    computed = True
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         chosen, heard = chosen_of(state), tuple(sound.digest for sound in state.request.sounds)

@@ -39,6 +39,7 @@ class Project(Stage):
     reads: tuple[str, ...] = ("positive_embeds", "negative_embeds")
     writes: tuple[str, ...] = ("positive_states", "negative_states", "duration")
     uses: tuple[str, ...] = ("projection_model",)
+    computed = True
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         projection = ctx.network("projection_model")

@@ -234,13 +234,13 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
         ),
         ("stages: [{stage_id: 0, tensor_paralel_size: 1}]", "did you mean 'tensor_parallel_size'"),
         (
-            "{dtype: float16, stages: [{stage_id: 0}]}",
-            "dtype='float16' is not honoured here; leave it out, or say 'auto'",
+            "{dtype: float8, stages: [{stage_id: 0}]}",
+            "dtype='float8' is not allowed; use one of float32, bfloat16, float16, or auto",
         ),
         ("{base_config: other.yaml, stage_args: [{stage_id: 0}]}", "write all of it into this one"),
         (
-            "stages: [{stage_id: 0}, {stage_id: 1, dtype: float32}]",
-            "stage 1: dtype='float32' is not honoured here; leave it out, or say 'auto': all stages",
+            "stages: [{stage_id: 0}, {stage_id: 1, dtype: fp32}]",
+            "pool stage1: dtype='fp32' is not allowed; use one of float32, bfloat16, float16, or auto",
         ),
         ("stage_args: [{stage_id: 0, runtime: [0]}]", "stage 0: runtime=[0] is not allowed; use names and values"),
         ("stage_args: [{stage_id: 0, engine_args: 5}]", "stage 0: engine_args=5 is not allowed"),
