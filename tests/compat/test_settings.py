@@ -13,6 +13,7 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.cli.app import parser_of
 from omnimuse.cli.contract import with_contract
 from omnimuse.cli.engine import read_config
+from omnimuse.cli.serve import chosen as serving
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.make import config_of as told_to
 from omnimuse.compat.contract.settings import FLAGS, OPTIONS, PARALLEL, TOLD, Setting
@@ -57,6 +58,8 @@ CHOSEN: dict[str, tuple[Any, Any]] = {
     "max_num_seqs": (Config(ModelConfig("m")).schedule.max_running, 2),
     "diffusion_attention_backend": ("AUTO", "TORCH_SDPA"),
     "stage_configs_path": (None, "examples/pools.yaml"),
+    "deploy_config": (None, "examples/pools.yaml"),
+    "strategy_config": (None, "some/strategy.yaml"),
 }
 """Of every option its default, and another value."""
 
@@ -83,6 +86,20 @@ def test_an_option_has_an_effect_and_none_at_its_default(name: str) -> None:
     assert chosen(**beside, **{name: usual}) == chosen(**beside)
     made = outcome(**beside, **{name: other})
     assert name in made if isinstance(made, str) else made != chosen(**beside)
+
+
+def test_a_strategy_lies_over_a_deploy_file(tmp_path: Path) -> None:
+    stages, strategy = tmp_path / "stages.yaml", tmp_path / "strategy.yaml"
+    stages.write_text("stages: [{stage_id: 0}, {stage_id: 1}, {stage_id: 2}]")
+    strategy.write_text("strategies: {talker: [{axis: stage_replica, size: 2}]}")
+    deploy = chosen(deploy_config=str(stages), strategy_config=str(strategy)).deploy
+    assert [pool.replicas for pool in deploy.pools] == [1, 2, 1]
+    words = ["omnimuse/shapes", "--deploy-config", str(stages), "--strategy-config", str(strategy)]
+    assert serving(parser_of("serve").read(words))[0].deploy == deploy
+    with pytest.raises(ConfigError, match=r"--strategy .* lies over a deploy file; name that with --deploy"):
+        serving(parser_of("serve").read([words[0], *words[3:]]))
+    both = outcome(deploy_config=str(stages), stage_configs_path=str(stages))
+    assert isinstance(both, str) and "are two files; name one" in both
 
 
 def test_the_table_has_every_option_and_every_field() -> None:

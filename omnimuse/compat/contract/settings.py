@@ -49,6 +49,8 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("max_num_seqs", "how many outputs are made at a time"),
     Setting("diffusion_attention_backend", "the backend of every attention site"),
     Setting("stage_configs_path", "a file of `stage_args`, or of ours, that spreads a model over processes"),
+    Setting("deploy_config", "the same, also of `stages`"),
+    Setting("strategy_config", "beside a file of `stages`, how many ranks and replicas these have"),
 )
 """Options of `Omni` and `AsyncOmni` that choose something; what others are is in `core/foreign.py`."""
 

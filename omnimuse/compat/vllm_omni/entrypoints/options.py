@@ -74,6 +74,8 @@ class EngineOptions(_Sharing, _Memory, total=False):
     max_num_seqs: int
     diffusion_attention_backend: str
     stage_configs_path: str
+    deploy_config: str
+    strategy_config: str
 
 
 def config_of(model: str, options: EngineOptions) -> Config:
@@ -110,7 +112,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
             coefficients=coefficients,
         ),
         schedule=schedule,
-        deploy=read_deploy(Path(placed)) if (placed := options.get("stage_configs_path")) else DeployConfig(),
+        deploy=_deploy(options),
     )
 
 
@@ -126,6 +128,19 @@ def _note_others(options: Mapping[str, Any]) -> None:
             )
         if said := note_of(name, options[name]):
             log.info("an option that means nothing here: %s", said)
+
+
+def _deploy(options: EngineOptions) -> DeployConfig:
+    """Where stages live, by the file that is named by either name, and by the strategy that lies over it."""
+    older, newer = options.get("stage_configs_path"), options.get("deploy_config")
+    strategy = options.get("strategy_config")
+    if older and newer:
+        raise ConfigError(f"stage_configs_path={older!r} and deploy_config={newer!r} are two files; name one")
+    if placed := newer or older:
+        return read_deploy(Path(placed), Path(strategy) if strategy else None)
+    if strategy:
+        raise ConfigError(f"strategy_config={strategy!r} lies over a deploy file; name that as deploy_config")
+    return DeployConfig()
 
 
 def _backend(name: str) -> str:
