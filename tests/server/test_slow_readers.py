@@ -1,7 +1,7 @@
 """Readers of what is said and written while it is made who take nothing any more, of a server of real processes.
 
 Each is let go after half a minute, whatever it was told by, holds little of the server's memory until then, and nobody
-else waits for it.
+else waits for it; in pools no process of one keeps what is not taken.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from tests.checkpoints import qwen3_omni, qwen3_tts
+from tests.server.pooled import SPOKEN, placed
 from tests.server.whole_server import WholeServer
 
 pytest.importorskip("websockets", reason="a server without it has no WebSockets")
@@ -37,6 +38,8 @@ WIDTH = 4096
 """Bytes that the kernel holds for a reader, or twice as many."""
 GROWTH = 16 * 2**20
 """Bytes by which the server's front process may grow meanwhile."""
+STATIONS = 96 * 2**20
+"""The same of all processes of pools together, which remember what those who take nothing are told."""
 HOW: dict[str, Any] = {"voice": "vivian", "seed": 5, "temperature": 0, "speed": 0.25, "response_format": "pcm"}
 LONG = {"max_new_tokens": 1900}
 SAID = {"input": "two yellow stars", **HOW, "stream_format": "audio"}
@@ -100,12 +103,15 @@ HELLO = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A model, `asked` for something short at `path`, and who takes nothing of what is long, by path."""
+    """A model, the `pools` that it may be in, `asked` for something short at `path`, and who takes nothing of what is
+    long, by path.
+    """
 
     build: Callable[[Path], Path]
     path: str
     asked: Mapping[str, Any]
     readers: tuple[tuple[str, Reader], ...]
+    pools: tuple[dict[str, Any], ...] = ()
 
 
 KINDS = {
@@ -126,6 +132,7 @@ KINDS = {
                 ),
             ),
         ),
+        SPOKEN,
     ),
     "chat": Kind(
         qwen3_omni.build,
@@ -148,34 +155,45 @@ KINDS = {
 }
 
 
+def of_all(processes: Sequence[psutil.Process]) -> int:
+    """The bytes that they hold together."""
+    return sum(each.memory_info().rss for each in processes)
+
+
 def answered(server: WholeServer) -> list[tuple[str, float]]:
     """The requests that have ended, by path, and how long they took."""
     lines = (json.loads(line) for line in server.text.splitlines() if line.startswith("{"))
     return [(line["path"], line["seconds"]) for line in lines if line.get("event") == "answered"]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_who_takes_nothing_is_let_go_after_a_while_holds_little_and_keeps_nobody(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "spread"), [("speech", False), ("speech", True), ("chat", False)])
+def test_who_takes_nothing_is_let_go_after_a_while_holds_little_and_keeps_nobody(
+    name: str, spread: bool, tmp_path: Path
+) -> None:
     kind = KINDS[name]
     model = str(kind.build(tmp_path / "tiny"))
-    options = ("--dtype", "float32", "--device", "cpu", "--log-format", "json")
+    place = placed(tmp_path, *(kind.pools if spread else ()))
+    options = ("--dtype", "float32", "--device", "cpu", "--log-format", "json", *place)
     with WholeServer(tmp_path / "server", model, *options) as server, ExitStack() as stack:
         server.wait_ready()
         expected = server.ask(kind.path, kind.asked)
         assert expected.status == 200, expected.content
         front, began = psutil.Process(server.process.pid), time.monotonic()
-        before = front.memory_info().rss
+        stations = [each for each in front.children(recursive=True) if "deploy.station" in " ".join(each.cmdline())]
+        assert bool(stations) == spread
+        before, held = front.memory_info().rss, of_all(stations)
         for _, begin in kind.readers:
             begin(server.url, stack)
         assert server.ask(kind.path, kind.asked).status == 200, "others are served"
         assert time.monotonic() - began < STALL
-        most = 0
+        most = most_held = 0
         while len(gone := [one for one in answered(server) if one[1] > STALL]) < len(kind.readers):
             assert time.monotonic() - began < 3 * STALL, answered(server)
-            most = max(most, front.memory_info().rss)
+            most, most_held = max(most, front.memory_info().rss), max(most_held, of_all(stations))
             time.sleep(0.2)
         assert sorted(path for path, _ in gone) == sorted(path for path, _ in kind.readers)
-        assert most - before < GROWTH
+        assert most - before < GROWTH and most_held - held < STATIONS
+        assert all(each.is_running() for each in stations), "none was started again"
         until = time.monotonic() + STALL
         while server.ask("/load").json["requests"]:
             assert time.monotonic() < until
