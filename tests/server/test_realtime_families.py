@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from omnimuse import Omni
+from omnimuse.media.picture import picture_of
 from tests.checkpoints import bagel, qwen3_omni, qwen25_omni, talk_and_draw
+from tests.checkpoints.wishes import photo
 from tests.server.conversation import SAID, answered, hear, say, session, until, whole
 from tests.server.pooled import ALLROUND, ALOUD, TALKING, placed
 from tests.server.whole_server import WholeServer
@@ -29,18 +31,19 @@ DRAW: list[Any] = [{"role": "user", "content": "draw"}]
 
 @dataclass(frozen=True)
 class Family:
-    """A model, the `pools` that it may be in, and whether it `speaks` or `draws` beside its words."""
+    """A model, the `pools` that it may be in, whether it `speaks` or `draws` beside its words, and whether it sees."""
 
     build: Callable[[Path], Path]
     pools: tuple[dict[str, Any], ...]
     speaks: bool = False
     draws: bool = False
+    sees: bool = False
 
 
 FAMILIES = {
     "3": Family(qwen3_omni.build, ALOUD, speaks=True),
     "2.5": Family(qwen25_omni.build, ALOUD, speaks=True),
-    "bagel": Family(bagel.build, ALLROUND),
+    "bagel": Family(bagel.build, ALLROUND, sees=True),
     "talk and draw": Family(partial(talk_and_draw.build, prompt=DRAW), TALKING, draws=True),
 }
 
@@ -80,6 +83,26 @@ def test_what_is_said_is_answered_in_the_words_that_python_gives(
             await say(connection, {"type": "input_text", "text": "draw"})
             events, words, sound = await answered(connection)
             assert (words, sound) == (whole(omni, DRAW, *(() if family.draws else ("text",)))[0], b"")
+            assert not [event for event in events if event.type == "response.output_image.done"]
+
+    asyncio.run(main())
+
+
+def test_a_picture_is_an_item_that_is_answered_in_the_words_that_python_gives(
+    server: WholeServer, omni: Omni, family: Family
+) -> None:
+    if not family.sees:
+        pytest.skip("what it is shown others test, or it sees nothing")
+    picture = picture_of(photo(40, 24))
+    url = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    shown = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this"}]
+
+    async def main() -> None:
+        async with session(server, output_modalities=["text"]) as connection:
+            content = {"type": "input_image", "image_url": url}, {"type": "input_text", "text": "what is this"}
+            await say(connection, *content)
+            events, words, sound = await answered(connection)
+            assert (words, sound) == whole(omni, [{"role": "user", "content": shown}], "text") and words
             assert not [event for event in events if event.type == "response.output_image.done"]
 
     asyncio.run(main())
