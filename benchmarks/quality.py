@@ -98,6 +98,7 @@ def choices() -> dict[str, Choice]:
     found |= {f"`{cache}`, calibrated": Choice("caches", cache=cache, calibrated=True) for cache in calibrated}
     found |= {f"`{scheme}`": Choice("weights", quantize=scheme) for scheme in QUANT}
     found |= {
+        "`bfloat16`": Choice("weights", dtype="bfloat16"),
         **{f"`{style}`, rank {rank_of(style)}": Choice("adapters", adapter=style) for style in STYLES},
         "`int8` and 10 steps": Choice("pairs", quantize="int8", steps=10),
         "`int8` and `careful`": Choice("pairs", quantize="int8", cache="careful"),

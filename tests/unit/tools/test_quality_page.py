@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from benchmarks.frontier import RADIUS, Panel, Point, frontier, placed, write_svg
 from benchmarks.quality import (
@@ -28,6 +29,7 @@ from benchmarks.quality import (
 )
 from omnimuse.core.caches import PRESETS
 from omnimuse.core.config import QUANT, Config, ModelConfig
+from omnimuse.worker.place import choose_dtype
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -36,20 +38,26 @@ WITHIN = 1.0
 """Points of a hundred that a default, or a preset, may lie below exact drawing."""
 
 
-def default() -> Choice:
-    """What an engine does that nobody has told anything, on the machine that was measured."""
-    config = Config(ModelConfig("omnimuse/shapes"))
+def default(units: bool) -> Choice:
+    """What an engine does that nobody has told anything, on a processor that has `units` for bfloat16, or has none."""
+    config = Config(ModelConfig("omnimuse/shapes", device="cpu"))
     schemes = config.quantize.schemes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": units})
+        patch.delenv("OMNIMUSE_DTYPE", raising=False)
+        dtype, _ = choose_dtype(config.model, torch.device("cpu"))
     return Choice(
         "defaults",
         quantize=",".join(f"{name}={scheme}" if name else scheme for name, scheme in schemes.items()),
         compiled=config.compile.mode != "none",
+        dtype=str(dtype).removeprefix("torch."),
         cache=str(config.cache),
     )
 
 
-def test_no_default_approximation_lies_more_than_a_point_below_exact_drawing() -> None:
-    [name] = [name for name, choice in choices().items() if replace(choice, group="defaults") == default()]
+@pytest.mark.parametrize("units", [False, True], ids=["float32", "bfloat16"])
+def test_no_default_approximation_lies_more_than_a_point_below_exact_drawing(units: bool) -> None:
+    [name] = [name for name, choice in choices().items() if replace(choice, group="defaults") == default(units)]
     score, exact = (FIGURES["demo"][each].score for each in (name, EXACT))
     assert score is not None and exact is not None
     assert score >= exact - WITHIN, f"{name} is a default and {exact - score:.1f} points below exact drawing"
