@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.config import Config, DecodeConfig, ModelConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Failed
@@ -27,18 +27,22 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.worker.failures import free_memory
 from omnimuse.worker.place import most_allocated
-from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.families import ALLROUNDERS, FAMILIES
 
 DEMO = "omnimuse/shapes"
 
 
 def requests(engine: Engine, asks: list[Ask], side: int) -> Iterator[Request]:
-    """The first of `asks` that can have such a side, in one step; nothing if none can."""
-    step = engine.door.limits.size_multiple
+    """The first of `asks` that can have such a side, or of a sound the longest; nothing if none can."""
+    limits = engine.door.limits
+    step = limits.size_multiple
     for ask in asks:
         assert isinstance(ask.params, DiffusionParams)
         with suppress(RequestError):
-            params = replace(ask.params, width=side // step * step, height=side // step * step)
+            if limits.sound and engine.door.spec.medium == "audio":
+                params = replace(ask.params, seconds=limits.sound.seconds)
+            else:
+                params = replace(ask.params, width=side // step * step, height=side // step * step)
             yield engine.make_request(replace(ask, params=params))
             return
 
@@ -66,7 +70,7 @@ def compare(engine: Engine, request: Request) -> tuple[int, int, int]:
 
     took = most_allocated(engine.runner.pipeline.ctx.device, draw)
     assert took is not None
-    return engine.foretelling.takes(request, engine.space.coming), took, most_resident(draw)
+    return engine.foretelling.takes(request, engine.space.coming), max(took.values()), most_resident(draw)
 
 
 def main() -> None:
@@ -74,18 +78,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-k", nargs="*", default=[""], help="families whose names have one of these in them")
     parser.add_argument("--side", type=int, default=1024, help="pixels a side")
+    parser.add_argument("--tiling", action="store_true", help="decode in tiles where there are some")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| family | foretold, MiB | taken | ratio | held | ratio |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        wishes = {family.name: [Ask(wish.asked, wish.params) for wish in family.wishes] for family in FAMILIES}
+        families = (*FAMILIES, *ALLROUNDERS)
+        wishes = {family.name: [Ask(wish.asked, wish.params) for wish in family.wishes] for family in families}
         for name, asks in {DEMO: [Ask("a red circle", DiffusionParams(num_inference_steps=2))], **wishes}.items():
             if not any(part.lower() in name.lower() for part in options.k):
                 continue
-            [family] = [each for each in FAMILIES if each.name == name] or [None]
+            [family] = [each for each in families if each.name == name] or [None]
             model = DEMO if family is None else str(family.build(Path(folder) / name))
-            engine = start(Config(ModelConfig(model, dtype=options.dtype, device="cpu")))
+            decode = DecodeConfig(options.tiling)
+            engine = start(Config(ModelConfig(model, dtype=options.dtype, device="cpu"), decode=decode))
             for request in requests(engine, asks, options.side):
                 foretold, *took = compare(engine, request)
                 sizes = " | ".join(f"{each / 2**20:.0f} | {foretold / each:.2f}" for each in took)

@@ -7,7 +7,7 @@ Written by people, completed from the model's defaults by `core/request.py`, rea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import MappingProxyType, UnionType
@@ -46,6 +46,12 @@ class FamilyParams:
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
         """What a request with `params` cannot do without, of no meaning: for a warm-up. None: there is nothing."""
         return None
+
+    def brief(self, params: DiffusionParams, pictures: Sequence[tuple[int, int]], size_multiple: int) -> FamilyParams:
+        """These choices where it matters alone how much memory a request with `params`, and `pictures` of these sizes,
+        takes: what is written before something is drawn is no more than has to be.
+        """
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,8 @@ class Request(Talk, Given):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
     `times`: it is wanted within so many times what it takes alone, which was not known when it came. `branches` are
-    those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than one a step.
+    those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than one a step. One
+    that is `tiled` is decoded in tiles where larger ones are.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Request(Talk, Given):
     branches: tuple[str, ...] = ONLY_POSITIVE
     more: int = 0
     times: float | None = None
+    tiled: bool = False
 
     @property
     def size(self) -> Size:

@@ -35,7 +35,7 @@ from omnimuse.worker.governor import Governor
 from omnimuse.worker.handover import apart
 from omnimuse.worker.pace import Offer, Price
 from omnimuse.worker.plan import Heard, TickPlan, decode, encode, fingerprint
-from omnimuse.worker.room import Space, nearest_size
+from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,9 @@ class Engine:
         self._news, self._starved = 0, False
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
         self._recorder = Recorder()
-        self.foretelling = Foretelling(door.limits, runner.pipeline, self._alone)
+        self.foretelling = Foretelling(
+            door.limits, runner.pipeline, self._alone, lambda request: runner.remembers(request)[0]
+        )
         self.woken: Callable[[], None] = lambda: None
         self.moved: Callable[[], None] = lambda: None
         for writer in runner.writers:
@@ -141,23 +143,14 @@ class Engine:
             self._hear_news()
 
     def _refuse_too_large(self, request: Request) -> None:
-        """RequestError for what no forward has room for, with the nearest size that has."""
-        p, room = request.params, self.space.room
+        """RequestError for what no forward has room for, with the nearest that has."""
+        room, extent = self.space.room, self.foretelling.extent
         if room is None or (needed := self._takes(request)) <= room:
             return
         least, most = needed / 2**30, room / 2**30
         said = f"{least:.3g} GiB at the least beside the weights, of which there are {most:.3g}"
-        if p.width is None or p.height is None:
-            raise RequestError(f"this request takes {said}; ask for less", "seconds" if p.seconds else None)
-
-        def fits(size: tuple[int, int]) -> bool:
-            smaller = replace(request, params=replace(p, width=size[0], height=size[1]))
-            return self._takes(smaller) <= room
-
-        near = nearest_size((p.width, p.height), self.door.limits.size_multiple, fits)
-        frames = f" with {p.num_frames} frames" if (p.num_frames or 1) > 1 else ""
-        hint = f"the nearest size that may fit is {near[0]}x{near[1]}" if near else "ask for fewer frames"
-        raise RequestError(f"{p.width}x{p.height}{frames} takes {said}; {hint}", "height")
+        hint, param = extent.nearest(request, lambda each: self._takes(each) <= room)
+        raise RequestError(f"{extent.told(request)} takes {said}; {hint}", param)
 
     def _takes(self, request: Request) -> int:
         return max(self.runner.working(request, self.space.tokens), self.foretelling.takes(request, self.space.coming))
@@ -353,6 +346,7 @@ class Engine:
             execute(self.runner, plan, events, self.governor)
             self.moved()
             plan = TickPlan(run=plan.run)
+        self.runner.telling.events = []  # what was drawn is not kept until the next tick
         return isinstance(events[-1], Done)
 
     def _offered(self, state_id: str) -> tuple[Request, Offer]:

@@ -11,7 +11,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from omnimuse.core.environment import Environment
+from omnimuse.observe.labels import LABELS, OTHER
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ class Recording:
             _write({**trace, "traceEvents": [*trace["traceEvents"], *memory]}, part)
 
 
-def most_recorded(work: Callable[[], object]) -> int | None:
-    """The bytes that torch allocates on the CPU at most while it does `work`, over those that there were before; None
-    while this thread is recorded.
+def most_recorded(work: Callable[[], object], device: int = -1) -> dict[str, int] | None:
+    """The bytes that torch allocates on a device (-1: the CPU) at most while it does `work`, over those that there were
+    before, by the label of the stage that allocates them; None while this thread is recorded.
     """
     if torch.autograd._profiler_enabled():
         return None
@@ -60,9 +60,26 @@ def most_recorded(work: Callable[[], object]) -> int | None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "memory.json.gz"
         recorded.export_chrome_trace(str(path))
-        told = [event for event in _read(path)["traceEvents"] if event.get("name") == "[memory]"]
-    told.sort(key=lambda event: float(event["ts"]))
-    return max(0, *accumulate(int(event["args"]["Bytes"]) for event in told), 0)
+        events = _read(path)["traceEvents"]
+    told = [each for each in events if each.get("name") == "[memory]" and each["args"]["Device Id"] == device]
+    labels = {*LABELS.values(), OTHER}
+    marks = [each for each in events if each.get("cat") == "user_annotation" and labels.issuperset(_names(each))]
+    ends = [(float(each["ts"]) + float(each["dur"]), "") for each in marks]
+    bounds = [(float(each["ts"]), each["name"]) for each in marks] + ends
+    happened = [*bounds, *((float(each["ts"]), int(each["args"]["Bytes"])) for each in told)]
+    most, held, label = {OTHER: 0}, 0, OTHER
+    for _, what in sorted(happened, key=lambda each: each[0]):
+        if isinstance(what, str):
+            label = what or OTHER
+        else:
+            held += what
+        most[label] = max(most.get(label, 0), held)
+    return most
+
+
+def _names(mark: dict[str, Any]) -> list[str]:
+    """The labels of a mark, which may be of several stages in one tick."""
+    return str(mark["name"]).split(" and ")
 
 
 class Recorder:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Size
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
@@ -45,6 +47,9 @@ class DecodeImage(Stage):
             latents = state["latents"]
             wants_latents = state.request.params.output_type == "latent"
             state["image"] = latents if wants_latents or latents is None else self.decode(ctx, latents)
+
+    def tiled(self, ctx: Context, request: Request) -> Size | None:
+        return None if ctx.tiling is None or max(request.size) <= ctx.tiling.pixels else ctx.tiling.strides
 
     def decode(self, ctx: Context, latents: Tensor) -> Tensor:
         """What finished latents stand for."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from omnimuse.ar.elsewhere import Writer
 from omnimuse.core.request import Request
-from omnimuse.core.spec import Configs, Limits, Spec
+from omnimuse.core.spec import Configs, Limits, Size, Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
 from omnimuse.lora.adapters import Adapters
@@ -122,9 +122,9 @@ class Stage:
     `reads` and `writes` name slots (or request fields), `uses` component names; pipelines check them when the class is
     made. A look at an unfinished output takes the components that it `looks` by, too. Of what it writes, `streams` are
     there as soon as it begins and grow: other tracks may read them meanwhile. One that is `lendable` does nothing but
-    write its slots and its note: one rank may run it for all. One that `tiles` takes less memory by smaller tiles.
-    Numbers that it writes are in a format of their own, whatever networks compute in, or `computed` by these: then they
-    are in theirs, but for fields of records that are `EXACT`.
+    write its slots and its note: one rank may run it for all. One that `tiles` takes less memory by smaller tiles; one
+    of `whole_clips` decodes all frames of a tile at once. Numbers that it writes are in a format of their own, whatever
+    networks compute in, or `computed` by these: then they are in theirs, but for fields of records that are `EXACT`.
     """
 
     reads: tuple[str, ...] = ()
@@ -137,6 +137,13 @@ class Stage:
     batches: ClassVar[bool] = False
     lendable: ClassVar[bool] = False
     tiles: ClassVar[bool] = False
+    whole_clips: ClassVar[bool] = False
+
+    def tiled(self, ctx: Context, request: Request) -> Size | None:
+        """The pixels of a side of the tiles in which it works on `request`, and from one to the next; None: on it as a
+        whole.
+        """
+        return None
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         """Transform the states in place. Called with one state, or with several when `batches` is set."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.config import LEAST_TILE
+from omnimuse.core.spec import Size
 
 Decode = Callable[[Tensor], Tensor]
 """Latents [1, C, h, w] -> pixels [1, 3, H, W]."""
@@ -44,6 +45,11 @@ class Tiling:
     ranks: int = 1
     overlap: float = OVERLAP
     own: bool = False
+
+    @property
+    def strides(self) -> Size:
+        """The pixels of a side, and from the beginning of one tile to that of the next."""
+        return self.pixels, int(self.cells * (1 - self.overlap)) * (self.pixels // self.cells)
 
     @property
     def smaller(self) -> Tiling | None:

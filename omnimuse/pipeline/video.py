@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.core.autoencoder import factors
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Size
 from omnimuse.pipeline.arrival import Collected
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.tiles import Run, Tiling, blend, in_turn
-
-Size = tuple[int, int]
 
 TILE_ABOVE = 1280 * 720
 """Frames of more pixels than this are decoded in tiles, and others only where tiles are asked for: blended seams change
@@ -140,7 +140,7 @@ class DecodeVideo(Loop):
     latents: str = "latents"
     name: str = "decode"
     writes: tuple[str, ...] = ("video",)
-    by_frame: ClassVar[bool] = True
+    whole_clips: ClassVar[bool] = False
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -159,9 +159,9 @@ class DecodeVideo(Loop):
         if tiling is not None and tiling.own:
             grid = Grid.chosen(tiling, (h, w), ratio, self.patch(vae))
         else:
-            grid = self.grid(vae, h, w, tiling is not None)
+            grid = self.grid(vae, h, w, tiling is not None or state.request.tiled)
         video = Collected((1 + (f - 1) * span, 3, h * ratio, w * ratio), ctx.send)
-        frames = 1 if self.by_frame else f
+        frames = f if self.whole_clips else 1
         decoding = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
         if tiling is not None:
             decoding.run, decoding.ranks = tiling.run, tiling.ranks
@@ -179,6 +179,17 @@ class DecodeVideo(Loop):
     def side(self, vae: Any) -> int:
         """The pixels of a side of a tile."""
         return int(vae.tile_sample_min_height)
+
+    def strides(self, vae: Any) -> Size:
+        """The same, and the pixels from the beginning of one tile to that of the next."""
+        return self.side(vae), int(vae.tile_sample_stride_height)
+
+    def tiled(self, ctx: Context, request: Request) -> Size | None:
+        own = ctx.tiling is not None and ctx.tiling.own
+        tile = ctx.tiling.strides if ctx.tiling and own else self.strides(ctx.components.wherever(self.vae))
+        width, height = request.size
+        asked = ctx.tiling is not None or request.tiled or self.whole_clips or width * height > self.tile_above
+        return tile if asked and max(width, height) > tile[0] else None
 
     def cost(self, ctx: Context, state: State) -> int:
         """A piece of latents counts as many tokens as it has cells: a convolution sees them one by one."""
@@ -215,13 +226,16 @@ class DecodeClip(DecodeVideo):
     tile: int = 256
     stride: int = 192
     least: int = 1
-    by_frame: ClassVar[bool] = False
+    whole_clips: ClassVar[bool] = True
 
     def patch(self, vae: Any) -> int:
         return 1
 
     def side(self, vae: Any) -> int:
         return self.tile
+
+    def strides(self, vae: Any) -> Size:
+        return self.tile, self.stride
 
     def grid(self, vae: Any, height: int, width: int, tiled: bool = False) -> Grid:
         _, ratio = factors(vae.config)

@@ -13,6 +13,7 @@ from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import memory, resident
 from omnimuse.core.spec import Component
+from omnimuse.observe.labels import OTHER
 from omnimuse.observe.profile import most_recorded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,16 +53,17 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
 
 
-def most_allocated(device: torch.device, work: Callable[[], object]) -> int | None:
-    """The bytes of `device` that torch has for tensors at most while it does `work`, beside those that it had before;
-    None where nobody tells.
+def most_allocated(device: torch.device, work: Callable[[], object]) -> Mapping[str, int] | None:
+    """The bytes of `device` that torch has for tensors at most while it does `work`, beside those that it had before,
+    by the label of the stage that has them; None where nobody tells.
     """
     if device.type != "cuda":
         return most_recorded(work) if device.type == "cpu" else None
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    work()
-    return torch.cuda.max_memory_allocated(device) - before
+    found = most_recorded(work, device.index or 0)
+    whole = torch.cuda.max_memory_allocated(device) - before
+    return found and {**found, OTHER: max(whole, found.get(OTHER, 0))}
 
 
 def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -> tuple[torch.dtype, Choice]:

@@ -384,7 +384,7 @@ class Runner:
                 self._fail(state.request.id, failures[state.id])
                 continue
             began = self.clock.mark()
-            with self.blocks.watched(ctx.components, [state]) as alone:
+            with marked(label_of(loop.name)), self.blocks.watched(ctx.components, [state]) as alone:
                 self._step(loop, state, predictions.get(state.id, {}))
             own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in asked else [own]))

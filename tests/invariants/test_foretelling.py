@@ -1,53 +1,139 @@
-"""What a request takes is foretold by small ones of its kind, for every family that lets people choose a size."""
+"""What a request takes is foretold by small ones of its kind, for every family that lets people choose how large."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+import torch
 
+from omnimuse.core.config import DecodeConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.output import Failed
-from omnimuse.core.request import Request
+from omnimuse.core.params import DiffusionParams, make_params
+from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
-from omnimuse.pipeline.stage import Loop
-from omnimuse.pipeline.video import DecodeClip
-from tests.invariants.conftest import Subject, drain, with_params
-
-SIDE = 896
-"""Of frames that are not yet decoded in tiles."""
-
-
-def large(engine: Engine, subject: Subject) -> Request | None:
-    """A request that is larger than those that are tried; None where it must be smaller."""
-    step = engine.door.limits.size_multiple
-    side = -(-SIDE // step) * step
-    for ask in subject.asks():
-        with suppress(RequestError):
-            return engine.make_request(with_params(ask, width=side, height=side))
-    return None
+from omnimuse.engine.extents import Extent
+from omnimuse.worker.place import most_allocated
+from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
+from tests.checkpoints.wishes import Answerer, Speaker
+from tests.invariants.conftest import Subject, drain, of, tick, with_params
 
 
-def test_a_size_that_never_fits_is_refused_by_what_small_ones_of_its_kind_take(
-    shared: Engine, subject: Subject
-) -> None:
-    request = large(shared, subject)
-    if request is None:
-        return
-    stages = shared.runner.pipeline.own
-    if any(isinstance(stage, DecodeClip) or (isinstance(stage, Loop) and stage.grows) for stage in stages):
-        assert not shared.foretelling.doubts(request, 0), "its frames come in tiles, or it would write for long"
-        return
-    whole, least = shared.space, shared.runner.working(request, shared.space.tokens)
-    shared.space = replace(whole, room=least)
+def larger(engine: Engine, asks: list[Ask]) -> Iterator[Request]:
+    """Of each of `asks`, a request that is larger than those that are tried, if it can be."""
+    limits = engine.door.limits
+    step = limits.size_multiple
+    for ask in asks:
+        for side in (896, 768, 576):
+            sides = {"width": -(-side // step) * step, "height": -(-side // step) * step}
+            seconds = {"seconds": limits.sound.seconds} if limits.sound and engine.door.spec.medium == "audio" else {}
+            with suppress(RequestError):
+                request = engine.make_request(with_params(ask, **(seconds or sides), output_type="pt"))
+                if engine.foretelling.extent.smaller(request) is not None:
+                    yield request
+                    break
+
+
+def refused(engine: Engine, request: Request) -> str:
+    """What is said of `request` where there is only the room of its widest layer, at its turn and at the door."""
+    whole, least = engine.space, engine.runner.working(request, engine.space.tokens)
+    engine.space = replace(whole, room=least)
     try:
-        shared.submit(request)
-        [event] = drain(shared)
+        engine.submit(request)
+        [event] = drain(engine)
         with pytest.raises(RequestError, match="GiB at the least") as caught:  # now at the door
-            shared.submit(replace(request, id="again"))
+            engine.submit(replace(request, id="again"))
     finally:
-        shared.space = whole
-    assert isinstance(event, Failed) and type(event.error) is RequestError
+        engine.space = whole
+    assert isinstance(event, Failed) and type(event.error) is RequestError, event
     assert str(event.error) == str(caught.value)
-    assert not shared.runner.states and not shared.scheduler.entries
+    assert not engine.runner.states and not engine.scheduler.entries
+    return str(event.error)
+
+
+def test_what_never_fits_is_refused_by_what_small_ones_of_its_kind_take(shared: Engine, subject: Subject) -> None:
+    request = next(larger(shared, subject.asks()), None)
+    if request is None:  # it has one size, or no larger one
+        limits = shared.door.limits
+        assert limits.fixed.width or {"width", "height"} & set(limits.refuses) or limits.max_side < 576
+        return
+    assert type(shared.foretelling.extent) is not Extent
+    refused(shared, request)
+
+
+@of(ALLROUNDERS)
+@pytest.mark.parametrize("modalities", [("image",), ("text", "image")], ids=["draws", "thinks and draws"])
+def test_what_thinks_before_it_draws_is_tried_without_thinking_and_what_thoughts_take_is_known(
+    shared: Engine, subject: Subject, modalities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnimuse.engine.extents.SIDES", (48, 64))
+    asked = {"modalities": modalities, **({"max_tokens": 20} if "text" in modalities else {})}
+    request = shared.make_request(subject.ask(0, width=128, height=128, output_type="pt", extra=asked))
+    assert re.search("the nearest size that may fit is|no size of it fits", refused(shared, request))
+    foretelling, words = shared.foretelling, shared.runner.remembers(request)[0]
+    [lines] = [lines for kind, lines in foretelling._known.items() if kind == foretelling._kind(request)]
+    drawn = max(line.at(128 * 128) for line in lines)
+    thought = words * 19 // 21 if "text" in modalities else 0  # of 20 tokens and an end of which one was tried
+    assert foretelling.takes(request, 0) - drawn == thought
+
+
+def talk(teller: Speaker | Answerer, frames: int) -> Ask:
+    params = DiffusionParams(seed=5)
+    if isinstance(teller, Answerer):
+        extra = {"modalities": ("text", "audio"), "max_tokens": frames, "voice_tokens": frames}
+        return Ask({"messages": [{"role": "user", "content": "a red circle"}]}, replace(params, extra=extra))
+    text, wish, _ = teller.wishes[0]
+    heard = [] if teller.sound is None else [teller.sound]
+    return Ask({"prompt": text, "sounds": heard}, make_params(params, {**wish, "max_tokens": frames}))
+
+
+@pytest.mark.parametrize("teller", [*SPEAKERS, *ANSWERERS], ids=lambda teller: teller.name, scope="module")
+def test_a_sound_that_never_fits_is_refused_by_what_few_frames_take(engine: Engine, teller: Speaker | Answerer) -> None:
+    request = engine.make_request(talk(teller, 150))
+    said = refused(engine, request)
+    assert "the most tokens that may fit are" in said or "no length of it fits" in said
+    few = engine.make_request(talk(teller, 10))
+    assert not engine.foretelling.doubts(few, 0), "fewer than are tried"
+
+
+IN_TILES = ("WanPipeline-2.1", "HunyuanVideo15Pipeline", "LTX2Pipeline", "ZImagePipeline")
+
+
+@of([family for family in FAMILIES if family.name in IN_TILES])
+def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foretold(
+    subject: Subject, engine_with: Callable[..., Engine]
+) -> None:
+    engine = engine_with(decode=DecodeConfig(tile=128))
+    request = engine.make_request(subject.ask(0, width=512, height=384, output_type="pt"))
+    tried = engine.foretelling.extent.smaller(request)
+    assert tried is not None
+    assert all(128 < max(each.size) <= 256 and each.tiled for each in tried)
+
+    def draw() -> None:
+        engine.submit(request)
+        drain(engine)
+
+    engine.foretelling.learn(request)
+    took = most_allocated(torch.device("cpu"), draw)
+    assert took is not None
+    assert 0.75 < engine.foretelling.takes(request, 0) / max(took.values()) < 1.25
+
+
+@of([family for family in FAMILIES if family.name == "WanPipeline-2.1"])
+def test_frames_that_are_so_large_that_they_come_in_tiles_are_tried_in_tiles(shared: Engine, subject: Subject) -> None:
+    shared.foretelling.extent.limits = replace(shared.door.limits, max_side=2048)
+    request = shared.make_request(subject.ask(0, width=512, height=512, output_type="pt"))
+    request = replace(request, params=replace(request.params, width=1312, height=736))
+    tried = shared.foretelling.extent.smaller(request)
+    assert tried is not None and all(each.tiled and max(each.size) < 512 for each in tried)
+    shared.submit(tried[1])
+    tick(shared)
+    [state] = shared.runner.states.values()
+    while "decode" not in state.working:
+        tick(shared)
+    assert len(state.working["decode"].grid.corners) > 1
+    drain(shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -71,6 +71,9 @@ class BagelParams(GenerationParams):
     @classmethod
     def understood(cls, prompt: dict[str, Any], params: DiffusionParams) -> tuple[dict[str, Any], DiffusionParams]:
         return scripts.understood(prompt, params)
+
+    def brief(self, params: DiffusionParams, pictures: Sequence[Size], size_multiple: int) -> FamilyParams:
+        return replace(self, max_tokens=1, min_tokens=0)
 
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:

@@ -6,13 +6,14 @@ model says with tokens what is in the picture, and another network draws that; w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omnimuse.components.entries import AUTOENCODER_KL, SCHEDULER, SQUARE, own_transformer
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
+from omnimuse.core.spec import Component, Configs, Limits, Size, Spec, Variant
 
 LANGUAGE, PROCESSOR = "vision_language_encoder", "processor"
 """The components that read and write; the second has the tokenizer of the first."""
@@ -43,6 +44,11 @@ class GlmImageParams(FamilyParams):
             f"extra.prior_token_ids has {given} tokens, but {params.width}x{params.height} pixels are {wanted} patches "
             f"of {step}x{step}; give one token for each, row by row, or none: then the language model says them"
         )
+
+    def brief(self, params: DiffusionParams, pictures: Sequence[Size], size_multiple: int) -> FamilyParams:
+        step = size_multiple // COARSE
+        shown = sum(max(width // step, 1) * max(height // step, 1) for width, height in pictures)
+        return GlmImageParams((0,) * patches(params, size_multiple), (0,) * shown)
 
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:

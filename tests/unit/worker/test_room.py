@@ -134,8 +134,9 @@ def test_what_is_foretold_is_what_torch_allocates_for_it() -> None:
 
     engine.foretelling.learn(request)
     took = most_allocated(torch.device("cpu"), draw)
-    assert took is not None and took > 50 * 2**20
-    assert 0.95 * took < engine.foretelling.takes(request, 0) < 1.05 * took
+    most = max((took or {}).values())
+    assert most > 50 * 2**20
+    assert 0.95 * most < engine.foretelling.takes(request, 0) < 1.05 * most
     assert engine.foretelling.takes(request, 2**20) == engine.foretelling.takes(request, 0) - 2**20, "weights wait"
     engine.close()
 

@@ -1,0 +1,199 @@
+"""Along what a request may be smaller, so that two small ones of its kind can be tried (`foretelling.py`).
+
+What is drawn has sides, a sound has seconds, and what speaks says frames. An extent tells how large a request is in
+these, which two smaller ones are tried for it, and what a request that does not fit is told to ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+from omnimuse.core.params import AnswerParams, DiffusionParams, FamilyParams, SpeechParams, TokenParams
+from omnimuse.core.request import Request
+from omnimuse.core.spec import Limits, Size
+from omnimuse.pipeline.pipeline import Pipeline
+from omnimuse.worker.room import nearest_size
+
+SIDES = (256, 512)
+"""Of what is drawn small, about; as legal sides go."""
+PIXEL, FRAME = 8192, 512
+"""Bytes that a pixel which is decoded takes, and one of each frame that is denoised and kept, both guessed high:
+published decoders of pictures take 4000 to 5000 in float32, networks of videos 250 in bfloat16."""
+SOUND, SAMPLE, SAID = 4 * 2**30, 64, 2**20
+"""Bytes that decoding a piece of a sound takes, each sample of it, and each frame that is said, guessed high."""
+SECONDS = 64.0
+"""The longest sound of a model that does not say."""
+SPOKEN = (32, 64)
+"""Frames of what is spoken small: more than are decoded at once."""
+
+Fits = Callable[[Request], bool]
+
+
+class Extent:
+    """One that nothing is smaller along: nothing is tried. What `limits` allow of a `pipeline` is known to all."""
+
+    def __init__(self, limits: Limits, pipeline: Pipeline) -> None:
+        self.limits, self.pipeline = limits, pipeline
+
+    def of(self, request: Request) -> int:
+        """How large `request` is."""
+        return 0
+
+    def smaller(self, request: Request) -> tuple[Request, Request] | None:
+        """The two that are tried for it, the smaller one first; None where it is not larger than they would be."""
+        return None
+
+    def guess(self, request: Request) -> int:
+        """The bytes that it takes, guessed far too high."""
+        return 0
+
+    def told(self, request: Request) -> str:
+        """What it asks for, in words."""
+        return "this request"
+
+    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+        """What to ask for instead, and by which parameter."""
+        return "ask for less", None
+
+
+class Area(Extent):
+    """Pixels. Where frames are decoded in tiles, small ones are, too, whose tiles are as large."""
+
+    def __init__(self, limits: Limits, pipeline: Pipeline) -> None:
+        super().__init__(limits, pipeline)
+        self._free = limits.fixed.width is None and not {"width", "height"} & set(limits.refuses)
+
+    def of(self, request: Request) -> int:
+        p = request.params
+        return (p.width or 0) * (p.height or 0)
+
+    def tile(self, request: Request) -> Size | None:
+        """The pixels of a side of the tiles in which it is decoded, and from one to the next; None: as a whole."""
+        found = (stage.tiled(self.pipeline.ctx, request) for stage in self.pipeline.own)
+        return next((tile for tile in found if tile), None)
+
+    def smaller(self, request: Request) -> tuple[Request, Request] | None:
+        step, tile = self.limits.size_multiple, self.tile(request)
+        low, high = (max(1, round(side / step)) * step for side in SIDES)
+        sizes = (low, low), (high, high)
+        if tile:  # hardly more than one, and beside it one more: tiles of both are cut to the same sizes
+            low = tile[0] // step * step + step
+            high = low + -(-tile[1] // step) * step
+            sizes = (low, low), (high, low)
+        if not (self._free and low < high <= self.limits.max_side and self.of(request) > prod(sizes[1])):
+            return None
+        small, large = (_changed(request, self.limits, width=width, height=height) for width, height in sizes)
+        return replace(small, tiled=tile is not None), replace(large, tiled=tile is not None)
+
+    def guess(self, request: Request) -> int:
+        pixels, frames, (tile, _) = self.of(request), request.params.num_frames or 1, self.tile(request) or (0, 0)
+        together = frames if any(stage.whole_clips for stage in self.pipeline.own) else 1
+        return min(pixels, tile**2 or pixels) * together * PIXEL + pixels * frames * FRAME
+
+    def told(self, request: Request) -> str:
+        p = request.params
+        if not self.of(request):
+            return super().told(request)
+        return f"{p.width}x{p.height}" + (f" with {p.num_frames} frames" if (p.num_frames or 1) > 1 else "")
+
+    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+        def with_size(size: tuple[int, int]) -> bool:
+            return fits(replace(request, params=replace(request.params, width=size[0], height=size[1])))
+
+        if not self.of(request):
+            return super().nearest(request, fits)
+        near = nearest_size(request.size, self.limits.size_multiple, with_size)
+        fewer = "ask for fewer frames" if (request.params.num_frames or 1) > 1 else "no size of it fits"
+        return f"the nearest size that may fit is {near[0]}x{near[1]}" if near else fewer, "height"
+
+
+class Length(Extent):
+    """Samples of a sound that is drawn."""
+
+    def of(self, request: Request) -> int:
+        assert self.limits.sound is not None
+        return round((request.params.seconds or 0.0) * self.limits.sound.rate)
+
+    def smaller(self, request: Request) -> tuple[Request, Request] | None:
+        assert self.limits.sound is not None
+        most = self.limits.sound.seconds or SECONDS
+        small, large = (_changed(request, self.limits, seconds=most / part) for part in (8, 4))
+        return (small, large) if self.of(request) > self.of(large) else None
+
+    def guess(self, request: Request) -> int:
+        return SOUND + self.of(request) * SAMPLE
+
+    def told(self, request: Request) -> str:
+        return f"a sound of {request.params.seconds:g} seconds"
+
+    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+        def with_length(tenths: int) -> bool:
+            return fits(replace(request, params=replace(request.params, seconds=tenths / 10)))
+
+        tenths = _most(int((request.params.seconds or 0.0) * 10), with_length)
+        near = f"the nearest length that may fit is {tenths / 10:g} seconds" if tenths else "no length of it fits"
+        return near, "seconds"
+
+
+class Spoken(Extent):
+    """Frames of what is spoken: those that are asked for, or have to be made."""
+
+    def of(self, request: Request) -> int:
+        extra = request.extra
+        assert isinstance(extra, TokenParams)
+        return extra.max_tokens or extra.min_tokens
+
+    def smaller(self, request: Request) -> tuple[Request, Request] | None:
+        if isinstance(request.extra, AnswerParams) and not request.extra.aloud:
+            return None
+        small, large = (_changed(_saying(request, count), self.limits) for count in SPOKEN)
+        return (small, large) if self.of(request) > SPOKEN[1] else None
+
+    def guess(self, request: Request) -> int:
+        return SOUND + self.of(request) * SAID
+
+    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+        most = _most(self.of(request), lambda count: fits(_saying(request, count)))
+        return f"the most tokens that may fit are {most}" if most else "no length of it fits", "max_tokens"
+
+
+def extent_of(limits: Limits, pipeline: Pipeline) -> Extent:
+    """That of the requests which a pipeline takes."""
+    spec = pipeline.spec
+    if issubclass(spec.extra, SpeechParams | AnswerParams):
+        return Spoken(limits, pipeline)
+    if limits.draws:
+        return Extent(limits, pipeline)  # whether it does, nobody knows before
+    return Length(limits, pipeline) if spec.medium == "audio" and limits.sound else Area(limits, pipeline)
+
+
+def _changed(request: Request, limits: Limits, **choices: object) -> Request:
+    """`request` with these parameters, in as few steps as there can be, and nothing told of it meanwhile."""
+    p = request.params
+    least = limits.fixed.num_inference_steps or limits.min_steps
+    steps = min(p.num_inference_steps or 1, int(-(-least // (p.strength or 1.0))))
+    params: DiffusionParams = replace(p, num_inference_steps=steps, num_outputs_per_prompt=1, cache=None, **choices)  # type: ignore[arg-type]
+    pictures = [(picture.width, picture.height) for picture in request.images]
+    extra: FamilyParams = request.extra.brief(params, pictures, limits.size_multiple)
+    return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False)
+
+
+def _saying(request: Request, frames: int) -> Request:
+    """`request` for so many frames, neither more nor fewer where it can say so."""
+    extra = request.extra
+    assert isinstance(extra, TokenParams)
+    extra = replace(extra, max_tokens=frames, min_tokens=frames)
+    if isinstance(extra, AnswerParams):
+        extra = replace(extra, voice_tokens=frames)
+    return replace(request, extra=extra)
+
+
+def _most(count: int, fits: Callable[[int], bool]) -> int:
+    """The most, of less than `count`, that fits; 0 if nothing does. What is less takes less."""
+    low = 0
+    while low + 1 < count:
+        middle = (low + count) // 2
+        low, count = (middle, count) if fits(middle) else (low, middle)
+    return low
