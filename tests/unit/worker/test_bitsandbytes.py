@@ -186,4 +186,7 @@ def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: in
     with safe_open(tmp_path / "model.safetensors", "pt") as handle:
         kinds = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
         found = content_of(handle, packed_weights(tmp_path, handle, kinds)["a.weight"])
-    assert torch.equal(found.floats() if isinstance(found, Rows) else found, library.dequantize_4bit(packed, state))
+    state.shape = torch.Size([1, weight.numel()])  # of blocks that cross rows its kernel for CPUs (0.50) makes others
+    expected = library.dequantize_4bit(packed, state).view(weight.shape)
+    assert torch.equal(found.floats() if isinstance(found, Rows) else found, expected)
+    assert (expected - weight).abs().mean() < 0.11, "the library has understood itself"
