@@ -81,8 +81,7 @@ class Request(Talk, Given):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
     `times`: it is wanted within so many times what it takes alone, which was not known when it came. `branches` are
-    those of the model's guidance that some step evaluates; a scheduler may want `more` evaluations than one a step. One
-    that is `tiled` is decoded in tiles where larger ones are.
+    those that some step evaluates; a scheduler may want `more` evaluations. `tiled`: decoded in tiles, as larger ones.
     """
 
     id: str
@@ -172,7 +171,7 @@ class Door:
         name no others, and are lowered to what it can do.
         """
         limits = spec.limits(configs)
-        flow = not spec.library and is_flow(configs.get("scheduler", {}))
+        flow = is_flow(scheduler := configs.get("scheduler", {})) and not spec.library
         limits = replace(limits, min_steps=max(limits.min_steps, _least_steps(configs)), flow=flow)
         own = (spec.variant(variant) if isinstance(variant, str) else variant).defaults
         defaults = spec.told(configs).over(own)
@@ -185,7 +184,6 @@ class Door:
             max_sequence_length=None if tokens is None else min(tokens, limits.max_sequence_length),
             seconds=_least(defaults.seconds, limits.sound.seconds if limits.sound else 0.0),
         )
-        scheduler = configs.get("scheduler", {})
         return Door(spec, limits, limits.fixed.over(fitted.over(defaults)), scheduler=scheduler, fits=spec.fits)
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 
-from omnimuse.core.params import AnswerParams, DiffusionParams, FamilyParams, SpeechParams, TokenParams
+from omnimuse.core.params import AnswerParams, DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits, Size
 from omnimuse.pipeline.pipeline import Pipeline
@@ -84,8 +84,9 @@ class Area(Extent):
             sizes = (low, low), (high, low)
         if not (self._free and low < high <= self.limits.max_side and self.of(request) > prod(sizes[1])):
             return None
-        small, large = (_changed(request, self.limits, width=width, height=height) for width, height in sizes)
-        return replace(small, tiled=tile is not None), replace(large, tiled=tile is not None)
+        params = [replace(request.params, width=width, height=height) for width, height in sizes]
+        tiled = replace(request, tiled=tile is not None)
+        return _few_steps(tiled, params[0], self.limits), _few_steps(tiled, params[1], self.limits)
 
     def guess(self, request: Request) -> int:
         pixels, frames, (tile, _) = self.of(request), request.params.num_frames or 1, self.tile(request) or (0, 0)
@@ -119,7 +120,8 @@ class Length(Extent):
     def smaller(self, request: Request) -> tuple[Request, Request] | None:
         assert self.limits.sound is not None
         most = self.limits.sound.seconds or SECONDS
-        small, large = (_changed(request, self.limits, seconds=most / part) for part in (8, 4))
+        params = [replace(request.params, seconds=most / part) for part in (8, 4)]
+        small, large = (_few_steps(request, each, self.limits) for each in params)
         return (small, large) if self.of(request) > self.of(large) else None
 
     def guess(self, request: Request) -> int:
@@ -148,7 +150,7 @@ class Spoken(Extent):
     def smaller(self, request: Request) -> tuple[Request, Request] | None:
         if isinstance(request.extra, AnswerParams) and not request.extra.aloud:
             return None
-        small, large = (_changed(_saying(request, count), self.limits) for count in SPOKEN)
+        small, large = (_few_steps(_saying(request, count), request.params, self.limits) for count in SPOKEN)
         return (small, large) if self.of(request) > SPOKEN[1] else None
 
     def guess(self, request: Request) -> int:
@@ -169,14 +171,13 @@ def extent_of(limits: Limits, pipeline: Pipeline) -> Extent:
     return Length(limits, pipeline) if spec.medium == "audio" and limits.sound else Area(limits, pipeline)
 
 
-def _changed(request: Request, limits: Limits, **choices: object) -> Request:
+def _few_steps(request: Request, params: DiffusionParams, limits: Limits) -> Request:
     """`request` with these parameters, in as few steps as there can be, and nothing told of it meanwhile."""
-    p = request.params
     least = limits.fixed.num_inference_steps or limits.min_steps
-    steps = min(p.num_inference_steps or 1, int(-(-least // (p.strength or 1.0))))
-    params: DiffusionParams = replace(p, num_inference_steps=steps, num_outputs_per_prompt=1, cache=None, **choices)  # type: ignore[arg-type]
+    steps = min(params.num_inference_steps or 1, int(-(-least // (params.strength or 1.0))))
+    params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=None)
     pictures = [(picture.width, picture.height) for picture in request.images]
-    extra: FamilyParams = request.extra.brief(params, pictures, limits.size_multiple)
+    extra = request.extra.brief(params, pictures, limits.size_multiple)
     return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False)
 
 

@@ -18,22 +18,30 @@ from omnimuse.core.params import AnswerParams, SpeechParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.extents import Area, extent_of
+from omnimuse.observe.labels import LABELS
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.place import most_allocated
 
 log = logging.getLogger(__name__)
 
+NUMBERS = 12
+"""Bytes of a decoded pixel, three numbers in float32."""
+EVER = 2**62
+"""More bytes than there ever are."""
+
 
 class Line(NamedTuple):
-    """What two numbers of pixels, samples or frames have taken, in bytes."""
+    """What two numbers of pixels, samples or frames have taken, in bytes; one more takes no more than `most`."""
 
     fewer: tuple[int, int]
     more: tuple[int, int]
+    most: int = EVER
 
     def at(self, count: int) -> int:
         """What so many, which are more, take at the least."""
         (fewer, small), (more, large) = self.fewer, self.more
-        return large + (count - more) * max(0, large - small) // (more - fewer)
+        further, growth = count - more, max(0, large - small)
+        return large + min(further * growth // (more - fewer), abs(further) * self.most)
 
 
 class Foretelling:
@@ -70,7 +78,8 @@ class Foretelling:
         small, large = (most_allocated(self._device, partial(self._draw, each)) for each in tried)
         if small and large:
             counts = [self.extent.of(each) for each in tried]
-            self._known[kind] = _lines(counts, small, large)
+            grown = NUMBERS * (request.params.num_frames or 1) if tried[0].tiled else EVER
+            self._known[kind] = _lines(counts, small, large, grown)
             self._left[kind] = self._remembers(tried[1])
             told = [
                 (self.extent.told(each), max(found.values())) for each, found in zip(tried, (small, large), strict=True)
@@ -100,8 +109,10 @@ class Foretelling:
         return p.num_frames, p.output_type == "latent", tiled, request.branches, shown, choices
 
 
-def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int]) -> list[Line]:
-    """One for each kind of stage."""
-    names = {*small, *large}
+def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> list[Line]:
+    """One for each kind of stage; where tiles are decoded, nothing grows but what has been, by `grown` bytes."""
     fewer, more = counts
-    return [Line((fewer, small.get(name, 0)), (more, large.get(name, 0))) for name in names]
+    most = {LABELS["decode"]: grown}
+    return [
+        Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, EVER)) for name in {*small, *large}
+    ]

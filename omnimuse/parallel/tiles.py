@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omnimuse.parallel.collectives import gathered
 from omnimuse.parallel.mesh import Axis
+from omnimuse.parallel.shortage import is_short
 
 
 class TileRunner:
@@ -23,8 +24,20 @@ class TileRunner:
     ) -> list[Tensor]:
         """What `decode` makes of every tile, in order; `shapes` are those of what it makes."""
         size = self._axis.size
-        mine = [decode(tile) for tile in tiles[self._axis.index :: size]]
+        mine = self._decoded(decode, tiles[self._axis.index :: size])
         return shared(self._axis, mine, [number % size for number in range(len(tiles))], shapes, tiles[0])
+
+    def _decoded(self, decode: Callable[[Tensor], Tensor], tiles: Sequence[Tensor]) -> list[Tensor]:
+        """What is decoded here. Where memory ran out on any rank, all of them fail with that, and none waits."""
+        mine: list[Tensor] = []
+        try:
+            mine = [decode(tile) for tile in tiles]
+        except (MemoryError, RuntimeError) as error:
+            is_short(self._axis, error)
+            raise
+        if is_short(self._axis, None):
+            raise torch.OutOfMemoryError("another rank ran out of memory")
+        return mine
 
 
 def shared(

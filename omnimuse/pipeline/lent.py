@@ -19,6 +19,7 @@ from torch import Tensor
 from omnimuse.core.errors import ModelError, OmnimuseError, RequestError
 from omnimuse.core.output import Note, PicturesShown, TextRead, TextWritten
 from omnimuse.parallel.collectives import told, told_tensor
+from omnimuse.parallel.shortage import is_shortage
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
@@ -46,6 +47,8 @@ class Failure(msgspec.Struct, frozen=True):
     param: str | None = None
     asked: bool = False
     """Whether it is the request's own fault."""
+    short: bool = False
+    """Whether memory ran out."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -134,8 +137,11 @@ def _bytes(tensor: Tensor) -> Tensor:
 def _failure(error: Exception) -> Failure:
     if isinstance(error, RequestError):
         return Failure(str(error), error.param, asked=True)
-    return Failure(str(error) if isinstance(error, OmnimuseError) else f"{type(error).__name__}: {error}")
+    said = str(error) if isinstance(error, OmnimuseError) else f"{type(error).__name__}: {error}"
+    return Failure(said, short=is_shortage(error))
 
 
-def _raised(failure: Failure) -> OmnimuseError:
+def _raised(failure: Failure) -> Exception:
+    if failure.short:
+        return MemoryError(failure.message)
     return RequestError(failure.message, failure.param) if failure.asked else ModelError(failure.message)

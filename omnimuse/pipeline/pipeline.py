@@ -7,7 +7,7 @@ know (`prepare_encode`, `denoise_step`, `step_scheduler`, `post_decode`, `forwar
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate, chain
 from types import MappingProxyType
@@ -167,10 +167,10 @@ class Pipeline:
         with state.opened_for(loop), self.ctx.adapters.wearing(state.worn):
             yield
 
-    def begin(self, loop: Loop, state: State) -> None:
-        """Plan a loop for a state that has just reached it."""
+    def begin(self, loop: Loop, state: State, ctx: Context | None = None) -> None:
+        """Plan a loop for a state that has just reached it, or begins it anew with another `ctx` than our own."""
         with self.at_work(loop, state):
-            state.position, state.plan = 0, loop.begin(self.ctx, state)
+            state.position, state.plan = 0, loop.begin(ctx or self.ctx, state)
 
     def rows(self, loop: Loop, state: State) -> list[Row]:
         """The evaluations of the step this state takes next."""
@@ -184,10 +184,15 @@ class Pipeline:
         with self.at_work(loop, state):
             return loop.more(self.ctx, state, state.plan[state.position], predictions)
 
-    def apply(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
-        """Finish the step: predictions by branch move the state; after the last one the loop ends."""
+    def apply(
+        self, loop: Loop, state: State, predictions: dict[str, Tensor], check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Finish the step: predictions by branch move the state; after the last one the loop ends, unless `check`,
+        which is called before, raises.
+        """
         with self.at_work(loop, state):
             loop.apply(self.ctx, state, state.plan[state.position], predictions)
+            check()
             state.position += state.stride
             if state.position < len(state.plan):
                 return

@@ -140,7 +140,7 @@ class DecodeVideo(Loop):
     latents: str = "latents"
     name: str = "decode"
     writes: tuple[str, ...] = ("video",)
-    whole_clips: ClassVar[bool] = False
+    tiles: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -12,9 +12,9 @@ import traceback
 import torch
 
 from omnimuse.core.errors import EngineDeadError, MemoryShortageError, ModelError, OmnimuseError
+from omnimuse.parallel.shortage import is_shortage
 from omnimuse.worker.allocator import give_back
 
-_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 _FIGURES = ("Tried to allocate", "GPU ")  # sentences of torch's with what was wanted and what there is
 _BROKEN = ("CUDA error", "HIP error", "NCCL error")  # what torch says where it has no class of its own for it
 
@@ -47,13 +47,6 @@ def _figures(message: str) -> str:
     """What torch says of a shortage, shortened to its first sentence and those with figures of it."""
     first, *others = message.split(". ")
     return ". ".join([first, *(sentence for sentence in others if sentence.startswith(_FIGURES))])
-
-
-def is_shortage(error: Exception) -> bool:
-    """Whether `error` says that memory ran out."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def free_memory(device: torch.device) -> None:

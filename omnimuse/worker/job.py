@@ -13,7 +13,7 @@ from torch import Tensor
 from omnimuse.core.output import Note, PicturesShown, Result, TextRead, TextWritten
 from omnimuse.core.request import Recording, Request
 from omnimuse.pipeline.pipeline import Pipeline
-from omnimuse.pipeline.stage import Loop, Stage
+from omnimuse.pipeline.stage import Context, Loop, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.worker.blocks import Ran, seconds_of
 from omnimuse.worker.clock import Share, Span
@@ -31,7 +31,7 @@ class Spent:
 @dataclass
 class Job:
     """A request on the runner: its states still in the making, and by medium the finished outputs, on the CPU, and of
-    which outputs these are `there`.
+    which outputs these are `there`. `lean` is what a state's loop does with where it began anew, as memory ran out.
     """
 
     request: Request
@@ -45,6 +45,7 @@ class Job:
     said: list[str] = field(default_factory=list)
     timed: dict[str, float] = field(default_factory=dict)
     carried: dict[int, Carried] = field(default_factory=dict)
+    lean: dict[str, Context] = field(default_factory=dict)
 
     def spend(self, state: State, stage: Stage, held: int, *spans: Span) -> None:
         """Note what `stage`, or a stride of a loop, took of `state`, to be read when the outputs are here, and how many

@@ -7,9 +7,9 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 import torch
@@ -31,7 +31,7 @@ from omnimuse.pipeline.state import State
 from omnimuse.worker.blocks import Blocks, runs_for
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.crew import Crew
-from omnimuse.worker.failures import free_memory, is_shortage, settle
+from omnimuse.worker.failures import settle
 from omnimuse.worker.forwards import Forwards, Predictions
 from omnimuse.worker.handover import Hand
 from omnimuse.worker.job import Job
@@ -39,6 +39,7 @@ from omnimuse.worker.pace import Offer, Party, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
+from omnimuse.worker.shortages import Check, Shortages
 from omnimuse.worker.strides import strides
 from omnimuse.worker.telling import Telling
 
@@ -72,17 +73,6 @@ class Isolated:
         return True
 
 
-def _with_less(stage: Stage, ctx: Context, *, first: bool) -> Context | None:
-    """What to try `stage` with where memory ran out with `ctx`: once with less, and as often as tiles can be smaller.
-    None where that was all.
-
-    Several ranks do not try again: the others would go on without this one.
-    """
-    lean = ctx.lean
-    able = first or (stage.tiles and lean.tiling != ctx.tiling)
-    return lean if able and ctx.mesh.size == 1 else None
-
-
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
@@ -114,7 +104,8 @@ class Runner:
         self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
         self.repeated = 0
         self.telling = Telling(pipeline.ctx)
-        self.retried_stages: Counter[str] = Counter()
+        self.shortages = Shortages(pipeline)
+        self.retried_stages = self.shortages.retried
 
     def tokens(self, request: Request) -> int:
         """The row tokens of one step of one output of `request`."""
@@ -302,57 +293,31 @@ class Runner:
         ctx, began = self.pipeline.ctx, self.clock.mark()
         with self._isolated(state.request.id, stage.name), marked(label_of(stage.name)):
             with self.blocks.watched(ctx.components, [state]) as ran:
-                self._run_or_retry(stage, state)
+                self.shortages.run(stage, state, partial(self._run_or_recall, stage, state))
             job = self.jobs[state.request.id]
             job.spend(state, stage, held_bytes(ctx.device), self.clock.since(began))
             job.see(state, ran)
             self.telling.grown(state)
             self.telling.events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
-    def _run_or_retry(self, stage: Stage, state: State) -> None:
-        """Run `stage`; where memory runs out, once more with all there is: idle weights leave, pictures are tiled."""
-        ctx, drawn = self.pipeline.ctx, state.generator.clone_state()
-        while True:
-            try:
-                self._run_or_recall(stage, state, ctx)
-                break
-            except (MemoryError, RuntimeError) as error:
-                lean = _with_less(stage, ctx, first=ctx is self.pipeline.ctx)
-                if lean is None or not is_shortage(error):
-                    raise
-                caught = error
-            log.warning("%s; it tries once more with less memory", settle(caught, stage.name))
-            del caught
-            state.generator.set_state(drawn.get_state())
-            ctx.components.leave()
-            self.memo.clear()
-            free_memory(ctx.device)
-            ctx = lean
-        if ctx is not self.pipeline.ctx:
-            self.retried_stages[stage.name] += 1
-            state.said.append(f"memory ran out in {stage.name}, which was done again with less: pictures in tiles")
-
-    def _run_or_recall(self, stage: Stage, state: State, ctx: Context) -> None:
+    def _run_or_recall(self, stage: Stage, state: State, ctx: Context, check: Check) -> None:
         """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs."""
         with state.opened_for(stage):
             content = stage.key(ctx, state)
-        if content is None:
-            self.pipeline.run_stage(stage, state, ctx)
-            return
         key: Hashable = (type(stage), content, ctx.version, state.adapters(stage.uses))
-        known = self.memo.get(key)
+        known = None if content is None else self.memo.get(key)
         with self.pipeline.opened(stage, state):
-            if known is None:
-                lent.run(stage, ctx, state)
-                slots = [state[slot] for slot in stage.writes]
-                self.memo.put(key, (*slots, state.notes.get(stage.name)))
-            else:
+            if known is not None:
                 *slots, note = known
                 for slot, value in zip(stage.writes, slots, strict=True):
                     state[slot] = value
                 if note is not None:
                     state.notes[stage.name] = note
-        self.pipeline.advance(state)
+            else:
+                lent.run(stage, ctx, state)
+            check()
+            if known is None and content is not None:
+                self.memo.put(key, (*(state[slot] for slot in stage.writes), state.notes.get(stage.name)))
 
     # -- loops ---------------------------------------------------------------------------------------------------
 
@@ -415,7 +380,11 @@ class Runner:
     def _step(self, loop: Loop, state: State, predictions: dict[str, Tensor]) -> None:
         before, steps = state.position, None if loop.grows else len(state.plan)
         with self._isolated(state.request.id, loop.name):
-            self.pipeline.apply(loop, state, predictions)
+            job, work = self.jobs[state.request.id], partial(self.pipeline.apply, loop, state, predictions)
+            if not loop.tiles:
+                work()
+            elif self.shortages.began_anew(loop, state, job.lean, work):
+                return
             self.telling.step(loop, state, before + state.stride, steps)
 
     def _loop(self, state: State) -> Loop:
