@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -22,23 +26,55 @@ from omnimuse.quant.packings import Rows
 
 SHARD = 2 * 2**30
 """Bytes of tensors after which another file is begun."""
+_PART = ".part"
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to write into, which is `target` when the block has ended: all of it, or nothing.
+    """A folder that is yet to be made, which is `target` when the block has ended: all of it, or nothing.
 
-    StorageError where the disk refuses.
+    Several processes may write the same `target`, of which the first to end has it. What those left that were killed is
+    removed. StorageError where the disk refuses.
     """
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    lock = None
     try:
+        _sweep(target)
+        lock, room = _begin(target)
+        part = room / target.name
         yield part
         part.rename(target)
     except (OSError, SafetensorError) as problem:
         raise StorageError(f"{target} could not be written, and nothing is left of it: {_why(problem)}") from problem
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if lock is not None:
+            shutil.rmtree(room, ignore_errors=True)
+            os.close(lock)
+
+
+def _begin(target: Path) -> tuple[int, Path]:
+    """A new folder beside `target`, and what is open and locked for as long as somebody writes into it."""
+    while True:
+        room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_PART, dir=target.parent))
+        room.chmod(0o755)
+        with suppress(FileNotFoundError):  # swept before it was locked
+            lock = os.open(room, os.O_RDONLY | os.O_CLOEXEC)
+            with suppress(OSError):  # a disk without locks: nobody can have this one, and sweep it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if room.exists():
+                return lock, room
+            os.close(lock)
+
+
+def _sweep(target: Path) -> None:
+    """Remove folders beside `target`, begun for it, that nobody writes into any more."""
+    for room in target.parent.glob(f".{glob.escape(target.name)}.*{_PART}"):
+        with suppress(OSError):  # it is somebody else's, or has gone meanwhile
+            lock = os.open(room, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(room, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _why(problem: Exception) -> str:

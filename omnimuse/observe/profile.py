@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -152,7 +153,7 @@ def _whole(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which is `path` when the block has ended: whole, or not at all. Missing folders
     are made; the error of a disk that refuses names `path`.
     """
-    part = path.with_name(f".part-{path.name}")  # what torch writes is compressed by the end of its name
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # what torch writes is compressed by the end of its name
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part

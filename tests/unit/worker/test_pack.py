@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +140,46 @@ def test_a_folder_that_the_disk_refuses_is_told_in_words_and_leaves_nothing(
     with pytest.raises(StorageError, match=r"small could not be written, and nothing is left of it: no room$"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from omnimuse.loader.packed import new_folder
+with new_folder(Path(sys.argv[1])) as part:
+    part.mkdir()
+    (part / "mine").write_text("whole")
+    print("begun", flush=True)
+    sys.stdin.readline()
+    assert (part / "mine").read_text() == "whole"
+"""
+
+
+def writing(target: Path) -> subprocess.Popen[str]:
+    """Another process that has begun to write that folder, and ends it when it is told to."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_two_processes_that_pack_into_one_folder_do_not_harm_each_other_and_the_first_to_end_has_it(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "small"
+    killed, slow, other = writing(target), writing(target), writing(target)
+    killed.kill()
+    killed.communicate()
+    pack_checkpoint(config(z_image_folder, {"": "int8"}), target)
+    assert len([each for each in tmp_path.iterdir() if each.suffix == ".part"]) == 2, "what a killed one left is gone"
+    _, said = slow.communicate("go on\n", timeout=60)
+    assert slow.returncode != 0, said
+    assert (target / "model_index.json").is_file() and not (target / "mine").exists()
+    shutil.rmtree(target)
+    other.communicate("go on\n", timeout=60)
+    assert other.returncode == 0
+    assert [each.name for each in tmp_path.rglob("*")] == ["small", "mine"]
 
 
 def test_a_table_of_packed_weights_that_does_not_fit_the_file_is_refused(z_image_folder: Path, tmp_path: Path) -> None:
