@@ -110,9 +110,10 @@ class Foretelling:
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> list[Line]:
-    """One for each kind of stage; where tiles are decoded, nothing grows but what has been, by `grown` bytes."""
+    """One for each kind of stage. One more takes no more than `grown`, but where it is denoised: what convolves in
+    three dimensions does so in other ways in other sizes, and that is no growth.
+    """
     fewer, more = counts
-    most = {LABELS["decode"]: grown}
-    return [
-        Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, EVER)) for name in {*small, *large}
-    ]
+    most = {LABELS["denoise"]: EVER}
+    names = {*small, *large}
+    return [Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, grown)) for name in names]
