@@ -136,4 +136,5 @@ def test_frames_that_are_so_large_that_they_come_in_tiles_are_tried_in_tiles(sha
     while "decode" not in state.working:
         tick(shared)
     assert len(state.working["decode"].grid.corners) > 1
+    shared.cancel(tried[1].id)
     drain(shared)
