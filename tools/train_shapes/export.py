@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
 from tools.train_shapes import store
+from tools.train_shapes.course import SHIFT
 from tools.train_shapes.data import COLOURS, SHAPES, SIZE
 from tools.train_shapes.network import TRANSFORMER_CONFIG, build_text_encoder, build_transformer
 from tools.train_shapes.tokenizer import load_or_train
-from tools.train_shapes.train import SHIFT
 from tools.train_shapes.vae import CONFIG
 
 DEFAULTS = {
@@ -50,11 +51,22 @@ def assemble(run: Path) -> ZImagePipeline:
 
 def record(run: Path, notes: Path | None) -> dict:
     """What ``training.json`` says: sizes, plan, samples seen, and what ``notes`` adds (figures, history)."""
+    return {
+        "transformer": TRANSFORMER_CONFIG,
+        **progress_of(run),
+        "resolution": SIZE,
+        "defaults": DEFAULTS,
+        "words": {"shapes": SHAPES, "colours": COLOURS},
+        **(json.loads(notes.read_text()) if notes else {}),
+    }
+
+
+def progress_of(run: Path) -> dict:
+    """By which plan the run has trained, how long, and with how many samples."""
     _, model = store.load(run / "model.safetensors")
     _, autoencoder = store.load(run / "vae.safetensors")
     plan = {k: v for k, v in model["plan"].items() if k != "run"}
     return {
-        "transformer": TRANSFORMER_CONFIG,
         "vae": {
             "samples": autoencoder["progress"]["samples"],
             "seconds": round(autoencoder["progress"]["spent"]),
@@ -63,24 +75,37 @@ def record(run: Path, notes: Path | None) -> dict:
         "samples": model["progress"]["samples"],
         "seconds": round(model["progress"]["spent"]),
         "held_out_share": plan["held_share"],
-        "resolution": SIZE,
-        "defaults": DEFAULTS,
-        "words": {"shapes": SHAPES, "colours": COLOURS},
-        **(json.loads(notes.read_text()) if notes else {}),
     }
 
 
 def export(run: Path, target: Path, notes: Path | None) -> int:
-    """Writes ``target``; returns the bytes of its safetensors.  Raises ValueError above the limit."""
+    """Writes ``target``; returns the bytes of its safetensors."""
+
+    def write(folder: Path) -> None:
+        assemble(run).save_pretrained(folder)
+        write_record(folder, record(run, notes))
+
+    return publish(target, write, LIMIT)
+
+
+def write_record(folder: Path, content: dict) -> None:
+    """``training.json``, which has the defaults, too."""
+    (folder / "training.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def publish(target: Path, write: Callable[[Path], None], limit: int) -> int:
+    """Has a folder written beside ``target`` and swaps it in; returns the bytes of its safetensors.
+
+    Raises ValueError above the limit.
+    """
     fresh, old = target.with_name(target.name + ".fresh"), target.with_name(target.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
-    assemble(run).save_pretrained(fresh)
-    (fresh / "training.json").write_text(json.dumps(record(run, notes), indent=1) + "\n")
+    write(fresh)
     for path in fresh.rglob("*.safetensors"):
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in fresh.rglob("*.safetensors"))
-    if size > LIMIT:
-        raise ValueError(f"the safetensors have {size} bytes, the limit is {LIMIT}; make the networks smaller")
+    if size > limit:
+        raise ValueError(f"the safetensors have {size} bytes, the limit is {limit}; make the networks smaller")
     shutil.rmtree(old, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():

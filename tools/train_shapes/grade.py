@@ -12,7 +12,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,14 +100,23 @@ def summarise(tasks: list[Task], verdicts: list[Verdict]) -> Report:
     """All verdicts as one report."""
     single = [v.right for t, v in zip(tasks, verdicts, strict=True) if len(t.scene.things) == 1]
     pair = [v.right for t, v in zip(tasks, verdicts, strict=True) if len(t.scene.things) == 2]
-    by_aspect: dict[str, list[bool]] = {}
+    failures = [_failure(t, v) for t, v in zip(tasks, verdicts, strict=True) if not v.right]
+    counts = {"single": len(single), "pair": len(pair)}
+    counts |= {name: len(found) for name, found in _by_aspect(verdicts).items()}
+    return Report(round(_share(single), 4), round(_share(pair), 4), shares_of(verdicts), counts, failures)
+
+
+def _by_aspect(verdicts: Sequence[Verdict]) -> dict[str, list[bool]]:
+    found: dict[str, list[bool]] = {}
     for verdict in verdicts:
         for name, right in verdict.aspects.items():
-            by_aspect.setdefault(name, []).append(right)
-    failures = [_failure(t, v) for t, v in zip(tasks, verdicts, strict=True) if not v.right]
-    counts = {"single": len(single), "pair": len(pair)} | {name: len(found) for name, found in by_aspect.items()}
-    shares = {name: round(_share(found), 4) for name, found in sorted(by_aspect.items())}
-    return Report(round(_share(single), 4), round(_share(pair), 4), shares, counts, failures)
+            found.setdefault(name, []).append(right)
+    return found
+
+
+def shares_of(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Of every aspect the share of those right that are asked for it, 0..1."""
+    return {name: round(_share(found), 4) for name, found in sorted(_by_aspect(verdicts).items())}
 
 
 def grade(generate: Generate, tasks: list[Task]) -> tuple[Report, list[Image.Image]]:

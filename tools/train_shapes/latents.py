@@ -6,6 +6,7 @@ Each process keeps its own share in memory and on disk under the run folder (``l
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,8 +77,8 @@ def measure(vae: AutoencoderKL, device: str) -> Statistics:
     return Statistics(round(z.mean().item(), 4), round(1 / z.std().item(), 4))
 
 
-def _object_share(picture_scenes: list[Scene]) -> Tensor:
-    """How much of each 16-pixel token the things' bounding squares cover, uint8 [n, 64]."""
+def object_share(picture_scenes: Sequence[Scene]) -> Tensor:
+    """How much of each 16-pixel square the things' bounding squares cover, uint8 [n, 64]."""
     cover = torch.zeros(len(picture_scenes), 1, SIZE, SIZE)
     for row, scene in enumerate(picture_scenes):
         for thing in scene.things:
@@ -111,7 +112,7 @@ def load_or_encode(rank: Rank, run: Path, count: int, seed: int, held_share: flo
         part = wanted[start : start + _BATCH]
         z = encode(vae, np.stack([renderer.paint(scene) for scene in part]), rank.device)
         patches.append(to_patches((z - statistics.shift) * statistics.scale).bfloat16().cpu())
-        objects.append(_object_share(part))
+        objects.append(object_share(part))
         if rank.first and start % (_BATCH * 100) == 0:
             print(f"encoded {start} of {count}", flush=True)
     found = LatentSet(wanted, torch.cat(patches), torch.cat(objects))

@@ -34,8 +34,9 @@ class Group:
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter of text encoder or transformer is a weight matrix between hidden channels."""
-    inner = any(part in name for part in ("layers.", "refiner."))
-    return inner and parameter.dim() == 2 and "adaLN" not in name
+    inner = any(part in name for part in ("layers.", "refiner.", "blocks.", "block."))
+    apart = any(part in name for part in ("adaLN", "relative_attention_bias"))
+    return inner and parameter.dim() == 2 and not apart
 
 
 def group_by_shape(matrices: list[nn.Parameter]) -> list[Group]:

@@ -3,7 +3,9 @@
 First on 64x64 crops around edges, then on whole pictures.  Writes ``vae.safetensors`` (moving average, latent
 statistics) and ``vae_checkpoint.safetensors`` (resume) under the run folder.  Gate before stage 2: ``grade.py``.
 
-Letters: n pictures, c channels, h w pixels in -1..1.
+What is learnt, and by which pictures, is a ``Lesson``; ``film_vae.py`` has that of the autoencoder of films.
+
+Letters: n pictures, c channels, h w pixels in -1..1; of films T frames, [n, c, T, h, w].
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tools.train_shapes import store
 from tools.train_shapes.data import SIZE, Renderer, draw_scene
@@ -58,6 +61,21 @@ class VaePlan:
     device: str = "cpu"
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """An autoencoder and what it is shown: ``show`` gives so many fresh pictures or films, whole or crops of a side;
+    ``encode`` gives mean and log variance of the latents, ``decode`` pixels.
+    """
+
+    build: Callable[[VaePlan], nn.Module]
+    show: Callable[[random.Random, Renderer, int, int], Tensor]
+    encode: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+    decode: Callable[[nn.Module, Tensor], Tensor]
+    crop: int
+    whole: int
+    looked_at: int = 16
+
+
 def pictures(rng: random.Random, renderer: Renderer, count: int, side: int) -> Tensor:
     """``count`` fresh pictures, or crops of ``side`` near an edge; float [n, 3, side, side] in -1..1."""
     batch = np.empty((count, side, side, 3), np.uint8)
@@ -69,7 +87,7 @@ def pictures(rng: random.Random, renderer: Renderer, count: int, side: int) -> T
         top = min(max(thing.y + rng.randint(-reach, reach) - side // 2, 0), SIZE - side)
         left = min(max(thing.x + rng.randint(-reach, reach) - side // 2, 0), SIZE - side)
         batch[row] = picture[top : top + side, left : left + side]
-    return torch.from_numpy(batch).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(batch).permute(0, 3, 1, 2).float().div(127.5).sub(1)  # channels last
 
 
 def edge_weights(x: Tensor, extra: float) -> Tensor:
@@ -78,14 +96,20 @@ def edge_weights(x: Tensor, extra: float) -> Tensor:
     return 1 + extra * F.max_pool2d(spread.amax(1, keepdim=True), 3, 1, 1).clamp(0, 1)
 
 
-def vae_loss(vae: AutoencoderKL, x: Tensor, plan: VaePlan) -> tuple[Tensor, Tensor]:
+def as_pictures(x: Tensor) -> Tensor:
+    """Pictures as they are; frames of films as pictures: [n * T, c, h, w]."""
+    return x.transpose(1, 2).flatten(0, 1) if x.dim() == 5 else x
+
+
+def vae_loss(lesson: Lesson, vae: nn.Module, x: Tensor, plan: VaePlan) -> tuple[Tensor, Tensor]:
     """(loss, mean square error) of reconstructing ``x`` through a sampled latent."""
     with torch.autocast(x.device.type, torch.bfloat16):
-        mean, log_variance = vae.encoder(x).chunk(2, 1)  # [n, 16, h/8, w/8] each
-        mean, log_variance = mean.float(), log_variance.float().clamp(-12, 6)
+        mean, log_variance = (part.float() for part in lesson.encode(vae, x))  # [n, 16, h/8, w/8] each
+        log_variance = log_variance.clamp(-12, 6)
         z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        y = vae.decoder(z)
-    difference = y.float() - x
+        y = lesson.decode(vae, z)
+    x = as_pictures(x)
+    difference = as_pictures(y).float() - x
     square = difference * difference
     reconstruction = ((difference.abs() + 2 * square) * edge_weights(x, plan.edge)).mean()
     kl = 0.5 * (mean * mean + log_variance.exp() - 1 - log_variance).mean()
@@ -93,15 +117,15 @@ def vae_loss(vae: AutoencoderKL, x: Tensor, plan: VaePlan) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """x [n, 3, h, w] through the mean latent and back, float."""
+def reconstruct(lesson: Lesson, vae: nn.Module, x: Tensor) -> Tensor:
+    """x [n, 3, h, w] or [n, 3, T, h, w] through the mean latent and back, float."""
     with torch.autocast(x.device.type, torch.bfloat16):
-        return vae.decoder(vae.encoder(x).chunk(2, 1)[0]).float()
+        return lesson.decode(vae, lesson.encode(vae, x)[0]).float()
 
 
 def psnr(x: Tensor, y: Tensor) -> float:
-    """Decibels between two batches in -1..1, averaged over pictures."""
-    error = (x - y.clamp(-1, 1)).square().mean((1, 2, 3)).clamp_min(1e-8)
+    """Decibels between two batches in -1..1, averaged over pictures or films."""
+    error = (x - y.clamp(-1, 1)).square().flatten(1).mean(1).clamp_min(1e-8)
     return (10 * torch.log10(4 / error)).mean().item()
 
 
@@ -121,12 +145,26 @@ def build_vae(plan: VaePlan) -> AutoencoderKL:
     return vae.to(plan.device, memory_format=torch.channels_last)
 
 
-def _evaluate(trainer: FlatTrainer, plan: VaePlan) -> float:
-    x = pictures(random.Random(77), Renderer(), 16, SIZE).to(plan.device)
+def encode_picture(vae: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of the latents, [n, 16, h/8, w/8] each."""
+    mean, log_variance = vae.encoder(x).chunk(2, 1)
+    return mean, log_variance
+
+
+def decode_picture(vae: nn.Module, z: Tensor) -> Tensor:
+    """Latents to [n, 3, h, w]."""
+    return vae.decoder(z)
+
+
+PICTURES = Lesson(build_vae, pictures, encode_picture, decode_picture, crop=64, whole=SIZE)
+
+
+def _evaluate(lesson: Lesson, trainer: FlatTrainer, plan: VaePlan) -> float:
+    x = lesson.show(random.Random(77), Renderer(), lesson.looked_at, lesson.whole).to(plan.device)
     trainer.swap_average()
-    y = reconstruct(trainer.modules["vae"], x)
+    y = reconstruct(lesson, trainer.modules["vae"], x)
     trainer.swap_average()
-    save_sheet([x[:10], y[:10]], Path(plan.run) / "vae_sheet.png")
+    save_sheet([as_pictures(x)[:10], as_pictures(y)[:10]], Path(plan.run) / "vae_sheet.png")
     return psnr(x, y)
 
 
@@ -138,9 +176,9 @@ def _save(trainer: FlatTrainer, plan: VaePlan, progress: dict) -> None:
     store.save(folder / "vae.safetensors", state, {"progress": progress})
 
 
-def train(rank: Rank, plan: VaePlan, resume: bool) -> None:
+def train(rank: Rank, lesson: Lesson, plan: VaePlan, resume: bool) -> None:
     """The loop of one process."""
-    vae = build_vae(plan)
+    vae = lesson.build(plan)
     trainer = FlatTrainer({"vae": vae}, rank, Optimizer(betas=(0.9, 0.99), decay=0.997))
     progress = {"spent": 0.0, "samples": 0}
     if resume:
@@ -153,10 +191,10 @@ def train(rank: Rank, plan: VaePlan, resume: bool) -> None:
     looked = progress["spent"]
     while fraction < 1:
         cropping = fraction < plan.crop_share
-        count, side = (plan.crop_batch, 64) if cropping else (plan.whole_batch, SIZE)
-        x = pictures(rng, renderer, count, side).to(plan.device, memory_format=torch.channels_last)
+        count, side = (plan.crop_batch, lesson.crop) if cropping else (plan.whole_batch, lesson.whole)
+        x = lesson.show(rng, renderer, count, side).to(plan.device)
         trainer.zero()
-        loss, square = vae_loss(vae, x, plan)
+        loss, square = vae_loss(lesson, vae, x, plan)
         loss.backward()
         trainer.notes[0], trainer.notes[1], trainer.notes[2] = clock.fraction, loss.detach(), square
         trainer.reduce()
@@ -175,22 +213,24 @@ def train(rank: Rank, plan: VaePlan, resume: bool) -> None:
             )
         if rank.first and (clock.spent - looked > 120 or fraction >= 1):
             looked = progress["spent"] = clock.spent
-            print(f"vae psnr {_evaluate(trainer, plan):.2f} dB after {progress['samples']} pictures", flush=True)
+            print(
+                f"vae psnr {_evaluate(lesson, trainer, plan):.2f} dB after {progress['samples']} pictures", flush=True
+            )
             _save(trainer, plan, progress)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default=VaePlan.run)
-    parser.add_argument("--minutes", type=float, default=VaePlan.minutes)
-    parser.add_argument("--peak", type=float, default=VaePlan.peak)
-    parser.add_argument("--processes", type=int, default=VaePlan.processes)
-    parser.add_argument("--device", default=VaePlan.device)
+def main(lesson: Lesson = PICTURES, usual: VaePlan | None = None) -> None:
+    """Trains by ``lesson``, with what the command line changes of the ``usual`` plan."""
+    usual = usual or VaePlan()
+    parser = argparse.ArgumentParser(description="Trains an autoencoder.")
+    for name, value in asdict(usual).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
-    plan = VaePlan(options.run, options.minutes, options.peak, processes=options.processes, device=options.device)
+    options = vars(parser.parse_args())
+    resume = options.pop("resume")
+    plan = VaePlan(**options)
     Path(plan.run).mkdir(parents=True, exist_ok=True)
-    launch(train, (plan, options.resume), plan.processes, plan.device, port=29511)
+    launch(train, (lesson, plan, resume), plan.processes, plan.device, port=29511)
 
 
 if __name__ == "__main__":
