@@ -61,6 +61,7 @@ def export(run: Path, target: Path, notes: Path | None) -> int:
         "transformer": TRANSFORMER_CONFIG,
         **progress_of(run),
         "resolution": SIDE,
+        "frames": FRAMES,
         "defaults": DEFAULTS,
         "words": {
             "shapes": SHAPES, "colours": COLOURS, "backgrounds": BACKGROUNDS, "motions": [*TOLD_MOTION.values()],

@@ -34,7 +34,7 @@ class Optimizer:
 
 
 class FlatTrainer:
-    """AdamW (Muon for hidden matrices, if asked) with clipping and a moving average over ``modules``.
+    """AdamW (Muon for hidden matrices, if asked) with clipping and a moving average over what learns of ``modules``.
 
     ``notes`` are numbers averaged over the processes with each step (loss, clock): write, ``reduce``, read.
     """
@@ -63,7 +63,8 @@ class FlatTrainer:
 
     def _sorted_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(Muon's matrices sorted by shape, all the others)."""
-        named = [pair for module in self.modules.values() for pair in module.named_parameters()]
+        every = [pair for module in self.modules.values() for pair in module.named_parameters()]
+        named = [(name, parameter) for name, parameter in every if parameter.requires_grad]
         matrices = [p for name, p in named if self._plan.muon and is_hidden_matrix(name, p)]
         chosen = {id(p) for p in matrices}
         return sorted(matrices, key=lambda p: tuple(p.shape)), [p for _, p in named if id(p) not in chosen]

@@ -34,7 +34,10 @@ from tools.train_shapes.film_network import (
     build_tokenizer,
     build_transformer,
 )
-from tools.train_shapes.film_vae import PLAN, build, decode, encode, from_pixels, to_pixels
+from tools.train_shapes.film_vae import FILMS, PLAN, build, decode, encode, films, from_pixels, to_pixels
+from tools.train_shapes.flat import FlatTrainer, Optimizer
+from tools.train_shapes.parallel import Rank
+from tools.train_shapes.vae import vae_loss
 
 TASKS = draw_film_tasks(40, seed=11)
 FILM = Film("cross", "red", "left", "white", 44)
@@ -139,6 +142,18 @@ def test_films_are_coded_as_the_library_does_and_pixels_come_back() -> None:
     mean, _ = encode(vae, x)
     assert torch.equal(mean, vae.encode(x).latent_dist.mode())
     assert torch.equal(decode(vae, mean).clamp(-1, 1), vae.decode(mean).sample)
+
+
+def test_what_is_frozen_does_not_learn() -> None:
+    vae = build(PLAN)
+    vae.encoder.requires_grad_(False)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    trainer = FlatTrainer({"vae": vae}, Rank(0, 1, "cpu"), Optimizer((0.9, 0.99), 0.9))
+    vae_loss(FILMS, vae, films(random.Random(1), Renderer(), 1, 32), PLAN)[0].backward()
+    trainer.step(1e-2)
+    after = trainer.average_states()["vae"]
+    changed = {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"quant_conv", "post_quant_conv", "decoder"}
 
 
 def test_a_motion_is_the_same_from_frame_to_frame() -> None:
