@@ -43,11 +43,14 @@ def names_of(folder: Folder, checkpoint: Checkpoint) -> list[Named]:
 
 @dataclass(frozen=True)
 class Taught:
-    """What a checkpoint was trained on, where it says so: its defaults, its words by topic, its only size in pixels."""
+    """What a checkpoint was trained on, where it says so: its defaults, its words by topic, its only size in pixels and
+    its only length in frames.
+    """
 
     defaults: DiffusionParams
     words: Mapping[str, tuple[str, ...]]
     side: int | None
+    frames: int | None = None
 
     def doubts(self, prompt: str, params: DiffusionParams) -> list[str]:
         """Why this request, though legal, may not give what a person hopes for; `params` may be incomplete."""
@@ -61,6 +64,8 @@ class Taught:
             doubts.append(
                 f"this model learned from pictures of {self.side}x{self.side} only; at other sizes it draws badly"
             )
+        if self.frames and params.num_frames not in (None, self.frames):
+            doubts.append(f"this model learned from videos of {self.frames} frames only; it draws others badly")
         return doubts
 
     @property
@@ -76,10 +81,11 @@ def taught(checkpoint: Checkpoint) -> Taught | None:
         return None
     content = read_json(path)
     known = {part.name for part in fields(DiffusionParams)}
-    defaults, words, side = content.get("defaults"), content.get("words"), content.get("resolution")
+    defaults, words = content.get("defaults"), content.get("words")
+    side, frames = (each if isinstance(each := content.get(name), int) else None for name in ("resolution", "frames"))
     if not isinstance(defaults, Mapping) or not defaults.keys() <= known:
         return None  # a file of somebody else's by the same name
-    return Taught(DiffusionParams(**defaults), _words(words), side if isinstance(side, int) else None)
+    return Taught(DiffusionParams(**defaults), _words(words), side, frames)
 
 
 def _words(given: Any) -> dict[str, tuple[str, ...]]:

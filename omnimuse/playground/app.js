@@ -15,6 +15,7 @@ import { openTalk } from "./talk.js";
 
 const EXAMPLES = {
   "omnimuse/shapes": ["a red circle", "a yellow star on black", "a green triangle above a white square"],
+  "omnimuse/shapes-film": ["a red circle moves to the right", "a blue ring grows", "a green cross falls on a black background"],
 };
 
 const database = new Database();

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,7 +141,7 @@ class Run(ABC):
                 self.look()
 
 
-def _work(rank: Rank, kind: type[Run], plan: TrainPlan, again: str) -> None:
+def _work(rank: Rank, kind: Callable[[Rank, TrainPlan, str], Run], plan: TrainPlan, again: str) -> None:
     torch.manual_seed(plan.seed)
     run = kind(rank, plan, again)
     if plan.compiled:
@@ -153,7 +153,7 @@ def _work(rank: Rank, kind: type[Run], plan: TrainPlan, again: str) -> None:
     run.loop()
 
 
-def main(kind: type[Run], usual: TrainPlan, about: str) -> None:
+def main(kind: Callable[[Rank, TrainPlan, str], Run], usual: TrainPlan, about: str) -> None:
     """Trains with what the command line changes of the ``usual`` plan."""
     parser = argparse.ArgumentParser(description=about)
     for name, value in asdict(usual).items():

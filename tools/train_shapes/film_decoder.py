@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools.train_shapes.film_vae import FILMS, PLAN, encode, load_vae
 from tools.train_shapes.vae import VaePlan, main
@@ -25,7 +26,7 @@ def build(plan: VaePlan) -> AutoencoderKLWan:
 
 
 @torch.no_grad()
-def known(vae: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def known(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """As ``encode``, of which nobody learns."""
     return encode(vae, x)
 

@@ -29,7 +29,7 @@ from tools.train_shapes.film_network import (
 from tools.train_shapes.film_vae import CONFIG
 
 DEFAULTS = {
-    "height": SIDE, "width": SIDE, "num_frames": FRAMES, "fps": FPS, "num_inference_steps": 12, "guidance_scale": 3.0,
+    "height": SIDE, "width": SIDE, "num_frames": FRAMES, "fps": FPS, "num_inference_steps": 12, "guidance_scale": 1.5,
     "max_sequence_length": LENGTH,
 }  # fmt: skip
 """What the engine takes where a request leaves something open."""

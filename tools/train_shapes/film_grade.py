@@ -1,6 +1,6 @@
 """The yard-stick of films: prompts with known answers, films of them from any engine, judged by code.
 
-python -m tools.train_shapes.film_grade omnimuse/bundled/shapes-film [--engine omnimuse|diffusers|truth|vae]
+python -m tools.train_shapes.film_grade omnimuse/shapes-film [--engine omnimuse|diffusers|truth|vae]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from omnimuse.loader.resolve import resolve
 from tools.train_shapes.captions import article
 from tools.train_shapes.data import Renderer
 from tools.train_shapes.film import FRAMES, TOLD_MOTION, Film, draw_films, frames
@@ -91,11 +92,12 @@ def draw_film_truth(tasks: Sequence[FilmTask]) -> np.ndarray:
 def _generator(options: argparse.Namespace, tasks: list[FilmTask]) -> Generate:
     if options.engine == "omnimuse":
         return by_omnimuse(options.model, options.steps, options.guidance)
+    folder = str(resolve(options.model).path)
     if options.engine == "diffusers":
-        return by_diffusers(options.model, options.steps, options.guidance)
+        return by_diffusers(folder, options.steps, options.guidance)
     films = draw_film_truth(tasks)
     if options.engine == "vae":
-        films = through_autoencoder(options.model, films)
+        films = through_autoencoder(folder, films)
     return lambda prompts, seeds: [as_frames(film) for film in films]
 
 
@@ -160,7 +162,7 @@ def through_autoencoder(model: str, films: np.ndarray) -> np.ndarray:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default="omnimuse/bundled/shapes-film", help="the model's folder")
+    parser.add_argument("model", nargs="?", default="omnimuse/shapes-film", help="its id or folder")
     parser.add_argument("--engine", choices=("omnimuse", "diffusers", "truth", "vae"), default="omnimuse")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--steps", type=int, help="default: what the model's folder says")

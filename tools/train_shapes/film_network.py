@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -80,7 +81,7 @@ class PlainAttention:
     """The reference's processor by plain products, whose backward takes a fifth of the fused one's time on a CPU."""
 
     def __call__(
-        self, attn: nn.Module, x: Tensor, context: Tensor | None = None, mask: None = None, angles: object = None
+        self, attn: Any, x: Tensor, context: Tensor | None = None, mask: None = None, angles: Any = None
     ) -> Tensor:
         told = x if context is None else context
         q, k = attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(told))

@@ -132,7 +132,7 @@ class Films(Run):
         return self.step(data, objects, self.read(texts), torch.randn_like(data), level)
 
     @torch.no_grad()
-    def sample(self, tasks: list[FilmTask], steps: int = 12, guidance: float = 3.0) -> Tensor:
+    def sample(self, tasks: list[FilmTask], steps: int = 12, guidance: float = 1.5) -> Tensor:
         """Films [n, 3, T, h, w] by Euler steps from pure noise, guided as the pipeline does."""
         device = self.rank.device
         generator = torch.Generator().manual_seed(1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools.train_shapes import store
 from tools.train_shapes.data import Renderer
@@ -73,7 +74,7 @@ def build(plan: VaePlan) -> AutoencoderKLWan:
     return vae.to(plan.device)
 
 
-def encode(vae: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def encode(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log variance of the latents of films [n, 3, T, h, w]: [n, 16, (T + 3) / 4, h/8, w/8] each."""
     vae.clear_cache()
     x = patchify(x, CONFIG["patch_size"])
@@ -84,7 +85,7 @@ def encode(vae: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, log_variance
 
 
-def decode(vae: nn.Module, z: Tensor) -> Tensor:
+def decode(vae: Any, z: Tensor) -> Tensor:
     """Latents to films, as ``AutoencoderKLWan.decode`` but for what it cuts off beyond -1..1, which would not learn."""
     vae.clear_cache()
     parts = [

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +70,8 @@ class Lesson:
 
     build: Callable[[VaePlan], nn.Module]
     show: Callable[[random.Random, Renderer, int, int], Tensor]
-    encode: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
-    decode: Callable[[nn.Module, Tensor], Tensor]
+    encode: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    decode: Callable[[Any, Tensor], Tensor]
     crop: int
     whole: int
     looked_at: int = 16
@@ -145,13 +146,13 @@ def build_vae(plan: VaePlan) -> AutoencoderKL:
     return vae.to(plan.device, memory_format=torch.channels_last)
 
 
-def encode_picture(vae: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def encode_picture(vae: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log variance of the latents, [n, 16, h/8, w/8] each."""
     mean, log_variance = vae.encoder(x).chunk(2, 1)
     return mean, log_variance
 
 
-def decode_picture(vae: nn.Module, z: Tensor) -> Tensor:
+def decode_picture(vae: Any, z: Tensor) -> Tensor:
     """Latents to [n, 3, h, w]."""
     return vae.decoder(z)
 
