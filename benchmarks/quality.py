@@ -1,9 +1,8 @@
 """What every approximation costs and saves: `python -m benchmarks.quality`, which writes `docs/quality.md`.
 
-The demo model draws the prompts of the grader in `tools/train_shapes`, several at a time, and the grader judges the
-pictures. A stand-in for models of videos, random weights of Wan's layout, draws a few videos, of which no grader knows
-what is right: they are compared with exact ones. What is calibrated has the thresholds that `omnimuse calibrate` finds,
-with its own prompts.
+The demo models, of pictures and of videos, draw the prompts of the graders in `tools/train_shapes`, several at a time,
+and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds, with its
+own prompts.
 
 Time is processor seconds, of some prompts drawn alone and up to the finished latents, as a ratio to exact drawing in
 turns with it; other work on the machine disturbs it less than the clock. Figures are kept in `docs/quality.json`, where
@@ -21,7 +20,6 @@ from functools import cached_property
 from math import log
 from pathlib import Path
 from statistics import mean, median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,7 +28,6 @@ from safetensors import safe_open
 from torch import nn
 
 from benchmarks.frontier import Panel, Point, write_svg
-from benchmarks.standin import film_folder
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
 from omnimuse.cache.row import Row
 from omnimuse.cli import calibrate as command
@@ -42,6 +39,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
 from omnimuse.loader.tensors import stored_tensors
 from tools.train_shapes.data import SIZE
+from tools.train_shapes.film_grade import FilmTask, as_frames, draw_film_tasks, judge_film_task
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
 from tools.train_shapes.lora import STYLES
 
@@ -50,12 +48,11 @@ ADAPTERS = Path(__file__).parents[1] / "omnimuse" / "bundled" / "shapes" / "lora
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
 EXACT = "exact"
-SUBJECTS = {"demo": "demo model", "film": "stand-in for videos"}
+SUBJECTS = {"demo": "demo model", "film": "demo model of videos"}
 STEPS = 20
 FORECASTS = ("dbcache", "taylorseer")
 RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
 """Shares of right pictures, in percent, that the picture's axis may name."""
-FILMS = ("a red circle on a table", "a fox in the snow")
 
 
 @dataclass(frozen=True)
@@ -120,13 +117,13 @@ def rank_of(style: str) -> int:
 class Figures:
     """What was found of one choice on one model: the speed-up and the memory, as ratios to exact drawing.
 
-    `score` is the share of right pictures, in percent, or of videos the likeness to exact ones in dB (None: equal);
-    `pixels` how far they are from exact ones, of 255 (None: nothing that was to be equal); `count` of how many.
+    `score` is the share of right pictures or videos, in percent; `pixels` how far they are from exact ones, of 255
+    (None: nothing that was to be equal); `count` of how many.
     """
 
     speed: float
     memory: float
-    score: float | None
+    score: float
     pixels: float | None
     count: int
     timed: int
@@ -139,7 +136,7 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     weights: int = 0
     kept: int = 0
-    scores: list[float | None] = field(default_factory=list)
+    right: list[bool] = field(default_factory=list)
     pixels: list[float] = field(default_factory=list)
 
 
@@ -149,14 +146,14 @@ class Subject:
 
     model: str
     exact: DiffusionParams
-    tasks: Sequence[Task | str]
+    tasks: Sequence[Task] | Sequence[FilmTask]
     timed: int
 
     @cached_property
     def fits(self) -> Fits:
         """What `omnimuse calibrate` finds, as it is called without options."""
         engine = start(Choice(EXACT).config(self.model))
-        asks = [self.ask(prompt, self.exact, number) for number, prompt in enumerate(command.PROMPTS)]
+        asks = [Ask(prompt, replace(self.exact, seed=100 + number)) for number, prompt in enumerate(command.PROMPTS)]
         found = calibrate(engine, asks, command.DIFFERENCE).fits
         engine.close()
         return found
@@ -168,16 +165,12 @@ class Subject:
             fit(engine, self.fits)
         return engine
 
-    def ask(self, task: Task | str, params: DiffusionParams, number: int) -> Ask:
-        """What is asked for the task of that number."""
-        prompt, seed = (task, 100 + number) if isinstance(task, str) else (task.prompt, task.seed)
-        return Ask(prompt, replace(params, seed=seed))
-
 
 def main() -> None:
     """Measure what is asked for, keep it with what is known, and write the page and its picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="prompts for the demo model (default: 200)")
+    parser.add_argument("--count", type=int, default=200, help="prompts for a model; half of them for one of videos "
+                        "(default: 200)")  # fmt: skip
     parser.add_argument("--timed", type=int, default=8, help="of these are timed, too (default: 8)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="choices whose name or group is one of these; "
                         "none: only write the page from what is known")  # fmt: skip
@@ -193,17 +186,16 @@ def main() -> None:
     file = args.docs / "quality.json"
     known: Known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = {name: it for name, it in choices().items() if _chosen(name, it, args.only)}
-    with TemporaryDirectory() as folder:
-        for subject, make in subjects(args.count, args.timed).items():
-            there = known.setdefault(subject, {})
-            some = suited(wanted, subject)
-            left = {
-                name: it for name, it in some.items() if not (args.missing and _known(there, name, subject, args.count))
-            }
-            if args.subject in (None, subject) and left:
-                for name, figures in measure(make(Path(folder)), left, args.kept and args.kept / f"{subject}.npy"):
-                    there[name] = asdict(figures)
-                    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    for subject, make in subjects(args.count, args.timed).items():
+        there = known.setdefault(subject, {})
+        some = suited(wanted, subject)
+        left = {
+            name: it for name, it in some.items() if not (args.missing and _known(there, name, subject, args.count))
+        }
+        if args.subject in (None, subject) and left:
+            for name, figures in measure(make(), left, args.kept and args.kept / f"{subject}.npy"):
+                there[name] = asdict(figures)
+                file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     write_page(args.docs)
 
 
@@ -218,22 +210,21 @@ def write_page(docs: Path) -> None:
     write_svg(docs / "images" / "quality.svg", panels(figures))
 
 
-def subjects(count: int, timed: int) -> dict[str, Callable[[Path], Subject]]:
+def subjects(count: int, timed: int) -> dict[str, Callable[[], Subject]]:
     """What is measured, by the name that the figures have for it; made when it is wanted."""
 
-    def demo(folder: Path) -> Subject:
+    def demo() -> Subject:
         exact = DiffusionParams(STEPS, 3.0, width=SIZE, height=SIZE, cache="none")
         return Subject("omnimuse/shapes", exact, draw_tasks(count), timed)
 
-    def film(folder: Path) -> Subject:
-        exact = DiffusionParams(STEPS, 4.0, width=64, height=64, num_frames=5, cache="none")
-        return Subject(str(film_folder(folder / "film")), exact, FILMS, 2)
+    def film() -> Subject:
+        return Subject("omnimuse/shapes-film", DiffusionParams(STEPS, cache="none"), draw_film_tasks(count // 2), timed)
 
     return {"demo": demo, "film": film}
 
 
 def _known(there: Mapping[str, Mapping[str, Any]], name: str, subject: str, count: int) -> bool:
-    return name in there and (subject != "demo" or there[name]["count"] == count)
+    return name in there and there[name]["count"] == (count if subject == "demo" else count // 2)
 
 
 def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
@@ -241,8 +232,8 @@ def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
 
 
 def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
-    """Those of a subject: adapters, and what is calibrated, are the demo model's."""
-    return {name: it for name, it in wanted.items() if subject == "demo" or not (it.adapter or it.calibrated)}
+    """Those of a subject: adapters are the demo model's."""
+    return {name: it for name, it in wanted.items() if subject == "demo" or not it.adapter}
 
 
 def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
@@ -261,11 +252,10 @@ def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -
         judged(subject, choice, reference, reference if choice == base else drawn(engine, subject, asked), tally)
         ratio = median(a / b for a, b in zip(base_tally.seconds, tally.seconds, strict=True))
         size = (tally.weights + tally.kept) / base_tally.weights
-        scores = [score for score in tally.scores if score is not None]
         found = Figures(
             round(ratio, 3),
             round(size, 3),
-            round(mean(scores), 2) if scores else None,
+            round(100 * mean(tally.right), 2),
             round(mean(tally.pixels), 3) if tally.pixels else None,
             len(subject.tasks),
             len(tally.seconds),
@@ -285,10 +275,15 @@ def timed(exact: Engine, engine: Engine, subject: Subject, choice: Choice, known
     for number, task in enumerate([subject.tasks[0], *subject.tasks[: subject.timed]]):
         for here, params, into in ((exact, before, known), (engine, after, tally)):
             began = time.process_time()
-            draw(here, [subject.ask(task, params, number)], into)
+            draw(here, [ask_of(task, params)], into)
             if number:  # the first warms up
                 into.seconds.append(time.process_time() - began)
     return tally
+
+
+def ask_of(task: Task | FilmTask, params: DiffusionParams) -> Ask:
+    """What is asked for a task."""
+    return Ask(task.prompt, replace(params, seed=task.seed))
 
 
 def drawn(engine: Engine, subject: Subject, params: DiffusionParams) -> list[np.ndarray]:
@@ -296,8 +291,7 @@ def drawn(engine: Engine, subject: Subject, params: DiffusionParams) -> list[np.
     made: list[np.ndarray] = []
     for first in range(0, len(subject.tasks), TOGETHER):
         some = subject.tasks[first : first + TOGETHER]
-        asks = [subject.ask(task, params, first + number) for number, task in enumerate(some)]
-        for result in draw(engine, asks, Tally()):
+        for result in draw(engine, [ask_of(task, params) for task in some], Tally()):
             shown = present(result, engine.door.limits)
             frames = shown.images or shown.videos[0].frames
             made.append(np.squeeze(np.stack([np.asarray(frame) for frame in frames])))  # [h, w, 3], or [F, h, w, 3]
@@ -312,10 +306,10 @@ def judged(
         apart = new.astype(np.float32) - old.astype(np.float32)
         if not choice.adapter:
             tally.pixels.append(float(np.abs(apart).mean()))
-        if isinstance(task, str):
-            tally.scores.append(likeness(float(np.square(apart).mean())))
+        if isinstance(task, FilmTask):
+            tally.right.append(judge_film_task(as_frames(new), task).right)
         else:
-            tally.scores.append(100.0 * judge_task(Image.fromarray(new), _styled(task, choice.adapter)).right)
+            tally.right.append(judge_task(Image.fromarray(new), _styled(task, choice.adapter)).right)
 
 
 def _styled(task: Task, adapter: str) -> Task:
@@ -323,11 +317,6 @@ def _styled(task: Task, adapter: str) -> Task:
     if not adapter:
         return task
     return replace(task, scene=STYLES[adapter](task.scene), background_asked=True)
-
-
-def likeness(square: float) -> float | None:
-    """The peak signal over a mean square error of pixels of 255, in dB; None where they are equal."""
-    return float(10 * np.log10(255**2 / square)) if square else None
 
 
 def held(engine: Engine) -> int:
@@ -368,23 +357,14 @@ def _comparable(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Figures]:
 
 
 def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
-    """Both tables, in Markdown."""
-    demo, film = figures["demo"], figures["film"]
-    lines = [
-        "`python -m benchmarks.quality`, float32 on a CPU where nothing else is said:",
-        "",
-        f"| the {SUBJECTS['demo']}, {STEPS} steps, {_count(demo)} prompts | speed-up | memory | right | "
-        "pixels differ, of 255 |",
-        "|---|---|---|---|---|",
-    ]
-    for name, each in demo.items():
-        pixels = "" if each.pixels is None else f"{each.pixels:.1f}"
-        lines.append(f"| {name} | {each.speed:.2f} | {each.memory:.2f} | {each.score:.1f}% | {pixels} |")
-    lines += ["", f"| the {SUBJECTS['film']}, {STEPS} steps, {_count(film)} videos | speed-up | memory | "
-              "likeness to exact, dB | pixels differ, of 255 |", "|---|---|---|---|---|"]  # fmt: skip
-    for name, each in film.items():
-        score = "equal" if each.score is None else f"{each.score:.1f}"
-        lines.append(f"| {name} | {each.speed:.2f} | {each.memory:.2f} | {score} | {each.pixels:.2f} |")
+    """A table of each subject, in Markdown."""
+    lines = ["`python -m benchmarks.quality`, float32 on a CPU where nothing else is said:"]
+    for subject, found in figures.items():
+        told = f"the {SUBJECTS[subject]}, {STEPS} steps, {_count(found)} prompts"
+        lines += ["", f"| {told} | speed-up | memory | right | pixels differ, of 255 |", "|---|---|---|---|---|"]
+        for name, each in found.items():
+            pixels = "" if each.pixels is None else f"{each.pixels:.1f}"
+            lines.append(f"| {name} | {each.speed:.2f} | {each.memory:.2f} | {each.score:.1f}% | {pixels} |")
     for subject, found in figures.items():
         if left := [name for name in suited(choices(), subject) if name not in found]:
             lines += ["", f"Not measured yet on the {SUBJECTS[subject]}: {'; '.join(left)}."]
@@ -400,11 +380,12 @@ def panels(figures: Mapping[str, Mapping[str, Figures]]) -> list[Panel]:
 
     The fewer pictures are wrong, the more one of them means: upwards grows how rare they are.
     """
-    every = choices()
-    right = _points(figures["demo"], every)
+    every, names = choices(), {"demo": "right pictures, %", "film": "right videos, %"}
     return [
-        Panel(f"the {SUBJECTS['demo']}", "right pictures, %", right, RIGHT, lambda score: -log(101.0 - score)),
-        Panel(f"the {SUBJECTS['film']}", "likeness to exact, dB", _points(figures["film"], every)),
+        Panel(
+            f"the {SUBJECTS[subject]}", told, _points(figures[subject], every), RIGHT, lambda score: -log(101.0 - score)
+        )
+        for subject, told in names.items()
     ]
 
 
@@ -413,7 +394,7 @@ def _points(figures: Mapping[str, Figures], every: Mapping[str, Choice]) -> list
     return [
         Point(name.replace("`", ""), every[name].group, each.speed, each.score)
         for name, each in rows
-        if each.score is not None and not every[name].adapter
+        if not every[name].adapter
     ]
 
 
