@@ -90,8 +90,7 @@ class Draw(Denoise):
         return sum(state.working["tokens"][step.network, branch] for branch in self._apart(state, step))
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
-        apart = self._apart(state, step)
-        return [row for row in super().rows(ctx, state, step) if row.branch in apart]
+        return [row for row in super().rows(ctx, state, step) if row.branch in self._apart(state, step)]
 
     def _apart(self, state: State, step: Step) -> list[str]:
         """The branches that have read something of their own."""

@@ -195,8 +195,7 @@ class Bagel(DenseDecoder):
             return self.head(self.norm(hidden[-1]))
         if row.keep or row.latents is None:
             return hidden[:0]
-        drawn = self.say_drawn(self.drawn_norm(hidden[row.read :]))
-        return unpatchify(drawn, row.latents.shape, PATCH, last=True)
+        return unpatchify(self.say_drawn(self.drawn_norm(hidden[row.read :])), row.latents.shape, PATCH, last=True)
 
 
 class Weights(nn.Module):
