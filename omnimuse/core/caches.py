@@ -104,8 +104,8 @@ OFF = CacheConfig()
 
 
 class Preset(NamedTuple):
-    """TeaCache with so many `times` the threshold that belongs to the model, no more steps skipped `in_a_row`, and none of
-    the first `warm_up`.
+    """TeaCache with so many `times` the threshold that belongs to the model, no more steps skipped `in_a_row`, and none
+    of the first `warm_up`.
     """
 
     times: float

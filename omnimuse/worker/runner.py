@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import TracebackType
 
@@ -349,7 +349,8 @@ class Runner:
                 self._fail(state.request.id, failures[state.id])
                 continue
             began = self.clock.mark()
-            with marked(label_of(loop.name)), self.blocks.watched(ctx.components, [state]) as alone:
+            label = nullcontext() if state.id in asked else marked(label_of(loop.name))
+            with label, self.blocks.watched(ctx.components, [state]) as alone:
                 self._step(loop, state, predictions.get(state.id, {}))
             own = self.clock.since(began)  # loops without rows do all their work in the step
             spent.append((state, loop, [shared, own] if state.id in asked else [own]))

@@ -178,7 +178,7 @@ class Whole(Reading):
 def read(count: int, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """What prompts of `count` tokens see who are read in one forward, each [S, N H], and what each then remembers."""
     slabs, chance = Slabs(), [torch.Generator().manual_seed(number) for number in numbers]
-    memories = [KV(slabs, slabs.take(SIZES, count, CPU)) for _ in numbers]
+    memories = [KV(slabs, slabs.take(SIZES, count, CPU), Grouped(QUERIES, SIZES.heads)) for _ in numbers]
     rows = [Reading([0] * count, 0, kv) for kv in memories]
     q, k, v = (
         torch.stack([torch.randn(count, heads, SIZES.dim, generator=each) for each in chance])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.ar.kv import KV, Slabs
+from omnimuse.core.plans import Grouped
 from omnimuse.models.bagel.reading import Piece
 from omnimuse.pipeline.conversing import Brief
 from omnimuse.pipeline.state import EXACT, changed, park, wake
@@ -28,7 +29,7 @@ def narrow(part: Tensor | KV) -> Tensor | KV:
 
 def test_fields_that_are_exact_stay_where_all_else_changes_its_format() -> None:
     here = torch.ones(2)
-    kv = KV(Slabs(), None, torch.ones(1, 2, 1, 1, 64, 4))
+    kv = KV(Slabs(), None, Grouped(1, 1), torch.ones(1, 2, 1, 1, 64, 4))
     found = changed({"a": [Record(here, here)], "b": Stream([(here, kv)])}, narrow, exact=False)
     [record], [(row, memory)] = found["a"], found["b"].items
     assert (record.made.dtype, record.turns.dtype) == (torch.bfloat16, torch.float32)
