@@ -44,6 +44,7 @@ class SharedExperts(Experts):
         super().__init__(width, facts)
         self.shared_expert = JoinedMLP(width, shared)
         self.shared_expert_gate = nn.Linear(width, 1, bias=False)
+        self.far = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
+        return super().forward(x) + self.far(self.shared_expert_gate(x)) * self.shared_expert(x)

@@ -141,6 +141,7 @@ class MelFlow(Network):
         self.config, c, width = config, config, config.hidden_size
         beside = c.enc_dim + c.codes.emb_dim + c.codes.enc_emb_dim
         self.time_mlp = nn.Sequential(nn.Linear(TIMES, width), nn.SiLU(), nn.Linear(width, width))
+        self.activation = nn.SiLU()
         self.codec_embed = nn.Embedding(c.codes.num_embeds + 1, c.codes.emb_dim)
         self.spk_encoder = Ecapa(c)
         self.proj = nn.Linear(c.mel_dim + beside, width)
@@ -188,7 +189,7 @@ class MelFlow(Network):
         given = [torch.cat([row.mel, row.beside], dim=-1) for row in rows]
         padded = [F.pad(each, (0, 0, 0, more)) for each, more in zip(given, empty, strict=True)]
         layout = Layout(tuple(map(len, padded)))
-        time = F.silu(self.time_mlp(waves(SCALE * torch.stack([row.time for row in rows]), TIMES)))
+        time = self.activation(self.time_mlp(waves(SCALE * torch.stack([row.time for row in rows]), TIMES)))
         turns = self._turns(max(layout.lengths), time.device)
         cond = FlowConditions(layout, c.block_size, empty, time, turns)
         hidden = self.blocks(self.proj(layout.pack(padded)), cond, memories)

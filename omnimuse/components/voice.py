@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Reading
@@ -82,7 +81,8 @@ class TextProjection(nn.Module):
     def __init__(self, text: int, between: int, width: int) -> None:
         super().__init__()
         self.linear_fc1 = nn.Linear(text, between)
+        self.activation = nn.SiLU()
         self.linear_fc2 = nn.Linear(between, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_fc2(F.silu(self.linear_fc1(x)))
+        return self.linear_fc2(self.activation(self.linear_fc1(x)))

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnimuse.layers.kernels import Gated
+
 HEIGHTS = (512, 256, 128, 64, 32, 16, 8)  # tall tiles are fast, short ones leave little to pad
 BETWEEN = (448, 384, 320, 224, 192, 160, 112, 96, 80, 56, 48, 40, 24)
 """Heights for small weights besides: most products are one call then, whose overhead large ones do not feel."""
@@ -51,13 +53,26 @@ class SteadyActivation(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        whole = whole_vectors(x.numel(), torch.get_num_threads())
-        if whole == x.numel():
-            return self.inner(x)
-        flat = x.reshape(-1)
-        rest = x.numel() - whole
-        padded = F.pad(flat[whole:], (0, -rest % LANES))
-        return torch.cat([self.inner(flat[:whole]), self.inner(padded)[:rest]]).view(x.shape)
+        return evenly(self.inner, x)
+
+
+class SteadyGated(Gated):
+    """`Gated` of which the same is true."""
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        return evenly(F.silu, gate).mul_(up)
+
+
+def evenly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What the elementwise `function` makes of `x`, in new memory, whole vectors at a time."""
+    x = x.contiguous()  # of a part of wider rows torch computes the end of each otherwise, or not, as threads share it
+    whole = whole_vectors(x.numel(), torch.get_num_threads())
+    if whole == x.numel():
+        return function(x)
+    flat = x.view(-1)
+    rest = x.numel() - whole
+    padded = F.pad(flat[whole:], (0, -rest % LANES))
+    return torch.cat([function(flat[:whole]), function(padded)[:rest]]).view(x.shape)
 
 
 def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor:

@@ -21,10 +21,12 @@ from omnimuse.attention.layer import Attention
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.layers.few import LARGE, Few, FewLinear, few_rows
+from omnimuse.layers.kernels import Gated
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import (
     ALIGNMENT,
     SteadyActivation,
+    SteadyGated,
     SteadyLinear,
     steady_heights,
     trial,
@@ -106,8 +108,10 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
             quick = key in few and few[key].heights
             steady = FewLinear(module, heights[key], few[key]) if quick else SteadyLinear(module, heights[key])
             _replace(network, path, steady)
-        elif isinstance(module, (nn.SiLU, nn.GELU)):
+        elif isinstance(module, (nn.SiLU, nn.GELU, nn.Sigmoid)):
             _replace(network, path, SteadyActivation(module))
+        elif isinstance(module, Gated):
+            _replace(network, path, SteadyGated())
     if isinstance(network, Decoder) and few and not any(each.packed for each in few.values()):
         network.fewest = max((each.heights[-1] for each in few.values() if each.heights), default=1)
 

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from omnimuse.layers.kernels import Gated
 from omnimuse.layers.steady import (
     BETWEEN,
     HEIGHTS,
     LANES,
     SHARE,
     SteadyActivation,
+    SteadyGated,
     SteadyLinear,
     cut,
     places,
@@ -82,3 +84,17 @@ def test_an_element_is_activated_the_same_wherever_it_lies(module: nn.Module, dt
     torch.set_num_threads(before)
     assert all(outcomes)
     assert torch.allclose(alone.float(), module(row).float(), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("width", [160, 682])
+def test_what_a_gate_lets_through_is_the_same_wherever_it_lies(width: int, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    gate, up = (4 * trial(1, 2 * width)).chunk(2, dim=-1)
+    alone = SteadyGated()(gate, up)
+    halves = [(4 * trial(1, 2 * width)).expand(count, -1).contiguous().chunk(2, dim=-1) for count in (2, 7, 222, 428)]
+    outcomes = [bool((SteadyGated()(*each) == alone).all()) for each in halves]
+    torch.set_num_threads(before)
+    assert all(outcomes)
+    assert torch.allclose(alone, Gated()(gate, up), rtol=1e-5, atol=1e-6)
