@@ -5,6 +5,7 @@ The rules are in `docs/architecture.md`; how each is checked is in `tests/archit
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -406,3 +407,11 @@ def test_every_folder_of_tests_is_one_that_pytest_enters(pytestconfig: pytest.Co
     skipped = pytestconfig.getini("norecursedirs")
     folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parent.parts}
     assert not [name for name in folders if any(fnmatch(name, pattern) for pattern in skipped)]
+
+
+def test_what_a_page_shows_is_waited_for() -> None:
+    """Playwright's questions are answered at once, a race with the page's scripts; what it `expect`s it waits for."""
+    at_once = re.compile(r"\.(input_value|is_(hidden|visible|enabled|disabled|checked|editable))\((timeout=.*)?\)")
+    tests = {path: text for path, text in sources("tests").items() if "tests.server.browser" in text}
+    assert tests
+    assert not {path: found[0] for path, text in tests.items() if (found := at_once.search(text))}

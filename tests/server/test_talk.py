@@ -21,7 +21,7 @@ from omnimuse.server.routes.talk import Told
 from tests.checkpoints import qwen3
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.server.asgi import call, scope
-from tests.server.browser import browser_only, browsing, opened
+from tests.server.browser import browser_only, browsing, expect, opened
 from tests.server.fake_workers import WORDS, FakeWorkers
 from tests.server.picture_server import picture_server, service_in, writer
 from tests.server.pooled import client_of
@@ -279,7 +279,7 @@ def test_the_page_is_a_talk_in_which_every_answer_knows_what_was_said(tmp_path: 
                 page.get_by_label("Say something").fill(question)
                 page.get_by_label("Say something").press("Enter")
                 page.locator("#said li").last.get_by_text("".join(WORDS)).wait_for()
-            assert page.locator("#said li").all_text_contents() == ["hello", "a red circle", "and now?", "a red circle"]
-            assert not page.locator("#prompt").is_visible()
+            expect(page.locator("#said li")).to_have_text(["hello", "a red circle", "and now?", "a red circle"])
+            expect(page.locator("#prompt")).to_be_hidden()
         roles = [(message.role, message.content) for message in running.workers.started[-1].messages]
         assert roles == [("user", "hello"), ("assistant", "a red circle"), ("user", "and now?")]
