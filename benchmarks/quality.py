@@ -4,9 +4,10 @@ The demo models, of pictures and of videos, draw the prompts of the graders in `
 and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds, with its
 own prompts.
 
-Time is processor seconds, of some prompts drawn alone and up to the finished latents, as a ratio to exact drawing in
-turns with it; other work on the machine disturbs it less than the clock. Figures are kept in `docs/quality.json`, where
-a run replaces those that it measured (`--only int8`).
+Time is processor seconds of one thread, of some prompts drawn alone and up to the finished latents, as a ratio to exact
+drawing in turns with it; other work on the machine disturbs it less than the clock (several threads wait for each other
+in processor time). Figures are kept in `docs/quality.json`, where a run replaces those that it measured
+(`--only int8`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--subject", choices=SUBJECTS, help="only this model")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="the folder of the page and the figures")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     file = args.docs / "quality.json"
     known: Known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = {name: it for name, it in choices().items() if _chosen(name, it, args.only)}
