@@ -14,7 +14,6 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder, Reading, Sizes
@@ -23,7 +22,7 @@ from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
 from omnimuse.core.plans import Columns, Cutting, Grouped, Rows, Total
-from omnimuse.layers.kernels import Gated
+from omnimuse.layers.kernels import Gated, Plain
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
 from omnimuse.layers.stack import Block, BlockStack, Memory
@@ -191,13 +190,14 @@ class RememberingAttention(Heads):
         if self.normed:
             self.q_norm = RMSNorm(dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(dim, config.rms_norm_eps)
+            self._plain = Plain()  # for the heads of both in one pass
 
     def made(self, x: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of `x` [B, S, D], [B, S, *, H] each, the first two turned."""
         heads, keys, dim = self.num_heads, self.key_heads, self.head_dim
         qk, v = self.qkv(x).unflatten(-1, (-1, dim)).split_with_sizes([heads + keys, keys], -2)
         if self.normed:
-            qk = F.rms_norm(qk, (dim,), None, self.q_norm.eps)  # [B, S, N + heads of keys, H]
+            qk = (qk * self._plain.over_rms(qk, self.q_norm.eps)).to(qk.dtype)  # [B, S, N + heads of keys, H]
             for part, norm in zip(qk.split_with_sizes([heads, keys], -2), (self.q_norm, self.k_norm), strict=True):
                 part.mul_(norm.weight)
         q, k = turned(qk, own, other).split_with_sizes([heads, keys], -2)

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 ENDS = (Done, Failed, Handed)
 """What may be the last that is heard of a request."""
-MOST = 8
+MOST = 16
 """Tokens of each that are written in one tick."""
 
 

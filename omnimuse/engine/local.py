@@ -153,7 +153,7 @@ def _with_adapters(error: NumericalError, params: DiffusionParams) -> NumericalE
     return NumericalError(f"{error}; it wore {worn}: try without, or at a lower scale") if worn else error
 
 
-BRIEF = 0.01
+BRIEF = 0.025
 """Seconds that somebody who comes or goes may wait for those who write."""
 
 

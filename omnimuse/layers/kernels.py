@@ -72,12 +72,26 @@ class Plain:
 
     name = "plain"
 
+    def __init__(self) -> None:
+        self._numbers: dict[float, Tensor] = {}  # on the CPU, of no dimensions: any device takes them
+
+    def over_rms(self, x: Tensor, eps: float) -> Tensor:
+        """1 / sqrt(mean(x^2) + eps) over the last dimension, float32: [..., 1]. Of few rows it takes the time of calls,
+        and a call that is given a number that of making a tensor of it.
+        """
+        exact = x.float()
+        if torch.compiler.is_compiling():
+            return exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        if eps not in self._numbers:
+            with torch.inference_mode(False):
+                self._numbers[eps] = torch.tensor(eps, device="cpu", dtype=torch.float32)
+        return torch.add(self._numbers[eps], (exact * exact).sum(-1, keepdim=True), alpha=1 / x.shape[-1]).rsqrt_()
+
     def modulated_norm(self, x: Tensor, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, scale: Tensor | None) -> Tensor:
-        mean_square = x.float().square().mean(-1, keepdim=True)  # [..., 1]
-        x = x * mean_square.add_(eps).rsqrt_()  # float32, also for half-precision x
+        x = x * self.over_rms(x, eps)  # float32, also for half-precision x
         if weight.dtype in (torch.float16, torch.bfloat16):
             x = x.to(weight.dtype)
         return x * weight if scale is None else x * weight * (1 + scale)
