@@ -1,8 +1,8 @@
 """What every approximation costs and saves: `python -m benchmarks.quality`, which writes `docs/quality.md`.
 
 The demo models, of pictures and of videos, draw the prompts of the graders in `tools/train_shapes`, several at a time,
-and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds, with its
-own prompts.
+and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds: of the
+model of pictures with its own prompts, of that of videos with some that move.
 
 Time is processor seconds of one thread, of some prompts drawn alone and up to the finished latents, as a ratio to exact
 drawing in turns with it; other work on the machine disturbs it less than the clock (several threads wait for each other
@@ -52,6 +52,11 @@ TOGETHER = 20
 EXACT = "exact"
 SUBJECTS = {"demo": "demo model", "film": "demo model of videos"}
 STEPS = 20
+MOVING = (
+    *("a red circle moves to the right", "a blue ring grows", "a green cross falls on a black background"),
+    "a yellow square",
+)
+"""What the model of videos is calibrated with: as for any, prompts like those that it will be asked."""
 FORECASTS = ("dbcache", "taylorseer")
 RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
 """Shares of right pictures, in percent, that the picture's axis may name."""
@@ -144,18 +149,19 @@ class Tally:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured: its folder, exact parameters, and what is asked of it."""
+    """A model that is measured: its folder, exact parameters, what is asked of it, and what it is calibrated with."""
 
     model: str
     exact: DiffusionParams
     tasks: Sequence[Task] | Sequence[FilmTask]
     timed: int
+    like: Sequence[str] = command.PROMPTS
 
     @cached_property
     def fits(self) -> Fits:
-        """What `omnimuse calibrate` finds, as it is called without options."""
+        """What `omnimuse calibrate` finds with prompts like these."""
         engine = start(Choice(EXACT).config(self.model))
-        asks = [Ask(prompt, replace(self.exact, seed=100 + number)) for number, prompt in enumerate(command.PROMPTS)]
+        asks = [Ask(prompt, replace(self.exact, seed=100 + number)) for number, prompt in enumerate(self.like)]
         found = calibrate(engine, asks, command.DIFFERENCE).fits
         engine.close()
         return found
@@ -221,7 +227,8 @@ def subjects(count: int, timed: int) -> dict[str, Callable[[], Subject]]:
         return Subject("omnimuse/shapes", exact, draw_tasks(count), timed)
 
     def film() -> Subject:
-        return Subject("omnimuse/shapes-film", DiffusionParams(STEPS, cache="none"), draw_film_tasks(count // 2), timed)
+        exact = DiffusionParams(STEPS, cache="none")
+        return Subject("omnimuse/shapes-film", exact, draw_film_tasks(count // 2), timed, MOVING)
 
     return {"demo": demo, "film": film}
 

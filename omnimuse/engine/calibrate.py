@@ -22,6 +22,9 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 
+LEAST = 0.05
+"""The share of blocks that a choice saves at least: deciding takes as long as some of them."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -94,10 +97,11 @@ def _round(value: float) -> float:
 
 
 def chosen(fits: Fits, trials: Sequence[Trial], difference: float) -> Fits:
-    """`fits` with the choice that runs the fewest blocks of those that change little enough ("none" if none does), and
-    with the threshold of every kind that was tried: the highest with which no trial changes more, or else the lowest.
+    """`fits` with the choice that runs the fewest blocks of those that change little enough and save `LEAST` ("none" if
+    there is none), and with the threshold of every kind that was tried: the highest with which no trial changes more,
+    or else the lowest.
     """
-    good = [trial for trial in trials if trial.difference <= difference and trial.work < 1]
+    good = [trial for trial in trials if trial.difference <= difference and trial.work <= 1 - LEAST]
     best = min(good, key=lambda trial: (trial.work, trial.difference)).choice if good else "none"
     tried: defaultdict[str, defaultdict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
