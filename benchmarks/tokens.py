@@ -13,8 +13,9 @@ import argparse
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from omnimuse import Ask, Config, DiffusionParams, GenerationParams, ModelConfig
-from omnimuse.core.config import ScheduleConfig
+from omnimuse.core.config import CompileConfig, ScheduleConfig
 from omnimuse.core.output import Done, Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import BRIEF, start
@@ -31,11 +32,12 @@ from tests.checkpoints import qwen3
 SEED = 1
 CASES = {"width 64": (64, 3), "width 512": (512, 8)}
 """Width and layers."""
+Start = Callable[[ModelConfig], Config]
 
 
 @dataclass
 class Sides:
-    """The same weights in all engines, ours by their tiers, and the prompts in tokens, of one length."""
+    """The same weights in all engines, ours by what their rows are called, and the prompts in tokens, of one length."""
 
     engines: dict[str, Engine]
     theirs: Any
@@ -85,16 +87,21 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="CASE")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16], metavar="N")
     parser.add_argument("--tiers", nargs="+", default=["invariant", "fast"], choices=["invariant", "fast", "exact"])
+    parser.add_argument("--compile", action="store_true", help="and with compiled blocks in the tier fast")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"| model | at a time | tier | {'ours':>8} | {'generate':>8} | ratio |\n|---|---|---|---|---|---|")
     for case in args.cases:
         with tempfile.TemporaryDirectory() as folder:
-            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches), args.tiers)
+            starts = {tier: partial(Config, schedule=ScheduleConfig(tier=tier)) for tier in args.tiers}
+            if args.compile:
+                fast = ScheduleConfig(tier="fast")
+                starts["fast, compiled"] = partial(Config, schedule=fast, compile=CompileConfig("blocks"))
+            sides = build(Path(folder) / "tiny", *CASES[case], max(args.batches), starts)
             for count in args.batches:
                 theirs, *found = measure(sides, count, args.tokens, args.rounds)
                 written = count * args.tokens
-                for tier, ours in zip(args.tiers, found, strict=True):
+                for tier, ours in zip(starts, found, strict=True):
                     rates = f"{written / median(ours):8.0f} | {written / median(theirs):8.0f}"
                     ratio = median(their / our for our, their in zip(ours, theirs, strict=True))
                     print(f"| {case} | {count} | {tier} | {rates} | {ratio:.2f} |", flush=True)
@@ -102,13 +109,13 @@ def main() -> None:
                 engine.close()
 
 
-def build(folder: Path, width: int, layers: int, count: int, tiers: Sequence[Any]) -> Sides:
-    """All engines over one checkpoint, and `count` prompts that differ and are equally long."""
+def build(folder: Path, width: int, layers: int, count: int, starts: Mapping[str, Start]) -> Sides:
+    """An engine for each of `starts` over one checkpoint, and `count` prompts that differ and are equally long."""
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     qwen3.build(folder, width=width, layers=layers)
     model = ModelConfig(str(folder), dtype="float32", device="cpu")
-    engines = {tier: start(Config(model, schedule=ScheduleConfig(tier=tier))) for tier in tiers}
+    engines = {tier: start(chosen(model)) for tier, chosen in starts.items()}
     theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
     words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]

@@ -30,14 +30,20 @@ class Counter:
 
 def compile_with(engine: Engine, backend: Counter) -> None:
     """Have the engine's compiled blocks made by `backend`."""
+    compile_each(engine, lambda _: backend)
+
+
+def compile_each(engine: Engine, backend: Callable[[str], Counter]) -> None:
+    """The same, by a backend for each component."""
     components = engine.runner.pipeline.ctx.components
-    for network in map(components.wherever, components):
+    for name in components:
+        network = components.wherever(name)
         for stack in network.stacks().values() if isinstance(network, Network) else ():
             if isinstance(stack.runner, StepCache):
                 assert isinstance(stack.runner.inner, CompiledRunner)
-                stack.runner.inner = counted(stack.blocks(), stack.runner.inner, backend)
+                stack.runner.inner = counted(stack.blocks(), stack.runner.inner, backend(name))
             elif isinstance(stack.runner, CompiledRunner):
-                stack.runner = counted(stack.blocks(), stack.runner, backend)
+                stack.runner = counted(stack.blocks(), stack.runner, backend(name))
 
 
 def counted(blocks: Sequence[Block[Any]], runner: CompiledRunner, backend: Counter) -> CompiledRunner:

@@ -259,7 +259,7 @@ TOLD = (
     Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
     Feature("reuse", "a beginning that was read before is not read again", also=remembers),
     *(feature for feature in FEATURES if feature.name in ALIKE),
-    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "cfg")),
+    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "ulysses", "ring", "pipe", "cfg")),
     Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
 )
 """What is asked of models that write and speak."""

@@ -25,7 +25,7 @@ from omnimuse.core.plans import Columns, Cutting, Grouped, Rows, Total
 from omnimuse.layers.kernels import Gated, Plain
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
-from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.stack import Block, BlockStack, Memory, Piece
 
 FEWEST = 256
 """Positions whose rotations are made at first."""
@@ -160,14 +160,24 @@ class DecoderLayer(Block[Conditions]):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = mlp
 
+    def made(self, hidden: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [B, S, *, H] each, the first two turned."""
+        return self.self_attn.made(self.input_layernorm(hidden), own, other)
+
     def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
         """The hidden states after what their attention has `seen`, [B, S, N H]."""
         hidden = hidden + self.self_attn.o_proj(seen)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
+    pieces: ClassVar[tuple[Piece, ...]] = (made, answered)
+
+    def seen(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        """What attention sees of the memories of rows, [B, S, N H]."""
+        made = self.piece(self.pieces[0])
+        return cond.attend(self.self_attn.layer, *made(self, hidden, *cond.turns))
+
     def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
-        q, k, v = self.self_attn.made(self.input_layernorm(hidden), *cond.turns)
-        return self.answered(hidden, cond.attend(self.self_attn.layer, q, k, v))
+        return self.piece(self.pieces[1])(self, hidden, self.seen(hidden, cond))
 
 
 def _dense(config: Qwen3Config, layer: int) -> DecoderLayer:

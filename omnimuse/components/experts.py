@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from omnimuse.components.decoder import JoinedMLP
+from omnimuse.ar.remembering import Conditions
+from omnimuse.components.decoder import DecoderLayer, JoinedMLP
 from omnimuse.components.experts_facts import ExpertsFacts
 
 
@@ -48,3 +49,18 @@ class SharedExperts(Experts):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + self.far(self.shared_expert_gate(x)) * self.shared_expert(x)
+
+
+class ExpertsLayer(DecoderLayer):
+    """A layer whose MLP are experts. Which of them tokens ask, and how many ask one, is not for a compiler."""
+
+    def before(self, hidden: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states after what their attention has `seen`, [B, S, N H], as they are and as experts get them."""
+        hidden = hidden + self.self_attn.o_proj(seen)
+        return hidden, self.post_attention_layernorm(hidden)
+
+    pieces = (DecoderLayer.made, before)
+
+    def forward(self, hidden: Tensor, cond: Conditions) -> Tensor:
+        hidden, normed = self.piece(self.pieces[1])(self, hidden, self.seen(hidden, cond))
+        return hidden + self.mlp(normed)

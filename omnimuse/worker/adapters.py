@@ -107,7 +107,7 @@ def _dress(under: Build) -> None:
     """Every linear layer of compiled blocks can wear adapters from the start: what is compiled would be compiled once
     more where its layers change.
     """
-    for name, network in under.drawing.items():
+    for name, network in under.compiling.items():
         blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
         inside = {part for block in blocks for part in block.modules()}
         layers = [path for path, part in network.named_modules() if isinstance(part, LINEAR) and part in inside]

@@ -20,7 +20,7 @@ from torch import nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.selection import bind
 from omnimuse.compat.door import Place, Wardrobe, door_of
-from omnimuse.core.config import Choice, Config
+from omnimuse.core.config import Choice, Config, ParallelConfig
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices, Span
@@ -151,6 +151,16 @@ class Build:
         return {name: module for name, module in self.modules.items() if isinstance(module, Network)}
 
     @property
+    def compiling(self) -> dict[str, Network]:
+        """Those of them whose blocks are compiled if any are: what draws, and of what writes the pieces of blocks."""
+        by_token = self.found.spec.by_token
+        found = {name: network for name, network in self.drawing.items() if not by_token}
+        for name, network in self.networks.items():
+            if all(block.pieces for stack in network.stacks().values() for block in stack.blocks()):
+                found[name] = network
+        return found
+
+    @property
     def drawing(self) -> dict[str, Network]:
         """Those of them that do more than write one token at a time: what changes how blocks run is there for these.
 
@@ -220,13 +230,19 @@ def check_writing(under: Build) -> None:
         return
     chosen = {
         f"cache={config.cache.kind}": (config.cache.kind != "none", "no step is like the one before"),
-        f"compile={config.compile.mode}": (config.compile.mode != "none", "what it remembers is longer at every step"),
-        f"{parallel}": (parallel.ranks > parallel.tensor, "one token has no parts; use tensor, or replicas"),
+        f"{parallel}": (parallel.ranks > parallel.tensor, _beside_tensor(parallel)),
     }
     for name, (given, why) in chosen.items():
         if given:
             what = "writes text" if under.found.spec.writes else "speaks"
             raise ConfigError(f"{family} {what}, for which {name} is not there ({why}); leave it out")
+
+
+def _beside_tensor(parallel: ParallelConfig) -> str:
+    """Why not these axes, for what makes one token at a time."""
+    if parallel.pipe > 1:
+        return "ranks would have to remember what some layers made each, which none does yet; use tensor, or replicas"
+    return "one token has no parts; use tensor, or replicas"
 
 
 def construct(under: Build) -> None:
@@ -371,7 +387,11 @@ def compile_blocks(under: Build) -> None:
     # Ranks may have parts of a layer, and of what adapters make of it: such requests go past what is compiled.
     rack = under.wearing.rack
     changed = rack.full if under.mesh.size > 1 else lambda: False
-    for name, network in under.drawing.items():
+    for name in under.networks:
+        if name not in under.compiling:
+            why = "its blocks look at frames beside theirs, and have no pieces that a compiler could be given"
+            under.choices.append(Choice("compile", name, "as it is", why))
+    for name, network in under.compiling.items():
         for label, stack in network.stacks().items():
             runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
             stack.runner, stack.instead = runner, runner.compiled

@@ -17,6 +17,9 @@ from omnimuse.core.environment import Environment
 from omnimuse.core.machine import processor
 from omnimuse.quant.grids import hold_still
 
+FORMS = 64
+"""How many times one function is compiled at most: networks of a model that have different widths share functions."""
+
 
 def prepare() -> None:
     """Have torch compile into a folder that only this kind of machine uses, and know what never changes.
@@ -28,6 +31,7 @@ def prepare() -> None:
 
     hold_still()
     torch._dynamo.config.fake_tensor_cache_enabled = False
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     Environment.keep_compiled(default_cache_dir(), kind())
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from omnimuse.ar.kv import KV, Decoder, Slabs
 from omnimuse.core.config import (
     CacheConfig,
-    CompileConfig,
     OffloadConfig,
     ParallelConfig,
     QuantConfig,
@@ -295,7 +294,6 @@ def test_what_a_model_cannot_write_is_refused(
     ("chosen", "name"),
     [
         ({"cache": CacheConfig("teacache", 0.1)}, "cache=teacache"),
-        ({"compile": CompileConfig("blocks")}, "compile=blocks"),
     ],
 )
 def test_what_is_not_there_for_texts_is_refused_at_the_start(folder: Path, chosen: dict[str, Any], name: str) -> None:

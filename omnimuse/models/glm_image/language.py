@@ -92,3 +92,5 @@ class GlmImageLayer(DecoderLayer):
     def answered(self, hidden: Tensor, seen: Tensor) -> Tensor:
         hidden = hidden + self.post_self_attn_layernorm(self.self_attn.o_proj(seen))
         return hidden + self.post_mlp_layernorm(self.mlp(self.post_attention_layernorm(hidden)))
+
+    pieces = (DecoderLayer.made, answered)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from omnimuse.components.decoder import DecoderLayer
-from omnimuse.components.experts import SharedExperts
+from omnimuse.components.experts import ExpertsLayer, SharedExperts
 from omnimuse.components.sights import woven
 from omnimuse.components.voice import CodePredictor, TextProjection, Voice
 from omnimuse.models.qwen3_omni.facts import TalkerFacts, predictor_facts, talker_of
@@ -45,7 +45,7 @@ class OmniTalker(Voice):
 
 def _layer(facts: TalkerFacts, layer: int) -> DecoderLayer:
     width = facts.decoder.layers.hidden_size
-    return DecoderLayer(facts.decoder.layers, layer, SharedExperts(width, facts.decoder.experts, facts.shared))
+    return ExpertsLayer(facts.decoder.layers, layer, SharedExperts(width, facts.decoder.experts, facts.shared))
 
 
 class OmniPredictor(CodePredictor):

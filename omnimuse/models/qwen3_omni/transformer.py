@@ -16,8 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from omnimuse.ar.remembering import Conditions
-from omnimuse.components.decoder import DecoderLayer
-from omnimuse.components.experts import Experts
+from omnimuse.components.experts import Experts, ExpertsLayer
 from omnimuse.components.sights import ShownDecoder, Sights, woven
 from omnimuse.models.qwen3_omni.facts import DecoderFacts, accepted, thinker_of
 
@@ -34,7 +33,7 @@ class Thinker(ShownDecoder):
         return cls(thinker_of(config), accepted(config))
 
 
-class ThinkerLayer(DecoderLayer):
+class ThinkerLayer(ExpertsLayer):
     """A layer of experts, behind which more may be told of what is seen."""
 
     def __init__(self, facts: DecoderFacts, accepted: int, layer: int) -> None:

@@ -13,10 +13,12 @@ import pytest
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.engine.warm import warm
+from tests.checkpoints import qwen3
+from tests.once import Once
 
 
-def warmed(folder: Path) -> dict[str, object]:
-    words = ["warm", "omnimuse/shapes", "--dtype", "float32", "--device", "cpu", "--json"]
+def warmed(folder: Path, model: str) -> dict[str, object]:
+    words = ["warm", model, "--dtype", "float32", "--device", "cpu", "--json"]
     env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
     done = subprocess.run(
         [sys.executable, "-m", "omnimuse", *words], env=env, capture_output=True, text=True, timeout=500, check=False
@@ -28,12 +30,17 @@ def warmed(folder: Path) -> dict[str, object]:
 
 @pytest.mark.costly
 @pytest.mark.timeout(600)
-def test_a_warmed_model_is_compiled_for_one_row_and_for_several_and_never_again(tmp_path: Path) -> None:
-    first = warmed(tmp_path)
-    assert (first["made"], first["found"]) == (2, 0)
+@pytest.mark.parametrize(("writes", "forms"), [(False, 2), (True, 8)], ids=["draws", "writes"])
+def test_a_warmed_model_is_compiled_for_one_row_and_for_several_and_never_again(
+    writes: bool, forms: int, once: Once, tmp_path: Path
+) -> None:
+    """What writes has two pieces, each for one token and for more of them."""
+    model = str(once.folder("qwen3", qwen3.build)) if writes else "omnimuse/shapes"
+    first = warmed(tmp_path, model)
+    assert (first["made"], first["found"]) == (forms, 0)
     assert Path(str(first["folder"])).parent == tmp_path
-    second = warmed(tmp_path)
-    assert (second["made"], second["found"]) == (0, 2)
+    second = warmed(tmp_path, model)
+    assert (second["made"], second["found"]) == (0, forms)
 
 
 def test_several_ranks_are_not_warmed_in_silence() -> None:
