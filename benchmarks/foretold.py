@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,11 +21,10 @@ import torch
 from omnimuse.core.config import Config, DecodeConfig, ModelConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.machine import resident
-from omnimuse.core.output import Failed
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
+from omnimuse.engine.local import finished, start
 from omnimuse.worker.failures import free_memory
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES
@@ -60,14 +60,7 @@ def most_resident(work: Callable[[], object]) -> int:
 def compare(engine: Engine, request: Request) -> tuple[int, int, int]:
     """The bytes that are foretold, those that torch allocates when it is drawn, and those that the process takes."""
     engine.foretelling.learn(request)
-
-    def draw() -> None:
-        engine.submit(request)
-        while not engine.idle:
-            for event in engine.tick():
-                if isinstance(event, Failed):
-                    raise event.error
-
+    draw = partial(finished, engine, request)
     took = most_allocated(engine.runner.pipeline.ctx.device, draw)
     assert took is not None
     return engine.foretelling.takes(request, engine.space.coming), max(took.values()), most_resident(draw)

@@ -11,7 +11,6 @@ every run. Beside it stands by how little at the least a row is reckoned to take
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,15 +24,15 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 from transformers import PreTrainedModel
 
 from omnimuse.core.config import Config, ModelConfig
-from omnimuse.core.output import Failed
 from omnimuse.core.request import Ask
-from omnimuse.engine.local import start
+from omnimuse.engine.local import finished, start
 from omnimuse.loader.components import quiet
 from omnimuse.models import REGISTRY
+from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.find import find
 from omnimuse.worker.place import DTYPES
 from tests.checkpoints.families import FAMILIES
@@ -54,23 +53,13 @@ def peak_of(work: Callable[[], object]) -> int:
 
     hook = register_module_forward_pre_hook(mark)
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            work()
+        events = recorded_events(work)
     finally:
         hook.remove()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        recorded.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    return _most(events)
-
-
-def _most(events: list[dict[str, object]]) -> int:
-    [began] = [float(str(event["ts"])) for event in events if event.get("name") == BEGINNING and event["ph"] == "X"]
-    moments = sorted((float(str(event["ts"])), event["args"]) for event in events if event.get("name") == "[memory]")
+    [began] = [float(event["ts"]) for event in events if event.get("name") == BEGINNING and event["ph"] == "X"]
     level, before, most = 0, 0, 0
-    for at, told in moments:
-        level += int(told["Bytes"])  # type: ignore[index]
+    for at, size in sorted(allocated(events)):
+        level += size
         if at < began:
             before = level
         else:
@@ -94,11 +83,7 @@ def ours(folder: Path, wish: Wish, dtype: str, reckoned: list[int]) -> Callable[
         engine = start(Config(ModelConfig(str(folder), dtype=dtype, device="cpu")))
         request = engine.make_request(Ask(wish.asked, replace(wish.params, output_type="pt")))
         reckoned.append(engine.runner.working(request, engine.space.tokens))
-        engine.submit(request)
-        while not engine.idle:
-            for event in engine.tick():
-                if isinstance(event, Failed):
-                    raise event.error
+        finished(engine, request)
         engine.close()
 
     return work

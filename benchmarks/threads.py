@@ -21,7 +21,7 @@ from omnimuse import Config, DiffusionParams, ModelConfig
 from omnimuse.core.environment import SPINS
 from omnimuse.core.machine import cores
 from omnimuse.core.request import Ask
-from omnimuse.engine.local import start
+from omnimuse.engine.local import finished, start
 
 OURS = "omnimuse"
 COLUMNS = {
@@ -115,9 +115,7 @@ def child(args: argparse.Namespace) -> None:
         while not taken or time.perf_counter() < end:
             drawn += 1
             began = time.perf_counter()
-            engine.submit(engine.make_request(Ask(f"a red circle, number {drawn}", DiffusionParams(seed=drawn))))
-            while not engine.idle:
-                engine.tick()
+            finished(engine, engine.make_request(Ask(f"a red circle, number {drawn}", DiffusionParams(seed=drawn))))
             taken.append(time.perf_counter() - began)
         print(json.dumps(taken), flush=True)
 

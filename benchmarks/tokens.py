@@ -24,9 +24,8 @@ import torch
 
 from omnimuse import Ask, Config, DiffusionParams, GenerationParams, ModelConfig
 from omnimuse.core.config import CompileConfig, ScheduleConfig
-from omnimuse.core.output import Done, Failed
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import BRIEF, start
+from omnimuse.engine.local import BRIEF, finished, start
 from tests.checkpoints import qwen3
 
 SEED = 1
@@ -47,19 +46,10 @@ class Sides:
         """Seconds in which `count` requests are written, and what."""
         engine = self.engines[tier]
         extra = GenerationParams(temperature=0, min_tokens=tokens, max_tokens=tokens)
-        began, ids = time.process_time(), []
-        for prompt in self.prompts[:count]:
-            ask = Ask({"tokens": prompt}, DiffusionParams(seed=SEED, extra=extra))
-            ids.append(engine.submit(engine.make_request(ask)))
-        events = []
-        while not engine.idle:
-            events += engine.tick(BRIEF)
-        seconds = time.process_time() - began
-        for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-        done = {event.request_id: event.result for event in events if isinstance(event, Done)}
-        return seconds, [list(done[id_].written[0].tokens) for id_ in ids]
+        began, params = time.process_time(), DiffusionParams(seed=SEED, extra=extra)
+        asks = [Ask({"tokens": prompt}, params) for prompt in self.prompts[:count]]
+        found = finished(engine, *map(engine.make_request, asks), brief=BRIEF)
+        return time.process_time() - began, [list(each.written[0].tokens) for each in found]
 
     def generate(self, count: int, tokens: int) -> tuple[float, list[list[int]]]:
         """The same by transformers."""

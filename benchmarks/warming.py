@@ -22,8 +22,7 @@ from benchmarks.checkpoints import DEMO, EMPTY, RACES
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
 from omnimuse.core.environment import SPINS
 from omnimuse.core.request import Door
-from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
+from omnimuse.engine.local import finished, start
 from omnimuse.worker.warm_up import NONE, SMALL, warm_up_ask
 
 DEFAULT = "default size"
@@ -77,7 +76,7 @@ def child(args: argparse.Namespace) -> Times:
     ready = time.perf_counter()
     ask = warm_up_ask(_size(engine.door) if args.warm_up == DEFAULT else args.warm_up, engine.door)
     if ask is not None:
-        draw(engine, ask)
+        finished(engine, engine.make_request(ask))
     warm = time.perf_counter()
     race = RACES[args.family]
     height, width = race.sizes[_kind(args.family)]
@@ -86,16 +85,10 @@ def child(args: argparse.Namespace) -> Times:
     times = []
     for each in wanted:
         before = time.perf_counter()
-        draw(engine, each)
+        finished(engine, engine.make_request(each))
         times.append(time.perf_counter() - before)
     engine.close()
     return Times(ready - began, warm - ready, *times)
-
-
-def draw(engine: Engine, ask: Ask) -> None:
-    engine.submit(engine.make_request(ask))
-    while not engine.idle:
-        engine.tick()
 
 
 def _size(door: Door) -> str:

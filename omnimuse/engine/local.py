@@ -71,6 +71,21 @@ def start(config: Config) -> Engine:
     return Engine(runner, built.door, governor=built.governor, space=space)
 
 
+def finished(engine: Engine, *requests: Request, brief: float = 0.0) -> list[Result]:
+    """What becomes of `requests`, which are in flight together and alone; what one of them fails with is raised.
+
+    `brief` is that of `Engine.tick`.
+    """
+    ids, found = [engine.submit(request) for request in requests], dict[str, Result]()
+    while not engine.idle:
+        for event in engine.tick(brief):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Done):
+                found[event.request_id] = event.result
+    return [found[id_] for id_ in ids]
+
+
 def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> ScheduleConfig:
     """`schedule` with no more in one tick than there is `space` for: the rows of others wait for the next one. And with
     what its outputs may remember in all, where nobody chose that and loops that grow remember.

@@ -7,17 +7,15 @@ What it compiled stays on the disk (`worker/compiler.py` says where), so engines
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omnimuse.core.config import CompileConfig, Config
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.output import Failed
 from omnimuse.core.request import Ask, Door
-from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
+from omnimuse.engine.local import finished, start
 from omnimuse.worker.compiler import compiled, kept_in
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 
@@ -44,7 +42,7 @@ def warm(config: Config) -> Warmed:
     engine = start(replace(config, compile=CompileConfig("blocks"), schedule=schedule))
     try:
         for asks in _forms(engine.door):
-            _draw(engine, asks)
+            finished(engine, *map(engine.make_request, asks))
     finally:
         engine.close()
     after = compiled()
@@ -62,13 +60,3 @@ def _forms(door: Door) -> Iterator[list[Ask]]:
     if guidance is not None and free and vars(door.limits.fixed).get(free[0]) is None:
         unguided: Any = dict.fromkeys(free, guidance.neutral)
         yield [replace(ask, params=replace(ask.params, **unguided))]
-
-
-def _draw(engine: Engine, asks: Sequence[Ask]) -> None:
-    """Draw `asks` together; whatever one of them fails with is raised."""
-    for ask in asks:
-        engine.submit(engine.make_request(ask))
-    while not engine.idle:
-        for event in engine.tick():
-            if isinstance(event, Failed):
-                raise event.error

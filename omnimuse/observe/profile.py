@@ -55,19 +55,12 @@ def most_recorded(work: Callable[[], object], device: int = -1) -> dict[str, int
     """
     if torch.autograd._profiler_enabled():
         return None
-    Environment.hush_recordings()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.json.gz"
-        recorded.export_chrome_trace(str(path))
-        events = _read(path)["traceEvents"]
-    told = [each for each in events if each.get("name") == "[memory]" and each["args"]["Device Id"] == device]
+    events = recorded_events(work)
     labels = {*LABELS.values(), OTHER}
     marks = [each for each in events if each.get("cat") == "user_annotation" and labels.issuperset(_names(each))]
     ends = [(float(each["ts"]) + float(each["dur"]), "") for each in marks]
     bounds = [(float(each["ts"]), each["name"]) for each in marks] + ends
-    happened = [*bounds, *((float(each["ts"]), int(each["args"]["Bytes"])) for each in told)]
+    happened = [*bounds, *allocated(events, device)]
     most, held, label = {OTHER: 0}, 0, OTHER
     for _, what in sorted(happened, key=lambda each: each[0]):
         if isinstance(what, str):
@@ -76,6 +69,26 @@ def most_recorded(work: Callable[[], object], device: int = -1) -> dict[str, int
             held += what
         most[label] = max(most.get(label, 0), held)
     return most
+
+
+def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
+    """What a trace has of `work`: its operations and marks, and what was allocated. Nobody else may be recording."""
+    Environment.hush_recordings()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.json.gz"
+        recorded.export_chrome_trace(str(path))
+        events: list[dict[str, Any]] = _read(path)["traceEvents"]
+    return events
+
+
+def allocated(events: Sequence[dict[str, Any]], device: int = -1) -> list[tuple[float, int]]:
+    """What `events` tell of the memory of a device (-1: the CPU): moments, and the bytes that torch took or, if they
+    are negative, gave back.
+    """
+    told = (each for each in events if each.get("name") == "[memory]" and each["args"]["Device Id"] == device)
+    return [(float(each["ts"]), int(each["args"]["Bytes"])) for each in told]
 
 
 def _names(mark: dict[str, Any]) -> list[str]:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import ModelError
-from omnimuse.core.output import Done, Failed
+from omnimuse.core.errors import ModelError, OmnimuseError
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import start
+from omnimuse.engine.local import finished, start
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.resolve import resolve
 from omnimuse.parity.compare import Part, apart, compare
@@ -104,12 +103,9 @@ def _in_company(engine: Engine, ask: Ask, seed: int) -> Tensor:
     """The output of that seed, drawn together with those of the next two."""
     single = replace(ask.params, num_outputs_per_prompt=1)
     asks = [replace(ask, params=replace(single, seed=seed + other)) for other in range(3)]
-    first, *_ = [engine.submit(engine.make_request(each)) for each in asks]
-    found: dict[str, Tensor] = {}
-    while not engine.idle:
-        for event in engine.tick():
-            if isinstance(event, Failed):
-                raise ModelError(f"in company: {event.error}")
-            if isinstance(event, Done):
-                found[event.request_id] = event.result.output[0]
-    return found[first]
+    try:
+        first, *_ = finished(engine, *map(engine.make_request, asks))
+    except OmnimuseError as error:
+        raise ModelError(f"in company: {error}") from error
+    found: Tensor = first.output[0]
+    return found
