@@ -74,12 +74,6 @@ class Stand:
         return find(self.config({})).door
 
     @cached_property
-    def networks(self) -> frozenset[str]:
-        """What is evaluated at every step."""
-        components = self.door.spec.components.items()
-        return frozenset(each.network for name, each in components if each.network and name.startswith("transformer"))
-
-    @cached_property
     def pipeline(self) -> type[Pipeline]:
         """What runs it."""
         return pipeline_for(self.door.spec)
@@ -269,15 +263,13 @@ def _tellers() -> Iterator[Teller]:
     told = {"seed": 7, "num_outputs_per_prompt": 1}
     for writer in WRITERS:
         wish = Wish(str(writer.prompts[0]), None, make_params(told, dict(writer.choices[0])))
-        yield Teller(writer.name, writer.arch, writer.build, (wish,))
-        if writer.name == CALLING.partition("-")[0]:
-            yield Teller(CALLING, writer.arch, calling.build, (wish,))
+        yield Teller(writer.name, writer.arch, CALLING.get(writer.name, writer.build), (wish,))
     for speaker in SPEAKERS:
         text, choices, seed = speaker.wishes[0]
         wish = Wish(text, None, make_params({**told, "seed": seed}, dict(choices)), sound=speaker.sound)
         yield Teller(speaker.name, speaker.arch, speaker.build, (wish,))
 
 
-CALLING = "Qwen3ForCausalLM-calling"
-"""The checkpoint whose template tells of tools."""
+CALLING: Mapping[str, Callable[[Path], Path]] = {"Qwen3ForCausalLM": calling.build}
+"""By the name of what writes: its checkpoint whose template tells of tools, which is asked in place of the other."""
 TELLING = tuple(_tellers())

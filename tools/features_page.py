@@ -24,7 +24,7 @@ from omnimuse.core.params import make_params
 from omnimuse.core.request import Ask
 from omnimuse.worker.part import parts
 from tests.carrying import three
-from tests.checkpoints.families import DRAWING
+from tests.checkpoints.families import ALLROUNDERS, FAMILIES, WIDER
 from tests.checkpoints.wishes import Family, Wish
 from tools.feature_list import (
     FEATURES,
@@ -49,7 +49,10 @@ WHERE = (
     "tests/unit/models/talk_and_draw",
     "tests/server/test_calling.py",
 )
+DRAWING: tuple[Family, ...] = (*FAMILIES, *ALLROUNDERS)
 ASKED: tuple[Family | Teller, ...] = (*DRAWING, *TELLING)
+WIDE = {wide.name: each.name for wide in WIDER for each in ALLROUNDERS if each.arch == wide.arch}
+"""Checkpoints that differ from a family's own in nothing but sizes: what tests of them show is shown of that family."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def collected() -> list[Shown]:
     known = {feature.name for feature in (*FEATURES, *TOLD)}
     names, found = {family.name for family in ASKED}, list[Shown]()
     for test, features, besides in marks:
-        families = besides.get("families", family_in(test))
+        families = [WIDE.get(name, name) for name in besides.get("families", family_in(test))]
         if wrong := [*(set(features) - known), *(set(families) - names)]:
             raise ConfigError(f"{test} shows {wrong}, which is no feature or no family")
         for family in families:
@@ -175,35 +178,22 @@ def family_in(test: str) -> tuple[str, ...]:
     return (max(found, key=len),) if found else ()
 
 
-def by_test(tests: Sequence[Shown], wanted: Sequence[str], families: Iterable[str]) -> Cell | None:
-    """The test that shows all of `wanted` for one of `families`, if there is one: that with the fewest features."""
+def by_test(tests: Sequence[Shown], wanted: Sequence[str], families: Iterable[str]) -> Cell:
+    """The test that shows all of `wanted` for one of `families`: that with the fewest features. `untested` if there is
+    none, which is a word that a test refuses.
+    """
     among = set(families)
     found = [shown for shown in tests if shown.family in among and shown.shows(wanted)]
     best = min(found, key=lambda shown: (len(shown.features), "/parity/" not in shown.test, shown.test), default=None)
-    return None if best is None else Cell("works", f"`{best.test.partition('[')[0]}`")
+    return Cell("untested") if best is None else Cell("works", f"`{best.test.partition('[')[0]}`")
 
 
 # -- the two tables ----------------------------------------------------------------------------------------------------
 
 
-def of_family(stand: Stand, feature: Feature, stands: Sequence[Stand], tests: Sequence[Shown]) -> Cell:
-    """Whether a family has a feature. Of those that share their code, one's test stands for the others: checkpoints of
-    one pipeline, and for what an engine is started with, those of one network.
-    """
-    against = attempt(stand, [feature])
-    if against is not None:
-        return against
-    family = stand.family
-    if (cell := by_test(tests, [feature.name], [family.name])) is not None:
-        return cell
-    started = bool(feature.topics or feature.axes) and bool(stand.networks)
-    kin = [
-        other.family.name
-        for other in stands
-        if other.family.arch == family.arch or (started and other.networks == stand.networks)
-    ]
-    like = by_test(tests, [feature.name], kin)
-    return Cell("let in") if like is None else Cell("as its kin", like.why)
+def of_family(stand: Stand, feature: Feature, tests: Sequence[Shown]) -> Cell:
+    """Whether a family has a feature."""
+    return attempt(stand, [feature]) or by_test(tests, [feature.name], [stand.family.name])
 
 
 def of_pair(stands: Sequence[Stand], pair: Sequence[Feature], tests: Sequence[Shown]) -> Cell:
@@ -215,7 +205,7 @@ def of_pair(stands: Sequence[Stand], pair: Sequence[Feature], tests: Sequence[Sh
     if against is not None:
         return against
     names = [feature.name for feature in pair]
-    return by_test(tests, names, [family.name for family in DRAWING]) or Cell("let in")
+    return by_test(tests, names, [family.name for family in DRAWING])
 
 
 @dataclass
@@ -237,9 +227,8 @@ BEGIN = """# Features
 
 Made by `make features` from what the code and its tests declare; do not change it by hand. Rows are tiny checkpoints
 of every family, as the tests have them. Each is asked: a feature that its door or its start refuses is `refused`;
-`impossible` is what it has nothing of. Everything else `works` where a test says that it shows it, `as its kin` where
-that test has another checkpoint of the same pipeline or the same network, and is `let in` where there is no test. The
-numbers lead to the test, or to what is said, below each table.
+`impossible` is what it has nothing of. Everything else `works`, as a test of that very checkpoint shows, or of one that
+differs from it in sizes alone. The numbers lead to the test, or to what is said, below each table.
 
 ## What they are
 
@@ -279,7 +268,7 @@ def families(stands: Sequence[Stand], features: Sequence[Feature], tests: Sequen
     """Features by families."""
     reasons, head = Reasons(), ["", *(feature.name for feature in features)]
     rows = [
-        [f"`{stand.family.name}`", *(reasons.word(of_family(stand, each, stands, tests)) for each in features)]
+        [f"`{stand.family.name}`", *(reasons.word(of_family(stand, each, tests)) for each in features)]
         for stand in stands
     ]
     return f"{table(head, rows)}\n{reasons.told()}"

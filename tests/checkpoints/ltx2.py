@@ -252,7 +252,7 @@ FAMILIES = (
         arch="LTX2Pipeline",
         kind="interleaved",
         build=partial(build, rope_type="interleaved"),
-        wishes=WISHES[:3],
+        wishes=(*WISHES[:3], BEGUN),
         reference=reference,
         least_steps=2,
         unable=EULER,

@@ -16,7 +16,7 @@ from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, Memory, PlainRunner
 from omnimuse.pipeline.state import State
-from tests.checkpoints.families import BLOCKS
+from tests.checkpoints.families import ALLROUNDERS, FAMILIES
 from tests.compiling import Counter
 from tests.invariants.conftest import Subject, of
 
@@ -59,7 +59,7 @@ def begun(engine: Engine, subject: Subject, wishes: Sequence[int]) -> list[State
 
 
 @pytest.mark.shows("compile", "company")
-@of(BLOCKS)
+@of((*FAMILIES, *ALLROUNDERS))
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own

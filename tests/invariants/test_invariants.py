@@ -281,6 +281,7 @@ PADDING = [
 
 @pytest.mark.crossed
 @pytest.mark.shows("pad", "picture in")
+@pytest.mark.shows("mask", "picture in")
 @of(PADDING)
 def test_margins_are_drawn_as_a_larger_picture_s_masked_edges_are(subject: Subject, exact: Engine) -> None:
     picture, pad = picture_of(photo(48, 32)), (0, 16, 0, 16)

@@ -99,6 +99,7 @@ def test_a_checkpoint_with_a_time_per_token_starts_from_no_video_for_the_referen
         ours(folder, wish)
 
 
+@pytest.mark.shows("video in", families=["WanPipeline-A14B"])
 def test_of_two_experts_the_second_changes_a_video_where_the_steps_are_its_own(build: Build) -> None:
     """The reference for videos knows one network: at these steps, which are below the boundary, that is the second."""
     folder, wish = build("A14B", 0.95), of_video(0.4, 4.0, 5, (32, 48), film(60, 40, 6))

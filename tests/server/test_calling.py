@@ -41,7 +41,7 @@ def made(calls: Any) -> list[tuple[str, Any]]:
     return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
 
 
-@pytest.mark.shows("tools", families=["Qwen3ForCausalLM-calling"])
+@pytest.mark.shows("tools", families=["Qwen3ForCausalLM"])
 def test_an_answer_asks_for_tools_is_told_what_came_of_it_and_goes_on(client: openai.OpenAI) -> None:
     tools: list[Any] = [calling.LOOK]
     first = client.chat.completions.create(model="default", messages=ASKED, tools=tools).choices[0]
