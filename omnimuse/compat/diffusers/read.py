@@ -115,11 +115,21 @@ def _stored(cls: Any, folder: Path, dtype: torch.dtype, of_transformers: bool) -
         module, info = cls.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True, **chosen
         )
+    except ImportError as problem:
+        raise ModelError(_lacking(cls, folder, problem)) from problem
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
     _refuse_gaps(cls, folder, info)
     assert isinstance(module, nn.Module)
     return module
+
+
+def _lacking(cls: Any, folder: Path, problem: ImportError) -> str:
+    """What to say where a library of weights that are packed is not here; ours reads those of bitsandbytes itself."""
+    said = read_json(folder / "config.json").get("quantization_config")
+    packed = said.get("quant_method") if isinstance(said, Mapping) else None
+    how = 'pip install "omnimuse[bitsandbytes]"' if packed == "bitsandbytes" else "install it"
+    return f"the {cls.__name__} in {folder} needs a package that is not here ({problem}); {how}"
 
 
 def _variant(file: Path) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,18 @@ def engine(foreign_folder: Folder) -> Iterator[Engine]:
     made = start(config(foreign_folder(ARCH)))
     yield made
     made.close()
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="it is installed")
+def test_weights_that_bitsandbytes_packed_need_that_library_which_is_named(
+    foreign_folder: Folder, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(foreign_folder(ARCH), tmp_path / "packed"))
+    about = folder / "text_encoder" / "config.json"
+    packed = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    about.write_text(json.dumps({**json.loads(about.read_text()), "quantization_config": packed}))
+    with pytest.raises(ModelError, match=r'text_encoder needs a package.*; pip install "omnimuse\[bitsandbytes\]"'):
+        start(config(folder))
 
 
 def submit(engine: Engine, tenant: str = "", previews: int = 0, **choices: object) -> str:
