@@ -62,8 +62,8 @@ ALIASES: tuple[Alias, ...] = (
     Alias(r"img_in", ("x_embedder",)),
     Alias(r"txt_in", ("context_embedder",)),
     Alias(r"final_layer\.linear", ("proj_out",)),
+    Alias(r"final_layer\.adaLN_modulation\.1", ("norm_out.linear",), turned=True),
 )
 """What adapters call layers: the names of the first published code, as Kohya's trainers and AI-Toolkit have them, and
-those of XLabs. There queries, keys and values are one layer. `final_layer.adaLN_modulation` is not among them: there
-scale and shift stand the other way round.
+those of XLabs. There queries, keys and values are one layer.
 """

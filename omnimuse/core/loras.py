@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -19,16 +19,24 @@ MOST_LORAS = 16
 MAX_SCALE = 100.0
 MAX_SOURCE = 4096
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
+_COMPONENT = re.compile(r"transformer(?:_\d)?")
+_FOR = re.compile(rf"({_COMPONENT.pattern})=(.*)", re.DOTALL)
 SOURCES = ("source", "path", "name")
 """What the field of a dict may be called that says which adapter is meant."""
+OTHERS = ("scale", "component")
+"""Its other fields."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A low-rank adapter, by its file or folder, and the factor that what it adds is multiplied with."""
+    """A low-rank adapter, by its file or folder, and the factor that what it adds is multiplied with.
+
+    `component`: the network that it is for, where its file does not say which of several that draw.
+    """
 
     source: str
     scale: float = 1.0
+    component: str = ""
 
 
 Loras = Sequence["Lora | str | Mapping[str, Any]"]
@@ -37,8 +45,10 @@ Loras = Sequence["Lora | str | Mapping[str, Any]"]
 
 def read_lora(text: str) -> Lora:
     """`style.safetensors:0.8` -> that file at 0.8; without a number at the end, at 1. What is behind a colon and can be
-    no end of a path was meant as a number: RequestError.
+    no end of a path was meant as a number: RequestError. Behind `transformer_2=` it is for that network.
     """
+    if match := _FOR.fullmatch(text.strip()):
+        return replace(read_lora(match[2]), component=match[1])
     source, given, scale = text.strip().rpartition(":")
     if not given or scale.endswith(".safetensors") or "/" in scale or "\\" in scale:
         return Lora(text.strip())
@@ -65,25 +75,33 @@ def loras_of(given: Any, registered: Mapping[str, str] | None = None) -> tuple[L
     if len(listed) > MOST_LORAS:
         raise RequestError(f"{len(listed)} adapters were asked for; use at most {MOST_LORAS} at once", "loras")
     found = tuple(_checked(Lora(each) if each in names else _lora(each)) for each in listed)
-    sources = [lora.source for lora in found]
-    for source in sources:
-        if sources.count(source) > 1:
+    named = [(lora.source, lora.component) for lora in found]
+    for source, component in named:
+        if named.count((source, component)) > 1:
             raise RequestError(f"loras has {source!r} more than once; name it once, with one scale", "loras")
     if registered is not None:
         found = tuple(_registered(lora, registered) for lora in found)
     return found or None
 
 
+def component_of(target: str | None) -> str:
+    """What SGLang calls a target, as a `component`: `all` is what an adapter says itself. RequestError for others."""
+    if target is not None and target != "all" and not _COMPONENT.fullmatch(target):
+        raise RequestError(f"target={target!r:.80} is not known; use all, transformer or transformer_2", "target")
+    return "" if target is None or target == "all" else target
+
+
 def told(loras: Sequence[Lora]) -> list[dict[str, Any]]:
-    """What files and answers say of adapters: the last part of their names, and their scales."""
-    return [{"name": PurePath(lora.source).name, "scale": lora.scale} for lora in loras]
+    """What files and answers say of adapters: the last part of their names, their scales, and what they are for."""
+    named = [(lora, {"name": PurePath(lora.source).name, "scale": lora.scale}) for lora in loras]
+    return [{**about, "component": lora.component} if lora.component else about for lora, about in named]
 
 
 def _registered(lora: Lora, files: Mapping[str, str]) -> Lora:
     if lora.source not in files:
         known = f"registered are {', '.join(sorted(files))}" if files else "none is registered"
         raise RequestError(f"there is no adapter {lora.source!r:.80} here; {known}", "loras")
-    return Lora(files[lora.source], lora.scale)
+    return replace(lora, source=files[lora.source])
 
 
 def _lora(given: Any) -> Lora:
@@ -94,12 +112,13 @@ def _lora(given: Any) -> Lora:
     if not isinstance(given, Mapping):
         raise RequestError(f"an adapter is a file's name, or a dict of path and scale, got {given!r:.80}", "loras")
     named = [name for name in SOURCES if given.get(name) is not None]
-    unknown = sorted(str(name) for name in given if name not in (*SOURCES, "scale"))
+    unknown = sorted(str(name) for name in given if name not in (*SOURCES, *OTHERS))
     if unknown or len(named) != 1:
         wrong = f"the field {unknown[0]!r}" if unknown else f"{' and '.join(named) or 'no path'}"
-        raise RequestError(f"an adapter has one path and perhaps a scale; this one has {wrong}", "loras")
-    scale = given.get("scale")
-    return Lora(given[named[0]], 1.0 if scale is None else scale)
+        also = "perhaps a scale and the component that it is for"
+        raise RequestError(f"an adapter has one path, {also}; this one has {wrong}", "loras")
+    scale, component = given.get("scale"), given.get("component")
+    return Lora(given[named[0]], 1.0 if scale is None else scale, "" if component is None else component)
 
 
 def _checked(lora: Lora) -> Lora:
@@ -118,4 +137,11 @@ def _checked(lora: Lora) -> Lora:
             f"{MAX_SCALE:g} (1 is as it was trained, 0 is off)",
             "loras",
         )
-    return Lora(lora.source, float(lora.scale))
+    component: Any = lora.component
+    if not isinstance(component, str) or (component and not _COMPONENT.fullmatch(component)):
+        raise RequestError(
+            f"the component {component!r:.80} of {lora.source} is none that adapters are for; use transformer or "
+            "transformer_2, or leave it out",
+            "loras",
+        )
+    return replace(lora, scale=float(lora.scale))

@@ -61,14 +61,20 @@ class Reader:
         self._device = device
         self._folder = folder
 
-    def __call__(self, source: str) -> Adapter:
-        """The adapter in the file `source`. RequestError says what is wrong with it, or what it does not fit."""
+    def __call__(self, source: str, component: str = "") -> Adapter:
+        """The adapter in the file `source`, which is for that of the networks which draw if a `component` is named.
+
+        RequestError says what is wrong with it, or what it does not fit.
+        """
+        if component and component not in self._main:
+            has = f"it has {' and '.join(self._main)}"
+            raise refusal(source, f"cannot be for {component}, which is no network that draws in this model; {has}")
         file = find_file(source, self._folder)
         try:
             with opened(file) as handle:
                 names = [name for name in handle.keys() if not _says_nothing(name, handle)]  # noqa: SIM118
                 shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
-                bound = self._bind(source, shapes)
+                bound = self._bind(source, shapes, component)
                 kinds = {name: handle.get_slice(name).get_dtype() for name in shapes}
                 for layer, each in bound.items():
                     _check(source, layer, each, shapes, kinds)
@@ -83,11 +89,11 @@ class Reader:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
             why = why.replace(AGAIN, "get the adapter again")
             raise refusal(source, f"cannot be read: {why}") from problem
-        return Adapter(stamp(source, self._folder), products, self._within)
+        return Adapter(f"{stamp(source, self._folder)} {component}", products, self._within)
 
     # -- names -----------------------------------------------------------------------------------------------------
 
-    def _bind(self, source: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Bound]:
+    def _bind(self, source: str, shapes: Mapping[str, tuple[int, ...]], component: str) -> dict[str, Bound]:
         """Where every layer of the file belongs."""
         if kind := other_kind(list(shapes)):
             raise refusal(source, f"is {kind}; only adapters of low-rank products (LoRA) are worn")
@@ -108,7 +114,7 @@ class Reader:
             if "down" not in tensors or "up" not in tensors:
                 has = " and ".join(sorted(tensors.values()))
                 raise refusal(source, f"has {has} of {name} without the other half of the product; get it again")
-            found = self._find(name)
+            found = self._find(name, [component] if component else self._main)
             if found is None:
                 unknown.append(name)
             else:
@@ -117,16 +123,18 @@ class Reader:
             raise self._unbound(source, unknown, len(layers))
         return bound
 
-    def _find(self, name: str) -> tuple[str, tuple[Outputs, ...]] | None:
-        """The component and the outputs that the layer `name` is about; None if there is no such layer.
+    def _find(self, name: str, among: Sequence[str]) -> tuple[str, tuple[Outputs, ...]] | None:
+        """The component and the outputs that the layer `name` is about, one of those `among` the networks that draw;
+        None if there is no such layer.
 
         Networks in one set of files are told apart by names that begin there as components of a pipeline do elsewhere.
         """
         layer = layer_of(name, tuple(self._sites))
-        for component in [layer.component] if layer.component else self._main[:1]:
+        said = layer.component in among or layer.component not in ("", *self._main)
+        for component in [layer.component] if said else among[:1]:
             if component in self._sites and (found := self._sites[component].find(layer.name, flat=layer.flat)):
                 return component, found
-        for component in self._main:
+        for component in among:
             if found := self._sites[component].find(bare(name), flat=False):
                 return component, found
         return None

@@ -61,11 +61,13 @@ class Alias:
     """What adapters call a layer, whole, by the regular expression `pattern`, and what the checkpoint calls it.
 
     Several `names`: its outputs are theirs, in that order. A dot in `pattern` stands for an underscore as well, as some
-    trainers write names (groups: `\\1`).
+    trainers write names (groups: `\\1`). `turned`: where it makes a shift and a scale for every input and nothing else,
+    the checkpoint has the scale first.
     """
 
     pattern: str
     names: tuple[str, ...]
+    turned: bool = False
 
     def of(self, name: str) -> tuple[str, ...]:
         """The checkpoint's names for `name`; none if this is not about it."""

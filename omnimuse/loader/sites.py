@@ -7,7 +7,7 @@ of its outputs. A build makes one `Sites` per component.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +37,13 @@ class Outputs:
     def count(self) -> int:
         """How many they are."""
         return self.stop - self.start
+
+    def halves(self) -> tuple[Outputs, ...]:
+        """Its second half and its first, if they are a scale and a shift; else itself."""
+        if self.count != 2 * self.inputs:
+            return (self,)
+        middle = self.start + self.inputs
+        return replace(self, start=middle), replace(self, stop=middle)
 
 
 class Linears(Protocol):
@@ -106,7 +113,8 @@ class Sites:
             return (found,)
         for alias in self._aliases:
             if names := alias.of(name):
-                return tuple(self.known[each] for each in names if each in self.known)
+                outputs = tuple(self.known[each] for each in names if each in self.known)
+                return tuple(half for each in outputs for half in each.halves()) if alias.turned else outputs
         return ()
 
     @cached_property

@@ -19,12 +19,17 @@ from omnimuse.core.loras import Lora
 from omnimuse.lora.adapter import Adapter, Site, Worn
 from omnimuse.lora.linear import Adapted, Rack
 
-Read = Callable[[str], Adapter]
-"""(source) -> the adapter there; RequestError for what is none, or not one for this model."""
+Read = Callable[[str, str], Adapter]
+"""(source, component) -> the adapter there, for that network if one is named; RequestError for what is none, or not one
+for this model.
+"""
 
 Stamp = Callable[[str], str]
 """(source) -> what tells its content of now from any other; RequestError where there is nothing."""
 
+
+Named = tuple[str, str]
+"""A source, or the stamp of one, and the component that it is for."""
 
 Dress = Callable[[Site, Rack], None]
 """(site, rack): from now on the layer at that site wears what is on the rack."""
@@ -66,13 +71,13 @@ class Adapters:
         self._stamp = stamp
         self._obstacle = obstacle
         self._rack = rack or Rack()
-        self._known: dict[str, tuple[str, Adapter]] = {}  # the one asked for last is last
+        self._known: dict[Named, tuple[Named, Adapter]] = {}  # the one asked for last is last
         self._living: WeakSet[Adapter] = WeakSet()
 
     @staticmethod
     def none(why: str = "this pipeline has no networks of ours") -> Adapters:
         """For a pipeline whose layers wear nothing."""
-        return Adapters(partial(adapt, {}), _refuse, _refuse, limit=0, obstacle=why)
+        return Adapters(partial(adapt, {}), lambda source, component: _refuse(source), _refuse, limit=0, obstacle=why)
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +87,7 @@ class Adapters:
     @property
     def sources(self) -> tuple[str, ...]:
         """What is remembered, the one that was asked for last at the end."""
-        return tuple(self._known)
+        return tuple(source for source, _ in self._known)
 
     def fetch(self, loras: Sequence[Lora] | None) -> tuple[Worn, ...]:
         """What a request wears that asks for `loras`; those at scale 0 it does without.
@@ -92,17 +97,13 @@ class Adapters:
         wanted = [lora for lora in loras or () if lora.scale]
         if wanted and self._obstacle:
             raise RequestError(f"loras cannot be worn: {self._obstacle}", "loras")
-        worn = tuple(Worn(self._get(lora.source), lora.scale) for lora in wanted)
+        worn = tuple(Worn(self._get(lora), lora.scale) for lora in wanted)
         first = dict[str, str]()
         for lora, each in zip(wanted, worn, strict=True):
             other = first.setdefault(each.adapter.id, lora.source)
             if other != lora.source:
                 raise RequestError(f"{other} and {lora.source} are one adapter; name it once, with one scale", "loras")
         return worn
-
-    def forget(self, source: str) -> bool:
-        """Let go of the adapter from `source`, once no request wears it any more; whether it was remembered."""
-        return self._known.pop(source, None) is not None
 
     @property
     def worn(self) -> tuple[Worn, ...]:
@@ -121,14 +122,15 @@ class Adapters:
         finally:
             self._rack.worn = before
 
-    def _get(self, source: str) -> Adapter:
-        stamp = self._stamp(source)
-        known = self._known.pop(source, None)
+    def _get(self, lora: Lora) -> Adapter:
+        named = lora.source, lora.component
+        stamp = self._stamp(lora.source), lora.component
+        known = self._known.pop(named, None)
         if known is None or known[0] != stamp:
             known = None  # what the file was before is let go of first
             same = next((adapter for other, adapter in self._known.values() if other == stamp), None)
-            known = stamp, same or self._make_room_for(source, self._read(source))
-        self._known[source] = known
+            known = stamp, same or self._make_room_for(lora.source, self._read(*named))
+        self._known[named] = known
         return known[1]
 
     def _make_room_for(self, source: str, adapter: Adapter) -> Adapter:

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,12 @@ def write(
     return file
 
 
-def worn_by_the_reference(folder: Path, changed: Path, adapters: Mapping[Path, float]) -> Path:
-    """A copy of the checkpoint in `folder` into whose weights diffusers itself has put `adapters` with their scales."""
+def worn_by_the_reference(
+    folder: Path, changed: Path, adapters: Mapping[Path, float], second: Collection[Path] = ()
+) -> Path:
+    """A copy of the checkpoint in `folder` into whose weights diffusers itself has put `adapters` with their scales,
+    those that are `second` into `transformer_2`.
+    """
     index = json.loads((folder / "model_index.json").read_text())
     kind = getattr(diffusers, index["_class_name"])
     unneeded = set(inspect.signature(kind).parameters) & (index.keys() | {"text_encoder_3", "tokenizer_3"})
@@ -149,7 +153,8 @@ def worn_by_the_reference(folder: Path, changed: Path, adapters: Mapping[Path, f
     pipe: Any = kind.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(unneeded))
     names = [f"adapter_{number}" for number, _ in enumerate(adapters)]
     for name, file in zip(names, adapters, strict=True):
-        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        into = {"load_into_transformer_2": True} if file in second else {}
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name, **into)
     pipe.set_adapters(names, list(adapters.values()))
     parts = pipe.get_list_adapters()
     pipe.fuse_lora(components=list(parts), adapter_names=names)

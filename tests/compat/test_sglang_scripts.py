@@ -77,8 +77,12 @@ def test_an_adapter_is_worn_until_it_is_taken_off(tmp_path: Path) -> None:
         [told] = generator.list_loras()["active"]["all"]
         assert told == {"nickname": "style", "path": str(file), "merged": False, "strength": 1.0}
         made["again"] = generator.generate("a star", save_output=False, **small)["samples"]
-        with pytest.raises(RequestError, match="target='transformer_2' is not taken here"):
-            generator.set_lora("style", str(file), target="transformer_2")
+        with pytest.raises(RequestError, match="target='critic' is not known; use all, transformer or transformer_2"):
+            generator.set_lora("style", str(file), target="critic")
+        generator.set_lora("style", target="transformer_2")
+        with pytest.raises(RequestError, match=r"cannot be for transformer_2, .*; it has transformer$"):
+            generator.generate("a star", save_output=False, **small)
+        assert list(generator.list_loras()["active"]) == ["transformer_2"]
     with Omni(str(folder), dtype="float32", device="cpu") as omni:
         for name, scale in {"worn": 1.0, "half": 0.5, "plain": 0.0, "again": 1.0}.items():
             loras = [f"{file}:{scale}"] if scale else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -51,7 +52,10 @@ def folder(family: Family, tiny: Tiny) -> Path:
 
 
 def ours(folder: Path, wishes: list[Wish], adapters: Mapping[Path, float]) -> list[Tensor]:
-    loras = [Lora(str(file), scale) for file, scale in adapters.items()]
+    return drawn(folder, wishes, [Lora(str(file), scale) for file, scale in adapters.items()])
+
+
+def drawn(folder: Path, wishes: list[Wish], loras: Sequence[Lora]) -> list[Tensor]:
     params = [replace(wish.params, output_type="latent", loras=loras) for wish in wishes]
     config = Config(ModelConfig(str(folder), dtype="float32", device="cpu"))
     with Omni(str(folder), config=config) as omni:
@@ -92,11 +96,15 @@ FLUX = of_two_blocks(
     ("single_blocks.*.linear2", f"{SINGLE}.proj_out", ""),
     ("single_blocks.*.modulation.lin", f"{SINGLE}.norm.linear", ""),
 )
+END = {"final_layer.linear": ("proj_out",), "final_layer.adaLN_modulation.1": ("norm_out.linear",)}
+TURNED = ("final_layer.adaLN_modulation.1", "joint_blocks.2.context_block.adaLN_modulation.1")
+"""A shift and a scale, which are a scale and a shift where the checkpoint has them."""
 WHOLE_FLUX = {
+    **END,
     "single_blocks.1.linear1": (
         *(f"single_transformer_blocks.1.attn.to_{part}" for part in "qkv"),
         "single_transformer_blocks.1.proj_mlp",
-    )
+    ),
 }
 XLABS = of_two_blocks(
     ("double_blocks.*.processor.qkv_lora1", f"{DOUBLE}.attn.to_+", "qkv"),
@@ -195,9 +203,11 @@ STABLE_DIFFUSION_3 = {
     "joint_blocks.0.x_block.attn2.qkv": tuple(f"transformer_blocks.0.attn2.to_{part}" for part in "qkv"),
     "joint_blocks.0.context_block.attn.proj": ("transformer_blocks.0.attn.to_add_out",),
     "joint_blocks.0.context_block.mlp.fc2": ("transformer_blocks.0.ff_context.net.2",),
+    "joint_blocks.0.context_block.adaLN_modulation.1": ("transformer_blocks.0.norm1_context.linear",),
+    "joint_blocks.2.context_block.adaLN_modulation.1": ("transformer_blocks.2.norm1_context.linear",),
     "t_embedder.mlp.0": ("time_text_embed.timestep_embedder.linear_1",),
     "y_embedder.mlp.2": ("time_text_embed.text_embedder.linear_2",),
-    "final_layer.linear": ("proj_out",),
+    **END,
 }
 REFINER = "context_embedder.token_refiner.refiner_blocks.0"
 HUNYUAN_VIDEO = {
@@ -222,7 +232,7 @@ HUNYUAN_VIDEO = {
     "time_in.mlp.2": ("time_embed.timestep_embedder.linear_2",),
     "byt5_in.fc3": ("context_embedder_2.linear_3",),
     "vision_in.proj.3": ("image_embedder.linear_2",),
-    "final_layer.linear": ("proj_out",),
+    **END,
 }
 
 
@@ -285,7 +295,7 @@ def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
     ("name", "whole", "style"),
     [
         pytest.param("FluxPipeline-dev", WHOLE_FLUX, AITOOLKIT, id="flux"),
-        pytest.param("Flux2KleinPipeline-base", MODULATIONS, AITOOLKIT, id="flux2"),
+        pytest.param("Flux2KleinPipeline-base", {**MODULATIONS, **END}, AITOOLKIT, id="flux2"),
         pytest.param("WanVACEPipeline", VACE, UNSCALED, id="vace-kohya"),
         pytest.param("Lumina2Pipeline", LUMINA, AITOOLKIT, id="lumina2"),
         pytest.param("Lumina2Pipeline", LUMINA, UNSCALED, id="lumina2-kohya"),
@@ -299,6 +309,7 @@ def test_a_whole_layer_is_what_its_parts_are(tmp_path: Path, tiny: Tiny, name: s
     folder = tiny(family.name)
     known, made, tensors = layers_of(folder), sizes(folder, whole), dict[str, Tensor]()
     for layer, (down, up) in products(made).items():
+        up = torch.cat(up.chunk(2)[::-1]) if layer in TURNED else up
         for part, rows in zip(whole[layer], up.split([known[part][0] for part in whole[layer]]), strict=True):
             tensors |= peft()(part, down, rows)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "parts.safetensors")
@@ -320,6 +331,23 @@ def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_pat
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
     assert apart(found, expected) <= TOLERANCE
     assert apart(found, plain) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["WanPipeline-A14B", "WanPipeline-A14B-I2V"])
+def test_of_two_experts_each_wears_the_file_that_was_named_for_it(tmp_path: Path, tiny: Tiny, name: str) -> None:
+    """Their files name no expert: trainers write one for each, and diffusers is told by `load_into_transformer_2`."""
+    family = family_named(name)
+    folder, wishes = tiny(name), [family.wishes[0]]
+    high = write(tmp_path / "high.safetensors", layers_of(folder), seed=1)
+    low = write(tmp_path / "low.safetensors", layers_of(folder), seed=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reference's own
+        changed = worn_by_the_reference(folder, tmp_path / "changed", {high: 0.8, low: -0.5}, [low])
+        [expected] = family.reference(changed, wishes, "latent")
+    loras = (Lora(str(high), 0.8), Lora(str(low), -0.5, "transformer_2"))
+    [found], [first] = drawn(folder, wishes, loras), drawn(folder, wishes, loras[:1])
+    assert apart(found, expected) <= TOLERANCE
+    assert apart(found, first) > 1e-3, "the second is strong enough to be noticed"
 
 
 def test_two_adapters_at_their_scales_are_what_the_reference_makes_of_them(

@@ -62,6 +62,7 @@ async def draw(client: httpx2.AsyncClient, **fields: Any) -> httpx2.Response:
     [
         ({"lora": "ink"}, (Lora("ink.safetensors"),)),
         ({"lora": "ink:0.5"}, (Lora("ink.safetensors", 0.5),)),
+        ({"lora": "transformer_2=ink:0.5"}, (Lora("ink.safetensors", 0.5, "transformer_2"),)),
         ({"lora": {"name": "ink", "scale": 0.5}}, (Lora("ink.safetensors", 0.5),)),
         ({"loras": [{"path": "night"}, "ink:2"]}, (Lora("night.safetensors"), Lora("ink.safetensors", 2.0))),
         ({"loras": []}, None),
@@ -207,6 +208,10 @@ def test_what_is_set_is_worn_by_requests_that_do_not_say_what_they_wear(tmp_path
         told = (await client.get("/v1/list_loras")).json()
         assert told["active"]["all"][1] == deep
         assert await worn() == (Lora("ink.safetensors"), Lora("more/deep.safetensors", 0.25))
+        await post("set_lora", lora_nickname=["ink", "ink"], target=["transformer", "transformer_2"])
+        assert list((await client.get("/v1/list_loras")).json()["active"]) == ["transformer", "transformer_2"]
+        assert await worn() == tuple(Lora("ink.safetensors", 1.0, name) for name in ("transformer", "transformer_2"))
+        await post("set_lora", lora_nickname=["ink", "deep"], strength=[1, 0.25])
         await post("unmerge_lora_weights", target="all")
         assert await worn() is None
         assert (await client.get("/v1/list_loras")).json()["active"] == {}
@@ -227,7 +232,9 @@ def test_what_is_set_is_worn_by_requests_that_do_not_say_what_they_wear(tmp_path
         ("set_lora", {"lora_nickname": ["ink", "night"], "strength": [1]}, "strength"),
         ("set_lora", {"lora_nickname": "ink", "strength": "much"}, "strength"),
         ("set_lora", {"lora_nickname": "ink", "strength": 1e9}, "lora_nickname"),
-        ("set_lora", {"lora_nickname": "ink", "target": "transformer_2"}, "target"),
+        ("set_lora", {"lora_nickname": "ink", "target": "critic"}, "target"),
+        ("set_lora", {"lora_nickname": "ink", "target": ["all", "transformer"]}, "target"),
+        ("merge_lora_weights", {"target": "transformer"}, "target"),
         ("set_lora", {"lora_nickname": "ink", "scale": 1}, "scale"),
         ("merge_lora_weights", {}, "lora_nickname"),
         ("unmerge_lora_weights", {"strength": 1}, "strength"),

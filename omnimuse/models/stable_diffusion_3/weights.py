@@ -26,6 +26,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias(r"joint_blocks\.(\d+)\.x_block\.mlp\.fc1", (f"{_BLOCK}.ff.net.0.proj",)),
     Alias(r"joint_blocks\.(\d+)\.x_block\.mlp\.fc2", (f"{_BLOCK}.ff.net.2",)),
     Alias(r"joint_blocks\.(\d+)\.x_block\.adaLN_modulation\.1", (f"{_BLOCK}.norm1.linear",)),
+    Alias(r"joint_blocks\.(\d+)\.context_block\.adaLN_modulation\.1", (f"{_BLOCK}.norm1_context.linear",), turned=True),
     Alias(r"joint_blocks\.(\d+)\.context_block\.attn\.qkv", tuple(f"{_BLOCK}.attn.add_{part}_proj" for part in "qkv")),
     Alias(r"joint_blocks\.(\d+)\.context_block\.attn\.proj", (f"{_BLOCK}.attn.to_add_out",)),
     Alias(r"joint_blocks\.(\d+)\.context_block\.mlp\.fc1", (f"{_BLOCK}.ff_context.net.0.proj",)),
@@ -36,7 +37,8 @@ ALIASES: tuple[Alias, ...] = (
         for number, layer in enumerate((0, 2), 1)
     ),
     Alias(r"final_layer\.linear", ("proj_out",)),
+    Alias(r"final_layer\.adaLN_modulation\.1", ("norm_out.linear",), turned=True),
 )
-"""What adapters call its layers by the names of the first published code, as Kohya's trainers have them. Modulations of
-the text and of the end are not among them: in the last of them scale and shift stand the other way round.
+"""What adapters call its layers by the names of the first published code, as Kohya's trainers have them. The modulation
+of the text in the last block is, like that of the end, a shift and a scale alone, whose order is another here.
 """

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import Lora
+from omnimuse.core.loras import Lora, component_of
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.openapi import Operation
@@ -61,13 +61,13 @@ def managing(shelf: Shelf) -> list[Route]:
         body = await _body(request, ("lora_nickname", "lora_path", "target", "strength"))
         names = _many(body, "lora_nickname", str)
         paths, strengths = _many(body, "lora_path", str, len(names)), _many(body, "strength", float, len(names))
-        _check_target(body)
+        targets = [_component(target) for target in _many(body, "target", str, len(names))]
         try:
             for name, path in zip(names, paths, strict=True):
                 if path is not None:
                     shelf.load(name, path)
-            found = zip(names, strengths, strict=True)
-            shelf.choose([Lora(name, 1.0 if scale is None else scale) for name, scale in found])
+            found = zip(names, strengths, targets, strict=True)
+            shelf.choose([Lora(name, 1.0 if scale is None else scale, component) for name, scale, component in found])
         except RequestError as error:
             raise refusal("invalid_value", str(error), _field_of(error)) from None
         return _done(shelf)
@@ -102,9 +102,12 @@ def _listed(shelf: Shelf) -> Any:
 
 def _told(shelf: Shelf) -> Response:
     """Names with their files, as they are called in the folder, and what requests wear that do not say."""
-    worn = [_file(shelf, each.source) | {"merged": False, "strength": each.scale} for each in shelf.worn]
+    worn = dict[str, list[dict[str, Any]]]()
+    for each in shelf.worn:
+        about = _file(shelf, each.source) | {"merged": False, "strength": each.scale}
+        worn.setdefault(each.component or "all", []).append(about)
     listed = [_file(shelf, name) for name in sorted(shelf.files)]
-    return JSONResponse({"loaded_adapters": listed, "active": {"all": worn} if worn else {}})
+    return JSONResponse({"loaded_adapters": listed, "active": worn})
 
 
 def _file(shelf: Shelf, name: str) -> dict[str, Any]:
@@ -122,10 +125,18 @@ def _field_of(error: RequestError) -> str:
     return "lora_path" if error.param == "lora_path" else "lora_nickname"
 
 
+def _component(target: str | None) -> str:
+    """What an adapter is for: empty for all that it says itself; ApiError for what is no network that draws."""
+    try:
+        return component_of(target)
+    except RequestError as error:
+        raise refusal("invalid_value", str(error), "target") from None
+
+
 def _check_target(body: Mapping[str, Any]) -> None:
-    """ApiError for a part of the model: an adapter says itself which it changes."""
+    """ApiError for a part of the model: what is set is worn as a whole, or not."""
     if (target := body.get("target")) not in (None, "all", ["all"]):
-        why = "an adapter says itself which networks it changes; use 'all', or leave it out"
+        why = "what was set is worn, or not, as a whole; use 'all', or leave it out"
         raise refusal("invalid_value", f"target={target!r:.80} is not taken here: {why}", "target")
 
 

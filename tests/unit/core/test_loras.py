@@ -20,6 +20,10 @@ from omnimuse.core.loras import Lora, loras_of, told
         ("C:/styles/a.safetensors", (Lora("C:/styles/a.safetensors"),)),
         ([{"path": "a", "scale": 2}], (Lora("a", 2.0),)),
         ([{"name": "a"}, Lora("b", 0.0)], (Lora("a"), Lora("b", 0.0))),
+        ("transformer_2=low.safetensors:0.8", (Lora("low.safetensors", 0.8, "transformer_2"),)),
+        ("of=one.safetensors", (Lora("of=one.safetensors"),)),
+        (["a", "transformer=a:2"], (Lora("a"), Lora("a", 2.0, "transformer"))),
+        ([{"path": "a", "component": "transformer_2"}], (Lora("a", 1.0, "transformer_2"),)),
         ([], None),
         (None, None),
     ],
@@ -39,6 +43,10 @@ def test_an_adapter_is_written_as_a_text_a_dict_or_a_lora(given: Any, found: Any
         (["a:nan"], "the scale nan of a is not allowed; use a number from -100 to 100"),
         ([{"path": "a", "scale": True}], "the scale True"),
         ([{"path": "a", "scale": "0.5"}], "the scale '0.5'"),
+        ([{"path": "a", "component": "vae"}], "the component 'vae' of a is none that adapters are for"),
+        ([{"path": "a", "component": 2}], "the component 2 of a"),
+        (["transformer_2="], "names no adapter"),
+        (["transformer=a", "transformer=a:2"], "has 'a' more than once"),
         ([Lora("a", math.inf)], "the scale inf"),
         (["a:101"], "the scale 101.0"),
         (["omnimuse/shapes/night:lots"], "the scale 'lots' of omnimuse/shapes/night is no number; write it like"),
@@ -62,4 +70,9 @@ def test_a_registered_name_may_have_a_colon_at_its_end() -> None:
 
 
 def test_of_a_file_only_the_last_part_of_its_name_is_told() -> None:
-    assert told([Lora("/home/somebody/a.safetensors", 0.5)]) == [{"name": "a.safetensors", "scale": 0.5}]
+    about = {"name": "a.safetensors", "scale": 0.5}
+    assert told([Lora("/home/somebody/a.safetensors", 0.5)]) == [about]
+    found = told([Lora("/home/somebody/a.safetensors", 0.5, "transformer_2")])
+    assert found == [{**about, "component": "transformer_2"}] and loras_of(found) == (
+        Lora("a.safetensors", 0.5, "transformer_2"),
+    )

@@ -159,6 +159,41 @@ def test_a_folder_of_peft_counts_with_its_settings(reader: Reader, tmp_path: Pat
     assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=2.0)[1], atol=1e-6)
 
 
+def two_networks(home: Path) -> Reader:
+    """For a pipeline whose second network has the names of the first."""
+    sites = reader_of(home)._sites["transformer"]
+    return Reader({"transformer": sites, "transformer_2": sites}, ["transformer", "transformer_2"], torch.device("cpu"))
+
+
+@pytest.mark.parametrize("style", [peft(), peft("diffusion_model."), kohya(), peft("base_model.model.")])
+def test_a_file_that_names_no_network_is_for_the_first_or_for_the_one_that_is_named(
+    tmp_path: Path, style: Style
+) -> None:
+    file, reader = str(write(tmp_path / "a.safetensors", LAYERS, style)), two_networks(tmp_path)
+    for component in ("", "transformer", "transformer_2"):
+        assert {name for name, _ in reader(file, component).products} == {component or "transformer"}
+    assert len({reader(file, component).id for component in ("", "transformer_2")}) == 2
+    own = str(write(tmp_path / "b.safetensors", LAYERS, peft("transformer_2.")))
+    assert {name for name, _ in reader(own).products} == {"transformer_2"}, "a name that says it is gone by"
+
+
+def test_who_names_a_network_that_is_not_there_is_told_which_are(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS)
+    with pytest.raises(RequestError, match=r"cannot be for transformer_2, .*; it has transformer$"):
+        reader(str(file), "transformer_2")
+
+
+def test_a_shift_and_a_scale_are_turned_and_what_is_more_is_not(tmp_path: Path) -> None:
+    names = (Alias(r"end\.(\w+)", (r"\1",), turned=True),)
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    net = nn.ModuleDict({"two": nn.Linear(4, 8), "six": nn.Linear(4, 24)})
+    save_file({name: each.clone() for name, each in net.state_dict().items()}, folder / "model.safetensors")
+    sites = Sites(net, folder, tuple, {}, names)
+    assert [(each.start, each.stop) for each in sites.find("end.two", flat=False)] == [(4, 8), (0, 4)]
+    assert [(each.start, each.stop) for each in sites.find("end_six", flat=True)] == [(0, 24)]
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 

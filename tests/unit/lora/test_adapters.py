@@ -29,11 +29,11 @@ class Shelf:
     def stamp(self, source: str) -> str:
         return f"{source.removeprefix('./')}@{self.versions.get(source, 0)}"
 
-    def read(self, source: str) -> Adapter:
+    def read(self, source: str, component: str) -> Adapter:
         self.reads.append(source)
         generator = torch.Generator().manual_seed(len(source) + self.versions.get(source, 0))
         down, up = torch.randn(4, 8, generator=generator), torch.randn(8, 4, generator=generator)
-        return Adapter(self.stamp(source), {("transformer", "layer"): (Product(down, up),)})
+        return Adapter(f"{self.stamp(source)} {component}", {("transformer", "layer"): (Product(down, up),)})
 
 
 class Net(nn.Module):
@@ -124,6 +124,14 @@ def test_a_file_under_two_names_is_read_once_and_not_worn_twice(room_for: Make, 
     assert shelf.reads == ["a"] and one.key == other.key
     with pytest.raises(RequestError, match=r"a and \./a are one adapter; name it once, with one scale"):
         adapters.fetch([Lora("a"), Lora("./a", 0.5)])
+
+
+def test_a_file_for_two_networks_is_two_adapters(room_for: Make, shelf: Shelf) -> None:
+    adapters = room_for(2)
+    asked = [Lora("a", 1.0, "transformer"), Lora("a", 0.5, "transformer_2")]
+    one, other = adapters.fetch(asked)
+    assert one.adapter is not other.adapter and one.key != other.key
+    assert [each.adapter for each in adapters.fetch(asked)] == [one.adapter, other.adapter] and len(shelf.reads) == 2
 
 
 def test_at_scale_0_an_adapter_is_not_even_read(room_for: Make, shelf: Shelf, net: Net) -> None:

@@ -17,7 +17,7 @@ from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.compat.sglang.runtime.entrypoints.options import Files, Wanted, chosen, config_of, wanted_of
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import Lora
+from omnimuse.core.loras import Lora, component_of
 from omnimuse.core.output import Part, Result
 from omnimuse.engine.local import present
 from omnimuse.media.finished import save
@@ -34,7 +34,7 @@ class DiffGenerator:
     def __init__(self, config: Config) -> None:
         self._ours = api.Omni(config.model.model, config=config)
         self._files: dict[str, str] = {}
-        self._chosen: dict[str, float] = {}
+        self._chosen: list[Lora] = []
         self._on = False
 
     @classmethod
@@ -88,19 +88,22 @@ class DiffGenerator:
         names = [lora_nickname] if isinstance(lora_nickname, str) else list(lora_nickname)
         paths = [lora_path] * len(names) if lora_path is None or isinstance(lora_path, str) else list(lora_path)
         scales = [float(each) for each in strength] if isinstance(strength, Sequence) else [strength] * len(names)
-        _check_target(target)
-        if not len(names) == len(paths) == len(scales):
+        targets = [target] * len(names) if isinstance(target, str) else list(target)
+        if not len(names) == len(paths) == len(scales) == len(targets):
             raise RequestError(
-                f"{len(names)} nicknames have {len(paths)} paths and {len(scales)} strengths; give one for each", "lora"
+                f"{len(names)} nicknames have {len(paths)} paths, {len(scales)} strengths and {len(targets)} targets; "
+                "give one for each",
+                "lora",
             )
+        components = [component_of(each) for each in targets]
         self._files |= {name: path for name, path in zip(names, paths, strict=True) if path is not None}
-        self._chosen = dict(zip(names, scales, strict=True))
+        self._chosen = [Lora(*each) for each in zip(names, scales, components, strict=True)]
         self._on = True
 
     def merge_lora_weights(self, target: str = "all", strength: float = 1.0) -> None:
         """Wear what was set, at another strength; weights are never merged, so that nothing is left of it after."""
         _check_target(target)
-        self._chosen = dict.fromkeys(self._chosen, strength)
+        self._chosen = [replace(each, scale=strength) for each in self._chosen]
         self._on = True
 
     def unmerge_lora_weights(self, target: str = "all") -> None:
@@ -111,16 +114,16 @@ class DiffGenerator:
     def list_loras(self) -> dict[str, Any]:
         """The adapters that were given, and those that are worn."""
         given = [{"nickname": name, "path": path} for name, path in self._files.items()]
-        worn = [
-            {"nickname": name, "path": self._files.get(name, name), "merged": False, "strength": scale}
-            for name, scale in (self._chosen.items() if self._on else ())
-        ]
-        return {"loaded_adapters": given, "active": {"all": worn} if worn else {}}
+        worn = dict[str, list[dict[str, Any]]]()
+        for each in self._chosen if self._on else ():
+            about = {"nickname": each.source, "path": self._files.get(each.source, each.source)}
+            worn.setdefault(each.component or "all", []).append({**about, "merged": False, "strength": each.scale})
+        return {"loaded_adapters": given, "active": worn}
 
     @property
     def _worn(self) -> tuple[Lora, ...]:
-        found = self._chosen.items() if self._on else ()
-        return tuple(Lora(self._files.get(name, name), scale) for name, scale in found)
+        found = self._chosen if self._on else ()
+        return tuple(replace(each, source=self._files.get(each.source, each.source)) for each in found)
 
     def shutdown(self) -> None:
         """Free the weights."""
@@ -166,7 +169,7 @@ class DiffGenerator:
 
 def _check_target(target: str | Sequence[str]) -> None:
     if target not in ("all", ["all"]):
-        raise RequestError(f"target={target!r} is not taken here; an adapter says itself which networks it changes")
+        raise RequestError(f"target={target!r} is not taken here; what was set is worn, or not, as a whole")
 
 
 def frames_of(parts: Sequence[Part]) -> list[Any]:
