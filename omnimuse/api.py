@@ -53,8 +53,8 @@ class Short(TypedDict, total=False):
     """Short ways to choose parts of a `Config`; what is None or left out stays as it is there.
 
     `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
-    `plugin` bring pipelines of their own. `deploy` is a file that spreads the model over processes, and `writer` says
-    who writes text (docs/deploy.md).
+    `plugin` bring pipelines of their own. `deploy` is a file that spreads the model over processes, `strategy` one that
+    lies over it, and `writer` says who writes text (docs/deploy.md).
     """
 
     dtype: str | None
@@ -64,6 +64,7 @@ class Short(TypedDict, total=False):
     parallel: ParallelConfig | None
     plugin: str | Sequence[str]
     deploy: str | Path | None
+    strategy: str | Path | None
     writer: WriterConfig | None
 
 
@@ -83,11 +84,14 @@ def configure(model: str, config: Config | None, short: Short) -> Config:
         packed = QuantConfig.of(scheme)
     parallel, writer = short.get("parallel") or base.parallel, short.get("writer") or base.writer
     base = replace(base, model=part, host=host, quantize=packed, parallel=parallel, writer=writer)
-    if (placed := short.get("deploy")) is None:
+    placed, strategy = short.get("deploy"), short.get("strategy")
+    if placed is None:
+        if strategy is not None:
+            raise ConfigError(f"strategy={str(strategy)!r} lies over a deploy file; name that as `deploy`")
         return base
     from omnimuse.deploy.placing import read_deploy
 
-    return replace(base, deploy=read_deploy(Path(placed)))
+    return replace(base, deploy=read_deploy(Path(placed), Path(strategy) if strategy else None))
 
 
 def _driven(config: Config) -> Background | Pools:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omnimuse.cli.app import Parser, option_of, parser_of
-from omnimuse.cli.engine import RANKS, add_engine_options
+from omnimuse.cli.engine import RANKS, add_engine_options, add_pool_options
 from omnimuse.core.errors import RequestError
 
 LONGEST = 110
@@ -55,6 +55,8 @@ _HERE = frozenset(
         "max_run",
         "plugin",
         "use_hsdp",
+        "deploy",
+        "strategy",
         *(axis for axis, *_ in RANKS if axis != "vae_tiles"),
     }
 )  # dtype is told apart; the others say where and how, and change no picture, as tiles do. No file names a package
@@ -63,7 +65,7 @@ _OPTIONS = (
     "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",
     "negative_prompt", "seed", "model", "dtype",
 )  # fmt: skip
-_NOT_IN_THE_FILE = ("image", "mask", "video", "audio", "lora", "plugin", "output", "compression")
+_NOT_IN_THE_FILE = ("image", "mask", "video", "audio", "lora", "plugin", "deploy", "strategy", "output", "compression")
 
 
 # -- from a file to options -----------------------------------------------------------------------------------------
@@ -105,7 +107,10 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:
     """The options that say what `settings` say. The device is left out: it may be another one here."""
-    words = [f"{option_of(name)}={settings[name]}" for name in _OPTIONS if settings.get(name) is not None]
+    said = {name: settings[name] for name in _OPTIONS if settings.get(name) is not None}
+    if "+" in str(said.get("dtype")):
+        del said["dtype"]  # pools of several number formats made it: a deploy file says which
+    words = [f"{option_of(name)}={value}" for name, value in said.items()]
     if pad := settings.get("pad"):
         words.append(f"--pad={','.join(map(str, pad if isinstance(pad, list) else [pad]))}")
     words += [f"--set={name}={json.dumps(value)}" for name, value in _mapping(settings, "extra", file).items()]
@@ -131,6 +136,7 @@ def engine_options() -> list[str]:
 def _of_engines() -> list[str]:
     parser = Parser()
     add_engine_options(parser)
+    add_pool_options(parser)
     return list(vars(parser.parse_args([])))
 
 

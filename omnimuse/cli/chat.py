@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from omnimuse.cli.blocks import in_blocks
-from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
 from omnimuse.cli.job import NAMES, read_size
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
 from omnimuse.core.calls import Call, Splitter
@@ -119,6 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_adapters(parser, "write")
     add_deadline(parser)
     add_engine_options(parser)
+    add_pool_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from omnimuse.media.prompts import with_sources
     from omnimuse.worker.find import find
 
-    config = read_config(args)
+    config = with_pools(args, read_config(args))
     found = find(config)
     sound = found.door.limits.sound
     if not found.spec.converses:

@@ -259,6 +259,26 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     launch.add_argument("--agent-key-file", type=Path, metavar="FILE", help="with the key that agents must know")
 
 
+def add_pool_options(parser: argparse.ArgumentParser) -> None:
+    """Where the stages of a model live."""
+    pools = parser.add_argument_group("the stages of a model in several processes (docs/deploy.md)")
+    pools.add_argument("--deploy", type=Path, metavar="FILE", help="YAML that spreads them")
+    pools.add_argument(
+        "--strategy", type=Path, metavar="FILE", help="with --deploy: ranks and replicas of its stages, as YAML"
+    )
+
+
+def with_pools(args: argparse.Namespace, config: Config) -> Config:
+    """`config`, with the stages where the deploy file says, if one was given."""
+    if args.deploy is None:
+        if args.strategy is not None:
+            raise ConfigError(f"--strategy {args.strategy} lies over a deploy file; name that with --deploy")
+        return config
+    from omnimuse.deploy.placing import read_deploy
+
+    return replace(config, deploy=read_deploy(args.deploy, args.strategy))
+
+
 def read_cache(text: str | None, teacache: float | None) -> CacheConfig:
     """The step cache of requests that choose none of their own."""
     if text is not None and teacache is not None:

@@ -3,6 +3,7 @@
 examples:
   omnimuse explain omnimuse/shapes
   omnimuse explain omnimuse/shapes --dtype float32 --json
+  omnimuse explain omnimuse/shapes --deploy pools.yaml
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
 from omnimuse.cli.table import columns
 from omnimuse.core.config import Choice, Config
 
@@ -23,12 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse explain`."""
     parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
     add_engine_options(parser)
+    add_pool_options(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
 
 
 def run(args: argparse.Namespace, ask: Explain | None = None) -> int:
     """Print the choices; `ask` is `omnimuse.explain` unless a test passes another."""
-    config = read_config(args)
+    config = with_pools(args, read_config(args))
     choices = (ask or explain)(config)
     print(json.dumps([asdict(c) for c in choices], indent=2) if args.json else text(choices))
     return 0

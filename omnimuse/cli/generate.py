@@ -29,7 +29,7 @@ from typing import Any, Protocol, TextIO
 
 from omnimuse.cli.app import STOPPED, STOPS, told
 from omnimuse.cli.app import stopped as said
-from omnimuse.cli.engine import add_engine_options
+from omnimuse.cli.engine import add_engine_options, add_pool_options
 from omnimuse.cli.job import DEFAULT_MODEL, NAMES, Job, plan
 from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, print_warnings
 from omnimuse.cli.plot import plot
@@ -114,6 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_file_options(parser)
     add_deadline(parser)
     add_engine_options(parser)
+    add_pool_options(parser)
     add_shown_options(parser)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from omnimuse.cli.again import completed, read_settings
 from omnimuse.cli.app import option_of
-from omnimuse.cli.engine import read_config
+from omnimuse.cli.engine import read_config, with_pools
 from omnimuse.cli.plot import KINDS, check_place
 from omnimuse.cli.prompts import NONE, read_prompts
 from omnimuse.cli.terms import Terms, check_adapters, read_deadline
@@ -269,7 +269,7 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         check_place("profile", args.profile, (".gz",), args.overwrite)
     args.model = args.model or DEFAULT_MODEL
     return Job(
-        config=read_config(args),
+        config=with_pools(args, read_config(args)),
         prompts=prompts,
         params=with_settings(read_params(args), [*args.set, *began]),
         naming=naming,

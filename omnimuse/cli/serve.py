@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnimuse.cli.contract import add_contract_options, with_contract
-from omnimuse.cli.engine import add_engine_options, add_launch_options, read_config, with_launch
+from omnimuse.cli.engine import (
+    add_engine_options,
+    add_launch_options,
+    add_pool_options,
+    read_config,
+    with_launch,
+    with_pools,
+)
 from omnimuse.cli.job import DEFAULT_MODEL
 from omnimuse.cli.scale import add_scale_options, read_scale
 from omnimuse.core.config import Config, LoraConfig
@@ -89,6 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     keep.add_argument("--keep", type=float, default=86400, metavar="S", help="how long finished files stay (1 day)")
     keep.add_argument("--compat", default="", metavar="NAME", help="vllm-omni: chat answers as vLLM-Omni gives them")
     add_engine_options(parser)
+    add_pool_options(parser)
     add_launch_options(parser)
     add_contract_options(parser)
 
@@ -100,12 +108,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         metavar="MODEL",
         help=f"a bundled model, a folder or a hub id (default: {DEFAULT_MODEL})",
-    )
-    parser.add_argument(
-        "--deploy", type=Path, metavar="FILE", help="YAML that spreads the stages over processes (docs/deploy.md)"
-    )
-    parser.add_argument(
-        "--strategy", type=Path, metavar="FILE", help="with --deploy: ranks and replicas of its stages (docs/deploy.md)"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML with any of these options")
     parser.add_argument(
@@ -143,12 +145,7 @@ def chosen(args: argparse.Namespace) -> tuple[Config, ServeOptions]:
     config = with_contract(args, read_config(args))
     config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
-    if args.strategy is not None and args.deploy is None:
-        raise ConfigError(f"--strategy {args.strategy} lies over a deploy file; name that with --deploy")
-    if args.deploy is not None:
-        from omnimuse.deploy.placing import read_deploy
-
-        config = replace(config, deploy=read_deploy(args.deploy, args.strategy))
+    config = with_pools(args, config)
     config = replace(config, lora=LoraConfig(_bytes("--lora-memory", args.lora_memory), args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from omnimuse.cli.engine import add_engine_options, read_config
+from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
@@ -69,6 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_adapters(parser, "speak")
     add_deadline(parser)
     add_engine_options(parser)
+    add_pool_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from omnimuse.media.streamed import check_speed
     from omnimuse.worker.find import find
 
-    config = read_config(args)
+    config = with_pools(args, read_config(args))
     found = find(config)
     sound = found.door.limits.sound
     if sound is None or sound.speech is None:

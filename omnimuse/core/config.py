@@ -7,14 +7,14 @@ field is honoured or refused; nothing is accepted and ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.pools import DTYPES, DeployConfig
+from omnimuse.core.pools import DTYPES, DeployConfig, PoolConfig
 from omnimuse.core.ranks import AXES as AXES
 from omnimuse.core.ranks import LAUNCHERS as LAUNCHERS
 from omnimuse.core.ranks import RANK_WAIT as RANK_WAIT
@@ -323,6 +323,16 @@ class Config:
                 f"writer={self.writer.engine} with a deploy file: which pool would write so? Say `writer: "
                 f"{self.writer.engine}` in the file, in the pool that does"
             )
+
+    def of_pool(self, pool: PoolConfig, replica: int) -> Config:
+        """What is chosen in a process of that replica of `pool`; ConfigError for a writer that is none."""
+        deploy, whole = replace(self.deploy, pool=pool.name), self.model
+        model = replace(whole, device=pool.device_of(replica) or whole.device, dtype=pool.dtype or whole.dtype)
+        try:
+            writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
+        except ConfigError as error:
+            raise self.deploy.wrong_of(pool.name, error) from None
+        return replace(self, deploy=deploy, model=model, writer=writer, parallel=pool.parallel)
 
 
 @dataclass(frozen=True)

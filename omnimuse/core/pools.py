@@ -123,6 +123,10 @@ class DeployConfig:
         """What is raised of something in it that turns out to be wrong: it names the file."""
         return ConfigError(f"{self.source}: {why}" if self.source else why)
 
+    def wrong_of(self, pool: str, why: ConfigError) -> ConfigError:
+        """Why that pool cannot be, with the file that asks for it."""
+        return self.wrong(f"pool {pool}: {why}")
+
     @property
     def here(self) -> PoolConfig | None:
         """The pool that this process is of."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import zmq.asyncio
 
-from omnimuse.core.config import Config, WriterConfig
+from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Spec
@@ -114,7 +114,7 @@ class Group:
         index = processes = 0
         for pool, seats in zip(self.config.deploy.pools, self.seats, strict=True):
             for replica, seat in enumerate(seats):
-                config = self._config_of(pool, replica)
+                config = self.config.of_pool(pool, replica)
                 if pool.connector == LOCAL:
                     await asyncio.to_thread(self._make, pool, seat, config)
                 else:
@@ -178,7 +178,7 @@ class Group:
             try:
                 kind = kind_of(pool.connector, self._launcher.meeting, options)
             except ConfigError as error:
-                raise self._wrong(pool.name, error) from None
+                raise self.config.deploy.wrong_of(pool.name, error) from None
             self._listening[pool.connector] = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
         address = self._listening[pool.connector].address
         plan = PoolPlan(
@@ -203,26 +203,11 @@ class Group:
             pool = self.config.deploy.pools[seat.pool].name
             why = replica.refusal or EngineDeadError(f"pool {pool} cannot be started: {replica.reason}")
             if isinstance(why, ConfigError):
-                why = self._wrong(pool, why)
+                why = self.config.deploy.wrong_of(pool, why)
             if all(s.replica is not None and s.replica.state == "broken" for s in self.seats[seat.pool]):
                 self._refusal = why
                 self._ears.broken(why)
         self._tell()
-
-    def _config_of(self, pool: PoolConfig, replica: int) -> Config:
-        """The configuration of that replica of `pool`."""
-        deploy = replace(self.config.deploy, pool=pool.name)
-        whole = self.config.model
-        model = replace(whole, device=pool.device_of(replica) or whole.device, dtype=pool.dtype or whole.dtype)
-        try:
-            writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
-        except ConfigError as error:
-            raise self._wrong(pool.name, error) from None
-        return replace(self.config, deploy=deploy, model=model, writer=writer, parallel=pool.parallel)
-
-    def _wrong(self, pool: str, why: ConfigError) -> ConfigError:
-        """Why that pool cannot be, with the file that asks for it."""
-        return self.config.deploy.wrong(f"pool {pool}: {why}")
 
     # -- an engine of this process -----------------------------------------------------------------------------------
 
@@ -231,7 +216,7 @@ class Group:
         try:
             background = Background(partial(start, config), partial(self._soon, self._ears.broken))
         except ConfigError as error:
-            raise self._wrong(pool.name, error) from None
+            raise self.config.deploy.wrong_of(pool.name, error) from None
         self._engines.append(background)
         ours, theirs = Local.pair()
         Station(background, theirs, Faults(), lambda: None)

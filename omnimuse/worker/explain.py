@@ -16,7 +16,9 @@ from torch import nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig, ScheduleConfig
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.guidance import Guidance
+from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Limits, SoundLimits
 from omnimuse.loader.files import weight_files
 from omnimuse.loader.tensors import stored_tensors
@@ -24,16 +26,50 @@ from omnimuse.parallel.mesh import BRANCHES, ORDER, Mesh, lines
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.worker.allocator import kept_memory
 from omnimuse.worker.build import SHAPES, Build, begin, run
-from omnimuse.worker.find import Found, pipeline_for
+from omnimuse.worker.find import Found, find, pipeline_for
+from omnimuse.worker.part import ELSEWHERE, parts
 from omnimuse.worker.room import held, lone_blocks, token_bytes
 
 
 def explain(config: Config) -> list[Choice]:
-    """Everything a build would choose, and why; networks are constructed without memory, no weights are read."""
-    under = _shapes(config, 0)
-    found, kept = under.found, kept_memory(under.device)
+    """Everything a build would choose, and why; networks are constructed without memory, no weights are read. Of a
+    model in pools, what all of them would, then what one of them would: topics of that have its name before them.
+    """
+    if not config.deploy.pools:
+        under = _shapes(config, 0)
+        return [*_model_choices(under.found), *_build_choices(under)]
+    found = find(config)
+    parts(config, found.spec)  # raises what is wrong with all of them together
+    built = {pool.name: _pool_choices(config, pool) for pool in config.deploy.pools}
+    common = [each for each in next(iter(built.values())) if all(each in choices for choices in built.values())]
     return [
         *_model_choices(found),
+        *common,
+        *(choice for choices in built.values() for choice in choices if choice.topic == "pools"),
+        *(
+            replace(choice, topic=f"{name}: {choice.topic}")
+            for name, choices in built.items()
+            for choice in choices
+            if choice.topic != "pools" and choice not in common
+        ),
+    ]
+
+
+def _pool_choices(config: Config, pool: PoolConfig) -> list[Choice]:
+    """How often a pool is there and how it is reached, and what one replica of it would choose."""
+    try:
+        under = _shapes(config.of_pool(pool, 0), 0)
+    except ConfigError as error:
+        raise config.deploy.wrong_of(pool.name, error) from None
+    times = f"{pool.replicas} x {pool.parallel.ranks} process{'es' if pool.parallel.ranks > 1 else ''}"
+    what = f"{times}, each with at most {pool.window} requests; reached by {pool.connector}"
+    return [Choice("pools", f"{pool.name}, replicas", str(pool.replicas), what), *_build_choices(under)]
+
+
+def _build_choices(under: Build) -> list[Choice]:
+    """What the passes of a build chose, and what follows from that."""
+    kept = kept_memory(under.device)
+    return [
         *under.choices,
         *_share_choices(under),
         *((kept,) if kept else ()),
@@ -91,7 +127,8 @@ def _memory_choices(under: Build) -> list[Choice]:
         )
     for name, module in under.modules.items():
         if name not in under.here:
-            found.append(Choice("memory", name, "none", f"it is on rank {under.held.lent[name]}"))
+            rank = under.held.lent[name]
+            found.append(Choice("memory", name, "none", "in another pool" if rank == ELSEWHERE else f"on rank {rank}"))
             continue
         sizes: Counter[str] = Counter()
         for tensor, _ in stored_tensors(module).values():
@@ -212,6 +249,8 @@ def _share_choices(under: Build) -> list[Choice]:
 
 def _shapes(config: Config, rank: int) -> Build:
     """What `rank` would build, without memory."""
+    named = config.model.device.split(",")  # one for every rank, or for all
+    config = replace(config, model=replace(config.model, device=named[rank % len(named)]))
     under = run(begin(config, Mesh.planned(config.parallel, rank)), SHAPES)
     under.resources.close()  # the threads are as many as before
     return under

@@ -16,6 +16,7 @@ from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.pipeline.state import State, changed
+from omnimuse.worker.explain import explain
 from omnimuse.worker.part import ELSEWHERE
 from tests.carrying import carried, three
 from tests.invariants.conftest import Subject, drain, outputs
@@ -58,6 +59,21 @@ def test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte(subject
     finally:
         for engine in engines:
             engine.close()
+
+
+@pytest.mark.crossed
+def test_what_each_pool_has_of_a_model_is_told_before_anything_is_loaded(subject: Subject, shared: Engine) -> None:
+    deploy = three(shared.runner.pipeline.stages)
+    rows = explain(subject.config(deploy=deploy))
+    assert all(row.value and row.reason for row in rows) and len(rows) == len({*rows})
+    networks = {name for name, (size, _) in shared.space.weights.items() if size}
+    for pool in deploy.pools:
+        [here] = [row for row in rows if (row.topic, row.name) == ("pools", pool.name)]
+        own = [stage for stage in shared.runner.pipeline.stages if stage.name in pool.stages]
+        used = networks & {name for stage in own for name in (*stage.uses, *stage.looks)}
+        told = {row.name: row.value for row in rows if row.topic in ("memory", f"{pool.name}: memory")}
+        assert used <= {*here.value.split(", ")}
+        assert {name for name in networks if told[name] != "none"} == used
 
 
 FORMATS = (("float32", "bfloat16", "float32"), ("bfloat16", "float32", "bfloat16"))

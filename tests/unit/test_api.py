@@ -382,3 +382,13 @@ def test_short_choices_go_into_the_configuration_and_leave_the_rest() -> None:
     found = configure("omnimuse/shapes", base, {"quantize": "transformer=int8-dynamic"})
     assert found.quantize.schemes == {"transformer": "int8-dynamic"}
     assert found.model == ModelConfig("omnimuse/shapes", device="cpu")
+
+
+def test_a_deploy_file_and_what_lies_over_it_are_short_choices(tmp_path: Path) -> None:
+    deploy, strategy = tmp_path / "deploy.yaml", tmp_path / "strategy.yaml"
+    deploy.write_text("stages: [{stage_id: 0, devices: cpu}, {stage_id: 1, devices: cpu}]")
+    strategy.write_text("strategies: {dit: [{axis: stage_replica, size: 2}]}")
+    found = configure("m", None, {"deploy": deploy, "strategy": str(strategy)})
+    assert [pool.replicas for pool in found.deploy.pools] == [1, 2]
+    with pytest.raises(ConfigError, match=r"strategy='.*' lies over a deploy file; name that as `deploy`"):
+        configure("m", None, {"strategy": strategy})

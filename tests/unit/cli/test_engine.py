@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from omnimuse.cli.app import parser_of
-from omnimuse.cli.engine import add_engine_options, read_attention, read_config
+from omnimuse.cli.engine import add_engine_options, read_attention, read_config, with_pools
 from omnimuse.cli.job import with_settings
 from omnimuse.cli.layered import read_layered
 from omnimuse.core.config import AttentionConfig, Config, OffloadConfig, ParallelConfig
@@ -98,6 +98,26 @@ def test_the_environment_says_which_backends_attend() -> None:
     environment = {"ATTENTION": "sdpa", "ATTENTION_ROLE": "cross=reference,self=sdpa"}
     args = read_layered(parser_of("serve"), parser_of("serve", quiet=True), ["m"], environment)
     assert read_config(args).attention == AttentionConfig("sdpa", {"cross": "reference", "self": "sdpa"})
+
+
+STAGES = "stages: [{stage_id: 0, devices: cpu}, {stage_id: 1, devices: cpu}]"
+
+
+@pytest.mark.parametrize("command", ["chat", "explain", "generate", "serve", "speak"])
+def test_what_loads_a_model_spreads_it_as_files_say(command: str, tmp_path: Path) -> None:
+    deploy, strategy = tmp_path / "deploy.yaml", tmp_path / "strategy.yaml"
+    deploy.write_text(STAGES)
+    strategy.write_text("strategies: {dit: [{axis: stage_replica, size: 2}]}")
+
+    def replicas(*words: str) -> list[int]:
+        args = parser_of(command).read([*words, "m", *(["-m", "m"] if command == "speak" else [])])
+        return [pool.replicas for pool in with_pools(args, read_config(args)).deploy.pools]
+
+    assert replicas() == []
+    assert replicas("--deploy", str(deploy)) == [1, 1]
+    assert replicas("--deploy", str(deploy), "--strategy", str(strategy)) == [1, 2]
+    with pytest.raises(ConfigError, match=r"--strategy .* lies over a deploy file; name that with --deploy"):
+        replicas("--strategy", str(strategy))
 
 
 @pytest.mark.parametrize(

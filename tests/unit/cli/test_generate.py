@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from omnimuse.cli.again import explained
+from omnimuse.cli.again import explained, words_of
 from omnimuse.cli.app import Terminated, parser_of, stopped, terminable
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
@@ -25,7 +25,7 @@ from omnimuse.cli.plot import GAP, bars_of, line_of, spans
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
 from omnimuse.core.output import Event, Preview, Progress
-from omnimuse.media.image import read_settings
+from omnimuse.media.image import read_settings, save_image
 from tests.fake_omni import SIDE, FakeOmni
 
 
@@ -209,6 +209,17 @@ def test_one_picture_is_saved_with_its_settings_and_the_page_says_what_to_try_ne
 def test_the_line_that_explains_a_model_has_what_was_chosen_for_its_engine() -> None:
     given = {"seed": ("--seed", "7"), "plugin": ("--plugin", "my_package"), "device": ("--device", "cpu")}
     assert explained("a folder", given) == 'omnimuse explain "a folder" --plugin my_package --device cpu'
+    placed = {"deploy": ("--deploy", "pools.yaml"), "strategy": ("--strategy", "two.yaml")}
+    assert explained("m", placed) == "omnimuse explain m --deploy pools.yaml --strategy two.yaml"
+
+
+def test_a_file_says_nothing_of_pools_and_what_formats_several_had_is_theirs_to_say(tmp_path: Path) -> None:
+    settings = {"prompt": "x", "dtype": "bfloat16+float32", "engine": {"quantize": "int8"}}
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png", settings)
+    assert words_of(settings, tmp_path / "a.png") == ["--quantize=int8"]
+    assert job(["--from", f"{tmp_path}/a.png"]).config.model.dtype == "auto"
+    with pytest.raises(RequestError, match="have the option 'deploy', which chooses no engine"):
+        words_of({"engine": {"deploy": "/etc/x"}}, tmp_path / "a.png")
 
 
 def test_a_short_line_says_everything_itself_and_a_long_one_lets_the_file_speak(tmp_path: Path) -> None:

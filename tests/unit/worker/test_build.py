@@ -22,6 +22,7 @@ from omnimuse.core.config import (
     ScheduleConfig,
 )
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
+from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
 from omnimuse.core.spec import Component
 from omnimuse.engine.local import start
@@ -114,6 +115,25 @@ def test_explain_counts_the_bytes_of_every_network_by_format_and_home(z_image_fo
     assert away["vae"][1] == f"waits in a file in {tmp_path / 'never made'}, on cpu when it is its turn"
     assert "and blocks of at most" in away["text_encoder"][1], "a library's blocks come in one at a time, too"
     assert not (tmp_path / "never made").exists()
+
+
+def test_explain_tells_once_what_all_pools_choose_and_by_its_name_what_one_does(z_image_folder: Path) -> None:
+    read = PoolConfig("read", ("encode prompt", "encode negative prompt", "encode image", "draw image latents"))
+    draw = PoolConfig("draw", ("init latents", "denoise"), replicas=2, dtype="bfloat16", connector="tcp", window=3)
+    show = PoolConfig("show", ("*",), parallel=ParallelConfig(tensor=2), device="cpu,cpu")
+    placed = replace(config(z_image_folder), deploy=DeployConfig((read, draw, show), source="three.yaml"))
+    rows = {(row.topic, row.name): row for row in explain(str(z_image_folder), config=placed)}
+    assert rows["place", "device"].value == "cpu" and ("draw: place", "device") not in rows
+    assert [rows[f"{name}: place", "dtype"].value for name in ("read", "draw")] == ["float32", "bfloat16"]
+    told = rows["pools", "draw, replicas"]
+    assert (told.value, told.reason) == ("2", "2 x 1 process, each with at most 3 requests; reached by tcp")
+    assert rows["show: ranks", "mesh"].value == "2 ranks" and ("ranks", "mesh") not in rows
+    assert rows["draw: memory", "text_encoder"].reason == "in another pool"
+    wrong = replace(placed, deploy=replace(placed.deploy, pools=(read, replace(draw, device="cuda:7"), show)))
+    with pytest.raises(ConfigError, match=r"three\.yaml: pool draw: device='cuda:7' is not here"):
+        explain(str(z_image_folder), config=wrong)
+    with pytest.raises(ConfigError, match=r"three\.yaml: no pool holds the stage 'decode'"):
+        explain(str(z_image_folder), config=replace(placed, deploy=replace(placed.deploy, pools=(read, draw))))
 
 
 @pytest.mark.parametrize(
