@@ -94,15 +94,22 @@ def configure(model: str, config: Config | None, short: Short) -> Config:
     return replace(base, deploy=read_deploy(Path(placed), Path(strategy) if strategy else None))
 
 
+@contextmanager
+def _served() -> Iterator[None]:
+    """ConfigError where what pools need is not installed, which is imported within."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f'a model in pools needs {error.name}, which is not installed: pip install "omnimuse[serve]"'
+        ) from None
+
+
 def _driven(config: Config) -> Background | Pools:
     """An engine on a thread of its own, or the front of several processes."""
     if config.deploy.pools:
-        try:
+        with _served():
             from omnimuse.deploy.pools import Pools
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f'a model in pools needs {error.name}, which is not installed: pip install "omnimuse[serve]"'
-            ) from None
         return Pools(config)
     from omnimuse.deploy.ranks import start_ranks
     from omnimuse.engine.local import Background
@@ -380,7 +387,12 @@ def explain(
     """What an engine for `model` would choose and why, without loading any weights."""
     from omnimuse.worker.explain import explain as explain_build
 
-    return explain_build(configure(model, config, short))
+    chosen = configure(model, config, short)
+    if chosen.deploy.pools:
+        with _served():
+            from omnimuse.deploy.connectors import check_connectors
+        check_connectors(chosen.deploy)
+    return explain_build(chosen)
 
 
 def warm(model: str, *, config: Config | None = None) -> Warmed:

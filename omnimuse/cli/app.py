@@ -326,11 +326,16 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def by_options(message: str, parser: Parser) -> str:
-    """`message`, in which what comes with a prompt is called as the option that brings it."""
-    known = {option for action in parser.actions() for option in action.option_strings}
+    """`message`, in which what comes with a prompt, and what a family alone can be asked for, is called as the option
+    that brings it.
+    """
+    known = {option: action.dest for action in parser.actions() for option in action.option_strings}
     for name, options in GIVEN.items():
-        for option in known.intersection(options):
+        for option in known.keys() & options:
             message = message.replace(f"`{name}`", option)
+    for option, name in known.items():
+        if option == option_of(name):
+            message = message.replace(f"`{name}`", option).replace(f"extra.{name}=", f"{option} ")
     return message
 
 

@@ -162,7 +162,11 @@ def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionPa
     """What was chosen of how it writes, and speaks; RequestError for a voice of a model that does not speak."""
     if args.hear_videos and not issubclass(spec.extra, WatchParams):
         raise ConfigError(f"{args.model} hears no videos, and --hear-videos is for one that does; leave it out")
+    if args.hear_videos and not args.video:
+        raise ConfigError("--hear-videos is for videos that are shown; name them with --video FILE, or leave it out")
     chosen = {name: getattr(args, name) for name in OPTIONS}
+    if args.voice is not None and args.output is None and issubclass(spec.extra, AnswerParams):
+        raise ConfigError(f"--voice {args.voice} is of an answer that is spoken; say with -o reply.wav where that goes")
     width, height = read_size(args.size)
     params = DiffusionParams(args.steps, args.guidance, width=width, height=height, loras=loras_of(args.lora))
     if args.output is None and args.voice is None and not spec.writes:
@@ -208,7 +212,10 @@ def _opened(name: str, file: str, heard: bool) -> Any:
         "sound": open_sound,
         "video": partial(open_watched, heard=heard),
     }
-    return read[name](file)
+    opened = read[name](file)
+    if heard and name == "video" and opened.track is None:
+        raise ConfigError(f"--hear-videos: nothing is heard in {file}; leave it out, or show a video with a sound")
+    return opened
 
 
 def talk(

@@ -82,10 +82,12 @@ def run(args: argparse.Namespace) -> int:
     config = with_pools(args, read_config(args))
     found = find(config)
     sound = found.door.limits.sound
-    if sound is None or sound.speech is None:
-        raise ConfigError(f"{args.model} is {found.spec.family}, which does not speak; use `omnimuse generate` with it")
-    if found.spec.writes:
+    speaks = sound is not None and sound.speech is not None
+    if found.spec.writes and speaks:
         raise ConfigError(f"{args.model} answers what it is told; use `omnimuse chat {args.model} -o reply.wav`")
+    if not speaks:
+        other = "chat" if found.spec.writes else "generate"
+        raise ConfigError(f"{args.model} is {found.spec.family}, which does not speak; use `omnimuse {other}` with it")
     text = sys.stdin.read().strip() if args.text == "-" else args.text
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     extra = SpeechParams(**{name: getattr(args, name) for name in OPTIONS}, ref_text=args.like_text)

@@ -379,7 +379,8 @@ def check_family_params(given: FamilyParams) -> None:
             raise RequestError(f"{name}={value!r} is not of type {part.type}", name)
         low, high = part.metadata.get("low", -math.inf), part.metadata.get("high", math.inf)
         if isinstance(value, float | int) and not (math.isfinite(value) and low <= value <= high):
-            raise RequestError(f"{name}={value!r} is not allowed; use a number from {low:g} to {high:g}", name)
+            allowed = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+            raise RequestError(f"{name}={value!r} is not allowed; use a number {allowed}", name)
 
 
 def _is_of(value: Any, hint: Any) -> bool:

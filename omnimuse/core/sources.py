@@ -37,8 +37,8 @@ class Clip:
     """A video that somebody gave: `frames` of `width` x `height` pixels, each a PNG file as a `Picture` has it, `fps`
     of them a second (0: nobody says). Made by `media/clip.py`, so that a request is plain values. Of one that is
     watched, and too long to be looked at as often as others, its frames are `spread` over so many seconds (else 0).
-    `track` is what is heard in it: what is made of it keeps that. Where it is only heard, a request has it among its
-    sounds instead.
+    `track` is what is heard in it: what is made of it keeps that, or `lost` says why it is not there. Where it is only
+    heard, a request has it among its sounds instead.
     """
 
     width: int
@@ -47,6 +47,7 @@ class Clip:
     fps: float = 0.0
     spread: float = 0.0
     track: Recording | None = None
+    lost: str = ""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -54,12 +55,14 @@ class Clip:
         return tuple(Picture(self.width, self.height, png) for png in self.frames)
 
     @property
-    def warning(self) -> str:
-        """What its sender should know of how it is watched; "" where that is as usual."""
-        if not self.spread:
-            return ""
-        seen = f"at {len(self.frames)} moments, spread over all of it"
-        return f"a video of {self.spread:.0f} s is too long to be looked at as often as others: it was {seen}; cut it"
+    def warnings(self) -> tuple[str, ...]:
+        """What its sender should know of how it is watched and heard; nothing where that is as usual."""
+        seen = f"it was at {len(self.frames)} moments, spread over all of it; cut it"
+        told = {
+            f"a video of {self.spread:.0f} s is too long to be looked at as often as others: {seen}": self.spread,
+            f"the sound of the video was left out: {self.lost}": self.lost,
+        }
+        return tuple(words for words, true in told.items() if true)
 
     @cached_property
     def digest(self) -> str:

@@ -56,6 +56,11 @@ class Speech:
         }
         return frozenset(name for name, can in taken.items() if not can)
 
+    @property
+    def needed(self) -> frozenset[str]:
+        """The parameters without which nothing can be said."""
+        return frozenset({"instructions"} if self.instructions == "must" else ())
+
     def check(self, chosen: SpeechParams, sounds: int) -> None:
         """RequestError for a voice or a language that is not there, for instructions that are not taken, and without
         the sound whose voice it is.

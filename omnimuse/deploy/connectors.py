@@ -29,7 +29,7 @@ import msgspec
 
 from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.core.plugins import CONNECTORS, brought, loaded
-from omnimuse.core.pools import NEAR
+from omnimuse.core.pools import NEAR, DeployConfig
 from omnimuse.deploy.frames import Alive, AnyFrame
 
 log = logging.getLogger(__name__)
@@ -440,6 +440,16 @@ class Tcp:
 
 
 OURS = (*NEAR, "tcp", "ray", "mooncake", "yuanrong")
+
+
+def check_connectors(deploy: DeployConfig) -> None:
+    """ConfigError for a pool with a connector that is none, or that is told what it has no option for."""
+    for pool in deploy.pools:
+        try:
+            if pool.connector != "local":
+                kind_of(pool.connector, "", deploy.connectors.get(pool.connector, {}))
+        except ConfigError as error:
+            raise deploy.wrong_of(pool.name, error) from None
 
 
 def kind_of(name: str, host: str = "", options: Mapping[str, str] = MappingProxyType({})) -> Kind:

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from omnimuse.core.config import Config, ScheduleConfig
@@ -111,11 +112,21 @@ def present(result: Result, limits: Limits) -> Result:
         return result
     check_finite(result)
     if result.params.output_type != "pil":
-        return result
+        return replace(result, tensors={medium: _sounding(values) for medium, values in result.tensors.items()})
     media = result.tensors.items()
     made = [[_parts(medium, value, result.params, limits) for value in values] for medium, values in media]
     outputs = zip(*made, strict=True)
     return replace(result, parts=tuple(tuple(chain.from_iterable(output)) for output in outputs), tensors={})
+
+
+def _sounding(values: Any) -> Any:
+    """`values` of all outputs as tensors: the sounds that videos keep, at the rate that they came with."""
+    if not isinstance(values, list):
+        return values
+    return [
+        torch.from_numpy(samples_of(each, each.rate, each.channels)) if isinstance(each, Recording) else each
+        for each in values
+    ]
 
 
 def _parts(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> list[Part]:

@@ -46,8 +46,9 @@ class Places:
 def resolve(model: str, known: Iterable[str] = (), places: Places | None = None) -> Folder:
     """The folder of `model`, which is a bundled id, a local folder, or a hub id `owner/name[@revision]`.
 
-    In this order: `omnimuse/NAME` is always a bundled model; what exists on disk is a local folder; the rest is asked
-    from the hub, whose cache comes first. `known` are ids to suggest when nothing is found (ModelError).
+    In this order: the id of a bundled model, whatever is on disk; what exists on disk is a local folder; the rest is
+    asked from the hub, whose cache comes first, but for ids of our own (`omnimuse/NAME`). `known` are ids to suggest
+    when nothing is found (ModelError).
     """
     places = places or Places.standard()
     name = model.strip()
@@ -55,10 +56,10 @@ def resolve(model: str, known: Iterable[str] = (), places: Places | None = None)
     bundled = {folder.id: folder for folder in _bundled(places)}
     if name in bundled:
         return bundled[name]
-    if name.startswith(BUNDLED + "/"):
-        raise ModelError(f"no model {name!r} is bundled with omnimuse. {_allowed(name, known, places)}")
     if name and path.exists():
         return Folder(name.rstrip("/") or name, path.resolve(), "local")
+    if name.startswith(BUNDLED + "/"):
+        raise ModelError(f"no model {name!r} is bundled with omnimuse. {_allowed(name, known, places)}")
     match = ID.fullmatch(name)
     if match is None or ".." in name:
         what = "is not a folder on this machine" if name.startswith(("/", ".", "~")) else "is not a model"

@@ -67,17 +67,20 @@ def open_watched(given: Any, *, heard: bool = False) -> Clip:
 
 def open_changed(given: Any, most: int | None = None) -> Clip:
     """A clip of what is to be made into another video, which keeps its sound: with the track of a file, as long as its
-    frames; as `open_clip`.
+    frames, or why that is lost; as `open_clip`.
     """
     made = open_clip(given, most)
     if not made.fps or not isinstance(given, bytes | bytearray | str | Path):
         return made
     content, name = (_bytes_of(given), str(given)) if isinstance(given, str | Path) else (bytes(given), "the video")
-    return _heard(made, content, name, len(made.frames) / made.fps)
+    try:
+        return replace(made, track=read_track(content, len(made.frames) / made.fps, name))
+    except RequestError as error:  # its frames are there
+        return replace(made, lost=str(error))
 
 
-def _heard(clip: Clip, content: bytes, name: str, seconds: float = LONGEST) -> Clip:
-    return replace(clip, track=read_track(content, seconds, name))
+def _heard(clip: Clip, content: bytes, name: str) -> Clip:
+    return replace(clip, track=read_track(content, LONGEST, name))
 
 
 def open_clip(given: Any, most: int | None = None) -> Clip:

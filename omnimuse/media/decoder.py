@@ -140,20 +140,24 @@ def clip(content: bytes, given: Mapping[str, Any]) -> bytes:
         keep = int(made.width * made.height * min(0.9 * limits.keep_bytes / held, 0.9))
 
 
-def _try_clip() -> None:
-    """Read a video; without the library, none can be read."""
+def _try_film() -> None:
+    """Read the frames and the sound of a video; without the library, none can be read."""
     try:
         av = pyav()
     except ConfigError:
         return
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as out:
-        stream = out.add_stream("mpeg4", rate=8, options={"threads": "1"})
-        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
-        for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 16)))))
-        out.mux(stream.encode(None))
+        seen = out.add_stream("mpeg4", rate=8, options={"threads": "1"})
+        seen.width, seen.height, seen.pix_fmt = 32, 16, "yuv420p"
+        heard = out.add_stream("aac", rate=16_000, layout="mono")
+        tone = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
+        tone.sample_rate = 16_000
+        for stream, frames in ((seen, [av.VideoFrame.from_image(Image.new("RGB", (32, 16)))] * 3), (heard, [tone])):
+            for frame in (*frames, None):
+                out.mux(stream.encode(frame))
     clip(file.getvalue(), {"keep_pixels": 128})
+    track(file.getvalue(), {})
 
 
 def track(content: bytes, given: Mapping[str, int]) -> bytes:
@@ -166,21 +170,6 @@ def track(content: bytes, given: Mapping[str, int]) -> bytes:
     return HEAD.pack(heard.rate, heard.channels) + heard.pcm[:whole]
 
 
-def _try_track() -> None:
-    """Read the sound of a video; without the library, none can be read."""
-    try:
-        av = pyav()
-    except ConfigError:
-        return
-    file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as out:
-        stream = out.add_stream("aac", rate=16_000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16_000
-        out.mux([*stream.encode(frame), *stream.encode(None)])
-    track(file.getvalue(), {})
-
-
 WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
     "picture": (picture, _try_picture),
     "mask": (mask, _try_picture),
@@ -188,8 +177,8 @@ WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[
 }
 """All that can be asked: a work, and how it is done once in advance."""
 CLIP_WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Callable[[], None]]] = {
-    "clip": (clip, _try_clip),
-    "track": (track, _try_track),
+    "clip": (clip, _try_film),
+    "track": (track, _try_film),
 }
 """All that can be asked of a child for videos."""
 
@@ -200,7 +189,7 @@ CLIP_WORKS: Mapping[str, tuple[Callable[[bytes, Mapping[str, int]], bytes], Call
 def prepare(works: Mapping[str, Any] = WORKS, memory: int = MEMORY, cpu: int = CPU) -> dict[str, str]:
     """Make this process one that a stranger's file may take over; returns what could not be had for that."""
     bound(memory)
-    for _, attempt in works.values():
+    for attempt in dict.fromkeys(attempt for _, attempt in works.values()):
         attempt()
     return lock_in(cpu)
 

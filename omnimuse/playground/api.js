@@ -1,5 +1,6 @@
 // The public HTTP API, as this page uses it. Drawing is an async generator of plain events:
 //   {type: "progress", output, stage, step, steps}   {type: "preview", output, blob}
+//   {type: "heard", samples, rate, channels}: the next piece of a sound, of 16 bits, those of the channels in turn
 //   {type: "made", output, blob, seed, width, height, warnings} (and `lasts`, in seconds, of a sound)
 // Seeds go up to 2^64, more than a JavaScript number holds: they are strings here and digits on the wire.
 
@@ -88,9 +89,9 @@ function parseEvent(block) {
   return { text, data };
 }
 
-function toBlob(base64, type) {
-  return new Blob([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], { type });
-}
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+const toBlob = (base64, type) => new Blob([bytesOf(base64)], { type });
+const toSamples = (base64) => new Int16Array(bytesOf(base64).buffer);
 
 // Read from the text, because JSON.parse would round it.
 const seedOf = (text) => /"seed": ?(\d+)/.exec(text)?.[1] ?? "";
@@ -156,7 +157,7 @@ export async function partOf(file, medium) {
 }
 
 /** What `model` says next after `messages`, piece by piece ({ text }), the pictures that come with it
- * ({ picture }) and, in a `voice`, its samples of 16 bits ({ sound }); it `hears` videos, or only sees them. Aborting
+ * ({ picture }) and, in a `voice`, its samples of 16 bits ({ samples }); it `hears` videos, or only sees them. Aborting
  * `signal` stops it. */
 export async function* talk(model, messages, { voice, hears }, signal) {
   const aloud = voice ? { modalities: ["text", "audio"], audio: { voice, format: "pcm16" } } : {};
@@ -166,7 +167,7 @@ export async function* talk(model, messages, { voice, hears }, signal) {
   for await (const { data } of events(await call("v1/chat/completions", { ...asked, signal }))) {
     const [choice] = data.choices;
     if (choice?.delta.content) yield { text: choice.delta.content };
-    if (choice?.delta.audio?.data) yield { sound: toBlob(choice.delta.audio.data, "audio/pcm") };
+    if (choice?.delta.audio?.data) yield { samples: toSamples(choice.delta.audio.data) };
     for (const { image_url } of choice?.delta.images ?? []) yield { picture: toPicture(image_url.url) };
     ended ||= Boolean(choice?.finish_reason);
   }
@@ -196,6 +197,10 @@ export async function* makeSound(fields, sources, signal) {
   const body = sources.length ? postForm(asked, sources, "", { names: ["audio"] }) : post(asked);
   for await (const { text, data } of events(await call("v1/audio/generate", { ...body, signal }))) {
     if (data.type === "audio.progress") yield { ...data, type: "progress", output: 0 };
+    if (data.type === "audio.delta") {
+      const { audio, sample_rate: rate, channels } = data;
+      yield { type: "heard", samples: toSamples(audio), rate, channels };
+    }
     if (data.type === "audio.done") {
       const blob = toBlob(data.audio, SOUNDS[data.format]);
       yield { type: "made", output: 0, blob, seed: seedOf(text), width: 3, height: 1, lasts: data.seconds };

@@ -8,6 +8,7 @@ import { Gallery } from "./gallery.js";
 import { asForm, settingsInside } from "./inside.js";
 import { Jobs, keepForm, newKey, readForm as keptForm } from "./keeping.js";
 import { besides, fieldsOf, isSound, isVideo, kindsOf, makes, mediumOf, startsFrom, takes, wordsOf } from "./kinds.js";
+import { Player } from "./player.js";
 import { curl, python } from "./snippets.js";
 import { Sources } from "./sources.js";
 import { again, another, nameOf, showLive, showMany, showNothing, showRecord, showThumbs } from "./stage.js";
@@ -242,17 +243,23 @@ async function follow(job, run, put) {
   for (const record of had) await page.gallery.remove(record);
   const steps = isVideo(how) ? makeVideo(fields, given, key, signal)
     : isSound(how) ? makeSound(fields, from, signal) : drawPictures(fields, given, key, signal);
-  const made = [];
-  for await (const event of steps) {
-    if (event.type === "progress") showProgress(run, event);
-    if (event.type === "preview") put(event.output, event.blob);
-    if (event.type === "made") {
-      const { blob, seed, width, height, lasts, warnings } = event;
-      const seconds = (job.left && event.seconds) || (performance.now() - run.started) / 1000;
-      const settings = { ...usual(fields.model), ...fields };
-      const asked = { job: key, kind: how, fields, settings, sources: from, mask };
-      made.push(await page.gallery.add({ ...asked, blob, seed, width, height, lasts, seconds, warnings }));
+  const made = [], player = new Player();
+  signal.addEventListener("abort", () => player.stop());
+  try {
+    for await (const event of steps) {
+      if (event.type === "progress") showProgress(run, event);
+      if (event.type === "heard") player.play(event.samples, event.rate, event.channels);
+      if (event.type === "preview") put(event.output, event.blob);
+      if (event.type === "made") {
+        const { blob, seed, width, height, lasts, warnings } = event;
+        const seconds = (job.left && event.seconds) || (performance.now() - run.started) / 1000;
+        const settings = { ...usual(fields.model), ...fields };
+        const asked = { job: key, kind: how, fields, settings, sources: from, mask };
+        made.push(await page.gallery.add({ ...asked, blob, seed, width, height, lasts, seconds, warnings }));
+      }
     }
+  } finally {
+    player.end();
   }
   return made;
 }

@@ -198,6 +198,7 @@ export class Controls {
         : typeof value === "boolean" ? h("input", { type: "checkbox", checked: value })
         : typeof value === "number" ? h("input", { type: "number", step: "any", value })
         : h("input", { value: textOf(value) });
+      input.required = this.can.needs?.includes(name) ?? false;
       input.id = `extra-${name}`;
       this.extra.set(name, input);
       const words = name.replaceAll("_", " ");

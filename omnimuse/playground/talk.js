@@ -3,6 +3,7 @@
 import { partOf, talk } from "./api.js";
 import { byId, h } from "./dom.js";
 import { mediumOf } from "./kinds.js";
+import { Player } from "./player.js";
 import { wave } from "./wave.js";
 
 /** Shows the talk with `model` in place of what draws; `fail` says what went wrong. */
@@ -29,20 +30,22 @@ export function openTalk(model, fail) {
     abort = new AbortController();
     running(true);
     let content = "";
-    const sounds = [];
+    const sounds = [], live = new Player(), rate = model.capabilities.sample_rate;
+    abort.signal.addEventListener("abort", () => live.stop());
     try {
       const parts = await Promise.all(files.map((file) => partOf(file, mediumOf(file))));
       said.push({ role: "user", content: parts.length ? [...parts, { type: "text", text: asked }] : asked });
-      for await (const { text = "", picture, sound } of talk(model.id, said, how, abort.signal)) {
+      for await (const { text = "", picture, samples } of talk(model.id, said, how, abort.signal)) {
         if (text) line.textContent = content += text;
-        if (sound) sounds.push(sound);
+        if (samples) sounds.push(samples), live.play(samples, rate);
         if (picture) line.append(h("img", { src: URL.createObjectURL(picture), alt: content }));
         line.scrollIntoView({ block: "nearest" });
       }
     } catch (error) {
       if (!abort.signal.aborted) fail(error);
     } finally {
-      if (content && sounds.length) line.append(player(wave(sounds, model.capabilities.sample_rate), content));
+      live.end();
+      if (content && sounds.length) line.append(player(wave(sounds, rate), content));
       if (content) said.push({ role: "assistant", content }), ({ hears } = how);
       else said.splice(before), forget(line, asked, files);
       abort = null;

@@ -6,7 +6,7 @@ Runs the build passes that need no memory, and adds what the model's own default
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -57,8 +57,9 @@ def explain(config: Config) -> list[Choice]:
 
 def _pool_choices(config: Config, pool: PoolConfig) -> list[Choice]:
     """How often a pool is there and how it is reached, and what one replica of it would choose."""
+    one = config.of_pool(pool, 0)
     try:
-        under = _shapes(config.of_pool(pool, 0), 0)
+        under = _shapes(one, 0)
     except ConfigError as error:
         raise config.deploy.wrong_of(pool.name, error) from None
     times = f"{pool.replicas} x {pool.parallel.ranks} process{'es' if pool.parallel.ranks > 1 else ''}"
@@ -93,7 +94,7 @@ def _model_choices(found: Found) -> tuple[Choice, ...]:
         *((_negative(spec.guidance),) if spec.guidance is not None else ()),
         *((_size_limit(limits),) if spec.medium != "audio" else ()),
         *((frames,) if limits.max_frames > 1 else ()),
-        *((_sound_limit(limits.sound),) if limits.sound is not None else ()),
+        *(_sound_limits(limits.sound) if limits.sound is not None else ()),
         *((Choice("limits", "picture", "beside a text", "where the text asks for one"),) if limits.draws else ()),
     )
 
@@ -110,9 +111,18 @@ def _size_limit(limits: Limits) -> Choice:
     return Choice("limits", "size", f"multiples of {limits.size_multiple}", f"at most {limits.max_side} a side")
 
 
-def _sound_limit(sound: SoundLimits) -> Choice:
+def _sound_limits(sound: SoundLimits) -> Iterator[Choice]:
     longest = f"at most {sound.seconds:.5g} s" if sound.seconds else "as long as it likes"
-    return Choice("limits", "sound", longest, f"{sound.rate} samples a second in {sound.channels} channels")
+    yield Choice("limits", "sound", longest, f"{sound.rate} samples a second in {sound.channels} channels")
+    if (speech := sound.speech) is None:
+        return
+    for name, words in speech.choices.items():
+        if words:
+            yield Choice("limits", name, ", ".join(words), "those that the checkpoint has")
+    if speech.clones:
+        yield Choice("limits", "sounds", "one is needed", "in whose voice it speaks")
+    for name in sorted(speech.needed):
+        yield Choice("limits", name, "needed", "without them nothing can be said")
 
 
 def _memory_choices(under: Build) -> list[Choice]:

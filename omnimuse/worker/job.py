@@ -108,7 +108,7 @@ class Job:
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),
             said=tuple(
-                dict.fromkeys([*(video.warning for video in request.videos if video.spread), *lost, *self.said])
+                dict.fromkeys([*(each for video in request.videos for each in video.warnings), *lost, *self.said])
             ),
         )
 
@@ -124,8 +124,10 @@ def kept_sound(request: Request) -> tuple[Recording | None, tuple[str, ...]]:
     should know of it. None where nothing is heard, and where it would not fit.
     """
     track, params = next((video.track for video in request.videos), None), request.params
-    if track is None or params.output_type != "pil" or not params.num_frames or not params.fps:
+    if track is None or not params.num_frames or not params.fps:
         return None, ()
+    if params.output_type == "latent":
+        return None, ("the sound of the video was left out, for latents have none; ask for 'pil' or 'pt' to keep it",)
     fps = request.videos[0].fps
     if abs(params.fps - fps) > 0.01 * fps:
         why = f"it has {fps:.5g} frames a second, and {params.fps:.5g} were asked for"

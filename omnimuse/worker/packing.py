@@ -21,6 +21,7 @@ from omnimuse.ar.kv import KV, Slabs
 from omnimuse.core.errors import EngineDeadError, ModelError
 from omnimuse.core.output import Chunk, PicturesShown, Preview, Progress, TextRead, TextWritten
 from omnimuse.core.plans import Grouped
+from omnimuse.core.sources import Recording
 from omnimuse.pipeline.stream import Stream
 
 ALIGN = 64
@@ -34,7 +35,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 PLAIN = (bool, int, float, str, bytes)
 RECORDS: Mapping[str, type[Any]] = MappingProxyType(
-    {kind.__name__: kind for kind in (Chunk, PicturesShown, Preview, Progress, Stream, TextRead, TextWritten)}
+    {
+        kind.__name__: kind
+        for kind in (Chunk, PicturesShown, Preview, Progress, Recording, Stream, TextRead, TextWritten)
+    }
 )
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {

@@ -251,10 +251,13 @@ class FakeApi:
         self.asked.append(asked)
 
         async def steps() -> AsyncIterator[str]:
-            for step in range(1, 11):
+            tone = 0.5 * np.sin(np.arange(int(8000 * asked["seconds"])) * 0.3)[None]
+            pieces = np.array_split((tone[0] * 32767).astype("<i2"), 10)
+            for step, piece in enumerate(pieces, 1):
                 await asyncio.sleep(self.pace)
                 yield event("audio.progress", status="in_progress", step=step, **where)
-            tone = 0.5 * np.sin(np.arange(int(8000 * asked["seconds"])) * 0.3)[None]
+                heard = base64.b64encode(piece.tobytes()).decode()
+                yield event("audio.delta", audio=heard, start=0, sample_rate=8000, channels=1)
             file = encode_sound(Sound(tone.astype(np.float32), 8000), "WAV", {})
             whole = {"audio": base64.b64encode(file).decode(), "format": "wav", "seconds": asked["seconds"]}
             yield event("audio.done", **whole, sample_rate=8000, seed=BIG_SEED, timings={})

@@ -10,11 +10,11 @@ import httpx2
 import openai
 import pytest
 
-from omnimuse import Config, ModelConfig
+from omnimuse import Config, ModelConfig, explain
 from omnimuse.core.params import DiffusionParams
 from omnimuse.server.routes.models import capabilities
 from omnimuse.worker.find import find
-from tests.checkpoints import calling, qwen3, qwen3_omni, talk_and_draw
+from tests.checkpoints import calling, qwen3, qwen3_omni, qwen3_tts, talk_and_draw
 from tests.server.picture_server import MODEL, picture_server, shapes
 
 
@@ -40,6 +40,24 @@ def test_the_official_client_lists_and_retrieves_the_model_with_its_capabilities
             client.models.retrieve("gpt-image-2")
         assert caught.value.code == "model_not_found"
         assert MODEL in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs", "told"),
+    [
+        ("voice_design", ["instructions"], ("instructions", "needed")),
+        ("custom_voice", [], ("voice", "vivian, eric")),
+        ("base", [], ("sounds", "one is needed")),
+    ],
+)
+def test_what_a_model_that_speaks_cannot_do_without_is_told(
+    kind: str, needs: list[str], told: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = str(qwen3_tts.build(tmp_path / "tiny", kind=kind))
+    can = capabilities(find(Config(ModelConfig(folder))).door)
+    assert can.needs == needs and {*needs} <= can.extra.keys()
+    rows = [(row.name, row.value) for row in explain(folder) if row.topic == "limits"]
+    assert told in rows and (("instructions", "needed") in rows) == bool(needs)
 
 
 def test_a_model_without_guidance_takes_no_negative_prompt() -> None:

@@ -131,6 +131,20 @@ def test_somebody_speaks_in_the_voice_of_a_sound_that_was_chosen(browser: Any, s
 
 
 @browser_only
+def test_what_a_model_needs_is_asked_for_before_anything_is_sent(browser: Any, site: Running) -> None:
+    site.api.capabilities = SPEECH | {"needs": ["instructions"]}
+    with opened(browser, site.url) as page:
+        write(page, "good morning")
+        page.get_by_role("button", name="Speak", exact=True).click()
+        assert page.evaluate("document.querySelector('#extra-instructions').matches(':invalid')")
+        assert page.evaluate("!document.querySelector('#extra-voice').matches(':invalid')") and site.api.asked == []
+        page.get_by_label("Instructions").fill("an old man, tired")
+        page.get_by_role("button", name="Speak", exact=True).click()
+        page.locator("#stage figure audio").wait_for()
+    assert [asked["extra_params"] for asked in site.api.asked] == [{"instructions": "an old man, tired"}]
+
+
+@browser_only
 def test_a_voice_is_recorded_with_the_microphone(browser: Any, site: Running) -> None:
     site.api.capabilities = VOICES
     with opened(browser, site.url, permissions=["microphone"]) as page:

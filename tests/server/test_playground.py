@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -511,6 +512,42 @@ def test_a_sound_is_made_played_and_downloaded_as_a_file(page: Any, site: Runnin
     page.get_by_role("button", name="Run again").click()
     page.locator("#thumbs li").nth(1).wait_for()
     assert site.api.asked[1]["seconds"] == 1.5
+
+
+HEARD = """() => {
+  window.heard = [];
+  const begin = AudioBufferSourceNode.prototype.start;
+  AudioBufferSourceNode.prototype.start = function (at) {
+    const made = Boolean(document.querySelector("#stage figure audio"));
+    heard.push({ at, lasts: this.buffer.duration, most: Math.max(...this.buffer.getChannelData(0)), made });
+    window.context = this.context;
+    begin.call(this, at);
+  };
+}"""
+"""What is played piece by piece, and whether the whole was there then."""
+
+
+@browser_only
+def test_a_sound_is_heard_while_it_is_made_and_no_more_when_its_making_is_cancelled(page: Any, site: Running) -> None:
+    site.api.capabilities, site.api.pace = SOUNDS, 0.05
+    page.reload()
+    page.evaluate(HEARD)
+    page.get_by_label("Seconds").fill("1.5")
+    draw(page, "rain on a roof")
+    page.locator("#stage figure audio").wait_for()
+    heard = page.evaluate("heard")
+    assert len(heard) == 10 and not any(piece["made"] for piece in heard)
+    assert sum(piece["lasts"] for piece in heard) == pytest.approx(1.5)
+    assert {round(piece["most"], 1) for piece in heard} == {0.5}
+    for before, then in pairwise(heard):
+        assert then["at"] >= before["at"] + before["lasts"] - 1e-6, "nothing is said over what is still said"
+    wait_until(page, "context.state === 'closed'")  # it has played to its end
+    site.api.pace = 0.3
+    draw(page, "wind")
+    wait_until(page, "heard.length > 11")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    wait_until(page, "context.state === 'closed'")
+    assert page.evaluate("heard.length") < 20
 
 
 @browser_only

@@ -20,7 +20,7 @@ from tests.server.test_video_pictures import ONE, TALL, WIDE, Parts, run_over_ht
 from tests.server.test_videos import run
 from tests.server.video_rig import Rig, listening, rig
 from tests.unit.media.hostile import encoded
-from tests.unit.media.test_track import filmed
+from tests.unit.media.test_track import damaged, filmed
 
 FILM = encode_video(Video(film(32, 16, 7), 10.0), {})
 WHERE = f"data:video/mp4;base64,{base64.b64encode(FILM).decode()}"
@@ -44,6 +44,19 @@ def test_a_video_that_is_uploaded_comes_with_its_sound(tmp_path: Path) -> None:
         [request] = parts.workers.started
         assert request.videos == (open_changed(filmed(), len(request.videos[0].frames)),)
         assert request.videos[0].track is not None
+
+    run_with_videos(tmp_path, act)
+
+
+def test_a_video_whose_sound_is_damaged_comes_without_it_and_says_why(tmp_path: Path) -> None:
+    async def act(parts: Rig, client: httpx2.AsyncClient) -> None:
+        form = [text("prompt", "a hill"), ("video", ("a.mp4", damaged(filmed())))]
+        answer = await client.post("/v1/videos/sync", files=form)
+        assert answer.status_code == 200, answer.content
+        [clip] = parts.workers.started[0].videos
+        assert clip.track is None and clip.frames == open_clip(filmed(), len(clip.frames)).frames
+        [told] = clip.warnings
+        assert told.startswith("the sound of the video was left out: the sound cannot be read: its file is damaged")
 
     run_with_videos(tmp_path, act)
 

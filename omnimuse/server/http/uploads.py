@@ -191,18 +191,25 @@ class Uploads:
         try:
             content = await self._content(source, replace(self._rules, accept=VIDEOS))
             made = await read_foreign_clip(self._theatre, content, limits, tenant)
-            sounds = self._sounds
-            if role == "changed" and made.fps:  # what is made of it keeps its sound
-                sounds = replace(sounds, milliseconds=int(1000 * len(made.frames) / made.fps))
-            elif role != "heard":
+            if role == "changed" and made.fps:
+                return await self._with_sound(made, content, tenant)
+            if role != "heard":
                 return made
-            return replace(made, track=await read_foreign_track(self._theatre, content, sounds, tenant))
+            return replace(made, track=await read_foreign_track(self._theatre, content, self._sounds, tenant))
         except (ClipError, SoundError, FetchError) as error:
             message = str(error).replace("the picture", "the video").replace("image/png", "video/mp4")
             refused = isinstance(error, FetchError) and error.code == "url_not_allowed"
             raise refusal(
                 "url_not_allowed" if refused else "invalid_video", f"{source.name}: {message}", source.name
             ) from None
+
+    async def _with_sound(self, clip: Clip, content: bytes, tenant: str) -> Clip:
+        """`clip`, of which something is made that keeps its sound; where that cannot be read, with the reason."""
+        limits = replace(self._sounds, milliseconds=int(1000 * len(clip.frames) / clip.fps))
+        try:
+            return replace(clip, track=await read_foreign_track(self._theatre, content, limits, tenant))
+        except SoundError as error:
+            return replace(clip, lost=str(error))
 
     async def _content(self, source: Source, rules: FetchRules | None = None) -> bytes:
         if isinstance(source.url, DataUrl):

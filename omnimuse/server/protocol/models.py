@@ -52,7 +52,8 @@ class Capabilities(Bounds):
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
     each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
     means. A model that says what it learned has its words by topic in `draws`, and in `only_side` the one side in
-    pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them. `takes` and
+    pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them, and `needs` names
+    those without which nothing is made. `takes` and
     `gives` are the media of what may come with a request and of what comes of it; one that `calls` may ask for tools.
     """
 
@@ -70,6 +71,7 @@ class Capabilities(Bounds):
     extra: dict[str, Any]
     adapters: list[str]
     choices: dict[str, list[str]] = {}
+    needs: list[str] = []
     library: str
     notes: dict[str, str]
     draws: dict[str, list[str]]

@@ -69,8 +69,8 @@ def dtypes(service: Service) -> dict[str, str]:
 def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
-    closed = limits.sound.speech.closed if limits.sound is not None and limits.sound.speech is not None else ()
-    known = [part for part in fields(spec.extra) if part.name not in closed]
+    speech = None if limits.sound is None else limits.sound.speech
+    known = [part for part in fields(spec.extra) if speech is None or part.name not in speech.closed]
     extra = {part.name: part.metadata.get("default", part.default) for part in known}
     honoured = door.honoured - {"output_type"} - limits.refuses.keys() - ({"loras"} if not door.adapters else set())
     pictures, sound = spec.medium == "image", limits.sound
@@ -107,7 +107,8 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         else {level: steps_of(level, door.defaults.num_inference_steps) for level in EFFORT},
         extra=extra,
         adapters=sorted(door.adapters or ()),
-        choices={} if sound is None or sound.speech is None else sound.speech.choices,
+        choices={} if speech is None else speech.choices,
+        needs=[] if speech is None else sorted(speech.needed),
         library=spec.library,
         notes=dict(spec.notes),
         draws={} if taught is None else {topic: list(words) for topic, words in taught.words.items()},

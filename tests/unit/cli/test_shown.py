@@ -100,7 +100,12 @@ def test_a_model_is_shown_what_it_takes_and_all_else_is_refused_by_its_option(
 
 @pytest.mark.parametrize("model", TAKES)
 def test_a_video_is_heard_in_its_own_file_by_a_model_that_can(
-    model: str, once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: str,
+    files: Path,
+    once: Once,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     build, takes = TAKES[model]
     folder, file = once.folder(model, build), tmp_path / "film.mp4"
@@ -111,6 +116,16 @@ def test_a_video_is_heard_in_its_own_file_by_a_model_that_can(
     if "video" not in takes:
         assert (code, out) == (2, "") and "--hear-videos is for one that does; leave it out" in told
         return
+    silent = file_of(files, "video")
+    for wrong, words in (
+        (
+            ("--video", str(file), "--video", str(silent), "--hear-videos"),
+            f"--hear-videos: nothing is heard in {silent};",
+        ),
+        (("--hear-videos",), "--hear-videos is for videos that are shown; name them with --video FILE"),
+        (("--voice", "ethan"), "--voice ethan is of an answer that is spoken; say with -o reply.wav where that goes"),
+    ):
+        assert (chat(folder, monkeypatch, *wrong), words in capsys.readouterr().err) == (2, True)
     message = {
         "role": "user",
         "content": [{"type": "video", "video": str(file)}, {"type": "text", "text": "what is this"}],

@@ -66,6 +66,9 @@ def test_a_text_comes_from_stdin_and_no_file_is_replaced(
         (("--language", "klingon"), "use one of auto, english, chinese"),
         (("-o", "hello.txt"), ".txt"),
         (("--speed", "9"), "speed=9 cannot be; choose from 0.25 to 4"),
+        (("--temperature", "-1"), "omnimuse: --temperature -1.0 is not allowed; use a number from 0 to 100"),
+        (("--max-tokens", "0"), "omnimuse: --max-tokens 0 is not allowed; use a number of at least 1"),
+        (("--instructions", "a" * 5000), "omnimuse: --instructions: there are 5000 characters; at most 4000"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_is_loaded(
@@ -75,6 +78,9 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(
     assert message in capsys.readouterr().err
 
 
-def test_a_model_that_draws_does_not_speak(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["speak", "a star", "-m", "omnimuse/shapes"]) == 2
-    assert "does not speak; use `omnimuse generate`" in capsys.readouterr().err
+@pytest.mark.parametrize(("model", "command"), [("omnimuse/shapes", "generate"), ("omnimuse/shapes-chat", "chat")])
+def test_a_model_that_does_not_speak_names_the_command_that_it_is_for(
+    model: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["speak", "a star", "-m", model]) == 2
+    assert f"does not speak; use `omnimuse {command}`" in capsys.readouterr().err

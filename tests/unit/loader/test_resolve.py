@@ -53,6 +53,20 @@ def test_a_local_folder_is_found_by_its_path(places: Places, plain: Path) -> Non
     assert resolve(f"{plain}/", (), places) == Folder(str(plain), plain, "local")
 
 
+def test_a_folder_whose_path_begins_as_the_ids_of_bundled_models_do_is_one(
+    places: Places, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mine", "bundled/shapes", "shapes"):
+        shutil.copytree(plain, tmp_path / "work/omnimuse" / name)
+    monkeypatch.chdir(tmp_path / "work")
+    for name in ("omnimuse/mine", "omnimuse/bundled/shapes/"):
+        assert resolve(name, (), places) == Folder(name.rstrip("/"), tmp_path / "work" / name, "local")
+    assert resolve("omnimuse/shapes", (), places).source == "bundled"
+    assert "no model 'omnimuse/shape' is bundled with omnimuse. Did you mean omnimuse/shapes?" in refusal(
+        "omnimuse/shape", places
+    )
+
+
 def test_a_cached_model_is_found_without_network_with_or_without_revision(places: Places) -> None:
     found = resolve("someone/Toy-Image", (), places)
     assert (found.source, found.path.name) == ("hub", COMMIT)

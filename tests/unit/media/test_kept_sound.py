@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from omnimuse import Omni
-from omnimuse.media.clip import open_changed
+from omnimuse.core.errors import RequestError
+from omnimuse.media.clip import open_changed, open_watched
 from omnimuse.media.finished import encode
 from omnimuse.media.recording import read_track, samples_of
 from tests.checkpoints import lucy_edit, wan, wan_vace
 from tests.once import Once
-from tests.unit.media.test_track import RATE, filmed
+from tests.unit.media.test_track import RATE, damaged, filmed
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "wan": partial(wan.build, kind="2.1"),
@@ -33,12 +34,18 @@ def test_what_is_made_of_a_video_has_its_sound_as_long_as_it_lasts(family: str, 
     given = read_track(file, 2.5)
     assert given is not None
     with Omni(str(once.folder(family, FAMILIES[family])), dtype="float32", device="cpu") as omni:
-        kept, faster, silent = omni.generate(
-            [{"prompt": "a star", "videos": [each]} for each in (file, file, filmed(silent=True))],
-            [{**SMALL, **more} for more in ({}, {"fps": 8.0}, {})],
+        kept, faster, silent, broken, numbers, latents = omni.generate(
+            [
+                {"prompt": "a star", "videos": [each]}
+                for each in (file, file, filmed(silent=True), damaged(file), file, file)
+            ],
+            [
+                {**SMALL, **more}
+                for more in ({}, {"fps": 8.0}, {}, {}, {"output_type": "pt"}, {"output_type": "latent"})
+            ],
             progress=False,
         )
-    assert (kept.error, faster.error, silent.error) == (None, None, None)
+    assert {each.error for each in (kept, faster, silent, broken, numbers, latents)} == {None}
     [sound] = kept.audios
     assert (sound.rate, kept.videos[0].seconds, kept.warnings) == (RATE, 2.5, [])
     assert np.array_equal(sound.samples, samples_of(given, RATE, 2))
@@ -49,9 +56,23 @@ def test_what_is_made_of_a_video_has_its_sound_as_long_as_it_lasts(family: str, 
         "the sound of the video was left out, for it would not fit: it has 2 frames a second, and 8 were asked for; "
         "leave fps out to keep it"
     ]
+    [told] = broken.warnings
+    assert told.startswith("the sound of the video was left out: cannot read the sound of the video: ")
+    assert (broken.audios, len(broken.videos)) == ([], 1)
+    [heard] = numbers.tensors["audio"]
+    assert np.array_equal(heard.numpy(), sound.samples) and list(numbers.tensors) == ["video", "audio"]
+    assert (list(latents.tensors), numbers.warnings) == (["video"], [])
+    assert latents.warnings == [
+        "the sound of the video was left out, for latents have none; ask for 'pil' or 'pt' to keep it"
+    ]
 
 
 def test_of_a_file_as_much_is_heard_as_its_frames_last() -> None:
     made = open_changed(filmed(), 3)
     assert (len(made.frames), made.track) == (3, read_track(filmed(), 1.5))
     assert open_changed(filmed(silent=True)).track is None
+    broken = open_changed(damaged(filmed()), 3)
+    assert (len(broken.frames), broken.track) == (3, None)
+    assert broken.lost.startswith("cannot read the sound of the video: ")
+    with pytest.raises(RequestError, match="cannot read the sound of the video"):
+        open_watched(damaged(filmed()), heard=True)

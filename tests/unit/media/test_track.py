@@ -32,6 +32,16 @@ def filmed(channels: int = 1, *, silent: bool = False) -> bytes:
     return encode_video(Video(film(32, 16, 6), 2.0), {}, sound)
 
 
+def damaged(content: bytes) -> bytes:
+    """A video whose frames can be read, and whose sound cannot."""
+    broken = bytearray(content)
+    with av.open(io.BytesIO(content)) as container:
+        for packet in container.demux(container.streams.audio[0]):
+            if packet.size:
+                broken[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    return bytes(broken)
+
+
 def recorded(kind: str) -> bytes:
     """A second of sound in a file without pictures, as telephones ("ipod") and browsers ("webm") write it."""
     file, wave = io.BytesIO(), samples_of(chord(48_000, 1, 1), 48_000, 1)

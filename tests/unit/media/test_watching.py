@@ -50,7 +50,8 @@ def test_of_a_long_one_fewer_a_second_are_read() -> None:
     assert len(frames(watched)) == len(watched.frames) == READ
     assert watched.frames[-1] == whole.frames[-1] != whole.frames[2 * READ]
     assert (watched.spread, whole.spread, open_watched(film(300, 24)).spread) == (250, 0, 0)
-    assert watched.warning.startswith("a video of 250 s is too long") and not whole.warning
+    [told] = watched.warnings
+    assert told.startswith("a video of 250 s is too long") and not whole.warnings
 
 
 @pytest.mark.parametrize(("count", "spread"), [(768, 0), (770, 385)])

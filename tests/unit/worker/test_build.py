@@ -132,6 +132,12 @@ def test_explain_tells_once_what_all_pools_choose_and_by_its_name_what_one_does(
     wrong = replace(placed, deploy=replace(placed.deploy, pools=(read, replace(draw, device="cuda:7"), show)))
     with pytest.raises(ConfigError, match=r"three\.yaml: pool draw: device='cuda:7' is not here"):
         explain(str(z_image_folder), config=wrong)
+    carried = replace(placed, deploy=replace(placed.deploy, pools=(read, replace(draw, connector="tpc"), show)))
+    with pytest.raises(ConfigError, match=r"^three\.yaml: pool draw: connector 'tpc' is not known; use one of local"):
+        explain(str(z_image_folder), config=carried)
+    written = replace(placed, deploy=replace(placed.deploy, pools=(read, replace(draw, writer="vlm"), show)))
+    with pytest.raises(ConfigError, match=r"^three\.yaml: pool draw: writer='vlm' is not allowed"):
+        explain(str(z_image_folder), config=written)
     with pytest.raises(ConfigError, match=r"three\.yaml: no pool holds the stage 'decode'"):
         explain(str(z_image_folder), config=replace(placed, deploy=replace(placed.deploy, pools=(read, draw))))
 
