@@ -90,8 +90,9 @@ def build_app(service: Service) -> Starlette:
         drawing=frozenset(operation.path for operation in operations if operation.body is not None),
         check_room=gate.check_room,
     )
-    routes = [route for group in (*groups, playground, absent) for route in group.routes(service)]
-    return protect([*_of_other_methods(routes), *routes, _description(described)], rules)
+    routes = [route for group in (*groups, playground) for route in group.routes(service)]
+    missing = absent.routes(service)  # of what is there by one method, none is missing
+    return protect([*_of_other_methods(routes), *routes, *missing, _description(described)], rules)
 
 
 def _of_other_methods(routes: Sequence[BaseRoute]) -> list[Route]:

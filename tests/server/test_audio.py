@@ -191,7 +191,9 @@ def test_what_is_no_sound_is_refused(server: WholeServer, content: bytes) -> Non
         ({"size": "64x64"}, "size", "a sound has no sides"),
         ({"strength": 0.5}, "strength", "there is no sound"),
         ({"num_frames": 5}, "num_frames", "there is no field 'num_frames' here"),
-        ({"input": ""}, "prompt", "prompt is empty"),
+        ({"input": ""}, "input", "input is empty"),
+        ({"prompt": " ", "input": None}, "prompt", "prompt is empty"),
+        ({"input": None}, "input", "input is missing"),
     ],
 )
 def test_what_cannot_be_is_refused_in_the_clients_words(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import numpy as np
 import pytest
 import soundfile
@@ -147,7 +148,9 @@ def test_no_voice_is_left_with_a_checkpoint_that_has_its_own(server: WholeServer
         ({"ref_audio": "data:audio/wav;base64,AA=="}, "this model starts from no sound"),
         ({"ref_text": "a star"}, "`ref_text` cannot be chosen here: this checkpoint takes no voice from a sound"),
         ({"speaker_embedding": [0.5]}, "a voice is that of a sound"),
-        ({"input": " "}, "empty"),
+        ({"input": " "}, "input is empty; say what to make"),
+        ({"input": None}, "input is missing; say what to make"),
+        ({"x_vector_only_mode": True}, "x_vector_only_mode is not supported: this model starts from no sound"),
         ({"num_inference_steps": 3}, "num_inference_steps"),
     ],
 )
@@ -155,6 +158,25 @@ def test_what_cannot_be_is_refused_by_name(server: WholeServer, choice: dict[str
     answer = server.ask(SPEECH, {**ASKED, **choice})
     assert answer.status == 400
     assert message in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "knows"),
+    [
+        ("GET", SPEECH, "POST"),
+        ("PUT", SPEECH, "POST"),
+        ("PATCH", SPEECH, "POST"),
+        ("OPTIONS", SPEECH, "POST"),
+        ("PUT", "/v1/audio/voices", "GET, HEAD, POST"),
+        ("DELETE", "/v1/audio/speech/stream", "GET, HEAD, POST"),
+    ],
+)
+def test_a_path_that_is_there_by_another_method_is_not_said_to_be_missing(
+    server: WholeServer, method: str, path: str, knows: str
+) -> None:
+    answer = httpx2.request(method, server.url + path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, knows)
+    assert httpx2.request(method, f"{server.url}/v1/embeddings").status_code == 404
 
 
 def test_a_client_that_goes_in_mid_word_is_not_spoken_to_any_longer(server: WholeServer) -> None:

@@ -16,7 +16,7 @@ from omnimuse.server.errors import refusal
 from omnimuse.server.routes.adapters import ELSEWHERE, LOAD, MERGE, SET, UNLOAD, UNMERGE
 from omnimuse.server.service import Service
 
-METHODS = ["GET", "POST", "PUT", "DELETE"]
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 Handler = Callable[[Request], Awaitable[Response]]
 WHERE = MappingProxyType(
     {

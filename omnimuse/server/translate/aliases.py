@@ -184,6 +184,8 @@ def read(
             _check_takes_sounds(found.names[target], door)
         else:
             _check_takes_pictures(found.names[target], kind, door)
+    if found.values.get("alone"):
+        _check_takes_sounds(found.names["alone"], door)
     if "videos" in found.values:
         _check_takes_videos(found.names["videos"], door)
     for target in {"mask", "masks", "pad"} & found.values.keys():
@@ -195,7 +197,7 @@ def read(
             raise refusal("unsupported_parameter", f"{target} is not supported: {NO_TOOLS}; leave it out", target)
     _refuse_unhonoured(found, door)
     if kind not in ("chat", "talk", "hearing"):
-        _check_prompt(found, door)
+        _check_prompt(found, known, door)
     found.values.setdefault("format", USUAL[kind])
     return _wanted(found, door, form)
 
@@ -336,14 +338,16 @@ def _is_idle(target: str, found: _Found, door: Door) -> bool:
     return found.values[target] in used
 
 
-def _check_prompt(found: _Found, door: Door) -> None:
+def _check_prompt(found: _Found, known: Mapping[str, Field], door: Door) -> None:
+    """ApiError for a request without one, by the first name that clients of that endpoint have for it."""
     if not door.spec.prompted:
         found.values.setdefault("prompt", "")  # what is not empty, the door refuses
         return
+    name = found.names.get("prompt") or next(wire for wire, entry in known.items() if entry.target == "prompt")
     if "prompt" not in found.values:
-        raise refusal("missing_parameter", "prompt is missing; say what to make", "prompt")
+        raise refusal("missing_parameter", f"{name} is missing; say what to make", name)
     if not found.values["prompt"].strip():
-        raise refusal("invalid_value", "prompt is empty; say what to make", "prompt")
+        raise refusal("invalid_value", f"{name} is empty; say what to make", name)
 
 
 def _wanted(found: _Found, door: Door, form: bool) -> Wanted:
