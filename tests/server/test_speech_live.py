@@ -137,6 +137,8 @@ def test_a_speed_gives_the_bytes_that_the_stream_and_the_file_of_a_request_have(
         ({"type": "session.config", "word_timestamps": True}, "when each word is said"),
         ({"type": "session.config", "split_granularity": "word"}, "none, sentence, clause"),
         ({"type": "session.config", "loudness": 3}, "there is no field 'loudness' here"),
+        ({"type": "session.config", "input": "a star"}, 'in messages of the type "input.text"'),
+        ({"type": "session.config", "prompt": "a star"}, 'in messages of the type "input.text"'),
         ({"type": "input.text", "text": 3}, "input.text has a text"),
         ({"type": "input.text", "text": "a" * 70_000}, "64000 characters wait"),
         ({"type": "input.sound"}, "there is no event 'input.sound' here"),

@@ -143,6 +143,8 @@ class Saying:
         if flows and given.setdefault("response_format", "pcm") != "pcm":
             why = "of what is sent while it is made the response_format is pcm"
             raise refusal("conflicting_parameters", f"stream_audio is not possible so: {why}", "response_format")
+        if said := next((name for name in ("input", "prompt") if name in given), None):
+            raise refusal("unsupported_parameter", 'what is said comes in messages of the type "input.text"', said)
         if "stream_format" in given:
             raise refusal("unsupported_parameter", "a WebSocket has `stream_audio` for this", "stream_format")
         tenant = self._live.socket.state.tenant

@@ -14,10 +14,11 @@ from typing import Any
 
 from omnimuse.core.calls import NO_TOOLS, Call
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.names import meant
 from omnimuse.core.request import Door, Picture, Recording
 from omnimuse.media.streamed import check_speed
 from omnimuse.media.voice import Pauses, detector
-from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.errors import refusal
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.translate.parts import able
 from omnimuse.server.translate.session_tools import CALLING, call_of, chosen, flat
@@ -41,6 +42,16 @@ _VOID = {
     "input": "an answer is to the conversation; make its items first",
 }
 """Fields that are known and have no effect here: only what asks for nothing is taken."""
+_ALLOWED = {
+    "type": '"realtime"',
+    "instructions": "a text",
+    "output_modalities": '["audio"], ["text"] or, of a model that draws, ["text", "image"]',
+    "max_output_tokens": 'a whole number of at least 1, or "inf"',
+    "truncation": '"auto" or "disabled"',
+}
+"""Fields of a session, and what each may be."""
+_SOUNDING = ("format", "turn_detection", "transcription", "noise_reduction", "voice", "speed")
+"""Fields of its sounds."""
 _ROLES = {"system": "input_text", "user": "input_text", "assistant": "output_text"}
 
 
@@ -121,6 +132,8 @@ class Settings:
                 return replace(self, chosen={**self.chosen, key: chosen(key, value, name, door)})
             case _ if key in SAMPLED:
                 return replace(self, chosen={**self.chosen, key: value})
+        if allowed := _ALLOWED.get(key):
+            raise refusal("invalid_value", f"{name}={shown(value)} is not allowed; use {allowed}", name)
         _check_void(key, value, name)
         return self
 
@@ -415,11 +428,8 @@ def _check_void(key: str, value: Any, name: str) -> None:
         return
     if why := _VOID.get(key):
         raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
-    raise _unknown(name, value)
-
-
-def _unknown(name: str, value: Any) -> ApiError:
-    return refusal("invalid_value", f"{name}={shown(value)} is no setting of a session, or has no such value", name)
+    near = meant(key[:80], (*_ALLOWED, "audio", *CALLING, *SAMPLED, *_SOUNDING))
+    raise refusal("unknown_parameter", f"there is no field {name}{f'; did you mean {near!r}?' if near else ''}", name)
 
 
 def _object(given: Any, name: str, known: Collection[str] | None) -> dict[str, Any]:
