@@ -313,15 +313,16 @@ class AsyncOmni:
         params: Params | None = None,
         *,
         previews: int | None = None,
+        chunks: bool | None = None,
         ask: Ask | None = None,
         adjust: bool = False,
+        deadline: float | str | None = None,
         **choices: Unpack[Chosen],
     ) -> AsyncIterator[Event]:
         """The events of one request, the last of which is `Done`; errors are raised.
 
         Leaving the iterator early, or cancelling the task, cancels the request at its next step. `ask` sets priority,
-        tenant, timeout and chunks, too; what is given beside it counts before what it says. `adjust` is as in `Omni`,
-        `choices` are fields of `params`.
+        tenant and timeout, too; what is given beside it counts before what it says. The rest is as in `Omni`.
         """
         import asyncio  # half the time that importing this package would take
 
@@ -330,7 +331,9 @@ class AsyncOmni:
         chosen = make_params(base.params if params is None else params, fields)
         watched = driven.door.spec.writes
         opened = await asyncio.to_thread(with_sources, given_as(prompt, tools), chosen, watched=watched)
-        wanted = replace(base, prompt=opened, params=chosen, previews=base.previews if previews is None else previews)
+        beside = {"previews": previews, "chunks": chunks, "deadline": deadline}
+        said: dict[str, Any] = {name: value for name, value in beside.items() if value is not None}
+        wanted = replace(base, prompt=opened, params=chosen, **said)
         wanted, changes = _adjusted(driven.door, wanted) if adjust else (wanted, [])
         request = driven.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()

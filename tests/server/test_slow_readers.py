@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.checkpoints import qwen3_omni, qwen3_tts
-from tests.server.pooled import SPOKEN, placed
+from tests.server.pooled import ALOUD, SPOKEN, placed
 from tests.server.whole_server import WholeServer
 
 pytest.importorskip("websockets", reason="a server without it has no WebSockets")
@@ -151,6 +151,7 @@ KINDS = {
                 ),
             ),
         ),
+        ALOUD,
     ),
 }
 
@@ -166,7 +167,7 @@ def answered(server: WholeServer) -> list[tuple[str, float]]:
     return [(line["path"], line["seconds"]) for line in lines if line.get("event") == "answered"]
 
 
-@pytest.mark.parametrize(("name", "spread"), [("speech", False), ("speech", True), ("chat", False)])
+@pytest.mark.parametrize(("name", "spread"), [(name, spread) for name in KINDS for spread in (False, True)])
 def test_who_takes_nothing_is_let_go_after_a_while_holds_little_and_keeps_nobody(
     name: str, spread: bool, tmp_path: Path
 ) -> None:

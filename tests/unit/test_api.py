@@ -27,7 +27,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
-from omnimuse.core.output import Event
+from omnimuse.core.output import Chunk, Event
 from omnimuse.core.params import Choices, GenerationParams, SpeechParams, WatchParams
 from omnimuse.core.request import Ask
 from tests.checkpoints import calling
@@ -338,6 +338,25 @@ def test_what_an_ask_says_holds_unless_it_is_said_beside_it(config: Config) -> N
     assert [e.step for e in as_asked if isinstance(e, Preview)] == [1, 2, 3]
     assert not [e for e in beside if isinstance(e, Preview)]
     assert [e.step for e in beside if isinstance(e, Progress) and e.stage == "denoise"] == [1, 2, 3]
+
+
+def test_an_async_answer_comes_in_pieces_and_by_a_deadline(tmp_path: Path) -> None:
+    async def run() -> tuple[list[Event], list[Event]]:
+        async with AsyncOmni(str(calling.build(tmp_path / "tiny")), dtype="float32", device="cpu") as subject:
+            said: Any = [{"role": "user", "content": "a heron?"}]
+            told = [event async for event in subject.generate(said, chunks=True, temperature=0, max_tokens=6)]
+            whole = [
+                event async for event in subject.generate(said, ask=Ask("", chunks=True), chunks=False, max_tokens=6)
+            ]
+            with pytest.raises(RequestError, match="deadline='soon' is not known"):
+                await anext(subject.generate(said, deadline="soon"))
+            return told, whole
+
+    told, whole = asyncio.run(run())
+    done = told[-1]
+    assert isinstance(done, Done)
+    assert "".join(event.data for event in told if isinstance(event, Chunk)) == done.result.text
+    assert not [event for event in whole if isinstance(event, Chunk)]
 
 
 def test_an_event_loop_that_closes_in_the_midst_of_a_request_harms_nobody_else(config: Config) -> None:
