@@ -109,7 +109,8 @@ class Group:
             self.seats.append([Seat(number, name, pool.window) for name in names])
         if away := [pool.name for pool in self.config.deploy.pools if pool.elsewhere]:
             if self.config.parallel.launch.launcher == "local":
-                raise ConfigError(f"pool {away[0]} is elsewhere, and all is started here; use --launcher agent or ray")
+                why = "it is elsewhere, and all is started here; use --launcher agent or ray"
+                raise self.config.deploy.wrong_of(away[0], ConfigError(why))
             self._launcher = await opened(self.config, COMMAND)
         index = processes = 0
         for pool, seats in zip(self.config.deploy.pools, self.seats, strict=True):
@@ -177,9 +178,10 @@ class Group:
             options = self.config.deploy.connectors.get(pool.connector, {})
             try:
                 kind = kind_of(pool.connector, self._launcher.meeting, options)
+                heard = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
             except ConfigError as error:
                 raise self.config.deploy.wrong_of(pool.name, error) from None
-            self._listening[pool.connector] = kind.listen(self._folder.path, self._key, partial(self._soon, self._join))
+            self._listening[pool.connector] = heard
         address = self._listening[pool.connector].address
         plan = PoolPlan(
             config,

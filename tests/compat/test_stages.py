@@ -170,6 +170,8 @@ def test_what_a_stage_cannot_be_told_is_refused(omni: Omni) -> None:
             r"OmniDiffusionSamplingParams mean nothing to stage 1, which chooses",
         ),
         ([{"temperature": 1}], r"dict is no sampling parameters; use SamplingParams"),
+        ([5], r"int is no sampling parameters; use SamplingParams"),
+        (5, r"int is no sampling parameters; use SamplingParams"),
         ([*LIST, LIST[0]], r"4 sampling parameters are more than the stages"),
     ):
         with pytest.raises(RequestError, match=why):

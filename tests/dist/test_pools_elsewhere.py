@@ -49,7 +49,7 @@ def whole() -> Iterator[Engine]:
 
 
 def test_a_pool_elsewhere_needs_who_starts_it_and_a_way_to_it() -> None:
-    with pytest.raises(ConfigError, match="pool draw is elsewhere, and all is started here"):
+    with pytest.raises(ConfigError, match="pool draw: it is elsewhere, and all is started here"):
         group(placed("tcp"), LaunchConfig())
     with pytest.raises(ConfigError, match="shared_memory reaches nothing elsewhere"):
         placed("shared_memory")

@@ -182,5 +182,5 @@ def per_prompt(sampling: Given, count: int) -> list[Given]:
     """What was chosen for each of `count` prompts; one in a list is for all of them."""
     if isinstance(sampling, Sampled | None) or staged(sampling):
         return [sampling] * count
-    listed: list[Given] = list(sampling)
+    listed: list[Given] = list(sampling) if isinstance(sampling, list | tuple) else [sampling]
     return listed * count if len(listed) == 1 else listed

@@ -80,9 +80,7 @@ class Stages:
         """A prompt and what was chosen for it, in our words; `wanted` are the media that it is to be answered in."""
         if sampling is None:
             sampling = list(self.usual) if self.told else []
-        chosen = chosen_of(
-            self.door, self.theirs, [sampling] if isinstance(sampling, Sampled | Mapping) else list(sampling)
-        )
+        chosen = chosen_of(self.door, self.theirs, sampling if isinstance(sampling, list | tuple) else [sampling])
         prompt: dict[str, Any] = {"prompt": given} if isinstance(given, str) else dict(given)
         if wanted is not None and list(prompt.setdefault("modalities", wanted)) != list(wanted):
             why = f"the prompt wants modalities={prompt['modalities']}; leave one of them out"
