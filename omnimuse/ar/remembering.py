@@ -217,7 +217,15 @@ def window(length: int) -> int:
 
 
 def _together(rows: Sequence[Reading]) -> list[Spots]:
-    """One for all rows that lie near one another in one slab and look at as much of it."""
+    """One for all rows that lie near one another in one slab and look at as much of it: the same for many tokens."""
+    places = [row.kv.place for row in rows]
+    if places[0] is None or any(place is None or place.slab is not places[0].slab for place in places):
+        return _near(rows)
+    lie = tuple([(place.index, window(row.start + 1)) for place, row in zip(places, rows, strict=True) if place])
+    return places[0].slab.kept(lie, partial(_near, rows))
+
+
+def _near(rows: Sequence[Reading]) -> list[Spots]:
     alike: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         data, place = row.kv.slab
