@@ -299,7 +299,7 @@ class Pools:
         job.kept.setdefault(pool, []).append((put, blob))
         if put.last:
             job.base = pool
-            job.kept = {pool: job.kept[pool]}
+            job.kept = {at: pieces for at, pieces in job.kept.items() if at >= pool}  # what waits farther on stays
         if (seat := job.seats.get(pool)) is not None:
             assert seat.link is not None
             seat.link.send(put, blob)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -36,6 +37,8 @@ STREAMING = [answerer for answerer in ANSWERERS if answerer.meanwhile]
 piece_by_piece = pytest.mark.parametrize("folder", STREAMING, ids=lambda answerer: answerer.name, indirect=True)
 
 
+LONG = {"min_tokens": 40, "max_tokens": 40}
+"""Of an answer: more is said than goes over an edge before any of it is taken."""
 folder = folder_of_each(ANSWERERS)
 
 
@@ -131,13 +134,49 @@ def test_a_talker_that_is_killed_in_mid_word_is_started_again_and_nothing_is_tol
     killed: list[int] = []
 
     def hear(event: Event) -> None:
-        if isinstance(event, Progress) and event.stage == "talk" and event.step == 3 and not killed:
+        if isinstance(event, Progress) and event.stage == "talk" and event.step >= 3 and not killed:
             assert seat.replica is not None and seat.replica.pid is not None
             killed.append(seat.replica.pid)
             os.kill(seat.replica.pid, signal.SIGKILL)
 
     check(told(pools, 1, hear), expected(whole, 1))
     assert killed and seat.replica is not None and seat.replica.pid not in killed
+
+
+@pytest.mark.parametrize("kept_from", ["busy", "killed"])
+def test_what_is_said_waits_for_its_decoder_also_when_all_is_thought(
+    whole: Engine, folder: Path, kept_from: str
+) -> None:
+    """It has no room, for somebody else speaks there, or its process ends: pieces that wait are not lost meanwhile."""
+    tracks = range(len(REGISTRY.pipeline(Checkpoint(folder).arch).tracks))
+    sound = PoolConfig("sound", tracks=tuple(tracks[2:]), window=1)
+    placed = (
+        PoolConfig("say", tracks=(0,), connector="local"),
+        PoolConfig("talk", tracks=(1,), connector="local"),
+        sound,
+    )
+    with closing(Pools(replace(config(folder), deploy=DeployConfig(placed)))) as made:
+        [seat] = made.group.seats[2]
+        ends, killed = [SimpleQueue[Event](), SimpleQueue[Event]()], list[int]()
+
+        def kill(event: Event) -> None:
+            if kept_from == "killed" and isinstance(event, Progress) and event.stage == "talk" and not killed:
+                assert seat.replica is not None and seat.replica.pid is not None
+                killed.append(seat.replica.pid)
+                os.kill(seat.replica.pid, signal.SIGKILL)
+
+        def listen(events: SimpleQueue[Event], event: Event) -> None:
+            kill(event)
+            events.put(event)
+
+        for number, events in enumerate(ends):
+            made.submit(made.make_request(ask(number, **LONG)), partial(listen, events))
+        for number, events in enumerate(ends):
+            heard = [events.get(timeout=60)]
+            while not isinstance(heard[-1], Done | Failed):
+                heard.append(events.get(timeout=60))
+            check(heard, expected(whole, number, **LONG))
+        assert bool(killed) == (kept_from == "killed")
 
 
 @piece_by_piece

@@ -175,7 +175,7 @@ def _refusal(why: str) -> RequestError:
 
 def staged(sampling: Given) -> bool:
     """Whether a list of sampling parameters has one for each stage; else it has one for each prompt."""
-    return not isinstance(sampling, Sampled | None) and any(isinstance(each, SamplingParams) for each in sampling)
+    return isinstance(sampling, list | tuple) and any(isinstance(each, SamplingParams) for each in sampling)
 
 
 def per_prompt(sampling: Given, count: int) -> list[Given]:
