@@ -120,7 +120,7 @@ def test_an_answer_in_text_alone_needs_no_talker(whole: Engine, pools: Pools) ->
 
 @piece_by_piece
 def test_it_is_heard_while_it_still_thinks(pools: Pools) -> None:
-    events = told(pools, 0, max_tokens=60)
+    events = told(pools, 0, min_tokens=200, max_tokens=200)
     wrote = [at for at, event in enumerate(events) if isinstance(event, Progress) and event.stage == "generate"]
     heard = [at for at, event in enumerate(events) if isinstance(event, Chunk) and event.medium == "audio"]
     assert heard[0] < wrote[-1]
