@@ -367,6 +367,12 @@ def _hints(kind: Any) -> Mapping[str, Any]:
     return MappingProxyType(get_type_hints(kind))
 
 
+def objected(given: FamilyParams, why: str) -> RequestError:
+    """An objection of `given` as an error, of the field that it begins with, if it does."""
+    name = why.partition("=")[0]
+    return RequestError(why, f"extra.{name}" if name in {part.name for part in fields(given)} else "extra")
+
+
 def check_family_params(given: FamilyParams) -> None:
     """RequestError for a field of another type than declared, not finite, or outside of its metadata's low and high."""
     kind: Any = type(given)

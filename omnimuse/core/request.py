@@ -43,6 +43,7 @@ from omnimuse.core.params import (
     SoundParams,
     check_family_params,
     family_params,
+    objected,
 )
 from omnimuse.core.sources import Clip as Clip
 from omnimuse.core.sources import Picture as Picture
@@ -257,7 +258,7 @@ class Door:
         check_family_params(extra)
         self._check_memory(params, extra)
         if (why := extra.objection(params, self.limits.size_multiple)) is not None:
-            raise RequestError(why, "extra")
+            raise objected(extra, why)
         check_length(extra, self.limits.max_sequence_length)
         check_begun(extra, begun := begun_of(given, tools))
         check_speech(extra, None if self.limits.sound is None else self.limits.sound.speech, len(came.sounds))
