@@ -53,8 +53,8 @@ class Capabilities(Bounds):
     each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
     means. A model that says what it learned has its words by topic in `draws`, and in `only_side` the one side in
     pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them, and `needs` names
-    those without which nothing is made. `takes` and
-    `gives` are the media of what may come with a request and of what comes of it; one that `calls` may ask for tools.
+    those without which nothing is made. `takes` and `gives` are the media of what may come with a request and of what
+    comes of it; one that `calls` may ask for tools.
     """
 
     medium: str
