@@ -66,4 +66,4 @@ class Filling:
         parts = {part: self._memory(f"{path}.{part}") for part in layer.parts}
         if isinstance(layer.scheme, Stacked):
             return layer.scheme.rows(parts, layer.inputs)
-        return PackedRows(layer.scheme, parts, layer.inputs)
+        return PackedRows(layer.packing, parts, layer.inputs, layer.columns)

@@ -28,7 +28,9 @@ from omnimuse.loader.plan import Piece, Plan, plan_load
 from omnimuse.loader.rules import Rule
 from omnimuse.loader.sources import Source, put
 from omnimuse.loader.tensors import DtypePolicy, Home, cast, home_of
+from omnimuse.quant.linear import PackedRows
 from omnimuse.quant.packings import Rows
+from omnimuse.quant.schemes import held
 
 __all__ = ["DtypePolicy", "LoadReport", "load_weights", "randomise"]
 
@@ -111,12 +113,17 @@ def _read(source: Source, into: Space, piece: Piece, cut: Slices | None) -> Iter
     along = piece.start is not None and cut is not None and piece.dim == cut.dim
     if piece.start is not None and not along:
         into = into.narrow(piece.dim, piece.start, piece.stop - piece.start)
-    if cut is None:
+    if cut is None or (by_rows(into) and cut.spans):
         yield into, source.whole()
         return
     first = piece.start if along and piece.start is not None else 0
     for (start, stop), place in cut.meet(first, first + source.stored.shape[cut.dim]):
         yield into.narrow(cut.dim, place, stop - start), source.part(cut.dim, start, stop)
+
+
+def by_rows(space: Space) -> bool:
+    """Whether whole rows are written there, of which it keeps some columns."""
+    return isinstance(space, PackedRows) and space.columns is not None
 
 
 def whole(shape: Shape, cut: Slices | None) -> Shape:
@@ -177,17 +184,12 @@ def randomise(
             owner, _, key = name.rpartition(".")
             kind = type(module.get_submodule(owner)).__name__
             cut = cuts.get(name)
-            drawn = draw(whole(tuple(tensor.shape), cut), key, kind, generator)
-            filling.space(name).copy_(drawn if cut is None else held(drawn, cut))
+            drawn, space = draw(whole(tuple(tensor.shape), cut), key, kind, generator), filling.space(name)
+            if cut is None or cut.spans or not by_rows(space):
+                space.copy_(drawn if cut is None or by_rows(space) else held(drawn, cut))
         else:
             filling.space(name).copy_(torch.zeros(tensor.shape, dtype=tensor.dtype))
     filling.finish()
-
-
-def held(tensor: Tensor, cut: Slices) -> Tensor:
-    """The share of a whole tensor that `cut` says."""
-    spans = cut.spans or ((0, 0),)
-    return torch.cat([tensor.narrow(cut.dim, start, stop - start) for start, stop in spans], cut.dim)
 
 
 def tensor_seed(seed: int, component: str, name: str) -> int:

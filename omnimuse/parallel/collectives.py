@@ -96,6 +96,18 @@ def summed(axis: Axis, part: Tensor) -> Tensor:
     return part
 
 
+def greatest(axis: Axis, part: Tensor) -> Tensor:
+    """The largest of every rank's numbers, place by place, on every rank; `part` may be overwritten."""
+    if axis.size == 1:
+        return part
+    if torch.compiler.is_compiling():
+        assert axis.group is not None
+        return functional.wait_tensor(functional.all_reduce(part, "max", axis.group))
+    part = part.contiguous()
+    dist.all_reduce(part, dist.ReduceOp.MAX, group=axis.group)
+    return part
+
+
 def gathered(axis: Axis, part: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Every rank's [n, *] in order, where rank i has `counts[i]` of them; short ones travel padded."""
     if axis.size > 1 and torch.compiler.is_compiling():

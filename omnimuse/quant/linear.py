@@ -6,15 +6,17 @@ A build pass (`worker/quantize.py`) puts `QuantizedLinear` in the place of `nn.L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Slices
 from omnimuse.layers.steady import tiled
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import Packing, Scheme
+from omnimuse.quant.schemes import Largest, Packing, Scheme, own
 
 AT_ONCE = 2**16
 """Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
@@ -22,28 +24,55 @@ what stays.
 """
 
 
+class Weighing(Protocol):
+    """A layer with weights [N, K], and perhaps a bias [N]."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
 class QuantizedLinear(nn.Module):
     """`nn.Linear` with weights packed by `scheme`, multiplied in `arithmetic`; its outputs are in the format of inputs.
 
-    `heights`: of tiles, if products are cut into some (`layers/steady.py`).
+    `heights`: of tiles, if products are cut into some (`layers/steady.py`). Where a rank has some inputs only, these
+    are the `columns` of rows that are packed whole, by `packing`, so that they stand for the floats of one rank;
+    `largest` asks the others what is largest of a token.
     """
 
-    def __init__(self, linear: nn.Linear, scheme: Packing, arithmetic: torch.dtype) -> None:
+    def __init__(
+        self,
+        linear: Weighing,
+        scheme: Packing,
+        arithmetic: torch.dtype,
+        columns: Slices | None = None,
+        largest: Largest = own,
+    ) -> None:
         super().__init__()
-        self.scheme, self.arithmetic = scheme, arithmetic
+        self.packing, self.arithmetic, self.columns = scheme, arithmetic, columns
+        if columns is not None:
+            assert isinstance(scheme, Scheme), "only such let columns be taken out of rows"
+            scheme = scheme.some(columns, largest)
+        self.scheme = scheme
         self.stands_for = linear.weight.dtype
         self.heights: tuple[int, ...] = ()
         parts = scheme.empty(*linear.weight.shape)  # a rank that has none of the rows has none of these
         self.parts = tuple(parts)
         for name, part in parts.items():
             self.register_parameter(name, nn.Parameter(part, requires_grad=False))
-        self.inputs, self.bias = linear.in_features, linear.bias
+        self.inputs, self.bias = linear.weight.shape[1], linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.made(x, self.bias)
+
+    def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product, and `bias` added to it."""
         tokens = x.reshape(-1, self.inputs).to(self.arithmetic)
         out = self.scheme.multiply(tokens, self.packed, self._product)
-        if self.bias is not None:
-            out = out + self.bias
+        if bias is not None:
+            out = out + bias
         return out.to(x.dtype).view(*x.shape[:-1], -1)
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -63,10 +92,12 @@ class QuantizedLinear(nn.Module):
 
 
 class PackedRows:
-    """Rows of a layer's weights: what is written here is packed into the `parts`."""
+    """Rows of a layer's weights: what is written here, whole rows, is packed into the `parts`, or its `columns` are."""
 
-    def __init__(self, scheme: Packing, parts: Mapping[str, Tensor], inputs: int) -> None:
-        self._scheme, self._parts, self._inputs = scheme, parts, inputs
+    def __init__(
+        self, scheme: Packing, parts: Mapping[str, Tensor], inputs: int, columns: Slices | None = None
+    ) -> None:
+        self._scheme, self._parts, self._inputs, self.columns = scheme, parts, inputs, columns
 
     def narrow(self, dim: int, start: int, length: int) -> PackedRows:
         """The rows from `start` on; ModelError for a part of the columns, whose scale needs the others."""
@@ -75,27 +106,34 @@ class PackedRows:
                 f"a part of the columns (of {self._inputs}, along dimension {dim}) cannot be packed without the rest; "
                 "leave this layer out of what is quantized"
             )
-        return PackedRows(
-            self._scheme, {name: part.narrow(0, start, length) for name, part in self._parts.items()}, self._inputs
-        )
+        parts = {name: part.narrow(0, start, length) for name, part in self._parts.items()}
+        return PackedRows(self._scheme, parts, self._inputs, self.columns)
 
     def put(self, rows: Rows) -> None:
         """Rows that are packed: as they are where this layer has them so, otherwise by way of floats."""
         if PACKINGS[rows.packing] != self._scheme:
             self.copy_(rows.floats())
             return
-        for name, part in rows.parts.items():
+        for name, part in self._held(rows.parts).items():
             self._parts[name].copy_(part)
 
     def copy_(self, weights: Tensor) -> None:
         """Pack `weights` [n, K], some rows at a time."""
         if not isinstance(self._scheme, Scheme):
             raise ModelError(f"weights cannot be packed as {self._scheme} here; only files hold such")
-        some = max(1, AT_ONCE // max(self._inputs, 1))
+        some = max(1, AT_ONCE // max(weights.shape[1], 1))
         for start in range(0, len(weights), some):
             device = self._parts["weight"].device
-            for name, rows in self._scheme.pack(weights[start : start + some].to(device, torch.float32)).items():
+            packed = self._scheme.pack(weights[start : start + some].to(device, torch.float32))
+            for name, rows in self._held(packed).items():
                 self._parts[name][start : start + some].copy_(rows)
+
+    def _held(self, parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is here of the parts of whole rows."""
+        if self.columns is None:
+            return parts
+        assert isinstance(self._scheme, Scheme)
+        return self._scheme.part(parts, self.columns)
 
 
 def packed_as(packing: str, weights: Tensor) -> Rows:

@@ -9,19 +9,24 @@ Letters: T tokens, K inputs, N outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import gcd
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from omnimuse.core.plans import Slices
 
 Parts = Mapping[str, Tensor]
 """The stored tensors of a layer's weights, by name; all have a row for each of the N outputs (but see `stacked.py`)."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """x [T, K] times weights [N, K], both floats of one kind -> [T, N]."""
+
+Largest = Callable[[Tensor], Tensor]
+"""What is largest of some inputs of each token, [T, 1] -> what is largest of all, where others have the rest."""
 
 FP8 = torch.float8_e4m3fn
 
@@ -65,10 +70,34 @@ class Scheme(Packing, Protocol):
         """The parts of these rows of weights, float32 [n, K]."""
         ...
 
+    def some(self, columns: Slices, largest: Largest) -> Packing:
+        """How some columns of rows are packed that were packed whole: they stand for the same floats."""
+        ...
+
+    def part(self, parts: Parts, columns: Slices) -> dict[str, Tensor]:
+        """The parts of these columns, of the parts of whole rows."""
+        ...
+
+
+def held(tensor: Tensor, cut: Slices) -> Tensor:
+    """The share of a whole tensor that `cut` says."""
+    spans = cut.spans or ((0, 0),)
+    return torch.cat([tensor.narrow(cut.dim, start, stop - start) for start, stop in spans], cut.dim)
+
+
+def own(found: Tensor) -> Tensor:
+    """What is found, where all inputs are here."""
+    return found
+
 
 @dataclass(frozen=True)
 class Scaled:
-    """What has numbers of 8 bits, and a scale for each output."""
+    """What has numbers of 8 bits, and a scale for each output; one that is `dynamic` rounds the inputs of a token so,
+    too, by what is `largest` of them.
+    """
+
+    dynamic: bool = False
+    largest: Largest = field(default=own, compare=False, repr=False)
 
     def fits(self, inputs: int) -> bool:
         return True
@@ -79,12 +108,16 @@ class Scaled:
     def scales(self, parts: Parts) -> Tensor:
         return parts["weight_scale"]
 
+    def some(self, columns: Slices, largest: Largest) -> Self:
+        return replace(self, largest=largest) if self.dynamic else self
+
+    def part(self, parts: Parts, columns: Slices) -> dict[str, Tensor]:
+        return {**parts, "weight": held(parts["weight"], columns)}
+
 
 @dataclass(frozen=True)
 class Int8(Scaled):
-    """Whole numbers from -127 to 127 and a scale for each output; `dynamic` rounds the inputs of a token so, too."""
-
-    dynamic: bool = False
+    """Whole numbers from -127 to 127."""
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         return {
@@ -102,20 +135,19 @@ class Int8(Scaled):
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         weight, scale = parts["weight"], parts["weight_scale"]
         if self.dynamic:
-            whole, size = rounded(x.float())
+            whole, size = rounded(x.float(), self.largest)
             return whole_product(whole, weight) * size * scale.t()
         return scaled_product(x, weight, scale, product)
 
 
 @dataclass(frozen=True)
 class Fp8(Scaled):
-    """Floats of 8 bits (of `kind`) and a scale for each output; `dynamic` rounds the inputs of a token so, too.
+    """Floats of 8 bits (of `kind`).
 
     Their bits are stored as whole numbers, which nothing converts on the way. GPUs since Hopper multiply them as they
     are; elsewhere the same numbers become floats when they are used.
     """
 
-    dynamic: bool = False
     kind: torch.dtype = FP8
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
@@ -141,7 +173,7 @@ class Fp8(Scaled):
         weight, scale = parts["weight"].view(self.kind), parts["weight_scale"]
         if not self.dynamic:
             return scaled_product(x, weight, scale, product)
-        small, size = rounded_fp8(x.float(), self.kind)
+        small, size = rounded_fp8(x.float(), self.kind, self.largest)
         if _multiplies_fp8(x, weight):
             return torch._scaled_mm(small, weight.t(), size, scale.t().contiguous(), out_dtype=torch.bfloat16)
         return product(small.float(), weight.float()) * size * scale.t()
@@ -178,14 +210,25 @@ class Int4:
         floor, top = grouped.amin(-1), grouped.amax(-1)
         scale = torch.where(top > floor, (top - floor) / 15, 1.0)
         whole = ((grouped - floor[..., None]) / scale[..., None]).round_().clamp_(0, 15).to(torch.uint8).flatten(-2)
-        if whole.shape[-1] % 2:
-            whole = torch.nn.functional.pad(whole, (0, 1))
-        low, high = whole[:, 0::2], whole[:, 1::2]
-        return {"weight": low | (high << 4), "weight_scale": scale, "weight_floor": floor}
+        return {"weight": in_pairs(whole), "weight_scale": scale, "weight_floor": floor}
+
+    def some(self, columns: Slices, largest: Largest) -> Int4:
+        """Its groups are as large as divide every one of the columns' spans, too."""
+        ends = (end for span in columns.spans for end in span)
+        return replace(self, group=gcd(columns.whole, self.group, *ends))
+
+    def part(self, parts: Parts, columns: Slices) -> dict[str, Tensor]:
+        group = self.some(columns, own).group
+        spans = tuple((start // group, stop // group) for start, stop in columns.spans)
+        groups, times = Slices(1, columns.whole // group, spans), gcd(columns.whole, self.group) // group
+        found = {
+            name: held(parts[name].repeat_interleave(times, 1), groups) for name in ("weight_scale", "weight_floor")
+        }
+        return {"weight": in_pairs(held(apart(parts["weight"]), columns))} | found
 
     def unpack(self, parts: Parts) -> Tensor:
         packed, scale, floor = parts["weight"], parts["weight_scale"], parts["weight_floor"]
-        whole = torch.stack((packed & 15, packed >> 4), -1).flatten(-2)  # [N, K, or one more]
+        whole = apart(packed)  # [N, K, or one more]
         size = whole.shape[-1] // scale.shape[-1]  # of a group; what makes the last byte whole is less than one
         grouped = whole[:, : size * scale.shape[-1]].unflatten(-1, (-1, size))
         return (grouped * scale[..., None] + floor[..., None]).flatten(-2)
@@ -194,9 +237,21 @@ class Int4:
         return product(x, self.unpack(parts).to(x.dtype))
 
 
-def rounded_fp8(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def in_pairs(whole: Tensor) -> Tensor:
+    """Numbers of four bits, uint8 [n, K] -> two in each byte, [n, K / 2], the last with a zero if it is alone."""
+    if whole.shape[-1] % 2:
+        whole = torch.nn.functional.pad(whole, (0, 1))
+    return whole[:, 0::2] | (whole[:, 1::2] << 4)
+
+
+def apart(packed: Tensor) -> Tensor:
+    """The reverse, with that zero."""
+    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+
+
+def rounded_fp8(rows: Tensor, kind: torch.dtype, largest: Largest = own) -> tuple[Tensor, Tensor]:
     """Every row in floats of 8 bits, and its scale [n, 1]."""
-    scale = rows.abs().amax(-1, keepdim=True) / torch.finfo(kind).max
+    scale = largest(rows.abs().amax(-1, keepdim=True)) / torch.finfo(kind).max
     scale = torch.where(scale > 0, scale, 1.0)
     return (rows / scale).to(kind), scale
 
@@ -207,9 +262,9 @@ def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
     return torch.cuda.get_device_capability(x.device) >= (9, 0) and not (x.shape[1] % 16 or len(weight) % 16)
 
 
-def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(rows: Tensor, largest: Largest = own) -> tuple[Tensor, Tensor]:
     """Every row as whole numbers from -127 to 127, and its scale [n, 1]."""
-    scale = rows.abs().amax(-1, keepdim=True) / 127
+    scale = largest(rows.abs().amax(-1, keepdim=True)) / 127
     scale = torch.where(scale > 0, scale, 1.0)
     return (rows / scale).round_().clamp_(-127, 127).to(torch.int8), scale
 

@@ -21,6 +21,7 @@ from omnimuse.lora.linear import Adapted
 from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.named import import_named, rules_of
+from omnimuse.worker.packed_shares import GatheredPacked
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
@@ -98,7 +99,9 @@ def _shares(under: Build, name: str) -> dict[str, Slices]:
 
     A layer whose outputs every rank is given has all of them.
     """
-    whole = {path for path, part in under.modules[name].named_modules() if isinstance(part, GatheredLinear)}
+    whole = {
+        path for path, part in under.modules[name].named_modules() if isinstance(part, GatheredLinear | GatheredPacked)
+    }
     found = {tensor.removesuffix(".weight"): share for tensor, share in under.held.shares.get(name, {}).items()}
     return {path: share for path, share in found.items() if path not in whole}
 

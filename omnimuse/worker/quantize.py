@@ -7,22 +7,27 @@ reference keeps in float32, stays as it is. The loader packs while it reads, so 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from omnimuse.core.config import Choice
+from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.rules import apply_rules
 from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
-from omnimuse.quant.linear import QuantizedLinear
+from omnimuse.parallel.mesh import TENSOR, Axis
+from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.packings import PACKINGS
-from omnimuse.quant.schemes import SCHEMES, Packing
+from omnimuse.quant.schemes import SCHEMES, Packing, Scheme
 from omnimuse.quant.stacked import Stacked
 from omnimuse.worker.named import rules_of
+from omnimuse.worker.packed_shares import packed_layer
 from omnimuse.worker.place import native_bfloat16
 
 if TYPE_CHECKING:
@@ -37,11 +42,7 @@ def quantize(under: Build) -> None:
     packed = _as_packed(under)
     if not config.quantize.schemes and not packed:
         return
-    if config.parallel.tensor > 1:
-        raise ConfigError(
-            f"parallel tensor={config.parallel.tensor} cannot be with packed weights: a scale belongs to whole rows of "
-            "weights, of which ranks would have parts; use ulysses, ring, cfg or pipe, or weights that are not packed"
-        )
+    _check_ranks(config)
     unused = set(config.quantize.skip)
     for name, scheme in _asked(under).items():
         if name in packed:
@@ -59,9 +60,9 @@ def quantize(under: Build) -> None:
                 f"either that or {name}={scheme}"
             )
         arithmetic = _arithmetic(under.device, policy.default)
-        share = pack(
-            module, {path: layer for path, layer in chosen.items() if path not in kept}, SCHEMES[scheme], arithmetic
-        )
+        layers = {path: layer for path, layer in chosen.items() if path not in kept}
+        cuts, axis = under.held.cuts.get(name, {}), under.mesh.axis(TENSOR)
+        share = pack(module, layers, SCHEMES[scheme], arithmetic, cuts, axis)
         under.formats[name] = _with_scales(policy)
         how = f"asked for: {len(chosen) - len(kept)} layers, {share:.0%} of the weights"
         under.choices.append(
@@ -74,6 +75,18 @@ def quantize(under: Build) -> None:
         )
 
 
+def _check_ranks(config: Config) -> None:
+    """Whole rows are packed, and a rank keeps columns of them: no part of such a layer could be packed alone."""
+    parallel = config.parallel
+    if parallel.tensor > 1 and parallel.shard > 1:
+        raise ConfigError(
+            f"parallel tensor={parallel.tensor} x shard={parallel.shard} cannot be with packed weights: ranks keep "
+            "some columns of whole rows, and a part of these has no scales of its own; leave one of both out"
+        )
+
+
+ALONE = Axis()
+Layer = nn.Linear | GatheredLinear | SummedLinear
 Band = tuple[str, int]
 """What the files call the format of some rows of a layer, and how many these are."""
 
@@ -86,17 +99,19 @@ def _as_packed(under: Build) -> dict[str, str]:
         if not stored:
             continue
         policy, count = under.formats[name], Counter[str]()
-        alike: dict[Packing, dict[str, nn.Linear]] = defaultdict(dict)
-        cut = bool(under.held.cuts.get(name)) or under.found.config.parallel.shard > 1
+        alike: dict[Packing, dict[str, Layer]] = defaultdict(dict)
+        cuts = under.held.cuts.get(name, {})
+        cut = bool(cuts) or under.found.config.parallel.shard > 1
         for path, layer in packable(module, policy).items():
             bands = stored.get(f"{path}.weight", [])
-            if (packing := _packing(bands, cut=cut)) is not None:
+            packing = _packing(bands, cut=cut)
+            if packing is not None and (isinstance(packing, Scheme) or _columns(cuts, path) is None):
                 alike[packing][path] = layer
                 count["+".join(dict.fromkeys(kind for kind, _ in bands))] += 1
         whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
         share = sum(layer.weight.numel() for layers in alike.values() for layer in layers.values()) / whole
         for packing, layers in alike.items():
-            pack(module, layers, packing, _arithmetic(under.device, policy.default))
+            pack(module, layers, packing, _arithmetic(under.device, policy.default), cuts, under.mesh.axis(TENSOR))
         under.formats[name] = _with_scales(policy)
         others = sum(any(kind in PACKINGS for kind, _ in each) for each in stored.values()) - count.total()
         rest = f"; {others} more become floats when they are read" if others else ""
@@ -153,7 +168,7 @@ def _asked(under: Build) -> dict[str, str]:
     return {name: scheme for name, scheme in found.items() if scheme}
 
 
-def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, nn.Linear]:
+def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, Layer]:
     """The linear layers in blocks of `module`, but for those that are kept in float32."""
     if isinstance(module, Network):
         blocks: list[nn.Module] = [block for stack in module.stacks().values() for block in stack.blocks()]
@@ -164,21 +179,36 @@ def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, nn.Linear]:
     return {
         path: layer
         for path, layer in module.named_modules()
-        if type(layer) is nn.Linear
+        if (type(layer) is nn.Linear or isinstance(layer, GatheredLinear | SummedLinear))
         and id(layer) in inside
         and f"{path}.weight" in alone
         and not any(matches(f"{path}.weight", pattern) for pattern in policy.float32)
     }
 
 
-def pack(module: nn.Module, layers: dict[str, nn.Linear], scheme: Packing, arithmetic: torch.dtype) -> float:
-    """Put packed layers in the place of `layers`; which share of the weights of `module` they had."""
+def pack(
+    module: nn.Module,
+    layers: Mapping[str, Layer],
+    scheme: Packing,
+    arithmetic: torch.dtype,
+    cuts: Mapping[str, Slices] = MappingProxyType({}),
+    axis: Axis = ALONE,
+) -> float:
+    """Put packed layers in the place of `layers`; which share of the weights of `module` they had. `cuts` is what is
+    here of its tensors, of which ranks of the tensor `axis` have a part each.
+    """
     whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
     here = sum(layer.weight.numel() for layer in layers.values())
     for path, layer in layers.items():
         owner, _, name = path.rpartition(".")
-        setattr(module.get_submodule(owner), name, QuantizedLinear(layer, scheme, arithmetic))
+        setattr(module.get_submodule(owner), name, packed_layer(layer, scheme, arithmetic, _columns(cuts, path), axis))
     return here / max(whole, 1)
+
+
+def _columns(cuts: Mapping[str, Slices], path: str) -> Slices | None:
+    """Which inputs of the layer at `path` are here, where not all are."""
+    cut = cuts.get(f"{path}.weight")
+    return cut if cut is not None and cut.dim == 1 else None
 
 
 def _arithmetic(device: torch.device, dtype: torch.dtype) -> torch.dtype:

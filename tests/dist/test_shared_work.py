@@ -71,6 +71,7 @@ EXACT = Feature("exact", tier="exact")
 COMPILED = Feature("compile", compile=CompileConfig("blocks"))
 PACKED = Feature("int8", quantize=QuantConfig({"": "int8"}))
 PACKED_AND_WORN = Feature("int8 and LoRA", quantize=QuantConfig({"": "int8"}), adapters=True)
+PACKED_DUMMY = Feature("int8 dummy", quantize=QuantConfig({"": "int8"}), load="dummy")
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
@@ -234,6 +235,9 @@ BESIDES: list[Asked] = [
     (Z, ParallelConfig(pipe=2), PACKED),
     (WAN, ParallelConfig(ulysses=2, shard=2), PACKED),
     (QWEN, ParallelConfig(cfg=2), PACKED),
+    *((name, ParallelConfig(tensor=2), PACKED_AND_WORN) for name in (FLUX, QWEN)),
+    *((name, ParallelConfig(tensor=2), PACKED) for name in (FLUX2, WAN, "StableAudioPipeline")),
+    (Z, ParallelConfig(tensor=2), PACKED_DUMMY),
 ]
 COMPILING: dict[str, Asked] = {
     "tensor": (Z, ParallelConfig(tensor=2), COMPILED),

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from omnimuse.ar.kv import Reading
 from omnimuse.components.decoder import DenseDecoder
-from omnimuse.core.config import Config, HostConfig, ParallelConfig
+from omnimuse.core.config import Config, HostConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Result
 from omnimuse.core.params import DiffusionParams, TokenParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
+from omnimuse.quant.schemes import SCHEMES
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.explain import explain
@@ -40,6 +41,7 @@ from tests.ranks import play
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
 TWO = ParallelConfig(tensor=2)
+FLOATS = QuantConfig()
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,11 @@ CROWDED = (
 """More ranks than there are heads of keys and values, in what reads and writes or in what speaks: some have the same."""
 
 
-def told(folder: Path, asks: list[Ask], parallel: ParallelConfig) -> dict[str, Tensor]:
+def told(
+    folder: Path, asks: list[Ask], parallel: ParallelConfig, packed: QuantConfig = FLOATS
+) -> dict[str, Tensor]:
     """The tokens, sounds and pictures that are told, and then by no chance; SystemExit on ranks that follow."""
-    engine = start(shared(folder, parallel))
+    engine = start(replace(shared(folder, parallel), quantize=packed))
     ids = submit(engine, *asks)
     found = spread(results(engine, drain(engine, 3000), ids))
     if sure := likeliest(asks):
@@ -151,11 +155,13 @@ def shared(folder: Path, parallel: ParallelConfig) -> Config:
     return config(folder, parallel=parallel, host=HostConfig(threads=1))
 
 
-def on_rank(rank: int, parallel: ParallelConfig, folder: Path, asks: list[Ask], file: Path) -> None:
+def on_rank(
+    rank: int, parallel: ParallelConfig, folder: Path, asks: list[Ask], file: Path, packed: QuantConfig = FLOATS
+) -> None:
     """Rank 0 drives an engine, the others follow it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=parallel.ranks)
-    save_file({name: each.contiguous() for name, each in told(folder, asks, parallel).items()}, file)
+    save_file({name: each.contiguous() for name, each in told(folder, asks, parallel, packed).items()}, file)
 
 
 @pytest.mark.crossed
@@ -180,6 +186,26 @@ def test_more_ranks_than_heads_of_keys_tell_what_one_does(
     asks, file = teller.asks(folder), tmp_path / "told.safetensors"
     play(on_rank, ParallelConfig(tensor=ranks), folder, asks, file, ranks=ranks)
     check(load_file(file), told(folder, asks, ParallelConfig()))
+
+
+PACKED = tuple(
+    (teller, ranks, scheme)
+    for teller, ranks in CROWDED
+    for scheme in (SCHEMES if teller.name.startswith("writes-") else ("int8", "int4"))
+)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.shows("tensor", "int8", "int4")
+@pytest.mark.parametrize(("teller", "ranks", "scheme"), PACKED, ids=lambda each: getattr(each, "name", str(each)))
+def test_packed_weights_that_ranks_share_tell_what_those_of_one_do(
+    teller: Teller, ranks: int, scheme: str, once: Once, tmp_path: Path
+) -> None:
+    folder = once.folder(f"crowded {teller.name}", teller.build)
+    asks, file, packed = teller.asks(folder), tmp_path / "told.safetensors", QuantConfig({"": scheme})
+    play(on_rank, ParallelConfig(tensor=ranks), folder, asks, file, packed, ranks=ranks)
+    check(load_file(file), told(folder, asks, ParallelConfig(), packed))
 
 
 def alike(rank: int, ranks: int, folder: Path, meeting: Path) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
+from omnimuse.core.plans import Slices
 from omnimuse.quant.codes import CODES, GROUP
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import SCHEMES, Int4, Int8, Scheme, whole_product
+from omnimuse.quant.schemes import SCHEMES, Int4, Int8, Scheme, held, whole_product
 from omnimuse.quant.stacked import Stacked
 from tests.checkpoints.gguf_file import random_blocks
 
@@ -99,6 +100,24 @@ def test_a_part_of_the_columns_is_refused() -> None:
     parts = Int8().pack(normal(4, 8))
     with pytest.raises(ModelError, match="leave this layer out"):
         PackedRows(Int8(), parts, 8).narrow(1, 0, 4)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("end", [8, 24, 33])
+def test_columns_are_packed_with_whole_rows_and_stand_for_the_same(name: str, end: int) -> None:
+    """So products of ranks, each of which has some columns, are added up to what one makes."""
+    weight, x = normal(OUTPUTS, 64), normal(3, 64, seed=1)
+    whole, total, floats = layer(name, weight, None), torch.zeros(3, OUTPUTS), torch.zeros(OUTPUTS, 64)
+    for spans in (((0, end), (40, 64)), ((end, 40),)):
+        columns = Slices(1, 64, spans)
+        linear = nn.Linear(columns.held, OUTPUTS, bias=False, device="meta")
+        made = QuantizedLinear(linear, SCHEMES[name], torch.float32, columns, lambda _: x.abs().amax(-1, keepdim=True))
+        made.to_empty(device="cpu")
+        PackedRows(SCHEMES[name], made.packed, made.inputs, columns).copy_(weight)
+        total += made(held(x, columns))
+        floats[:, torch.cat([torch.arange(*span) for span in spans])] = made.scheme.unpack(made.packed)
+    assert torch.equal(floats, whole.scheme.unpack(whole.packed))
+    torch.testing.assert_close(total, whole(x))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

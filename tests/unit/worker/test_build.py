@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,10 +276,9 @@ def test_a_cache_that_leaves_no_block_is_refused_at_the_door_and_by_an_engine_be
     engine.close()
 
 
-def test_ranks_that_cut_layers_refuse_weights_that_are_packed(z_image_folder: Path) -> None:
-    ranks = ParallelConfig(tensor=2)
-    asked = replace(config(z_image_folder), parallel=ranks, quantize=QuantConfig({"": "int8"}))
-    with pytest.raises(
-        ConfigError, match=r"parallel tensor=2 cannot be with packed weights: .*; use ulysses, ring, cfg"
-    ):
+def test_ranks_that_keep_columns_of_packed_rows_keep_no_parts_of_these(tiny: Callable[[str], Path]) -> None:
+    ranks = ParallelConfig(tensor=2, ulysses=2, shard=2)
+    folder = tiny("Lumina2Pipeline")  # it has four heads
+    asked = replace(config(folder), parallel=ranks, quantize=QuantConfig({"": "int8"}))
+    with pytest.raises(ConfigError, match=r"tensor=2 x shard=2 cannot be with packed weights: .*; leave one of"):
         run(begin(asked, Mesh.planned(ranks)), SHAPES)
