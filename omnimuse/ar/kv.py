@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from omnimuse.core.plans import Grouped
+from omnimuse.core.plans import Grouped, Span
 from omnimuse.layers.network import Network
 
 LEAST = 64
@@ -32,12 +32,13 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a token takes in the memory of a network: [L, 2, *, N, *, H], and where it is."""
+    """What a token takes in the memory of a network: [L, 2, *, N, *, H], of its layers from the `first` on."""
 
     layers: int
     heads: int
     dim: int
     dtype: torch.dtype
+    first: int = 0
 
     @property
     def token_bytes(self) -> int:
@@ -128,11 +129,15 @@ class Slabs:
 class KV:
     """Keys and values of one row: at a place in a slab, or, where it was moved away from there, in a tensor `own`.
 
-    Of the heads that the network has on all ranks together, the `whole`, those of this rank are here.
+    Of the heads that the network has on all ranks together, the `whole`, those of this rank are here, and of its layers
+    those from the `first` on.
     """
 
-    def __init__(self, slabs: Slabs, place: Place | None, whole: Grouped, own: Tensor | None = None) -> None:
+    def __init__(
+        self, slabs: Slabs, place: Place | None, whole: Grouped, own: Tensor | None = None, first: int = 0
+    ) -> None:
         self._slabs, self.place, self.whole, self._own = slabs, place, whole, own
+        self.first = first if place is None else place.slab.sizes.first
 
     @property
     def slab(self) -> tuple[Tensor, int]:
@@ -148,6 +153,10 @@ class KV:
         data, index = self.slab
         return data[:, :, index]
 
+    def of(self, layer: int) -> Tensor:
+        """Of one layer, by its number in the network: [2, N, room, H]."""
+        return self.data[layer - self.first]
+
     @property
     def room(self) -> int:
         """How many tokens there is room for."""
@@ -161,7 +170,7 @@ class KV:
         """The same with room for so many `tokens`, and perhaps for more."""
         old = self.data
         layers, _, heads, room, dim = old.shape
-        place = self._slabs.take(Sizes(layers, heads, dim, old.dtype), tokens, old.device)
+        place = self._slabs.take(Sizes(layers, heads, dim, old.dtype, self.first), tokens, old.device)
         kv = KV(self._slabs, place, self.whole)
         kv.data[:, :, :, :room] = old
         return kv
@@ -173,7 +182,7 @@ class KV:
 
     def to(self, other: torch.device | torch.dtype) -> KV:
         """The same on another device, or in another number format, where it lies alone."""
-        return KV(self._slabs, None, self.whole, self.data.unsqueeze(2).to(other, copy=True))
+        return KV(self._slabs, None, self.whole, self.data.unsqueeze(2).to(other, copy=True), self.first)
 
 
 @dataclass(frozen=True)
@@ -251,6 +260,9 @@ class Decoder(Network):
     def most(self) -> Sizes:
         """The same on the rank on which it takes most."""
         return self.sizes
+
+    def keep_layers(self, spans: Sequence[Span], at: int) -> None:
+        """From now on only those layers are here, and remembered, that rank number `at` of those with these has."""
 
     @property
     @abstractmethod

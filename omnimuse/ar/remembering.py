@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimuse.ar.kv import LEAST, Reading
+from omnimuse.ar.kv import KV, LEAST, Reading
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
@@ -37,7 +37,8 @@ class Spots:
     Other rows may lie between them; what these would see is thrown away.
     """
 
-    data: Tensor  # [L, 2, places, heads of keys, room, H]
+    data: Tensor  # [L, 2, places, heads of keys, room, H], of layers from `base` on
+    base: int
     first: int
     end: int
     window: int
@@ -81,7 +82,7 @@ class Together:
         spots = self.spots
         if spots.rows is not None:
             q, kv = q[spots.rows], kv[spots.rows]
-        memory, keys, values = spots.layers[layer]
+        memory, keys, values = spots.layers[layer - spots.base]
         _, _, heads, dim = kv.shape
         memory.index_copy_(0, self.written, kv.reshape(-1, dim))
         if spots.by_place is not None:
@@ -167,7 +168,7 @@ class Conditions:
         if self.layout.length == 1:
             return self.attend_ones(layer, q[:, 0], torch.stack([k[:, 0], v[:, 0]], 1))
         if self.begun is not None:
-            memory = self.begun[layer].copy_(torch.stack([k, v]).transpose(2, 3))
+            memory = self.begun[layer - self.rows[0].kv.first].copy_(torch.stack([k, v]).transpose(2, 3))
             return _seen(q.transpose(1, 2), *memory.unbind(), causal=True).transpose(1, 2).flatten(2)
         parts = (self.layout.unpack(part) for part in (q, k, v))
         seen = [
@@ -181,7 +182,7 @@ class Conditions:
             return self.attend(layer, q, k, v)
         shared = q.shape[2] // k.shape[2]  # heads that look at the same keys
         k, v = (x.repeat_interleave(shared, dim=2) for x in (k, v))
-        memories = (row.kv.data[layer][:, :, : row.start].transpose(1, 2) for row in self.rows)
+        memories = (row.kv.of(layer)[:, :, : row.start].transpose(1, 2) for row in self.rows)
         known = [each.repeat_interleave(shared, dim=2) for each in memories]  # [2, start, N, H]
         return site(q, k, v, self.layout, known=known).flatten(2)
 
@@ -244,11 +245,12 @@ def _near(rows: Sequence[Reading]) -> list[Spots]:
 def _spots(rows: Sequence[Reading], near: Sequence[tuple[int, int]], wide: int, alone: bool) -> Spots:
     """Those of the rows with these numbers, at these places: the same as for the last token, if they were there."""
     kv = rows[near[0][0]].kv
-    make = partial(_found, kv.slab[0], near, wide, alone)
+    make = partial(_found, kv, near, wide, alone)
     return make() if kv.place is None else kv.place.slab.kept((tuple(near), wide, alone), make)
 
 
-def _found(data: Tensor, near: Sequence[tuple[int, int]], wide: int, alone: bool) -> Spots:
+def _found(kv: KV, near: Sequence[tuple[int, int]], wide: int, alone: bool) -> Spots:
+    data, _ = kv.slab
     _, _, many, heads, room, _ = data.shape
     device = data.device
     places, at = [number for number, _ in near], [place for _, place in near]
@@ -264,6 +266,7 @@ def _found(data: Tensor, near: Sequence[tuple[int, int]], wide: int, alone: bool
     in_order = at == list(range(first, end))
     return Spots(
         data,
+        kv.first,
         first,
         end,
         wide,
@@ -323,7 +326,7 @@ def likeliest(rows: Sequence[Reading], logits: Tensor) -> Tensor:
 def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Queries, keys and values [S, *, H] of one row -> what it sees, [S, N H]."""
     end = row.start + len(q)
-    remembered = row.kv.data[layer]  # [2, heads of keys, room, H]
+    remembered = row.kv.of(layer)  # [2, heads of keys, room, H]
     if row.keep:
         remembered[0, :, row.start : end] = k.transpose(0, 1)
         remembered[1, :, row.start : end] = v.transpose(0, 1)

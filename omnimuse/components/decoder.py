@@ -21,7 +21,7 @@ from omnimuse.ar.remembering import Conditions, likeliest, numbers, packed, turn
 from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config
-from omnimuse.core.plans import Columns, Cutting, Grouped, Rows, Total
+from omnimuse.core.plans import Columns, Cutting, Grouped, Rows, Span, Total
 from omnimuse.layers.kernels import Gated, Plain
 from omnimuse.layers.norm import RMSNorm
 from omnimuse.layers.rotary import rotary_table
@@ -56,6 +56,7 @@ class DenseDecoder(Decoder):
         self.layers = BlockStack(make(layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._turns: Tensor | None = None
+        self._spans, self._at = [(0, config.num_hidden_layers)], 0
         self._site = (next(part for part in self.layers.modules() if isinstance(part, Heads)),)  # no part of its own
 
     def stacks(self) -> dict[str, BlockStack]:
@@ -63,18 +64,22 @@ class DenseDecoder(Decoder):
 
     @property
     def sizes(self) -> Sizes:
-        return self._sizes(self._site[0].key_heads)
+        start, stop = self._spans[self._at]
+        return self._sizes(self._site[0].key_heads, stop - start, start)
 
     @property
     def most(self) -> Sizes:
-        return self._sizes(self._site[0].most_heads)
+        return self._sizes(self._site[0].most_heads, max(stop - start for start, stop in self._spans))
+
+    def keep_layers(self, spans: Sequence[Span], at: int) -> None:
+        self._spans, self._at = list(spans), at
 
     @property
     def whole(self) -> Grouped:
         return self._site[0].whole
 
-    def _sizes(self, heads: int) -> Sizes:
-        return Sizes(self.config.num_hidden_layers, heads, self.config.head_dim, self.norm.weight.dtype)
+    def _sizes(self, heads: int, layers: int, first: int = 0) -> Sizes:
+        return Sizes(layers, heads, self.config.head_dim, self.norm.weight.dtype, first)
 
     def plan(self) -> Mapping[str, Cutting]:
         """What tokens embed, and what says words or codes, every rank has whole: so all choose alike."""

@@ -97,6 +97,9 @@ class Sights(Conditions):
                     row.heard.copy_(hidden.flatten(0, 1)[where])
                 at += len(row.seen.shown)
 
+    def overheard(self) -> list[Tensor]:
+        return [row.heard for row in self.rows if isinstance(row, Seeing) and row.heard is not None]
+
     def tell(self, layer: int, hidden: Tensor) -> Tensor:
         """Hidden states behind a layer, [*, D], with what is told there."""
         where, seen = self.seen

@@ -57,6 +57,15 @@ class Counting(Protocol):
         ...
 
 
+@runtime_checkable
+class Overhearing(Protocol):
+    """Conditioning in which some block leaves hidden states for others than the blocks behind it."""
+
+    def overheard(self) -> Sequence[Tensor]:
+        """Where it leaves them; what lies there before counts for nothing."""
+        ...
+
+
 Cond = TypeVar("Cond", bound=Conditioning)
 
 Piece = Callable[..., Any]

@@ -221,7 +221,7 @@ class Speak(Talk):
     def remembers(self, ctx: Context, request: Request) -> tuple[int, int]:
         if not chosen_of(request).aloud:  # of a checkpoint that has no talker, none is
             return 0, 0
-        each = decoder(ctx, self.talker).sizes.token_bytes
+        each = decoder(ctx, self.talker).most.token_bytes
         return self.least * each, (ctx.limits.max_sequence_length + self.longest) * each
 
     def cost(self, ctx: Context, state: State) -> int:

@@ -151,7 +151,7 @@ class Generate(Loop):
         network = ctx.components.wherever(self.network)
         assert isinstance(network, Decoder)
         tokens = 1 + (chosen.max_tokens or chosen.min_tokens), prompt + most
-        least, most = (min(count, longest) * network.sizes.token_bytes for count in tokens)
+        least, most = (min(count, longest) * network.most.token_bytes for count in tokens)
         return least, most
 
     def ready(self, ctx: Context, state: State) -> bool:

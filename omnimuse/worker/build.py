@@ -20,7 +20,7 @@ from torch import nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.selection import bind
 from omnimuse.compat.door import Place, Wardrobe, door_of
-from omnimuse.core.config import Choice, Config, ParallelConfig
+from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices, Span
@@ -230,19 +230,15 @@ def check_writing(under: Build) -> None:
         return
     chosen = {
         f"cache={config.cache.kind}": (config.cache.kind != "none", "no step is like the one before"),
-        f"{parallel}": (parallel.ranks > parallel.tensor, _beside_tensor(parallel)),
+        f"{parallel}": (
+            parallel.ranks > parallel.tensor * parallel.pipe,
+            "one token has no parts, and one branch; use tensor, pipe, or replicas",
+        ),
     }
     for name, (given, why) in chosen.items():
         if given:
             what = "writes text" if under.found.spec.writes else "speaks"
             raise ConfigError(f"{family} {what}, for which {name} is not there ({why}); leave it out")
-
-
-def _beside_tensor(parallel: ParallelConfig) -> str:
-    """Why not these axes, for what makes one token at a time."""
-    if parallel.pipe > 1:
-        return "ranks would have to remember what some layers made each, which none does yet; use tensor, or replicas"
-    return "one token has no parts; use tensor, or replicas"
 
 
 def construct(under: Build) -> None:

@@ -6,7 +6,9 @@ alike. On one rank they do nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR
-from omnimuse.parallel.pipe import PipeRunner
+from omnimuse.parallel.pipe import PipeRunner, longest
 from omnimuse.parallel.pipe import share_blocks as share_out
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.parallel.shard import share_blocks as keep_parts
@@ -138,7 +140,9 @@ def tensor_parallel(under: Build) -> None:
     axis = under.mesh.axis(TENSOR)
     if axis.size == 1:
         return
-    for name, network in _sharing(under, axis.size).items():
+    drawing, by_token = under.drawing.items(), under.found.spec.by_token
+    draws = {name: network for name, network in drawing if network.plan() or not by_token}
+    for name, network in _with_decoders(under, draws, TENSOR, "heads", partial(sharing, ranks=axis.size)).items():
         whole = sum(each.numel() for each in network.parameters())
         under.held.cuts[name] = under.held.shares[name] = share_weights(network, axis)
         here = sum(each.numel() for each in network.parameters())
@@ -147,18 +151,19 @@ def tensor_parallel(under: Build) -> None:
         under.choices.append(Choice("ranks", f"{name}, tensor", shared, "asked for"))
 
 
-def _sharing(under: Build, size: int) -> dict[str, Network]:
-    """The networks whose weights so many ranks share out: what draws, or of a model that only writes and speaks the
-    first, in any case; others that write or speak where they have as many heads, else they are whole.
+def _with_decoders(
+    under: Build, draws: dict[str, Network], axis: str, what: str, count: Callable[[Network], int]
+) -> dict[str, Network]:
+    """The networks that the ranks of an axis share out: what `draws`, or of a model that only writes and speaks the
+    first, in any case; others that write or speak where they have enough of `what`, else they are whole.
     """
-    by_token = under.found.spec.by_token
-    found = {name: network for name, network in under.drawing.items() if network.plan() or not by_token}
+    found = dict(draws)
     for name, network in under.networks.items():
         if name in found or not isinstance(network, Decoder):
             continue
-        if found and (heads := sharing(network, size)) < size:
-            why = f"it has {heads} heads to share out, and writes the same on all of them"
-            under.choices.append(Choice("ranks", f"{name}, tensor", "whole on every rank", why))
+        if found and (has := count(network)) < under.mesh.axis(axis).size:
+            why = f"it has {has} {what} to share out, and writes the same on all of them"
+            under.choices.append(Choice("ranks", f"{name}, {axis}", "whole on every rank", why))
         else:
             found[name] = network
     return found
@@ -169,8 +174,13 @@ def pipe(under: Build) -> None:
     axis = under.mesh.axis(PIPE)
     if axis.size == 1:
         return
-    for name, network in under.drawing.items():
-        under.held.spans[name], under.held.cuts[name] = share_out(network, axis, under.held.cuts.get(name, {}))
+    draws = {} if under.found.spec.by_token else under.drawing
+    for name, network in _with_decoders(under, draws, PIPE, "blocks", longest).items():
+        spans, under.held.cuts[name] = share_out(network, axis, under.held.cuts.get(name, {}))
+        under.held.spans[name] = {label: each[axis.index] for label, each in spans.items()}
+        if isinstance(network, Decoder):
+            [each] = spans.values()
+            network.keep_layers(each, axis.index)
         for label, (start, stop) in under.held.spans[name].items():
             count = len(network.stacks()[label].blocks())
             held = f"blocks {start} to {stop - 1} of {count} on rank {under.mesh.rank}"
@@ -193,11 +203,11 @@ def shard(under: Build) -> None:
 def rank_runners(under: Build) -> None:
     """Around whatever runs a stack: every rank runs its blocks, and around that, its part of the tokens."""
     pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
-    for name, network in under.drawing.items():
+    for name, network in under.networks.items():
         for label, stack in network.stacks().items():
             if span := under.held.spans.get(name, {}).get(label):
                 stack.runner = PipeRunner(stack.runner, pipes, stack.blocks()[slice(*span)])
-            if tokens.size > 1:
+            if tokens.size > 1 and name in under.drawing:
                 from omnimuse.parallel.sequence import SequenceRunner
 
                 stack.runner = SequenceRunner(stack.runner, under.mesh)

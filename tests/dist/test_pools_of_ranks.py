@@ -144,16 +144,23 @@ def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, once: 
     check(spread(made(config, asks)), told(folder, asks, ParallelConfig()))
 
 
-@pytest.mark.parametrize(("keys", "ranks"), [(2, 2), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("keys", "several"),
+    [
+        *((keys, ParallelConfig(tensor=ranks)) for keys, ranks in [(2, 2), (1, 2), (2, 3)]),
+        (2, ParallelConfig(pipe=2)),
+        (2, ParallelConfig(pipe=2, tensor=2)),
+    ],
+    ids=str,
+)
 def test_what_is_remembered_goes_between_pools_of_one_rank_and_of_several(
-    keys: int, ranks: int, tmp_path: Path
+    keys: int, several: ParallelConfig, tmp_path: Path
 ) -> None:
     """Every pool has the language model; its keys and values go from several ranks, of which some may have the same
-    ones, to one, and to several again.
+    ones and each those of some layers, to one, and to several again.
     """
     folder = bagel.build(tmp_path / "bagel", heads=4, shared=keys)
     asks = Subject(bagel.WIDER[0], folder).asks()
-    several = ParallelConfig(tensor=ranks)
     placed = (
         PoolConfig("read", ("look", "compose", "read"), parallel=several),
         PoolConfig("write", ("write", "read thoughts"), connector="local"),

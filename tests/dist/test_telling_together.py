@@ -17,7 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnimuse.ar.kv import Reading
+from omnimuse.ar.kv import Reading, Sizes
 from omnimuse.components.decoder import DenseDecoder
 from omnimuse.core.config import Config, HostConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError
@@ -25,8 +25,9 @@ from omnimuse.core.output import Result
 from omnimuse.core.params import DiffusionParams, TokenParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
+from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.schemes import SCHEMES
-from omnimuse.worker.build import build
+from omnimuse.worker.build import SHAPES, begin, build, run
 from omnimuse.worker.connect import connect
 from omnimuse.worker.explain import explain
 from tests.checkpoints import bagel, glm_image, qwen3, qwen3_omni, qwen3_tts, qwen25_omni
@@ -206,6 +207,41 @@ def test_packed_weights_that_ranks_share_tell_what_those_of_one_do(
     asks, file, packed = teller.asks(folder), tmp_path / "told.safetensors", QuantConfig({"": scheme})
     play(on_rank, ParallelConfig(tensor=ranks), folder, asks, file, packed, ranks=ranks)
     check(load_file(file), told(folder, asks, ParallelConfig(), packed))
+
+
+PIPED = (
+    *((teller, ParallelConfig(pipe=2)) for teller in TELLERS),
+    (Teller(f"draws-{BAGEL.name}", BAGEL.build, partial(_drawn, BAGEL)), ParallelConfig(pipe=2)),
+    *((teller, ParallelConfig(pipe=2, tensor=2)) for teller in TELLERS if teller.name.startswith("answers-")),
+)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.shows("pipe", "company")
+@pytest.mark.parametrize(("teller", "parallel"), PIPED, ids=lambda each: getattr(each, "name", str(each)))
+def test_ranks_that_have_some_layers_each_tell_what_one_does(
+    teller: Teller, parallel: ParallelConfig, once: Once, tmp_path: Path
+) -> None:
+    folder = once.folder(f"shared {teller.name}", teller.build)
+    asks, file = teller.asks(folder), tmp_path / "told.safetensors"
+    play(on_rank, parallel, folder, asks, file, ranks=parallel.ranks)
+    check(load_file(file), told(folder, asks, ParallelConfig()))
+
+
+def test_what_is_remembered_of_layers_is_where_they_are(once: Once) -> None:
+    folder, parallel, found = once.folder("qwen3", qwen3.build), ParallelConfig(pipe=2), list[Sizes]()
+    for rank in range(parallel.ranks):
+        under = run(begin(shared(folder, parallel), Mesh.planned(parallel, rank)), SHAPES)
+        network = under.networks["model"]
+        assert isinstance(network, DenseDecoder)
+        found.append(network.sizes)
+        assert network.memory(64, torch.device("cpu")).data.shape[0] == network.sizes.layers <= network.most.layers
+        under.resources.close()
+    layers = len(network.layers)
+    assert [each.first for each in found] == [0, found[0].layers] and sum(each.layers for each in found) == layers
+    with pytest.raises(ConfigError, match=f"the longest stack of Qwen3Decoder has {layers} blocks"):
+        explain(shared(folder, ParallelConfig(pipe=layers + 1)))
 
 
 def alike(rank: int, ranks: int, folder: Path, meeting: Path) -> None:

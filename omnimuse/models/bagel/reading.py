@@ -218,7 +218,7 @@ class ReadTalk(Loop):
         said = request.messages or (Message("", request.prompt),)
         most = sum(len(message.content.encode()) + TEMPLATE for message in said)
         most += sum(2 * ctx.limits.max_side**2 // ctx.limits.size_multiple**2 for _ in request.images)
-        return len(said) * network.sizes.token_bytes, 2 * most * network.sizes.token_bytes
+        return len(said) * network.most.token_bytes, 2 * most * network.most.token_bytes
 
     def cost(self, ctx: Context, state: State) -> int:
         row = self._row(state)

@@ -64,7 +64,7 @@ class TalkScript(Talk):
         read = len((request.prompt + (chosen.instructions or "") + (chosen.ref_text or "")).encode()) + HEADER
         if chosen.ref_text is not None:
             read += sum(frames_of(ctx.configs["speech_tokenizer"], sound.seconds) for sound in request.sounds)
-        each = decoder(ctx, self.talker).sizes.token_bytes
+        each = decoder(ctx, self.talker).most.token_bytes
         return each * (1 + max(FEWEST, chosen.min_tokens)), each * min(read + most, longest)
 
     def beside(self, ctx: Context, state: State, frame: int) -> Tensor:

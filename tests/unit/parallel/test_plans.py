@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.layer import Attention
+from omnimuse.attention.layout import Layout
 from omnimuse.core.config import CompileConfig, Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Columns, Cut, Cutting, Grouped, Rows, Slices, Widths
@@ -24,8 +25,8 @@ from omnimuse.layers.stack import Block, BlockStack
 from omnimuse.loader.tensors import construct
 from omnimuse.models import REGISTRY
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.pipe import portions, split
 from omnimuse.parallel.pipe import share_blocks as share_out
-from omnimuse.parallel.pipe import split
 from omnimuse.parallel.sequence import bind
 from omnimuse.parallel.shard import share_blocks as keep_parts
 from omnimuse.parallel.tensor import share_weights
@@ -224,6 +225,12 @@ def test_blocks_are_split_by_their_bytes_and_every_rank_has_one(
     sizes: list[int], ranks: int, spans: list[tuple[int, int]]
 ) -> None:
     assert split(sizes, ranks) == spans
+
+
+def test_rows_of_one_token_go_round_in_as_many_portions_as_there_are_ranks() -> None:
+    assert portions(Layout((1,) * 5), 2) == [[0, 1, 2], [3, 4]]
+    assert portions(Layout((1,)), 2) == [[0]]
+    assert portions(Layout((7, 7, 7)), 2) == [[0], [1], [2]] == portions(Layout((1, 7, 7)), 2)
 
 
 def test_a_stack_shorter_than_the_pipe_is_refused_with_the_longest_that_fits() -> None:
