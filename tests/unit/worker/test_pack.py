@@ -15,14 +15,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from omnimuse.cli import main
-from omnimuse.core.config import Config, ModelConfig, QuantConfig
+from omnimuse.core.config import Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError, StorageError
+from omnimuse.core.plans import Slices
 from omnimuse.engine.local import start
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.packed import new_folder
 from omnimuse.loader.voices import VOICES
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.quant.linear import quantized_layers
+from omnimuse.quant.schemes import SCHEMES, held
+from omnimuse.worker import build
 from omnimuse.worker.pack import pack_checkpoint
-from tests.checkpoints import qwen25_omni, wan, z_image
+from tests.checkpoints import qwen3, qwen25_omni, wan, z_image
 from tests.checkpoints.single_file import weights
 from tests.invariants.conftest import Subject, run
 
@@ -50,6 +55,32 @@ def test_a_folder_that_was_packed_draws_what_quantizing_at_the_start_draws(
         drawn.append(run(engine, subject.ask(0))[0])
         engine.close()
     assert torch.equal(*drawn)
+
+
+def floats(chosen: Config, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, Slices]]:
+    """What the packed weights of a rank stand for, by layer, and which of the whole these are."""
+    under = build.run(
+        build.begin(chosen, Mesh.planned(chosen.parallel, rank)), (*build.SHAPES, build.offload, build.load)
+    )
+    layers = quantized_layers(under.networks["model"])
+    under.resources.close()
+    return {path: each.scheme.unpack(each.packed) for path, each in layers.items()}, under.held.cuts.get("model", {})
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ranks_have_their_parts_of_the_numbers_that_one_has_packed_at_the_start_or_before(
+    scheme: str, tmp_path: Path
+) -> None:
+    folder, ranks = qwen3.build(tmp_path / "whole"), ParallelConfig(tensor=2)
+    made = config(folder, {"": scheme})
+    pack_checkpoint(made, tmp_path / "small")
+    whole, _ = floats(made, 0)
+    assert whole
+    for chosen in (made, Config(ModelConfig(str(tmp_path / "small"), device="cpu"))):
+        for rank in range(ranks.ranks):
+            found, cuts = floats(replace(chosen, parallel=ranks), rank)
+            assert found.keys() == whole.keys()
+            assert all(torch.equal(each, held(whole[path], cuts[f"{path}.weight"])) for path, each in found.items())
 
 
 def test_every_network_of_several_is_packed_and_whatever_else_lies_there_comes_along(tmp_path: Path) -> None:
