@@ -215,7 +215,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """The configuration that the options ask for; ConfigError where they make no sense."""
     return Config(
         ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
-        attention=read_attention(",".join([args.attention, *args.attention_role])),
+        attention=read_attention(args.attention, *args.attention_role),
         cache=read_cache(args.cache, args.teacache),
         quantize=QuantConfig.of(args.quantize, args.quantize_skip),
         offload=OffloadConfig(args.offload, args.offload_folder),
@@ -305,8 +305,16 @@ def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelC
     return replace(parallel, launch=LaunchConfig(args.launcher, args.launch_address, args.agent_key_file))
 
 
-def read_attention(text: str) -> AttentionConfig:
-    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category. `TORCH_SDPA` is `sdpa`."""
+def read_attention(text: str, *roles: str) -> AttentionConfig:
+    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category; `roles` are exceptions, too.
+    `TORCH_SDPA` is `sdpa`.
+    """
+    for each in roles:
+        if not all(part.partition("=")[1] for part in each.split(",")):
+            raise ConfigError(
+                f"--attention-role {each} is not understood; write ROLE=NAME, or --attention for all roles"
+            )
+    text = ",".join([text, *roles])
     chosen: dict[str, str] = {}
     for part in text.split(","):
         role, is_role, backend = (piece.strip() for piece in part.rpartition("="))

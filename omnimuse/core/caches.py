@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.kinds import check_kinds
 from omnimuse.core.names import meant
 from omnimuse.core.plugins import CACHES, brought
 from omnimuse.core.step_masks import MASKS, step_mask
@@ -55,6 +56,7 @@ class CacheConfig:
     forced: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self, "cache")
         if self.kind not in KINDS and self.kind not in (others := brought(CACHES, KINDS)):
             raise ConfigError(f"cache kind={self.kind!r} is not known; use one of {', '.join((*KINDS, *others))}")
         if self.threshold is not None and not (_is_number(self.threshold) and 0 <= self.threshold < math.inf):

@@ -14,6 +14,7 @@ from typing import Literal
 from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.kinds import check_kinds
 from omnimuse.core.pools import DTYPES, DeployConfig, PoolConfig
 from omnimuse.core.ranks import AXES as AXES
 from omnimuse.core.ranks import LAUNCHERS as LAUNCHERS
@@ -47,6 +48,7 @@ class ModelConfig:
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self, "model")
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("load", self.load, ("weights", "dummy"))
 
@@ -57,6 +59,9 @@ class AttentionConfig:
 
     default: str = "auto"
     per_role: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_kinds(self, "attention")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class OffloadConfig:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self, "offload")
         _one_of("offload", self.mode, ("none", "components", "layers"))
         if self.folder is not None and self.mode == "none":
             raise ConfigError(
@@ -85,6 +91,7 @@ class CompileConfig:
     mode: Literal["none", "blocks"] = "none"
 
     def __post_init__(self) -> None:
+        check_kinds(self, "compile")
         _one_of("compile", self.mode, ("none", "blocks"))
 
 
@@ -102,6 +109,7 @@ class QuantConfig:
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self, "quantize")
         for component, scheme in self.schemes.items():
             _one_of(f"quantize {component}" if component else "quantize", scheme, QUANT)
         if self.skip and not self.schemes:
@@ -128,6 +136,7 @@ class KernelConfig:
     mode: Literal["auto", "plain", "triton"] = "auto"
 
     def __post_init__(self) -> None:
+        check_kinds(self, "kernels")
         _one_of("kernels", self.mode, ("auto", "plain", "triton"))
 
 
@@ -142,6 +151,7 @@ class LoraConfig:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self, "lora")
         if self.memory < 0:
             raise ConfigError(f"lora memory={self.memory} is not allowed; use a number of bytes, at least 0")
         if self.folder is not None and not self.folder.is_dir():
@@ -158,6 +168,7 @@ class WriterConfig:
     python: str = ""
 
     def __post_init__(self) -> None:
+        check_kinds(self, "writer")
         _one_of("writer", self.engine, ("own", "vllm"))
         if self.python and self.engine == "own":
             raise ConfigError(f"writer python={self.python} runs nothing while this engine writes; use writer='vllm'")
@@ -178,6 +189,7 @@ class DecodeConfig:
     overlap: float | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self, "decode")
         if self.tile is not None and self.tile < LEAST_TILE:
             raise ConfigError(f"vae_tile={self.tile} has to be at least {LEAST_TILE} pixels a side")
         if self.overlap is not None and not 0 <= self.overlap <= 0.5:
@@ -212,6 +224,9 @@ class ContractConfig:
     encoder: str | None = None
     coefficients: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_kinds(self, "contract")
+
 
 @dataclass(frozen=True)
 class HostConfig:
@@ -225,6 +240,7 @@ class HostConfig:
     processes: int = 1
 
     def __post_init__(self) -> None:
+        check_kinds(self, "host")
         check_threads("threads", self.threads)
         if self.processes < 1:
             raise ConfigError(f"processes={self.processes} is not allowed; use at least 1")
@@ -269,11 +285,14 @@ class ScheduleConfig:
     deadlines: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_kinds(self, "schedule")
         _one_of("company", self.company, ("measured", "always"))
         _one_of("tier", self.tier, ("auto", "fast", "invariant", "exact"))
         for name in ("max_running", "max_queue", "tick_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not allowed; use at least 1")
+        if self.memo_bytes < 0:
+            raise ConfigError(f"memo_bytes={self.memo_bytes} is not allowed; use at least 0, which remembers nothing")
         for name, most in (("running_tokens", self.running_tokens), ("running_bytes", self.running_bytes)):
             if most is not None and most < 1:
                 raise ConfigError(f"{name}={most} is not allowed; use at least 1, or leave it out")

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.kinds import check_kinds
 
 LAUNCHERS = ("local", "agent", "ray")
 
@@ -28,6 +29,7 @@ class LaunchConfig:
     key_file: Path | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self, "launch")
         if self.launcher not in LAUNCHERS:
             raise ConfigError(f"--launcher {self.launcher} is not known; use one of {', '.join(LAUNCHERS)}")
         if self.launcher == "local" and (self.address or self.key_file):
@@ -55,6 +57,8 @@ def host_and_port(text: str, option: str) -> tuple[str, int]:
 
 AXES = ("tensor", "ulysses", "ring", "cfg", "pipe", "shard", "vae_tiles")
 """The fields of `ParallelConfig` that say how work is shared."""
+MOST_RANKS = 65536
+"""More than any engine has; far larger numbers are none that a tensor's size could be divided by."""
 RANK_WAIT = 1800.0
 """Seconds that ranks wait for one another: the first forward of a group may be compiled in them."""
 MOST_WAIT = 365 * 24 * 3600.0
@@ -87,9 +91,12 @@ class ParallelConfig:
     launch: LaunchConfig = LaunchConfig()
 
     def __post_init__(self) -> None:
+        check_kinds(self, "parallel")
         for axis in AXES:
             if (count := getattr(self, axis)) < 1:
                 raise ConfigError(f"parallel {axis}={count} is not allowed; use at least 1, which is one rank")
+        if self.ranks > MOST_RANKS:
+            raise ConfigError(f"parallel {self} is {self.ranks} ranks, which is not allowed; use at most {MOST_RANKS}")
         if self.cfg > 3:
             raise ConfigError(
                 f"parallel cfg={self.cfg} is not allowed; guidance has two branches, of some models three: use 1 to 3"

@@ -252,6 +252,8 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"true_cfg_scale": 2.0}, "unsupported_parameter", "true_cfg_scale", "honours cache, flow_shift"),
         ({"strength": 0.5}, "invalid_value", "strength", "no picture"),
         ({"strength": "much"}, "invalid_value", "strength", "a number"),
+        ({"lora": {}}, "invalid_value", "lora", "an adapter has one path"),
+        ({"lora": False}, "invalid_value", "lora", "lora=false is not allowed; use a name"),
         ({"lora": {"name": "../../x"}}, "invalid_value", "lora", "no adapter '../../x' here; none is registered"),
         ({"loras": 7}, "invalid_value", "loras", "a list of at most 16"),
         ({"lora": {"name": "x", "scale": "much"}}, "invalid_value", "lora", "the scale 'much'"),

@@ -109,10 +109,10 @@ class XFormers(Installed):
         return ops.memory_efficient_attention(q, k, v, attn_bias=blocks)
 
 
-FLASH_2 = Package("flash_attn", "`pip install flash-attn`, or choose 'sdpa_flash', which is in torch")
+FLASH_2 = Package("flash_attn", '`pip install "omnimuse[flash]"`, or choose sdpa_flash, which is in torch')
 FLASH_3 = Package("flash_attn_interface", "build it from the folder hopper/ of FlashAttention, or choose 'sdpa_cudnn'")
-SAGE = Package("sageattention", "`pip install sageattention`, or choose 'sdpa'", widths=(64, 96, 128))
-XFORMERS = Package("xformers.ops", "`pip install xformers`, or choose 'sdpa_efficient', which is in torch")
+SAGE = Package("sageattention", '`pip install "omnimuse[sage]"`, or choose sdpa', widths=(64, 96, 128))
+XFORMERS = Package("xformers.ops", '`pip install "omnimuse[xformers]"`, or choose sdpa_efficient, which is in torch')
 
 
 def _outcome(found: Any) -> Tensor:

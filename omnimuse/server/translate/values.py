@@ -217,7 +217,7 @@ def _one(field: Field, value: Any, name: str, form: bool) -> str:
 
 def _adapters(field: Field, value: Any, name: str, form: bool) -> list[Any] | None:
     """Adapters by their registered names; an empty list is to wear none. In a form scales come as text."""
-    if not value and not isinstance(value, list):
+    if value is None or value == "":
         return None
     listed = value if isinstance(value, list) else [value]
     if not all(isinstance(each, str | dict) for each in listed) or len(listed) > MOST_LORAS:

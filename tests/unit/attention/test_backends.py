@@ -116,14 +116,14 @@ def test_rows_of_equal_length_are_one_dense_call_of_the_library_and_masks_are_re
 
 
 def test_a_library_that_is_missing_is_refused_with_what_to_install() -> None:
-    for name, package in (("flash_attn", "flash-attn"), ("sageattention", "sageattention"), ("xformers", "xformers")):
+    for name, extra in (("flash_attn", "flash"), ("sageattention", "sage"), ("xformers", "xformers")):
         backend = next(
             b
             for b in (FlashAttention("x", FLASH_2), SageAttention(SAGE), XFormers(XFORMERS))
             if b.package.module.startswith(name)
         )
         why = backend.why_not(CUDA, HALF, 64)
-        assert why is not None and "cannot be imported" in why and f"pip install {package}" in why
+        assert why is not None and "cannot be imported" in why and f'pip install "omnimuse[{extra}]"' in why
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def test_what_loads_a_model_spreads_it_as_files_say(command: str, tmp_path: Path
         (lambda: read("--threads", "0"), ConfigError),
         (lambda: read_attention("=sdpa"), ConfigError),
         (lambda: read_attention("sdpa,"), ConfigError),
+        (lambda: read_attention("auto", ""), ConfigError),
         (lambda: read_attention("sdpa,reference"), ConfigError),
         (lambda: read_attention("self=sdpa,self=reference"), ConfigError),
         (lambda: read("--cache", ""), ConfigError),
@@ -140,6 +141,11 @@ def test_what_loads_a_model_spreads_it_as_files_say(command: str, tmp_path: Path
 def test_nonsense_is_refused(wrong: Callable[[], object], error: type[Exception]) -> None:
     with pytest.raises(error):
         wrong()
+
+
+def test_a_backend_for_no_role_is_told_under_the_option_that_said_it() -> None:
+    with pytest.raises(ConfigError, match="--attention-role sdpa is not understood; write ROLE=NAME"):
+        read_attention("auto", "cross=reference", "sdpa")
 
 
 def test_slicing_is_what_decoding_is_and_a_pipeline_that_slices_itself_is_told() -> None:
