@@ -37,12 +37,14 @@ class Case:
     reference: Reference
     two: ParallelConfig
     own: bool = False
+    bound: float = 1e-5
 
 
 def of(family: Family, name: str, two: ParallelConfig, own: bool = False) -> Case:
     """A case with all wishes of a family."""
     steps = name.replace("Pipeline", "StepPipeline")
-    return Case(name, steps, family.build, family.wishes, family.reference, two, own)
+    bound = 5e-5 if family.sounds else 1e-5  # sines in a decoder of sound with random weights make errors larger
+    return Case(name, steps, family.build, family.wishes, family.reference, two, own, bound)
 
 
 [MEDIUM] = (each for each in stable_diffusion_3.FAMILIES if each.kind == "3")
@@ -99,8 +101,8 @@ def test_alone_and_in_company_it_draws_what_diffusers_draws(known: Drawn, mode: 
     with running(config(known.folder, getattr(known.case, mode))) as engine:
         alone, company = [drawn(engine, [wish])[0] for wish in wishes], drawn(engine, wishes)
         assert not engine.runner.forwards.retries
-    torch.testing.assert_close(alone, known.expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(company, known.expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone, known.expected, atol=known.case.bound, rtol=0)
+    torch.testing.assert_close(company, known.expected, atol=known.case.bound, rtol=0)
 
 
 @pytest.mark.dist
@@ -110,5 +112,5 @@ def test_alone_and_in_company_it_draws_what_diffusers_draws(known: Drawn, mode: 
 def test_two_ranks_draw_the_same_alone_and_in_company(known: Drawn, mode: str, tmp_path: Path) -> None:
     chosen = config(known.folder, getattr(known.case, mode), parallel=known.case.two)
     alone, company = on_two_ranks(chosen, known.case.wishes, tmp_path / "meeting")
-    torch.testing.assert_close(alone, known.expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(company, known.expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone, known.expected, atol=known.case.bound, rtol=0)
+    torch.testing.assert_close(company, known.expected, atol=known.case.bound, rtol=0)
