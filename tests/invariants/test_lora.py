@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from omnimuse.worker.compiler import compiled
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import BLOCKS, NETWORKS
 from tests.compiling import Counter, compile_with
-from tests.invariants.conftest import Subject, of, outputs, run, submit, with_params
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
 
 pytestmark = pytest.mark.crossed
 
@@ -77,6 +78,24 @@ def test_after_adapters_were_worn_a_request_without_is_as_if_there_had_been_none
     run(engine, *worn)
     [after] = run(engine, plain)
     assert torch.equal(after, before)
+
+
+def test_an_adapter_whose_file_goes_is_worn_to_the_end_by_who_wears_it_and_by_nobody_else(
+    subject: Subject, shared: Engine, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    stays, goes = adapters[0], Path(shutil.copy(adapters[0], tmp_path / "goes.safetensors"))
+    plain = subject.ask(0)
+    bare, expected = run(shared, plain, with_params(plain, loras=[str(stays)]))
+    [worn] = submit(shared, with_params(plain, loras=[str(goes)]))
+    events = tick(shared)
+    goes.unlink()
+    [late] = submit(shared, with_params(plain, loras=[str(goes)]))
+    events += drain(shared)
+    found = outputs(events, worn)
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    assert float((found - bare).norm() / bare.norm()) > 1e-3
+    with pytest.raises(RequestError, match="is no file or folder on this machine"):
+        outputs(events, late)
 
 
 @pytest.mark.parametrize(
