@@ -32,6 +32,8 @@ from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.names import BACKENDS
 
+MOST_GIB = 2**20
+
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where and in which format to compute, and every feature that a build pass adds."""
@@ -63,6 +65,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument(
         "--writer-python", default="", metavar="FILE", help="the Python of the environment that vLLM is installed in"
+    )
+    engine.add_argument(
+        "--room", type=float, metavar="GIB", help="that requests may take beside the weights (default: what there is)"
     )
     engine.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory, faint seams")
     engine.add_argument(
@@ -226,8 +231,15 @@ def read_config(args: argparse.Namespace) -> Config:
         writer=WriterConfig(args.writer, args.writer_python),
         contract=ContractConfig(slicing=args.vae_slicing),
         schedule=read_schedule(args),
-        host=HostConfig(threads=args.threads),
+        host=HostConfig(threads=args.threads, room=None if args.room is None else read_bytes("--room", args.room)),
     )
+
+
+def read_bytes(option: str, gib: float) -> int:
+    """What so many GiB are in bytes; ConfigError for what is no size."""
+    if not 0 <= gib < MOST_GIB:
+        raise ConfigError(f"{option} {gib:g} is not allowed; use a number of GiB, at least 0")
+    return int(gib * 2**30)
 
 
 def read_schedule(args: argparse.Namespace) -> ScheduleConfig:

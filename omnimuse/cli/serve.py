@@ -25,6 +25,7 @@ from omnimuse.cli.engine import (
     add_engine_options,
     add_launch_options,
     add_pool_options,
+    read_bytes,
     read_config,
     with_launch,
     with_pools,
@@ -37,7 +38,7 @@ from omnimuse.core.errors import ConfigError
 if TYPE_CHECKING:
     from omnimuse.server.options import Reach, ServeOptions
 
-MOST_GIB, MOST_SECONDS = 2**20, 1e9
+MOST_SECONDS = 1e9
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -146,14 +147,14 @@ def chosen(args: argparse.Namespace) -> tuple[Config, ServeOptions]:
     config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
     config = with_pools(args, config)
-    config = replace(config, lora=LoraConfig(_bytes("--lora-memory", args.lora_memory), args.lora_dir))
+    config = replace(config, lora=LoraConfig(read_bytes("--lora-memory", args.lora_memory), args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,
         max_per_address=args.max_per_address,
         per_minute=args.max_rate,
         tenant_share=args.tenant_share,
         max_jobs=args.max_jobs,
-        max_kept=_bytes("--max-kept", args.max_kept),
+        max_kept=read_bytes("--max-kept", args.max_kept),
         tell=not args.no_metadata,
     )
     name, *others = args.model_name or [model_name(config)]
@@ -181,12 +182,6 @@ def _seconds(option: str, seconds: float) -> float:
     if not 0 <= seconds < MOST_SECONDS:
         raise ConfigError(f"{option} {seconds:g} is not allowed; use a number of seconds, at least 0")
     return seconds
-
-
-def _bytes(option: str, gib: float) -> int:
-    if not 0 <= gib < MOST_GIB:
-        raise ConfigError(f"{option} {gib:g} is not allowed; use a number of GiB, at least 0")
-    return int(gib * 2**30)
 
 
 def _read_reach(args: argparse.Namespace) -> Reach:

@@ -233,15 +233,18 @@ class HostConfig:
     """What an engine takes of the machine it runs on.
 
     `threads` to compute with on the CPU, of all `processes` together that share the machine; None lets
-    `worker/threads.py` decide.
+    `worker/threads.py` decide. `room` is the bytes that requests may take beside the weights (None: what there is).
     """
 
     threads: int | None = None
     processes: int = 1
+    room: int | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self, "host")
         check_threads("threads", self.threads)
+        if self.room is not None and self.room < 0:
+            raise ConfigError(f"room={self.room} is not allowed; use a number of bytes, at least 0")
         if self.processes < 1:
             raise ConfigError(f"processes={self.processes} is not allowed; use at least 1")
 

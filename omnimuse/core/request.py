@@ -82,7 +82,7 @@ class Request(Talk, Given):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
     `times`: it is wanted within so many times what it takes alone, which was not known when it came. `branches` are
-    those that some step evaluates; a scheduler may want `more` evaluations. `tiled`: decoded in tiles, as larger ones.
+    those that some step evaluates; a scheduler may want `more` evaluations. `tiled`: in tiles, which take less.
     """
 
     id: str

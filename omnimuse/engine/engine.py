@@ -26,6 +26,7 @@ from omnimuse.core.errors import (
 )
 from omnimuse.core.output import Done, Event, Failed, Handed
 from omnimuse.core.request import Ask, Door, Request
+from omnimuse.engine.fitting import Fitting
 from omnimuse.engine.foretelling import Foretelling
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import Recorder, part_of
@@ -82,6 +83,7 @@ class Engine:
         self.foretelling = Foretelling(
             door.limits, runner.pipeline, self._alone, lambda request: runner.remembers(request)[0]
         )
+        self.fitting = Fitting(runner, self.foretelling)
         self.woken: Callable[[], None] = lambda: None
         self.moved: Callable[[], None] = lambda: None
         for writer in runner.writers:
@@ -98,16 +100,9 @@ class Engine:
 
         RequestError if what it takes, or comes to remember, can never fit beside the weights.
         """
-        self._refuse_too_large(request)
+        self.fitting.check(request, self.space)
         self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
-        tokens, (least, most) = self.runner.tokens(request), self.runner.remembers(request)
-        room = self.runner.config.running_bytes
-        if room is not None and least * request.outputs > room:
-            raise RequestError(
-                f"{request.outputs} x {least} bytes are to be remembered while this is written, and there is room for "
-                f"{room} (running_bytes); ask for fewer tokens or outputs",
-                "max_tokens",
-            )
+        tokens, (_, most) = self.runner.tokens(request), self.runner.remembers(request)
         with self._lock:
             self._refuse_if_over()
             now = self.clock()
@@ -141,19 +136,6 @@ class Engine:
         self.runner.hand.taken(request_id)
         with self._lock:
             self._hear_news()
-
-    def _refuse_too_large(self, request: Request) -> None:
-        """RequestError for what no forward has room for, with the nearest that has."""
-        room, extent = self.space.room, self.foretelling.extent
-        if room is None or (needed := self._takes(request)) <= room:
-            return
-        least, most = needed / 2**30, room / 2**30
-        said = f"{least:.3g} GiB at the least beside the weights, of which there are {most:.3g}"
-        hint, param = extent.nearest(request, lambda each: self._takes(each) <= room)
-        raise RequestError(f"{extent.told(request)} takes {said}; {hint}", param)
-
-    def _takes(self, request: Request) -> int:
-        return max(self.runner.working(request, self.space.tokens), self.foretelling.takes(request, self.space.coming))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at the next step boundary; unknown or finished ids are ignored."""
@@ -320,23 +302,22 @@ class Engine:
         return TickPlan(drop, pick.admit, pick.park, pick.wake, pick.run, teams=teams, steps=max(1, steps))
 
     def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
-        """`plan` without those who would begin, and of whom small ones of their kind show that they never fit."""
-        refused: set[str] = set()
-        doubted = [each for each in plan.admit if self.foretelling.doubts(each, self.space.room)]
-        for request in doubted if self.runner.hand.all else ():
-            self.foretelling.learn(request)
+        """`plan` without those who would begin, and of whom small ones of their kind show that they never fit; others
+        are decoded in tiles if they fit in no other way.
+        """
+        if not plan.admit or not self.runner.hand.all:
+            return plan
+        refused, admit = set[str](), list[Request]()
+        for request in plan.admit:
             try:
-                self._refuse_too_large(request)
+                admit.append(self.fitting.first_way(request, self.space))
             except RequestError as error:
                 refused.add(request.id)
                 events.append(Failed(request.id, error))
-        if not refused:
-            return plan
         with self._lock:
             for request_id in refused:
                 self._forget(request_id)
-        admit = tuple(request for request in plan.admit if request.id not in refused)
-        return replace(plan, admit=admit, run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
+        return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
 
     def _alone(self, request: Request) -> bool:
         """Whether `request` could be drawn: it is, while everybody else waits, and nobody is told."""

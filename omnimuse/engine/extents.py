@@ -49,6 +49,10 @@ class Extent:
         """The bytes that it takes, guessed far too high."""
         return 0
 
+    def ways(self, request: Request) -> list[Request]:
+        """It as it can be made, what takes most first."""
+        return [request]
+
     def told(self, request: Request) -> str:
         """What it asks for, in words."""
         return "this request"
@@ -87,6 +91,10 @@ class Area(Extent):
         params = [replace(request.params, width=width, height=height) for width, height in sizes]
         tiled = replace(request, tiled=tile is not None)
         return _few_steps(tiled, params[0], self.limits), _few_steps(tiled, params[1], self.limits)
+
+    def ways(self, request: Request) -> list[Request]:
+        tiled = replace(request, tiled=True)
+        return [request, tiled] if self.of(request) and not self.tile(request) and self.tile(tiled) else [request]
 
     def guess(self, request: Request) -> int:
         pixels, frames, (tile, _) = self.of(request), request.params.num_frames or 1, self.tile(request) or (0, 0)
@@ -161,11 +169,26 @@ class Spoken(Extent):
         return f"the most tokens that may fit are {most}" if most else "no length of it fits", "max_tokens"
 
 
+class Written(Extent):
+    """Tokens that are written, as many as are asked for. Nothing is tried: what is remembered of them is known."""
+
+    def of(self, request: Request) -> int:
+        extra = request.extra
+        assert isinstance(extra, TokenParams)
+        return extra.max_tokens or extra.min_tokens
+
+    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+        most = _most(self.of(request), lambda count: fits(_saying(request, count)))
+        return f"the most tokens that may fit are {most}" if most else "ask for less", "max_tokens"
+
+
 def extent_of(limits: Limits, pipeline: Pipeline) -> Extent:
     """That of the requests which a pipeline takes."""
     spec = pipeline.spec
     if issubclass(spec.extra, SpeechParams | AnswerParams):
         return Spoken(limits, pipeline)
+    if spec.medium == "text" and not limits.draws:
+        return Written(limits, pipeline)
     if limits.draws:
         return Extent(limits, pipeline)  # whether it does, nobody knows before
     return Length(limits, pipeline) if spec.medium == "audio" and limits.sound else Area(limits, pipeline)

@@ -63,7 +63,7 @@ def start(config: Config) -> Engine:
     ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
     here = [name for name in ctx.components if ctx.lent.get(name, mesh.rank) == mesh.rank]
     parts = {name: ctx.components.wherever(name) for name in here}
-    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise)
+    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise).within(config.host.room)
     schedule = bounded(config.schedule, built.pipeline, space)
     runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
     if not mesh.is_leader:
@@ -97,7 +97,8 @@ def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> Sched
     grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
-    return replace(schedule, running_bytes=max(1, free_bytes(pipeline.ctx.device) // 2))
+    half = free_bytes(pipeline.ctx.device) // 2
+    return replace(schedule, running_bytes=max(1, half if space.room is None else min(half, space.room)))
 
 
 def present(result: Result, limits: Limits) -> Result:

@@ -46,10 +46,12 @@ class DecodeImage(Stage):
         for state in states:
             latents = state["latents"]
             wants_latents = state.request.params.output_type == "latent"
-            state["image"] = latents if wants_latents or latents is None else self.decode(ctx, latents)
+            drawing = ctx.drawing(state.request)
+            state["image"] = latents if wants_latents or latents is None else self.decode(drawing, latents)
 
     def tiled(self, ctx: Context, request: Request) -> Size | None:
-        return None if ctx.tiling is None or max(request.size) <= ctx.tiling.pixels else ctx.tiling.strides
+        tiling = ctx.drawing(request).tiling
+        return None if tiling is None or max(request.size) <= tiling.pixels else tiling.strides
 
     def decode(self, ctx: Context, latents: Tensor) -> Tensor:
         """What finished latents stand for."""

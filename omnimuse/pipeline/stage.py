@@ -97,6 +97,10 @@ class Context:
         tiling = self.narrow if self.tiling is None else self.tiling.smaller or self.tiling
         return replace(self, tiling=tiling)
 
+    def drawing(self, request: Request) -> Context:
+        """The same for `request`, which may have to be decoded in tiles."""
+        return self.lean if request.tiled and self.tiling is None else self
+
     def network(self, name: str) -> nn.Module:
         """The live component `name` as a network."""
         component = self.components[name]

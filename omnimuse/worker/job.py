@@ -19,6 +19,8 @@ from omnimuse.worker.blocks import Ran, seconds_of
 from omnimuse.worker.clock import Share, Span
 from omnimuse.worker.handover import Carried
 
+IN_TILES = "decoded in tiles, as there is no room for it as a whole"
+
 
 @dataclass
 class Spent:
@@ -93,6 +95,7 @@ class Job:
         """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
         request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
         kept, lost = kept_sound(request)
+        whole = [IN_TILES] if request.tiled else []
         beside = {} if kept is None or "audio" in self.made else {"audio": [kept] * request.outputs}
         return Result(
             request.id,
@@ -108,7 +111,9 @@ class Job:
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),
             said=tuple(
-                dict.fromkeys([*(each for video in request.videos for each in video.warnings), *lost, *self.said])
+                dict.fromkeys(
+                    [*(each for video in request.videos for each in video.warnings), *lost, *self.said, *whole]
+                )
             ),
         )
 

@@ -7,7 +7,7 @@ much. Asked by the engine when a request comes, and by what tells people where m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,10 @@ class Space:
         tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
         coming = max((brought(part, blocks[name]) for name, part in modules.items() if tokens[name]), default=0)
         return Space(max(0, most_bytes(device) - coming), coming, weights, tokens)
+
+    def within(self, room: int | None) -> Space:
+        """The same, with no more beside the weights than `room` (None: as much as there is)."""
+        return self if room is None else replace(self, room=room if self.room is None else min(room, self.room))
 
     def in_a_tick(self) -> int | None:
         """The row tokens for which there is room, at least one; None where nobody knows."""

@@ -55,6 +55,7 @@ def refused(engine: Engine, request: Request) -> str:
     return str(event.error)
 
 
+@pytest.mark.crossed
 def test_what_never_fits_is_refused_by_what_small_ones_of_its_kind_take(shared: Engine, subject: Subject) -> None:
     request = next(larger(shared, subject.asks()), None)
     if request is None:  # it has one size, or no larger one

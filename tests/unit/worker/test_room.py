@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from omnimuse.core.config import Config, ModelConfig, OffloadConfig
+from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.foretelling import Line
-from omnimuse.engine.local import bounded, start
+from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
+
+LARGE = DiffusionParams(width=640, height=640, num_inference_steps=1, seed=1, output_type="pt")
 
 
 @pytest.fixture
@@ -181,4 +183,33 @@ def test_rows_that_have_no_room_beside_others_wait_for_the_next_tick(subject: Su
         together[rows] = len(scheduler.pick(0.0, lambda state_id: None).run)
     assert together == {3: 3, 1: 1}
     assert bounded(engine.runner.config, engine.runner.pipeline, Space()) == engine.runner.config
+    engine.close()
+
+
+@pytest.mark.costly("room")
+def test_what_has_no_room_as_a_whole_is_decoded_in_tiles_and_says_so() -> None:
+    model, ask = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), Ask("a red circle", LARGE)
+    short = start(Config(model, host=HostConfig(room=80 * 2**20)))
+    assert short.space.room == 80 * 2**20
+    found = [finished(short, short.make_request(ask))[0] for _ in range(2)]  # it is not known before, and then it is
+    tiled = start(Config(model, decode=DecodeConfig(tiling=True)))
+    [expected] = finished(tiled, tiled.make_request(ask))
+    for each in found:
+        assert torch.equal(each.output, expected.output)
+        assert each.said == ("decoded in tiles, as there is no room for it as a whole",)
+    assert expected.said == ()
+    small = replace(ask, params=replace(LARGE, width=256, height=256))
+    assert finished(short, short.make_request(small))[0].said == (), "there is room for it as a whole"
+    short.close()
+    tiled.close()
+
+
+def test_what_came_before_its_kind_was_known_is_refused_when_it_would_begin(subject: Subject) -> None:
+    engine = limited(subject, 2**40)
+    engine.space = replace(engine.space, room=2**20 + least(engine, large(subject)))
+    ids = submit(engine, large(subject), large(subject))
+    events = drain(engine)
+    for id_ in ids:
+        with pytest.raises(RequestError, match="nearest size that may fit is"):
+            outputs(events, id_)
     engine.close()

@@ -1,0 +1,62 @@
+"""Whether there is room for a request, in which way it fits, and what is said of one that never does.
+
+Asked by the engine when a request comes and when it would begin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omnimuse.core.errors import RequestError
+from omnimuse.core.request import Request
+from omnimuse.engine.foretelling import Foretelling
+from omnimuse.worker.room import Space
+from omnimuse.worker.runner import Runner
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Of the requests of one engine. `runner` says what they take at the least, `foretelling` what else is known."""
+
+    runner: Runner
+    foretelling: Foretelling
+
+    def check(self, request: Request, space: Space) -> None:
+        """RequestError, with the nearest that fits, for what no forward has room for in `space`, in tiles neither, and
+        for what can never be remembered.
+        """
+        room, extent = space.room, self.foretelling.extent
+
+        def least(each: Request) -> int:
+            return min(self._takes(way, space) for way in extent.ways(each))
+
+        if room is not None and (needed := least(request)) > room:
+            said = f"{needed / 2**30:.3g} GiB at the least beside the weights, of which there are {room / 2**30:.3g}"
+            hint, param = extent.nearest(request, lambda each: least(each) <= room)
+            raise RequestError(f"{extent.told(request)} takes {said}; {hint}", param)
+        kept = self.runner.config.running_bytes
+        if kept is not None and self._remembers(request) > kept:
+            hint, param = extent.nearest(request, lambda each: self._remembers(each) <= kept)
+            raise RequestError(
+                f"{request.outputs} x {self.runner.remembers(request)[0]} bytes are to be remembered while this is "
+                f"written, and there is room for {kept} (running_bytes); {hint}",
+                param or "max_tokens",
+            )
+
+    def first_way(self, request: Request, space: Space) -> Request:
+        """`request` in the first way that there is room for, after small ones of every kind were drawn of which nobody
+        knows; RequestError if there is none.
+        """
+        for way in self.foretelling.extent.ways(request):
+            if self.foretelling.doubts(way, space.room):
+                self.foretelling.learn(way)
+            if space.room is None or self._takes(way, space) <= space.room:
+                return way
+        self.check(request, space)
+        return request
+
+    def _takes(self, request: Request, space: Space) -> int:
+        return max(self.runner.working(request, space.tokens), self.foretelling.takes(request, space.coming))
+
+    def _remembers(self, request: Request) -> int:
+        return self.runner.remembers(request)[0] * request.outputs
