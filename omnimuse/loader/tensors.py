@@ -120,6 +120,14 @@ class _WithoutFilling(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _WithoutParameters(_WithoutFilling):
+    """And has no memory for what a constructor leaves as it finds it, which is to be filled by nobody else here."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        nowhere = {"device": "meta"} if func is torch.empty else {}
+        return super().__torch_function__(func, types, args, {**(kwargs or {}), **nowhere})
+
+
 def construct_unfilled(make: Callable[[], M]) -> M:
     """`make()` on the CPU in float32: buffers are computed, parameters stay as the memory was found (never read)."""
     with torch.device("cpu"), _WithoutFilling(), torch.no_grad():
@@ -141,7 +149,8 @@ def construct(make: Callable[[], M]) -> M:
     kept = set(module.state_dict())
     wanting = [name for name, _ in module.named_buffers(remove_duplicate=False) if name not in kept]
     if wanting:
-        donor = dict(construct_unfilled(make).named_buffers(remove_duplicate=False))
+        with torch.device("cpu"), _WithoutParameters(), torch.no_grad():
+            donor = dict(make().named_buffers(remove_duplicate=False))
         for name in wanting:
             place(module, name, donor[name])
     return module
