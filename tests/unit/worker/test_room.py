@@ -213,3 +213,17 @@ def test_what_came_before_its_kind_was_known_is_refused_when_it_would_begin(subj
         with pytest.raises(RequestError, match="nearest size that may fit is"):
             outputs(events, id_)
     engine.close()
+
+
+def test_a_request_that_has_no_room_beside_another_waits_for_its_turn(subject: Subject) -> None:
+    asks, together = [subject.ask(0), subject.ask(0)], start(subject.config())
+    expected = run(together, *asks)
+    row = together.runner.working(together.make_request(asks[0]), together.space.tokens)
+    apart = start(subject.config(host=HostConfig(room=row * 3 // 2)))
+    assert all(map(torch.equal, run(apart, *asks), expected))
+    assert apart.runner.forwards.count > together.runner.forwards.count, "each row has a forward of its own"
+    never = start(subject.config(host=HostConfig(room=row // 2)))
+    with pytest.raises(RequestError, match="GiB at the least"):
+        submit(never, asks[0])
+    for engine in (together, apart, never):
+        engine.close()
