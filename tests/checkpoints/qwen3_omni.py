@@ -144,14 +144,15 @@ def tamed(model: Any) -> None:
     model.talker.codec_head.weight[model.config.talker_config.codec_eos_token_id] = 0
 
 
-def build(folder: Path, *, speaks: bool = True, wide: bool = False) -> Path:
+def build(folder: Path, *, speaks: bool = True, wide: bool = False, accepted: int = ACCEPTED) -> Path:
     """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker. In a `wide` one heads
-    of the talker share no keys, so that ranks can share them out.
+    of the talker share no keys, so that ranks can share them out. It hears what comes behind so many layers.
     """
     tokenizer = begun(folder, MARKED, PREPARING)
     with quiet("transformers"):
         config = configuration(tokenizer.convert_tokens_to_ids, len(tokenizer))
         config.enable_audio_output = speaks
+        config.talker_config.accept_hidden_layer = accepted
         if wide:
             config.talker_config.text_config.num_key_value_heads = 2
         model = Qwen3OmniMoeForConditionalGeneration(config)

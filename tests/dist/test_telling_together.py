@@ -213,7 +213,9 @@ PIPED = (
     *((teller, ParallelConfig(pipe=2)) for teller in TELLERS),
     (Teller(f"draws-{BAGEL.name}", BAGEL.build, partial(_drawn, BAGEL)), ParallelConfig(pipe=2)),
     *((teller, ParallelConfig(pipe=2, tensor=2)) for teller in TELLERS if teller.name.startswith("answers-")),
+    (Teller("overhears", partial(qwen3_omni.build, accepted=2), _answered), ParallelConfig(pipe=3)),
 )
+"""Of three ranks the second has the layer that a talker overhears, which is whole on all of them."""
 
 
 @pytest.mark.crossed
