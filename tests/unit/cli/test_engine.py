@@ -110,7 +110,7 @@ def test_what_loads_a_model_spreads_it_as_files_say(command: str, tmp_path: Path
     strategy.write_text("strategies: {dit: [{axis: stage_replica, size: 2}]}")
 
     def replicas(*words: str) -> list[int]:
-        args = parser_of(command).read([*words, "m", *(["-m", "m"] if command == "speak" else [])])
+        args = parser_of(command).read([*words, "m", *(["-m", "m"] if command in ("generate", "speak") else [])])
         return [pool.replicas for pool in with_pools(args, read_config(args)).deploy.pools]
 
     assert replicas() == []
