@@ -140,5 +140,7 @@ def test_what_a_file_has_requests_asked_with_is_checked_when_it_starts(once: Onc
     folder = once.folder("Qwen3", qwen3.build)
     file = tmp_path / "stages.yaml"
     file.write_text("stages: [{stage_id: 0, default_sampling_params: {temprature: 0.5}}]")
-    with pytest.raises(ConfigError, match=r"stages.yaml: stage 0: default_sampling_params: .*'temprature'.*temperature"):
+    with pytest.raises(
+        ConfigError, match=r"stages.yaml: stage 0: default_sampling_params: .*'temprature'.*temperature"
+    ):
         opened(folder, stage_configs_path=str(file))

@@ -44,8 +44,6 @@ FILE: dict[str, Any] = {
 }
 
 
-
-
 def _all_of(family: Family, folder: Path) -> list[Ask]:
     return Subject(family, folder).asks()
 
@@ -104,7 +102,7 @@ def test_a_pipeline_that_says_nothing_of_its_numbers_computes_in_one_format(monk
     spec = find(config).spec
     for stage in {type(stage) for stage in pipeline_for(spec).stages}:
         monkeypatch.setattr(stage, "computed", False)
-    with pytest.raises(ConfigError, match="cannot compute in bfloat16 and float32: .* use --dtype for all"):
+    with pytest.raises(ConfigError, match=r"cannot compute in bfloat16 and float32: .* use --dtype for all"):
         parts(config, spec)
     one = replace(config, deploy=DeployConfig((PoolConfig("all", ("*",), dtype="bfloat16"),)))
     assert len(parts(one, spec)) == 1

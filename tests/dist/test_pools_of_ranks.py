@@ -15,7 +15,7 @@ import torch
 
 from omnimuse.core.config import Config, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.output import Event, Failed, Result
+from omnimuse.core.output import Failed, Result
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
 from omnimuse.deploy.placing import read
@@ -52,7 +52,9 @@ def around(folder: Path, parallel: ParallelConfig) -> DeployConfig:
     parts = (names[:first], names[first:after], names[after:])
     here = PoolConfig("here", ("*",), connector="local")
     pools = (replace(here, name="before"), PoolConfig("loops", ("*",), parallel=parallel), replace(here, name="behind"))
-    return DeployConfig(tuple(replace(pool, stages=tuple(part)) for pool, part in zip(pools, parts, strict=True) if part))
+    return DeployConfig(
+        tuple(replace(pool, stages=tuple(part)) for pool, part in zip(pools, parts, strict=True) if part)
+    )
 
 
 def made(config: Config, asks: Sequence[Ask]) -> list[Result]:
@@ -79,7 +81,11 @@ def whole() -> Iterator[Engine]:
 def group(request: pytest.FixtureRequest) -> Iterator[Pools]:
     """The same in three pools, of which the one that draws has two ranks."""
     before, draw, behind = test_pools.POOLS
-    placed = (replace(before, replicas=1), replace(draw, parallel=AXES[request.param]), replace(behind, connector="local"))
+    placed = (
+        replace(before, replicas=1),
+        replace(draw, parallel=AXES[request.param]),
+        replace(behind, connector="local"),
+    )
     pools = Pools(replace(test_pools.CONFIG, deploy=DeployConfig(placed)), faults=test_pools.FAULTS)
     yield pools
     assert not any(seat.streams for seats in pools.group.seats for seat in seats), "nothing is left of what has ended"

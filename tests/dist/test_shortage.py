@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
-from omnimuse.core.errors import MemoryShortageError
 from omnimuse.engine.engine import Engine, follow
 from omnimuse.engine.local import start
 from omnimuse.parallel.mesh import Mesh
@@ -21,8 +20,7 @@ from omnimuse.pipeline import video
 from omnimuse.worker.build import build
 from omnimuse.worker.runner import Runner
 from tests.checkpoints import wan, z_image
-from tests.checkpoints.wishes import Family
-from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+from tests.invariants.conftest import Subject, run, with_params
 from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
@@ -76,7 +74,7 @@ def on_rank(rank: int, what: str, folder: Path, way: str, home: Path) -> None:
     ask = with_params(Subject(FAMILIES[what], folder).ask(0), width=192, height=192, output_type="pt")
     [found] = run(engine, ask)
     assert runner.retried_stages == {"decode": 1}
-    torch.save(found, home / "found.pt")
+    save_file({"found": found.contiguous()}, home / "found.safetensors")
     engine.close()
 
 
@@ -91,6 +89,6 @@ def test_a_rank_that_runs_out_of_memory_alone_has_all_of_them_decode_in_smaller_
     engine = start(config(folder, ParallelConfig(), 64))
     ask = with_params(Subject(family, folder).ask(0), width=192, height=192, output_type="pt")
     [expected] = run(engine, ask)
-    assert torch.allclose(torch.load(tmp_path / "found.pt"), expected, atol=1e-4)
+    assert torch.allclose(load_file(tmp_path / "found.safetensors")["found"], expected, atol=1e-4)
     assert not torch.equal(expected, run(start(config(folder, ParallelConfig())), ask)[0])
     engine.close()

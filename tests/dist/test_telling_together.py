@@ -98,12 +98,10 @@ CROWDED = (
     *((Teller(f"answers-{each.name}", each.build, _answered), 2) for each in ANSWERERS),
     *((Teller(f"draws-{each.name}", each.build, partial(_drawn, each)), 2) for each in (LONE, BAGEL)),
 )
-"""More ranks than there are heads of keys and values, in what reads and writes or in what speaks: some have the same."""
+"""More ranks than heads of keys and values, in what reads and writes or in what speaks: some have the same."""
 
 
-def told(
-    folder: Path, asks: list[Ask], parallel: ParallelConfig, packed: QuantConfig = FLOATS
-) -> dict[str, Tensor]:
+def told(folder: Path, asks: list[Ask], parallel: ParallelConfig, packed: QuantConfig = FLOATS) -> dict[str, Tensor]:
     """The tokens, sounds and pictures that are told, and then by no chance; SystemExit on ranks that follow."""
     engine = start(replace(shared(folder, parallel), quantize=packed))
     ids = submit(engine, *asks)

@@ -1,4 +1,4 @@
-"""Text that another engine writes: with a stand-in for vLLM, which follows a rule, and with vLLM where it is installed."""
+"""Text that another engine writes: a stand-in for vLLM, which follows a rule, and vLLM where it is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +208,7 @@ def theirs(folder: Path) -> Iterator[Omni]:
     with Omni(str(folder), device="cpu", dtype="float32", writer=WriterConfig("vllm", REAL)) as made:
         yield made
 
+
 @real
 def test_the_likeliest_tokens_are_those_that_this_engine_writes(theirs: Omni, folder: Path) -> None:
     how: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
@@ -219,11 +219,13 @@ def test_the_likeliest_tokens_are_those_that_this_engine_writes(theirs: Omni, fo
             assert [tokens(result) for result in found] == [tokens(result) for result in expected]
             assert [result.text for result in found] == [result.text for result in expected]
 
+
 @real
 def test_a_seed_gives_the_same_text_again_and_another_one_another(theirs: Omni) -> None:
     how: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "max_tokens": 24, "progress": False}
     first, second, other = (theirs.generate(PROMPTS[0], seed=seed, **how)[0] for seed in (3, 3, 4))
     assert tokens(first) == tokens(second) != tokens(other)
+
 
 @real
 def test_a_text_ends_where_the_checkpoint_says_that_texts_end(theirs: Omni, folder: Path) -> None:
@@ -242,7 +244,9 @@ def test_it_is_told_while_it_is_written_and_stops_when_it_is_cancelled(theirs: O
         if isinstance(event, Chunk):
             count.append(str(event.data))
 
-    stream = theirs.stream([PROMPTS[0]], {"temperature": 0, "min_tokens": 1500, "max_tokens": 1500}, listen=listen, chunks=True)
+    stream = theirs.stream(
+        [PROMPTS[0]], {"temperature": 0, "min_tokens": 1500, "max_tokens": 1500}, listen=listen, chunks=True
+    )
     threading.Thread(target=lambda: next(stream, None), daemon=True).start()
     until(lambda: len(count) > 5, 60)
     assert len(theirs.generate(PROMPTS[1], max_tokens=4, temperature=0, progress=False)[0].written[0].tokens) == 4

@@ -1,4 +1,4 @@
-"""Deploy files with a mistake in them: before anything is drawn, somebody is told the file, the place and what to do."""
+"""Deploy files with a mistake in them: before anything is drawn, people are told the file, the place, what to do."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ MISTAKES = {
         f"pools: [{{name: a, stages: [{READ}, '*']}}]",
         "pool a: '*' is all stages that are left, and stands alone",
     ),
-    "a track that is not there": ("pools: [{name: a, tracks: [1]}]", "pool a: there is no track 1; the tracks are 0 to 0"),
+    "a track that is not there": (
+        "pools: [{name: a, tracks: [1]}]",
+        "pool a: there is no track 1; the tracks are 0 to 0",
+    ),
     "no writer of that name": (
         "pools: [{name: a, stages: ['*'], writer: vlm}]",
         "pool a: writer='vlm' is not allowed; use one of own, vllm",
