@@ -113,21 +113,24 @@ def present(result: Result, limits: Limits) -> Result:
         return result
     check_finite(result)
     if result.params.output_type != "pil":
-        return replace(result, tensors={medium: _sounding(values) for medium, values in result.tensors.items()})
+        return _sounding(result)
     media = result.tensors.items()
     made = [[_parts(medium, value, result.params, limits) for value in values] for medium, values in media]
     outputs = zip(*made, strict=True)
     return replace(result, parts=tuple(tuple(chain.from_iterable(output)) for output in outputs), tensors={})
 
 
-def _sounding(values: Any) -> Any:
-    """`values` of all outputs as tensors: the sounds that videos keep, at the rate that they came with."""
-    if not isinstance(values, list):
-        return values
-    return [
-        torch.from_numpy(samples_of(each, each.rate, each.channels)) if isinstance(each, Recording) else each
-        for each in values
-    ]
+def _sounding(result: Result) -> Result:
+    """`result` with the sounds that its videos keep as tensors, at the rate that they came with."""
+    kept = {
+        medium: [
+            torch.from_numpy(samples_of(each, each.rate, each.channels)) if isinstance(each, Recording) else each
+            for each in values
+        ]
+        for medium, values in result.tensors.items()
+        if isinstance(values, list) and any(isinstance(each, Recording) for each in values)
+    }
+    return replace(result, tensors={**result.tensors, **kept}) if kept else result
 
 
 def _parts(medium: str, value: Any, params: DiffusionParams, limits: Limits) -> list[Part]:
