@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 ENDS = (Done, Failed, Handed)
 """What may be the last that is heard of a request."""
-MOST = 16
-"""Tokens of each that are written in one tick."""
+MOST = 8
+"""Tokens that are written in one tick by one alone; several write twice as many each, as deciding takes longer then."""
 
 
 class Engine:
@@ -298,7 +298,8 @@ class Engine:
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
-        steps = min(MOST, int(brief / self._step)) if self._step else 1
+        most = MOST if len(pick.run) == 1 else 2 * MOST
+        steps = min(most, int(brief / self._step)) if self._step else 1
         return TickPlan(drop, pick.admit, pick.park, pick.wake, pick.run, teams=teams, steps=max(1, steps))
 
     def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
