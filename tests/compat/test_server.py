@@ -91,4 +91,5 @@ def test_what_a_pipeline_names_itself_is_listed_and_can_be_chosen(served: Served
     assert model["capabilities"]["extra"] == {"sampling": {}}
     assert served.ask(extra_params={"sampling": {"guidance_rescale": 0.7}}) != served.ask()
     refused = served.server.draw(extra_params={"sampling": 3})
-    assert "sampling must be a mapping of names to values" in refused.json["error"]["message"]
+    expected = "extra_params.sampling: extra.sampling must be a mapping of names to values"
+    assert refused.json["error"]["message"].startswith(expected)
