@@ -40,7 +40,7 @@ from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.rest import Rest
 from omnimuse.worker.shortages import Check, Shortages
-from omnimuse.worker.strides import strides
+from omnimuse.worker.strides import shared_out, strides
 from omnimuse.worker.telling import Telling
 
 log = logging.getLogger(__name__)
@@ -165,13 +165,13 @@ class Runner:
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
-        self.repeated = 0
+        self.repeated, steps = 0, shared_out(self.pipeline, chosen, plan.steps)
         for track in range(max(1, len(self.pipeline.tracks))):
             for state in chosen:
                 state.turn(track)
             self._run_stages(chosen)
             able = [*self._able(chosen)]
-            for stride in strides(self.pipeline, able, plan.steps - self.repeated, self.states):
+            for stride in strides(self.pipeline, able, steps - self.repeated, self.states):
                 self._run_loops(able, plan.teams)
                 self.repeated += stride
             self.repeated -= bool(able)  # what it says is how many more

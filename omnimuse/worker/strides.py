@@ -14,6 +14,17 @@ Able = Sequence[tuple[State, Loop]]
 """Who advances, and in which loop."""
 
 
+def shared_out(pipeline: Pipeline, states: Sequence[State], steps: int) -> int:
+    """Of so many `steps` of a tick those of each track: all of them, but one where several tracks of one of `states`
+    have something to do. What makes sound of tokens takes one step a tick, and would come late behind many tokens.
+    """
+    if steps > 1 and len(pipeline.tracks) > 1:
+        for state in states:
+            if sum(pipeline.ready(state) for _ in pipeline.turns(state)) > 1:
+                return 1
+    return steps
+
+
 def strides(pipeline: Pipeline, able: Able, steps: int, here: Container[str]) -> Iterator[int]:
     """How many steps all who are `able` take next, in `State.stride`, too: one, or up to so many `steps` in all while
     they write. `here` are the states that have not ended.
