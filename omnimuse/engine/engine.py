@@ -28,7 +28,7 @@ from omnimuse.core.output import Done, Event, Failed, Handed
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
 from omnimuse.engine.foretelling import Foretelling
-from omnimuse.engine.scheduler import Scheduler
+from omnimuse.engine.scheduler import FOREVER, Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.agree import words_of_all
 from omnimuse.parallel.collectives import broadcast_bytes, meet
@@ -107,7 +107,7 @@ class Engine:
             self._refuse_if_over()
             now = self.clock()
             request = request.promised(self.scheduler.alone(request, tokens), now)
-            self.scheduler.add(request, tokens, now, most)
+            self.scheduler.add(request, tokens, now, most, self.fitting.need(request, self.space))
             self._arrived[request.id] = now
             self._hear_news()
         return request.id
@@ -294,7 +294,8 @@ class Engine:
         drop, self._unwanted = (*dropped, *self._unwanted), []
         if self.asleep:
             return TickPlan(drop)
-        pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits)
+        room = FOREVER if self.space.room is None else self.space.room
+        pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits, room)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
@@ -304,11 +305,12 @@ class Engine:
 
     def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
         """`plan` without those who would begin, and of whom small ones of their kind show that they never fit; others
-        are decoded in tiles if they fit in no other way.
+        are decoded in tiles if they fit in no other way. Where something was learnt just now, nobody begins: who has
+        room beside whom is known in the next tick.
         """
         if not plan.admit or not self.runner.hand.all:
             return plan
-        refused, admit = set[str](), list[Request]()
+        known, refused, admit = self.foretelling.kinds, set[str](), list[Request]()
         for request in plan.admit:
             try:
                 admit.append(self.fitting.first_way(request, self.space))
@@ -318,10 +320,25 @@ class Engine:
         with self._lock:
             for request_id in refused:
                 self._forget(request_id)
+            entries = self.scheduler.entries
+            for way in admit:
+                entries[way.id].request = way
+            together = [entry.request for entry in entries.values() if entry.active]
+        self.fitting.learn(together, self.space)
+        if self.foretelling.kinds != known:
+            with self._lock:
+                for entry in entries.values():
+                    entry.need = self.fitting.need(entry.request, self.space)
+                self.scheduler.postpone([way.id for way in admit], self.clock())
+                self._hear_news()
+            refused, admit = refused | {way.id for way in admit}, []
         return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
 
     def _alone(self, request: Request) -> bool:
-        """Whether `request` could be drawn: it is, while everybody else waits, and nobody is told."""
+        """Whether `request` could be drawn: it is, while everybody else waits, and nobody is told. It has a name of its
+        own, as the one that it is tried for may be in progress.
+        """
+        request = replace(request, id=f"{request.id}-tried")
         plan, events = TickPlan(admit=(request,), run=(f"{request.id}/0",)), list[Event]()
         while not any(isinstance(event, Done | Failed) for event in events):
             self._tell(plan)

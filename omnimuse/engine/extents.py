@@ -13,6 +13,7 @@ from math import prod
 from omnimuse.core.params import AnswerParams, DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits, Size
+from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.room import nearest_size
 
@@ -45,9 +46,9 @@ class Extent:
         """The two that are tried for it, the smaller one first; None where it is not larger than they would be."""
         return None
 
-    def guess(self, request: Request) -> int:
-        """The bytes that it takes, guessed far too high."""
-        return 0
+    def guess(self, request: Request) -> Need:
+        """What one output of it needs, guessed far too high."""
+        return NOTHING
 
     def ways(self, request: Request) -> list[Request]:
         """It as it can be made, what takes most first."""
@@ -96,10 +97,10 @@ class Area(Extent):
         tiled = replace(request, tiled=True)
         return [request, tiled] if self.of(request) and not self.tile(request) and self.tile(tiled) else [request]
 
-    def guess(self, request: Request) -> int:
+    def guess(self, request: Request) -> Need:
         pixels, frames, (tile, _) = self.of(request), request.params.num_frames or 1, self.tile(request) or (0, 0)
         together = frames if any(stage.whole_clips for stage in self.pipeline.own) else 1
-        return min(pixels, tile**2 or pixels) * together * PIXEL + pixels * frames * FRAME
+        return Need(pixels * frames * FRAME, min(pixels, tile**2 or pixels) * together * PIXEL)
 
     def told(self, request: Request) -> str:
         p = request.params
@@ -132,8 +133,8 @@ class Length(Extent):
         small, large = (_few_steps(request, each, self.limits) for each in params)
         return (small, large) if self.of(request) > self.of(large) else None
 
-    def guess(self, request: Request) -> int:
-        return SOUND + self.of(request) * SAMPLE
+    def guess(self, request: Request) -> Need:
+        return Need(self.of(request) * SAMPLE, SOUND)
 
     def told(self, request: Request) -> str:
         return f"a sound of {request.params.seconds:g} seconds"
@@ -161,8 +162,8 @@ class Spoken(Extent):
         small, large = (_few_steps(_saying(request, count), request.params, self.limits) for count in SPOKEN)
         return (small, large) if self.of(request) > SPOKEN[1] else None
 
-    def guess(self, request: Request) -> int:
-        return SOUND + self.of(request) * SAID
+    def guess(self, request: Request) -> Need:
+        return Need(self.of(request) * SAID, SOUND)
 
     def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
         most = _most(self.of(request), lambda count: fits(_saying(request, count)))

@@ -5,11 +5,14 @@ Asked by the engine when a request comes and when it would begin.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Request
 from omnimuse.engine.foretelling import Foretelling
+from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
@@ -54,6 +57,24 @@ class Fitting:
                 return way
         self.check(request, space)
         return request
+
+    def learn(self, together: Sequence[Request], space: Space) -> None:
+        """Draw small ones of every kind of which nobody knows, if what is in progress `together`, each in its way,
+        might have no room.
+        """
+        known, room = self.foretelling, space.room
+        needs = (known.at_most(each, space.coming) for each in together for _ in range(each.outputs))
+        if room is None or reduce(Need.and_of, needs, NOTHING).most <= room:
+            return
+        for each in together:
+            if known.can_learn(each):
+                known.learn(each)
+
+    def need(self, request: Request, space: Space) -> Need:
+        """What is foretold of one output of `request`, in the first way that there is room for."""
+        ways, room = self.foretelling.extent.ways(request), space.room
+        way = next((way for way in ways if room is None or self._takes(way, space) <= room), ways[-1])
+        return self.foretelling.needs(way, space.coming)
 
     def _takes(self, request: Request, space: Space) -> int:
         return max(self.runner.working(request, space.tokens), self.foretelling.takes(request, space.coming))

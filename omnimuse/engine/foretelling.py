@@ -18,6 +18,7 @@ from omnimuse.core.params import AnswerParams, SpeechParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.extents import Area, extent_of
+from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.observe.labels import LABELS
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.place import most_allocated
@@ -28,6 +29,8 @@ NUMBERS = 12
 """Bytes of a decoded pixel, three numbers in float32."""
 EVER = 2**62
 """More bytes than there ever are."""
+BY_ITSELF = frozenset(LABELS[name] for name in ("encode prompt", "encode image", "decode", "encode"))
+"""The labels of what is done for one output at a time, whoever else is in progress."""
 
 
 class Line(NamedTuple):
@@ -60,19 +63,31 @@ class Foretelling:
     ) -> None:
         self._device, self._draw, self._remembers = pipeline.ctx.device, draw, remembers
         self.extent = extent_of(limits, pipeline)
-        self._known: dict[Hashable, Sequence[Line]] = {}
+        self._known: dict[Hashable, Mapping[str, Line]] = {}
         self._left: dict[Hashable, int] = {}
+
+    @property
+    def kinds(self) -> int:
+        """Of how many kinds small ones were drawn, or could not be."""
+        return len(self._known)
 
     def doubts(self, request: Request, room: int | None) -> bool:
         """Whether `request` might not fit into `room`, and nothing is known of its kind."""
-        if room is None or self.extent.smaller(request) is None or self._kind(request) in self._known:
-            return False
-        return self.extent.guess(request) > room
+        return room is not None and self.can_learn(request) and self.extent.guess(request).most > room
+
+    def can_learn(self, request: Request) -> bool:
+        """Whether small ones of its kind can be drawn, and were not."""
+        return self.extent.smaller(request) is not None and self._kind(request) not in self._known
+
+    def at_most(self, request: Request, coming: int) -> Need:
+        """What one output `needs`, or where nothing is known of its kind, what is guessed far too high."""
+        need = self.needs(request, coming)
+        return need if need.most else self.extent.guess(request)
 
     def learn(self, request: Request) -> None:
         """Draw small ones of its kind; where that cannot be, nothing is foretold of it."""
         kind, tried = self._kind(request), self.extent.smaller(request)
-        self._known[kind] = ()
+        self._known[kind] = {}
         if tried is None or not self._draw(tried[0]):  # texts are read once; what libraries make with it does not count
             return
         small, large = (most_allocated(self._device, partial(self._draw, each)) for each in tried)
@@ -87,16 +102,22 @@ class Foretelling:
             log.info("tried: %s", "; ".join(f"{what} takes {found / 2**30:.3g} GiB" for what, found in told))
 
     def takes(self, request: Request, coming: int) -> int:
-        """The bytes that `request` takes at the least beside the weights, `coming` ones among them; 0 if nothing is
-        known of its kind.
+        """The bytes that one output of `request` takes at the least beside the weights, `coming` ones among them; 0 if
+        nothing is known of its kind.
         """
+        return self.needs(request, coming).most
+
+    def needs(self, request: Request, coming: int) -> Need:
+        """The same, in what it takes beside others, and by itself."""
         kind = self._kind(request)
-        lines = self._known.get(kind, ())
+        lines = self._known.get(kind)
         if not lines:
-            return 0
-        count = self.extent.of(request)
+            return NOTHING
         unwritten = max(0, self._remembers(request) - self._left[kind]) if isinstance(self.extent, Area) else 0
-        return max(0, max(line.at(count) for line in lines) + unwritten - coming)
+        found = {name: line.at(self.extent.of(request)) for name, line in lines.items()}
+        shared = max((size for name, size in found.items() if name not in BY_ITSELF), default=0)
+        beside, most = (max(0, size + unwritten - coming) for size in (shared, max(found.values())))
+        return Need(beside, most - beside)
 
     def _kind(self, request: Request) -> Hashable:
         """What of a request, besides how large it is, says what it takes."""
@@ -109,11 +130,13 @@ class Foretelling:
         return p.num_frames, p.output_type == "latent", tiled, request.branches, shown, choices
 
 
-def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> list[Line]:
+def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:
     """One for each kind of stage. One more takes no more than `grown`, but where it is denoised: what convolves in
     three dimensions does so in other ways in other sizes, and that is no growth.
     """
     fewer, more = counts
     most = {LABELS["denoise"]: EVER}
     names = {*small, *large}
-    return [Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, grown)) for name in names]
+    return {
+        name: Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, grown)) for name in names
+    }

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
+from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.engine.targets import Targets
 from omnimuse.worker.pace import Offer, Party, Price
 
@@ -38,7 +39,7 @@ Waits = Callable[[str], bool]
 @dataclass(eq=False)
 class Entry:
     """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts,
-    `bytes` what one output may come to remember.
+    `bytes` what one output may come to remember, `need` what one is foretold to take, nothing as long as nobody knows.
 
     `due` is when it counts as late, `left` the work still to do. `active` requests hold a place among those in
     progress, since `placed`; `begun` ones have states, which wait on the CPU while they are not active; `held` ones are
@@ -57,6 +58,7 @@ class Entry:
     placed: float = 0.0
     ran: float = 0.0
     bytes: int = 0
+    need: Need = NOTHING
     deadline: float = field(init=False)
     """When its result is wanted, at the latest."""
 
@@ -100,6 +102,7 @@ class Scheduler:
         self._targets = Targets()
         self._hopeless: set[int] = set()
         self._advanced: list[Entry] = []
+        self._room = FOREVER
 
     @property
     def waiting(self) -> int:
@@ -111,8 +114,9 @@ class Scheduler:
         """Whether a tick would do something: a request runs or could, or one that is held must be parked."""
         return any(entry.active or not entry.held for entry in self.entries.values())
 
-    def add(self, request: Request, tokens: int, now: float, bytes: int = 0) -> None:
-        """Queue a request whose outputs cost `tokens` a step each, and may come to remember so many `bytes`.
+    def add(self, request: Request, tokens: int, now: float, bytes: int = 0, need: Need = NOTHING) -> None:
+        """Queue a request whose outputs cost `tokens` a step each, may come to remember so many `bytes`, and are
+        foretold to take what they `need`.
 
         CapacityError when the queue is full.
         """
@@ -123,7 +127,7 @@ class Scheduler:
         self._enter(request.tenant)
         live = [f"{request.id}/{output}" for output in range(request.outputs)]
         due, left = now + self.config.patience, tokens * request.evaluations * len(live)
-        self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live, bytes=bytes)
+        self.entries[request.id] = Entry(request, tokens, self._arrivals, due, left, live, bytes=bytes, need=need)
         self._arrivals += 1
 
     def alone(self, request: Request, tokens: int) -> float | None:
@@ -171,8 +175,10 @@ class Scheduler:
         cost: Cost,
         company: Company = lambda party, offer: True,
         waits: Waits = lambda state_id: False,
+        room: float = FOREVER,
     ) -> Pick:
-        """What happens in the next tick."""
+        """What happens in the next tick, if those in progress have so many bytes of `room`."""
+        self._room = room
         self._pass_time(now)
         wanted = [entry for entry in self.entries.values() if entry.deadline < FOREVER and not entry.held]
         self._hopeless = self._targets.hopeless(wanted, now)
@@ -192,6 +198,17 @@ class Scheduler:
             run=tuple(self._advancing(now, cost, company, waits)),
         )
 
+    def postpone(self, request_ids: Iterable[str], now: float) -> None:
+        """These, which were to begin in this tick, wait on, and have done nothing in it."""
+        waiting = [self.entries[id_] for id_ in request_ids]
+        for entry in waiting:
+            entry.active = entry.begun = False
+        for entry in self._advanced:
+            if entry in waiting:
+                self._charge(entry, -entry.tokens, now, -1)
+        self._advanced = [entry for entry in self._advanced if entry not in waiting]
+        self._targets.rest()
+
     def repeated(self, times: int, now: float) -> None:
         """The states of the last tick have written so many tokens more in it."""
         for entry in self._advanced:
@@ -208,7 +225,7 @@ class Scheduler:
         waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
         if not waiting:
             return fitting
-        room = Room(self.config, self._active())
+        room = Room(self.config, self._active(), self._room)
         for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
@@ -233,7 +250,7 @@ class Scheduler:
         for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
-            room = Room(self.config, staying)
+            room = Room(self.config, staying, self._room)
             order = self._ordered([*staying, first], now)
             behind = reversed(order[order.index(first) + 1 :])
             ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
@@ -268,14 +285,15 @@ class Scheduler:
                 queues.setdefault(entry.request.tenant, deque()).extend(able)
         chosen = Party()
         hopeful: list[Entry] = []
-        budget, reckoned = self.config.tick_tokens, 0
+        budget, reckoned, needed = self.config.tick_tokens, 0, NOTHING
         while queues:
             name = next(iter(queues)) if len(queues) == 1 else min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
             price, network = cost(state_id) or (entry.tokens, None)
             if not queues[name]:
                 del queues[name]
-            if chosen.offers and price > budget:
+            together = needed.and_of(entry.need)
+            if chosen.offers and (price > budget or together.most > self._room):
                 break
             welcome = not hopeful or self._targets.allow(hopeful, (reckoned, entry.tokens), now)
             offer = Offer(state_id, price, entry.steps, network)
@@ -284,7 +302,7 @@ class Scheduler:
             chosen.add(offer)
             if entry.deadline < FOREVER and id(entry) not in self._hopeless:
                 hopeful.append(entry)
-            budget, reckoned = budget - price, reckoned + entry.tokens
+            budget, reckoned, needed = budget - price, reckoned + entry.tokens, together
             self._charge(entry, price, now)
             self._advanced.append(entry)
         self._targets.begin(now, reckoned)
@@ -326,8 +344,9 @@ class Scheduler:
 class Room:
     """How much is in progress, in all and of each tenant, and whether something fits beside it."""
 
-    def __init__(self, config: ScheduleConfig, entries: Iterable[Entry]) -> None:
-        self._most = Amount(config.max_running, config.running_tokens or FOREVER, config.running_bytes or FOREVER)
+    def __init__(self, config: ScheduleConfig, entries: Iterable[Entry], room: float) -> None:
+        tokens, bytes = config.running_tokens or FOREVER, config.running_bytes or FOREVER
+        self._most = Amount(config.max_running, tokens, bytes, room)
         self._share = self._most.part(config.tenant_share)
         self._all = Amount()
         self._tenants: dict[str, Amount] = {}
@@ -361,25 +380,32 @@ class Room:
 
 @dataclass
 class Amount:
-    """Outputs, the tokens that a step of all of them costs, and the bytes that they may come to remember."""
+    """Outputs, the tokens that a step of all of them costs, the bytes that they may come to remember, those that they
+    are foretold to take `beside` each other, and of each request those `beyond` while one output has them alone.
+    """
 
     outputs: float = 0.0
     tokens: float = 0.0
     bytes: float = 0.0
+    beside: float = 0.0
+    beyond: list[int] = field(default_factory=list)
 
     def part(self, share: float) -> Amount:
         """A `share` of it, 0 to 1."""
-        return Amount(self.outputs * share, self.tokens * share, self.bytes * share)
+        return Amount(self.outputs * share, self.tokens * share, self.bytes * share, self.beside * share)
 
     def add(self, entry: Entry, times: int = 1) -> None:
         """Count the outputs of `entry`."""
         self.outputs += times * len(entry.live)
         self.tokens += times * len(entry.live) * entry.tokens
         self.bytes += times * len(entry.live) * entry.bytes
+        self.beside += times * len(entry.live) * entry.need.beside
+        (self.beyond.append if times > 0 else self.beyond.remove)(entry.need.beyond)
 
     def has_room(self, entry: Entry, most: Amount) -> bool:
         """Whether `entry` fits in beside what is there, or is the first."""
         outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
-        held = self.bytes + len(entry.live) * entry.bytes
-        fits = outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes
+        held, beside = self.bytes + len(entry.live) * entry.bytes, self.beside + len(entry.live) * entry.need.beside
+        taken = beside + max([entry.need.beyond, *self.beyond])
+        fits = outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes and taken <= most.beside
         return not self.outputs or fits

@@ -20,19 +20,19 @@ from omnimuse.engine.extents import Extent
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
-from tests.invariants.conftest import Subject, drain, of, tick, with_params
+from tests.invariants.conftest import Subject, drain, of, outputs, tick, with_params
 
 
-def larger(engine: Engine, asks: list[Ask]) -> Iterator[Request]:
+def larger(engine: Engine, asks: list[Ask], sides: tuple[int, ...] = (896, 768, 576)) -> Iterator[Request]:
     """Of each of `asks`, a request that is larger than those that are tried, if it can be."""
     limits = engine.door.limits
     step = limits.size_multiple
     for ask in asks:
-        for side in (896, 768, 576):
-            sides = {"width": -(-side // step) * step, "height": -(-side // step) * step}
+        for side in sides:
+            size = {"width": -(-side // step) * step, "height": -(-side // step) * step}
             seconds = {"seconds": limits.sound.seconds} if limits.sound and engine.door.spec.medium == "audio" else {}
             with suppress(RequestError):
-                request = engine.make_request(with_params(ask, **(seconds or sides), output_type="pt"))
+                request = engine.make_request(with_params(ask, **(seconds or size), output_type="pt"))
                 if engine.foretelling.extent.smaller(request) is not None:
                     yield request
                     break
@@ -66,6 +66,96 @@ def test_what_never_fits_is_refused_by_what_small_ones_of_its_kind_take(shared: 
     refused(shared, request)
 
 
+@pytest.fixture
+def drawn(shared: Engine, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Request | None:
+    """One output that is larger than those that are tried, which are smaller than usual, and nothing is known of it;
+    None if all are of one size.
+    """
+    monkeypatch.setattr("omnimuse.engine.extents.SIDES", (64, 96))
+    for name in ("_known", "_left"):
+        monkeypatch.setattr(shared.foretelling, name, {})
+    asks = [with_params(ask, num_outputs_per_prompt=1) for ask in subject.asks()]
+    request, limits = next(larger(shared, asks, (128, 192, 256)), None), shared.door.limits
+    one_size = limits.fixed.width or {"width", "height"} & set(limits.refuses) or limits.size_multiple > 32
+    assert request is not None or one_size
+    return request
+
+
+@pytest.mark.crossed
+def test_two_are_drawn_one_after_the_other_where_what_is_foretold_of_both_has_no_room(
+    shared: Engine, drawn: Request | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (request := drawn) is None:
+        return
+    shared.foretelling.learn(request)
+    need = shared.foretelling.needs(request, shared.space.coming)
+    room, counts = need.and_of(need).most, list[int]()
+    assert need.beside
+    for missing in (1, 0):
+        monkeypatch.setattr(shared, "space", replace(shared.space, room=room - missing))
+        before = shared.runner.forwards.count
+        ids = [shared.submit(replace(request, id=id_)) for id_ in ("one", "other")]
+        events = drain(shared)
+        assert all(len(outputs(events, id_)) for id_ in ids)
+        counts.append(shared.runner.forwards.count - before)
+    assert counts[0] == 2 * counts[1]
+
+
+@pytest.mark.crossed
+def test_who_is_in_progress_is_drawn_on_after_small_ones_of_its_kind_were_tried(
+    shared: Engine, drawn: Request | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (request := drawn) is None:
+        return
+    shared.submit(request)
+    expected = outputs(drain(shared), request.id)
+    guess = shared.foretelling.extent.guess(request)
+    monkeypatch.setattr(shared, "space", replace(shared.space, room=guess.and_of(guess).most - 1))
+    shared.submit(request)
+    events = tick(shared)
+    assert not shared.foretelling.kinds, "there is room for one by any guess"
+    newcomer = replace(request, id="newcomer", params=replace(request.params, output_type="latent"))
+    shared.submit(newcomer)
+    events += tick(shared)
+    assert shared.foretelling.kinds == 2, "there is none for both"
+    assert newcomer.id not in shared.runner.jobs, "it is known from the next tick on"
+    shared.cancel(newcomer.id)
+    events += drain(shared)
+    assert torch.equal(outputs(events, request.id), expected)
+
+
+DRAWN = ("ZImagePipeline", "WanPipeline-2.1", "StableAudioPipeline")
+
+
+@of([family for family in FAMILIES if family.name in DRAWN])
+@pytest.mark.parametrize("output", ["pt", "latent"])
+def test_what_two_are_foretold_to_take_together_is_as_true_as_what_one_is(
+    shared: Engine, subject: Subject, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = [with_params(ask, num_outputs_per_prompt=1) for ask in subject.asks()]
+    request = next(larger(shared, asks))
+    request = replace(request, params=replace(request.params, output_type=output))
+    shared.foretelling.learn(request)
+    need = shared.foretelling.needs(request, shared.space.coming)
+    pair = need.and_of(need)
+    monkeypatch.setattr(shared, "space", replace(shared.space, room=pair.most))
+
+    def taken(*ids: str) -> int:
+        def draw() -> None:
+            for id_ in ids:
+                shared.submit(replace(request, id=id_))
+            drain(shared)
+
+        took = most_allocated(torch.device("cpu"), draw)
+        assert took is not None
+        return max(took.values())
+
+    alone, before = taken("one"), shared.runner.forwards.count
+    together = taken("one", "other")
+    assert shared.runner.forwards.count - before == request.evaluations, "they shared all forwards"
+    assert together / pair.most < 1.05 * max(1.0, alone / need.most)
+
+
 @of(ALLROUNDERS)
 @pytest.mark.parametrize("modalities", [("image",), ("text", "image")], ids=["draws", "thinks and draws"])
 def test_what_thinks_before_it_draws_is_tried_without_thinking_and_what_thoughts_take_is_known(
@@ -77,7 +167,7 @@ def test_what_thinks_before_it_draws_is_tried_without_thinking_and_what_thoughts
     assert re.search("the nearest size that may fit is|no size of it fits", refused(shared, request))
     foretelling, words = shared.foretelling, shared.runner.remembers(request)[0]
     [lines] = [lines for kind, lines in foretelling._known.items() if kind == foretelling._kind(request)]
-    drawn = max(line.at(128 * 128) for line in lines)
+    drawn = max(line.at(128 * 128) for line in lines.values())
     thought = words * 19 // 21 if "text" in modalities else 0  # of 20 tokens and an end of which one was tried
     assert foretelling.takes(request, 0) - drawn == thought
 

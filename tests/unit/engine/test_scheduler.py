@@ -12,7 +12,8 @@ import pytest
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError, ConfigError
 from omnimuse.core.request import Door
-from omnimuse.engine.scheduler import Pick, Scheduler
+from omnimuse.engine.needs import NOTHING, Need
+from omnimuse.engine.scheduler import FOREVER, Pick, Scheduler
 from omnimuse.worker.pace import Offer, Party
 from tests.fakes import SPEC, ask
 
@@ -26,12 +27,12 @@ class Queue:
         self.scheduler = Scheduler(ScheduleConfig(**limits))
         self.now = 0.0
 
-    def add(self, name: str, tokens: int = 1, remembers: int = 0, **choices: object) -> None:
+    def add(self, name: str, tokens: int = 1, remembers: int = 0, need: Need = NOTHING, **choices: object) -> None:
         made = DOOR.make_request(ask(**choices), self.now, 1)
-        self.scheduler.add(replace(made, id=name), tokens, self.now, remembers)
+        self.scheduler.add(replace(made, id=name), tokens, self.now, remembers, need)
 
-    def pick(self) -> Pick:
-        return self.scheduler.pick(self.now, lambda state_id: None)
+    def pick(self, room: float = FOREVER) -> Pick:
+        return self.scheduler.pick(self.now, lambda state_id: None, room=room)
 
     def run(self) -> list[str]:
         """The names of the requests that advance in the next tick."""
@@ -97,6 +98,61 @@ def test_a_tick_stays_within_its_token_budget_but_never_stands_still() -> None:
     assert queue.run() == ["small"]
     queue.scheduler.remove("small")
     assert queue.run() == ["big"]
+
+
+def test_who_has_no_room_by_what_is_foretold_waits_and_nobody_behind_it_goes_first() -> None:
+    queue = Queue()
+    for name, beside in (("first", 60), ("second", 60), ("small", 30), ("larger than all", 200)):
+        queue.add(name, need=Need(beside))
+    runs = []
+    while queue.scheduler.entries:
+        ran = sorted({state_id.split("/")[0] for state_id in queue.pick(100).run})
+        runs.append(ran)
+        queue.scheduler.finished(f"{ran[0]}/0")
+        queue.scheduler.remove(ran[0])
+    assert runs == [["first"], ["second", "small"], ["small"], ["larger than all"]]
+
+
+def test_what_only_one_takes_at_a_time_is_counted_once() -> None:
+    queue = Queue()
+    for name, need in (("large", Need(10, 60)), ("small", Need(10, 50)), ("other", Need(20, 60)), ("last", Need(10))):
+        queue.add(name, need=need)
+    assert queue.pick(100).run == ("large/0", "small/0", "other/0")
+    queue.scheduler.remove("large")
+    assert queue.pick(100).run == ("small/0", "other/0", "last/0")
+
+
+def test_who_gives_up_its_place_leaves_what_it_took_alone_too() -> None:
+    queue = Queue(slice=0)
+    queue.add("stays", need=Need(5, 10), priority=9)
+    queue.add("goes", need=Need(10, 60))
+    queue.pick(100)
+    queue.add("urgent", need=Need(50, 45), priority=5)
+    pick = queue.pick(100)
+    assert (pick.park, pick.run) == (("goes",), ("stays/0", "urgent/0"))
+
+
+def test_outputs_that_have_no_room_beside_each_other_step_one_after_the_other() -> None:
+    queue = Queue()
+    queue.add("a", need=Need(40), num_outputs_per_prompt=3)
+    assert queue.pick(100).run == ("a/0", "a/1")
+    queue.scheduler.finished("a/0")
+    assert queue.pick(100).run == ("a/1", "a/2")
+
+
+def test_who_is_postponed_waits_as_if_it_had_not_been_chosen() -> None:
+    queue = Queue()
+    queue.add("stays")
+    queue.add("waits", 7, tenant="other")
+    entry, tenants = queue.scheduler.entries["waits"], queue.scheduler.tenants
+    before = entry.left
+    assert len(queue.pick().run) == 2
+    assert (entry.left, tenants["other"].served) == (before - 7, 7)
+    queue.scheduler.postpone(["waits"], queue.now)
+    assert (entry.left, tenants["other"].served) == (before, 0)
+    queue.scheduler.repeated(1, queue.now)
+    assert tenants["other"].served == 0
+    assert [request.id for request in queue.pick().admit] == ["waits"]
 
 
 def test_two_tenants_share_ticks_however_many_requests_one_of_them_sends() -> None:

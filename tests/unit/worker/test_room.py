@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig
+from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
@@ -227,3 +227,56 @@ def test_a_request_that_has_no_room_beside_another_waits_for_its_turn(subject: S
         submit(never, asks[0])
     for engine in (together, apart, never):
         engine.close()
+
+
+@pytest.mark.costly("room")
+@pytest.mark.parametrize("outputs", [1, 2], ids=["two requests", "two outputs of one"])
+@pytest.mark.parametrize(
+    ("output", "part", "forwards"),
+    [("latent", 0.6, 4), ("latent", 0.4, 2), ("pt", 0.9, 4), pytest.param("pt", 0.6, 2, id="decoded one at a time")],
+)
+def test_two_step_together_only_where_what_is_foretold_of_both_has_room(
+    outputs: int, output: str, part: float, forwards: int
+) -> None:
+    engine = start(
+        Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
+    )
+    params = replace(LARGE, num_inference_steps=2, num_outputs_per_prompt=outputs, output_type=output)
+    request = engine.make_request(Ask("a red circle", params))
+    others = [replace(request, id=f"{request.id}{index}") for index in range(2 // outputs)]
+
+    def draw() -> None:
+        finished(engine, *others)
+
+    engine.space = replace(engine.space, room=engine.foretelling.extent.guess(request).most * outputs)
+    finished(engine, request)
+    assert not engine.foretelling.kinds, "nothing is tried where there is room by any guess"
+    engine.foretelling.learn(request)
+    engine.space = replace(engine.space, room=int(engine.foretelling.takes(request, 0) / part))
+    engine.runner.forwards.count = 0
+    took = most_allocated(torch.device("cpu"), draw)
+    assert engine.runner.forwards.count == forwards
+    assert took is not None and engine.space.room is not None
+    assert max(took.values()) < engine.space.room * 1.02, "foretold to the percent"
+    engine.close()
+
+
+def test_what_may_have_no_room_beside_others_is_tried_before_it_begins_and_then_waits_for_its_turn(
+    subject: Subject,
+) -> None:
+    engine = start(subject.config())
+    request = engine.make_request(large(subject, 576))
+    guess = engine.foretelling.extent.guess(request)
+    engine.space = replace(engine.space, room=guess.and_of(guess).most - 1)
+    first, second = (engine.submit(replace(request, id=id_)) for id_ in ("first", "second"))
+    tick(engine)
+    assert engine.foretelling.takes(request, 0), "there is room for either by any guess, and not for both"
+    assert not engine.runner.jobs, "it is known from the next tick on"
+    assert all(entry.left == entry.tokens * request.evaluations for entry in engine.scheduler.entries.values())
+    need = engine.foretelling.needs(request, 0)
+    engine.space = replace(engine.space, room=need.and_of(need).most - 1)
+    events = tick(engine)
+    assert set(engine.runner.jobs) == {first}
+    events += drain(engine)
+    assert torch.equal(outputs(events, first), outputs(events, second))
+    engine.close()

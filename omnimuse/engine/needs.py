@@ -1,0 +1,27 @@
+"""What memory requests need beside each other: what all of them hold and compute at once, and what only one does."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Need(NamedTuple):
+    """The bytes that an output, or several together, have at most `beside` others: in steps that are shared, and in
+    between; and how many `beyond` these while one computes for itself, as texts are read and outputs are decoded one at
+    a time.
+    """
+
+    beside: int = 0
+    beyond: int = 0
+
+    @property
+    def most(self) -> int:
+        """Those that it has at once at most."""
+        return self.beside + self.beyond
+
+    def and_of(self, other: Need) -> Need:
+        """What both need together."""
+        return Need(self.beside + other.beside, max(self.beyond, other.beyond))
+
+
+NOTHING = Need()
