@@ -11,7 +11,6 @@ from torch import Tensor
 
 from omnimuse.core.request import Door
 from omnimuse.loader.components import quiet
-from omnimuse.loader.tensors import construct_unfilled
 from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.stage import Context
 from omnimuse.pipeline.state import State
@@ -24,7 +23,7 @@ from tests.fakes import SPEC, ask, context
 def filled(make: Callable[[], Any]) -> Any:
     """What `make` makes, with the same weights every time."""
     with quiet("diffusers"):
-        return parts.filled("vae", 0, construct_unfilled(make)).requires_grad_(False)
+        return parts.filled("vae", 0, parts.unfilled(make)).requires_grad_(False)
 
 
 def random_latents(*shape: int, seed: int = 3) -> Tensor:

@@ -128,12 +128,6 @@ class _WithoutParameters(_WithoutFilling):
         return super().__torch_function__(func, types, args, {**(kwargs or {}), **nowhere})
 
 
-def construct_unfilled(make: Callable[[], M]) -> M:
-    """`make()` on the CPU in float32: buffers are computed, parameters stay as the memory was found (never read)."""
-    with torch.device("cpu"), _WithoutFilling(), torch.no_grad():
-        return make()
-
-
 def outline(make: Callable[[], M]) -> M:
     """`make()` with all of its tensors on the meta device: names and shapes, and nothing to compute with."""
     with torch.device("meta"), _WithoutFilling():  # to fill what is not there, torch would import its compiler

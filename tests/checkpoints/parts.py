@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -21,8 +21,10 @@ from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
 from omnimuse.loader.components import quiet
 from omnimuse.loader.rules import Rule, apply_rules
-from omnimuse.loader.tensors import DtypePolicy, construct_unfilled
+from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.loader.weights import randomise
+
+M = TypeVar("M", bound=nn.Module)
 
 PROMPT_WORDS = "a red circle above the blue square on white, left of two green stars; small yellow heart below it."
 """Text whose words are single tokens beside those of the template; all other words fall apart into bytes."""
@@ -40,6 +42,12 @@ QWEN_CHAT = (
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
     "{%- endif %}"
 )
+
+
+def unfilled(make: Callable[[], M]) -> M:
+    """`make()` on the CPU, where libraries compute what they keep beside weights; its weights are to be redrawn."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        return make()
 
 
 def filled(component: str, seed: int, module: nn.Module) -> nn.Module:
@@ -64,7 +72,7 @@ def translated(weights: dict[str, Tensor], rules: Sequence[Rule]) -> dict[str, T
 def save_module(folder: Path, component: str, seed: int, make: Any) -> None:
     """Builds `make()`, redraws it and saves it as `folder/component`."""
     with quiet("diffusers"), quiet("transformers"):
-        module: Any = filled(component, seed, construct_unfilled(make))
+        module: Any = filled(component, seed, unfilled(make))
         module.save_pretrained(folder / component)
 
 

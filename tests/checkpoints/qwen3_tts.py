@@ -28,7 +28,7 @@ from omnimuse.components.decoder import DenseDecoder
 from omnimuse.components.speaker import SpeakerEncoder
 from omnimuse.components.speech_codec import SpeechCodec
 from omnimuse.components.speech_encoder import SpeechEncoder
-from omnimuse.loader.tensors import construct_unfilled
+from omnimuse.loader.tensors import construct
 from omnimuse.models.qwen3_tts.transformer import Predictor, Talker
 from tests.checkpoints import parts
 from tests.checkpoints.wishes import Speaker, chord, voice
@@ -229,13 +229,11 @@ def build(folder: Path, *, kind: str = "custom_voice", size: str = "1b7", **chan
         (beside / "config.json", codec),
     ):
         path.write_text(json.dumps(content, indent=1))
-    talker, predictor = (construct_unfilled(lambda kind=kind: kind.from_config(config)) for kind in (Talker, Predictor))
+    talker, predictor = (construct(lambda kind=kind: kind.from_config(config)) for kind in (Talker, Predictor))
     whole = _saved(talker, lambda name: voice_name("talker", name))
     whole |= _saved(predictor, lambda name: voice_name("talker.code_predictor", name))
     if kind == "base":
-        whole |= _saved(
-            construct_unfilled(lambda: SpeakerEncoder.from_config(config)), lambda name: f"speaker_encoder.{name}"
-        )
+        whole |= _saved(construct(lambda: SpeakerEncoder.from_config(config)), lambda name: f"speaker_encoder.{name}")
     save_file(whole, folder / "model.safetensors", {"format": "pt"})
     both = _saved(SpeechCodec.from_config(codec), codec_name)
     both |= _saved(SpeechEncoder.from_config(codec), encoder_name) | _unread()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.loader.rules import Fuse, Rename
-from omnimuse.loader.tensors import DtypePolicy, construct, construct_unfilled
+from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights, randomise
 
 F32 = DtypePolicy(torch.float32)
@@ -376,9 +376,9 @@ def test_a_network_built_on_meta_by_hand_is_refused_for_its_empty_buffers(tmp_pa
     assert "layers.0.freqs" in refusal(write(tmp_path, stored()), net)
 
 
-def test_building_an_unfilled_network_draws_no_random_numbers() -> None:
+def test_building_a_network_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
-    net = construct_unfilled(Net)
+    net = construct(Net)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(net.layers[0].freqs, Layer(4).freqs)
 
