@@ -48,7 +48,8 @@ class Ask:
         if isinstance(self.deadline, str):
             return class_named(self.deadline, classes)
         name, seconds = ("timeout", self.timeout) if self.deadline is None else ("deadline", self.deadline)
+        if isinstance(seconds, int | float) and seconds <= 0:  # of which the nearest that is allowed has no name
+            allowed = f"use a number of seconds above 0, at most {MAX_TIMEOUT:g}"
+            raise RequestError(f"{name}={seconds} is not allowed; {allowed}", name)
         real(name, seconds, 0.0, MAX_TIMEOUT)
-        if seconds == 0:
-            raise RequestError(f"{name}={seconds} is not allowed; use a number of seconds above 0", name)
         return Within(seconds)
