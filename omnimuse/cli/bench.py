@@ -39,6 +39,7 @@ from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_m
 from omnimuse.cli.plot import check_place
 from omnimuse.cli.table import columns
 from omnimuse.cli.terms import read_deadline
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 from omnimuse.simulate.figures import Figures, spread
 
@@ -271,7 +272,7 @@ def text(figures: Figures) -> str:
         ("wasted", f"{wasted['share']:.1%} of the work taken on ({wasted['requests']} requests)"),
     ]
     if figures["held_mb"] is not None:
-        facts.append(("memory", f"up to {figures['held_mb']:.0f} MiB held by the worker"))
+        facts.append(("memory", f"up to {told_bytes(round(figures['held_mb'] * 2**20))} held by the worker"))
     if figures["errors"]:
         facts.append(("errors", ", ".join(f"{code} {times}" for code, times in figures["errors"].items())))
     parts = [columns(facts, indent=0), columns(_table(figures), indent=0)]

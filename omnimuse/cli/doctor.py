@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from omnimuse.cli.table import columns
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import HostConfig
 from omnimuse.core.errors import CapacityError, ConfigError, ModelError
 from omnimuse.media.sandbox import Sandbox
@@ -219,7 +220,7 @@ def writable(topic: str, folder: Path, advice: str) -> Finding:
 
 def disk(folder: Path, free: float) -> Finding:
     """The room for models, in bytes."""
-    detail = f"{free / 1e9:.1f} GB free for {folder}"
+    detail = f"{told_bytes(int(free))} free for {folder}"
     if free < TOO_LITTLE_DISK:
         return Finding("disk", "problem", detail, "make room, or set HF_HOME to a folder on a larger disk")
     if free < LITTLE_DISK:

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 from omnimuse.media.destination import check_destination, write_whole
 
@@ -71,7 +72,7 @@ def plot(record: Mapping[str, Any], path: Path, replace: bool = False) -> None:
         top = EDGE + GAP * 2 * number
         total = sum(parts.values())
         line = line_of(parts, steps, held)
-        told = f", up to {max(found for _, found in line) / 2**20:.0f} MiB held" if line else ""
+        told = f", up to {told_bytes(max(found for _, found in line))} held" if line else ""
         pen.text((EDGE, top), f"{_plain(name):.100}: {total:.3g} s{told}", fill="black")
         wide = (WIDTH - 2 * EDGE) / longest
         places = spans(list(parts.values()), wide)

@@ -13,6 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import QUANT, Config, ModelConfig, QuantConfig
 
 
@@ -39,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for choice in made.choices:
         print(f"{choice.name}: {choice.value}, {choice.reason}")
-    print(f"{made.folder}: {share:.0%} of {made.before / 1e6:.1f} MB")
+    print(f"{made.folder}: {share:.0%} of {told_bytes(made.before)}")
     print(f"try: omnimuse generate 'a red circle' -m {made.folder}")
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.ask import MAX_STEPS
 from omnimuse.core.ask import Ask as Ask
 from omnimuse.core.bounds import is_text, real, whole
@@ -433,17 +434,16 @@ class Door:
         """Refuse what cannot even be handed over: a bound on the product, whatever the network itself would take."""
         height, width, outputs = p.height or 1, p.width or 1, p.num_outputs_per_prompt or 1
         frames = (p.num_frames or 1) * extra.pictures
-        needed = height * width * frames * outputs * PIXEL_BYTES
-        if needed <= self.memory:
+        if (needed := height * width * frames * outputs * PIXEL_BYTES) <= self.memory:
             return
-        what = "frames" if extra.pictures == 1 else "pictures"
-        asked = [f"{width}x{height}", *([f"{frames} {what}"] if frames > 1 else []), f"{outputs} outputs"]
+        what = f"{frames} {'frames' if extra.pictures == 1 else 'pictures'}"
+        asked = [f"{width}x{height}", *([what] if frames > 1 else []), f"{outputs} outputs"]
         smaller = (self.memory / needed) ** 0.5
         step = self.limits.size_multiple
         near = [max(1, int(side * smaller) // step) * step for side in (width, height)]
         raise RequestError(
-            f"{', '.join(asked)} need at least {needed / 2**30:.3g} GiB of memory, of which there are "
-            f"{self.memory / 2**30:.3g}; ask for fewer, or for at most {near[0]}x{near[1]}",
+            f"{', '.join(asked)} need at least {told_bytes(needed)} of memory, of which there are "
+            f"{told_bytes(self.memory)}; ask for fewer, or for at most {near[0]}x{near[1]}",
             "height",
         )
 

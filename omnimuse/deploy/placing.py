@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
@@ -115,7 +116,7 @@ def read_deploy(path: Path, strategy: Path | None = None) -> DeployConfig:
 def _load(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
-            raise ConfigError(f"{path} is larger than {LARGEST} bytes, which no deploy file is")
+            raise ConfigError(f"{path} is larger than {told_bytes(LARGEST)}, which no deploy file is")
         content = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the deploy file {path} cannot be read: {reason(error)}") from None

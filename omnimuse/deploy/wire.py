@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from omnimuse.core import errors
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import EngineDeadError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
@@ -296,7 +297,9 @@ def read_report(payload: bytes) -> Report | Carried:
 
 def _read(payload: bytes, kind: Any) -> Message:
     if len(payload) > MAX_MESSAGE:
-        raise EngineDeadError(f"a message of {len(payload)} bytes came; at most {MAX_MESSAGE} are read")
+        raise EngineDeadError(
+            f"a message of {told_bytes(len(payload))} came; at most {told_bytes(MAX_MESSAGE)} are read"
+        )
     try:
         return msgspec.msgpack.decode(payload, type=kind)
     except msgspec.MsgspecError as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Request
 from omnimuse.engine.foretelling import Foretelling
@@ -34,15 +35,15 @@ class Fitting:
             return min(self._takes(way, space) for way in extent.ways(each))
 
         if room is not None and (needed := least(request)) > room:
-            said = f"{needed / 2**30:.3g} GiB at the least beside the weights, of which there are {room / 2**30:.3g}"
+            said = f"{told_bytes(needed)} at the least beside the weights, of which there are {told_bytes(room)}"
             hint, param = extent.nearest(request, lambda each: least(each) <= room)
             raise RequestError(f"{extent.told(request)} takes {said}; {hint}", param)
         kept = self.runner.config.running_bytes
         if kept is not None and self._remembers(request) > kept:
             hint, param = extent.nearest(request, lambda each: self._remembers(each) <= kept)
             raise RequestError(
-                f"{request.outputs} x {self.runner.remembers(request)[0]} bytes are to be remembered while this is "
-                f"written, and there is room for {kept} (running_bytes); {hint}",
+                f"{request.outputs} x {told_bytes(self.runner.remembers(request)[0])} are to be remembered while this "
+                f"is written, and there is room for {told_bytes(kept)} (running_bytes); {hint}",
                 param or "max_tokens",
             )
 

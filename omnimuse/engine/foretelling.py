@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.params import AnswerParams, SpeechParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
@@ -99,7 +100,7 @@ class Foretelling:
             told = [
                 (self.extent.told(each), max(found.values())) for each, found in zip(tried, (small, large), strict=True)
             ]
-            log.info("tried: %s", "; ".join(f"{what} takes {found / 2**30:.3g} GiB" for what, found in told))
+            log.info("tried: %s", "; ".join(f"{what} takes {told_bytes(found)}" for what, found in told))
 
     def takes(self, request: Request, coming: int) -> int:
         """The bytes that one output of `request` takes at the least beside the weights, `coming` ones among them; 0 if

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ModelError, reason
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
@@ -34,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; ModelError if it cannot be read, is something else, or beyond the bounds above."""
     try:
         if path.stat().st_size > JSON_BYTES:
-            raise ModelError(f"{path} has more than {JSON_BYTES >> 20} MiB, and no JSON of a checkpoint has; {AGAIN}")
+            raise ModelError(f"{path} has more than {told_bytes(JSON_BYTES)}, and no JSON of a checkpoint has; {AGAIN}")
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text, parse_int=_integer, parse_float=_finite)
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.files import AGAIN, read_json
 
@@ -28,7 +29,7 @@ def template_in(folder: Path) -> Any:
     if not file.is_file():
         return settings_in(folder).get("chat_template")
     if file.stat().st_size > LONGEST:
-        raise ModelError(f"{file} has more than {LONGEST >> 10} KiB, and no template has; {AGAIN}")
+        raise ModelError(f"{file} has more than {told_bytes(LONGEST)}, and no template has; {AGAIN}")
     return file.read_text(encoding="utf-8")
 
 

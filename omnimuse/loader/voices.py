@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.files import AGAIN
 
@@ -29,7 +30,7 @@ KINDS = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "L
 def read_voices(path: Path) -> dict[str, dict[str, Any]]:
     """By the name of a voice what the file has of it, tensors as nested lists; ModelError for anything else."""
     if path.stat().st_size > MOST_BYTES:
-        raise ModelError(f"{path} has more than {MOST_BYTES >> 20} MiB, and no voices have; {AGAIN}")
+        raise ModelError(f"{path} has more than {told_bytes(MOST_BYTES)}, and no voices have; {AGAIN}")
     try:
         with zipfile.ZipFile(path) as archive:
             found = _Numbers(archive).load()
@@ -114,7 +115,7 @@ class _Numbers:
         if name not in self._read_before:
             self._left -= self._archive.getinfo(name).file_size
             if self._left < 0:
-                raise ValueError(f"it holds more than {MOST_BYTES >> 20} MiB")
+                raise ValueError(f"it holds more than {told_bytes(MOST_BYTES)}")
             self._read_before[name] = self._archive.read(name)
         return self._read_before[name]
 

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from torch import nn
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import CapacityError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.lora.adapter import Adapter, Site, Worn
@@ -137,16 +138,16 @@ class Adapters:
         size = adapter.nbytes
         if size > self.limit:
             raise RequestError(
-                f"{source} takes {size} bytes, and adapters may take {self.limit}; start the engine with more (lora "
-                "memory), or use an adapter of a lower rank",
+                f"{source} takes {told_bytes(size)}, and adapters may take {told_bytes(self.limit)}; start the "
+                "engine with more (lora memory), or use an adapter of a lower rank",
                 "loras",
             )
         while self.nbytes + size > self.limit and self._known:
             del self._known[next(iter(self._known))]
         if (taken := self.nbytes) + size > self.limit:
             raise CapacityError(
-                f"{source} takes {size} bytes, and those of requests in progress {taken} of {self.limit}; try again "
-                "when they are done",
+                f"{source} takes {told_bytes(size)}, and those of requests in progress {told_bytes(taken)} of "
+                f"{told_bytes(self.limit)}; try again when they are done",
                 retry_after=1.0,
             )
         for site in adapter.products:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -112,7 +113,7 @@ def from_data_url(url: str | memoryview, max_bytes: int) -> bytes:
     if head is None:
         raise FetchError("the data: URL is none with base64: data:image/png;base64,...", "invalid_image")
     if len(url) - head.end() > 4 * (max_bytes // 3 + 1):
-        raise FetchError(f"the picture is too large; send at most {max_bytes / 2**20:g} MiB", "image_too_large")
+        raise FetchError(f"the picture is too large; send at most {told_bytes(max_bytes)}", "image_too_large")
     content, whole = bytearray(), True
     try:
         for start in range(head.end(), len(url), _PIECE):
@@ -217,7 +218,7 @@ async def _body(connection: h11.Connection, reader: asyncio.StreamReader, most: 
         elif isinstance(event, h11.Data):
             content += event.data
             if len(content) > most:
-                raise FetchError(f"the picture is too large; at most {most / 2**20:g} MiB are read", "image_too_large")
+                raise FetchError(f"the picture is too large; at most {told_bytes(most)} are read", "image_too_large")
         elif isinstance(event, h11.EndOfMessage):
             return bytes(content)
         elif not isinstance(event, h11.InformationalResponse):  # the connection ended too soon

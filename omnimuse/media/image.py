@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import PICTURES as FORMATS
@@ -122,7 +123,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _exif(text: str) -> Image.Exif:
     if len(text) > _EXIF_LIMIT:
         raise RequestError(
-            f"the settings take {len(text)} bytes and a JPEG or WebP file holds {_EXIF_LIMIT}; save a .png",
+            f"the settings take {told_bytes(len(text))} and a JPEG or WebP file holds {told_bytes(_EXIF_LIMIT)}; save "
+            "a .png",
             "output",
         )
     exif = Image.Exif()

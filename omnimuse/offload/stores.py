@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ConfigError, EngineDeadError, reason
 
 PAGE = mmap.ALLOCATIONGRANULARITY
@@ -92,7 +93,7 @@ class FileStore:
             _reserve(self._file, *place)
         except OSError as error:
             raise ConfigError(
-                f"offload folder={self.folder} has no room for {size / 1e9:.2f} GB of weights ({reason(error)}); "
+                f"offload folder={self.folder} has no room for {told_bytes(size)} of weights ({reason(error)}); "
                 "make room or choose another"
             ) from error
         self._places.append(place)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Recording
 from omnimuse.core.speech import SHORTEST
@@ -130,5 +131,5 @@ def check_sound(sound: Recording) -> None:
         why = f"lasts {sound.seconds:.3g} s; send one of {SHORTEST:g} to {LONGEST:g} s"
         raise RequestError(f"audio_sample {why}", "audio_sample")
     if len(sound.pcm) > MOST_BYTES:
-        why = f"has {len(sound.pcm)} bytes of samples, and {MOST_BYTES} are kept"
+        why = f"has {told_bytes(len(sound.pcm))} of samples, and {told_bytes(MOST_BYTES)} are kept"
         raise RequestError(f"audio_sample {why}; send one with fewer channels or a lower rate", "audio_sample")

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import RANK_WAIT, Choice, Config, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.guidance import Guidance
@@ -130,11 +131,8 @@ def _memory_choices(under: Build) -> list[Choice]:
     found = []
     if under.found.spec.library:  # it makes its networks itself: only files tell
         dummy = under.found.config.model.load == "dummy"
-        return (
-            []
-            if dummy
-            else [Choice("memory", "all weights", _size(_stored(under.found)), "in files; without what requests need")]
-        )
+        size = "" if dummy else told_bytes(_stored(under.found))
+        return [Choice("memory", "all weights", size, "in files; without what requests need")] if size else []
     for name, module in under.modules.items():
         if name not in under.here:
             rank = under.held.lent[name]
@@ -143,17 +141,17 @@ def _memory_choices(under: Build) -> list[Choice]:
         sizes: Counter[str] = Counter()
         for tensor, _ in stored_tensors(module).values():
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel() * tensor.element_size()
-        value = " + ".join(f"{_size(size)} {dtype}" for dtype, size in sizes.most_common())
+        value = " + ".join(f"{told_bytes(size)} {dtype}" for dtype, size in sizes.most_common())
         found.append(Choice("memory", name, value, _where(under, module)))
         if token := token_bytes(module, under.dtype):
             why = "at the least, while the widest layer runs; requests that can never fit are refused"
-            found.append(Choice("memory", f"{name}, a token of a row", _size(token), why))
+            found.append(Choice("memory", f"{name}, a token of a row", told_bytes(token), why))
         if isinstance(module, Decoder):
             token = module.sizes.token_bytes
             kept = "keys and values of what an output has it read and write, gone when it has written all"
-            found.append(Choice("memory", f"{name}, remembered", f"{_size(token)} a token", kept))
+            found.append(Choice("memory", f"{name}, remembered", f"{told_bytes(token)} a token", kept))
     total = sum(map(held, under.here.values()))
-    return [*found, Choice("memory", "all weights", _size(total), "without what requests need")]
+    return [*found, Choice("memory", "all weights", told_bytes(total), "without what requests need")]
 
 
 def _stored(found: Found) -> int:
@@ -175,14 +173,8 @@ def _where(under: Build, module: nn.Module) -> str:
         return f"{waits}, on {under.device} when it is its turn"
     largest, rest = max(blocks), held(module) - sum(blocks)
     how = "one at a time" if under.device.type == "cpu" else "two at a time"
-    return f"{waits}; on {under.device} {_size(rest)} in its turn, and blocks of at most {_size(largest)} {how}"
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 1000:.1f} kB"
+    blocks_told = f"blocks of at most {told_bytes(largest)} {how}"
+    return f"{waits}; on {under.device} {told_bytes(rest)} in its turn, and {blocks_told}"
 
 
 def _engine_choices(under: Build) -> list[Choice]:
@@ -225,12 +217,12 @@ def _company_choice(config: Config, device: str) -> Choice:
 def _writing_choices(schedule: ScheduleConfig) -> list[Choice]:
     """What is remembered of texts, and how much of it there may be."""
     bound = schedule.running_bytes
-    told = ("half of what is free when the engine starts", "default") if bound is None else (_size(bound), "asked for")
+    told = ("half of what is free when the engine starts", "default")
+    if bound is not None:
+        told = told_bytes(bound), "asked for"
     return [
         Choice("memory", "texts in progress", *told),
-        Choice(
-            "memory", "beginnings", f"at most {_size(schedule.memo_bytes)}", "prompts that begin alike are read once"
-        ),
+        Choice("memory", "beginnings", f"at most {told_bytes(schedule.memo_bytes)}", "begun alike, they are read once"),
     ]
 
 
@@ -253,7 +245,7 @@ def _share_choices(under: Build) -> list[Choice]:
         here = (under if rank == under.mesh.rank else _shapes(config, rank)).here
         parts = {name: held(module) for name, module in here.items()}
         told = ", ".join(f"{size / max(1, whole[name]):.2f} of {name}" for name, size in parts.items())
-        found.append(Choice("memory", f"weights of rank {rank}", _size(sum(parts.values())), told))
+        found.append(Choice("memory", f"weights of rank {rank}", told_bytes(sum(parts.values())), told))
     return found
 
 

@@ -39,7 +39,7 @@ def on_rank(rank: int, folder: Path, home: Path) -> None:
     [refused] = submit(engine, large)
     events += drain(engine)
     assert torch.equal(outputs(events, small), alone)
-    with pytest.raises(RequestError, match="GiB at the least"):
+    with pytest.raises(RequestError, match="iB at the least"):
         outputs(events, refused)
     engine.close()
     (home / "whole").touch()

@@ -45,7 +45,7 @@ def refused(engine: Engine, request: Request) -> str:
     try:
         engine.submit(request)
         [event] = drain(engine)
-        with pytest.raises(RequestError, match="GiB at the least") as caught:  # now at the door
+        with pytest.raises(RequestError, match="iB at the least") as caught:  # now at the door
             engine.submit(replace(request, id="again"))
     finally:
         engine.space = whole

@@ -386,7 +386,7 @@ def test_who_would_remember_too_much_beside_others_waits_and_writes_the_same(
         most = max(most, len(narrow.runner.jobs))
     assert most < 3, "not all at once"
     assert [tokens(result) for result in results(narrow, events, ids)] == expected
-    with pytest.raises(RequestError, match=r"3 x \d+ bytes are to be remembered .* room for \d+ \(running_bytes\)"):
+    with pytest.raises(RequestError, match=r"3 x \S+ KiB are to be remembered .* room for \S+ KiB \(running_bytes\)"):
         submit(narrow, ask(writer, 0, max_tokens=150, num_outputs_per_prompt=3))
     narrow.close()
 
@@ -421,5 +421,5 @@ def test_ranks_that_share_no_weights_are_refused_before_any_is_started(folder: P
 
 def test_what_is_remembered_of_texts_is_explained(folder: Path) -> None:
     found = {choice.name: choice.value for choice in explain(config(folder, schedule=ScheduleConfig(memo_bytes=10**6)))}
-    assert found["beginnings"] == "at most 1.00 MB"
+    assert found["beginnings"] == "at most 977 KiB"
     assert found["texts in progress"].startswith("half of what is free")

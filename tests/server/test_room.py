@@ -48,7 +48,7 @@ CASES = {
         ("--size", "1024x1024", "--steps", "1"),
         "/v1/images/generations",
         {"size": "1024x1024", "num_inference_steps": 1},
-        r"1024x1024 takes .* GiB .* of which there are 0\.05; the nearest size that may fit is \d+x\d+",
+        r"1024x1024 takes .* MiB .* of which there are 51\.2 MiB; the nearest size that may fit is \d+x\d+",
     ),
     "video": Case(
         "omnimuse/shapes-film",
@@ -58,7 +58,7 @@ CASES = {
         ("--size", "576x576", "--frames", "5", "--steps", "1"),
         "/v1/videos",
         {"size": "576x576", "num_frames": 5, "num_inference_steps": 1},
-        r"576x576 with 5 frames takes .* GiB .* of which there are 0\.15; the nearest size that may fit is \d+x\d+",
+        r"576x576 with 5 frames takes .* MiB .* of which there are 154 MiB; the nearest size that may fit is \d+x\d+",
     ),
     "audio": Case(
         "StableAudioPipeline",
@@ -68,7 +68,7 @@ CASES = {
         ("--seconds", "3.2", "--steps", "2"),
         "/v1/audio/generate",
         {"seconds": 3.2, "num_inference_steps": 2},
-        r"a sound of 3\.2 seconds takes .* GiB .* of which there are 0\.001; no length of it fits",
+        r"a sound of 3\.2 seconds takes .* MiB .* of which there are 1\.02 MiB; no length of it fits",
     ),
     "text": Case(
         "Qwen3ForCausalLM",
@@ -78,7 +78,7 @@ CASES = {
         ("--set", "max_tokens=200"),
         "/v1/chat/completions",
         {"max_tokens": 200},
-        r"\d+ bytes are to be remembered .* room for 21474 \(running_bytes\); the most tokens that may fit are \d+",
+        r"\S+ KiB are to be remembered .* room for 21 KiB \(running_bytes\); the most tokens that may fit are \d+",
     ),
 }
 

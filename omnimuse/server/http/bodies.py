@@ -16,6 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http.strict_json import Draft, parse, shortened
 
@@ -183,7 +184,7 @@ class _Parts:
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._data += data[start:end]
         if not self._is_file and len(self._data) > MAX_TEXT:
-            message = f"{self._name} is text of more than {MAX_TEXT} bytes; shorten it"
+            message = f"{self._name} is text of more than {told_bytes(MAX_TEXT)}; shorten it"
             raise refusal("invalid_value", message, self._name)
 
     def _end_part(self) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.server.errors import ApiError, refusal
 from omnimuse.server.http import cors
 from omnimuse.server.http.budget import Bodies, Rates
@@ -119,7 +120,7 @@ def longest_body(rules: Rules, scope: Scope, headers: Headers) -> int:
 
 def too_large(most: int) -> ApiError:
     """The refusal of a body of more than `most` bytes."""
-    return refusal("request_too_large", f"the body is longer than {most} bytes, the most this server reads")
+    return refusal("request_too_large", f"the body is longer than {told_bytes(most)}, the most this server reads")
 
 
 def _check_head(scope: Scope, headers: Headers) -> None:
@@ -128,8 +129,10 @@ def _check_head(scope: Scope, headers: Headers) -> None:
         raise refusal("uri_too_long", f"the path and query have {target} characters; at most {MAX_TARGET} are read")
     size = sum(len(name) + len(value) for name, value in headers.raw)
     if len(headers.raw) > MAX_HEADERS or size > MAX_HEADER_BYTES:
-        limits = f"at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes in all are read"
-        raise refusal("headers_too_large", f"the request has {len(headers.raw)} headers of {size} bytes; {limits}")
+        limits = f"at most {MAX_HEADERS} headers of {told_bytes(MAX_HEADER_BYTES)} in all are read"
+        raise refusal(
+            "headers_too_large", f"the request has {len(headers.raw)} headers of {told_bytes(size)}; {limits}"
+        )
     if not headers.get("content-length", "0").isdecimal():
         raise refusal("invalid_value", "Content-Length is not a number of bytes", "content-length")
 

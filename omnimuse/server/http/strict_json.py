@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.server.errors import ApiError, refusal
 
 MAX_DIGITS = 400  # more than the largest float has
@@ -141,7 +142,7 @@ def _find(content: bytearray, what: bytes, start: int, end: int | None = None) -
 
 def _check_length(length: int) -> None:
     if length > MAX_JSON:
-        message = f"the body has more than {MAX_JSON} bytes of JSON beside pictures in data: URLs; send less"
+        message = f"the body has more than {told_bytes(MAX_JSON)} of JSON beside pictures in data: URLs; send less"
         raise refusal("request_too_large", message)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import DeadlineError, RequestError, StorageError
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, pack
@@ -217,8 +218,8 @@ class Jobs:
         jobs, size = await self._store.kept(tenant)
         most, room = self._rules.max_jobs, self._rules.max_kept
         if jobs >= most or size >= room:
-            kept = f"{jobs} jobs with {size / 2**30:.3g} GiB of files are kept for this key"
-            allowed = f"at most {most} jobs and {room / 2**30:.3g} GiB may be"
+            kept = f"{jobs} jobs with {told_bytes(size)} of files are kept for this key"
+            allowed = f"at most {most} jobs and {told_bytes(room)} may be"
             self._metrics.rejected("quota_exceeded")
             raise refusal("quota_exceeded", f"{kept}, and {allowed}; delete some, or wait until they expire")
 

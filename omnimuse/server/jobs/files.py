@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ConfigError, StorageError
 from omnimuse.deploy.wire import MadeFile
 from omnimuse.server.own_key import Sync, own_key, sync_folder
@@ -158,8 +159,8 @@ class Files:
         if (roomy := free >= self._reserve) is not self._roomy:
             self._roomy = roomy
             state = "has room again" if roomy else "is nearly full, or gone: nothing new is taken on until it has room"
-            mib = (max(free, 0) // 2**20, self._reserve // 2**20)
-            logger.warning("the disk of %s %s (%d MiB are free, %d stay so)", self.spool, state, *mib)
+            room = told_bytes(max(free, 0)), told_bytes(self._reserve)
+            logger.warning("the disk of %s %s (%s are free, %s stay so)", self.spool, state, *room)
         return roomy
 
     def _spooled(self, made: MadeFile) -> Path:

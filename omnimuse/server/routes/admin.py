@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from omnimuse import __version__
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ConfigError
 from omnimuse.deploy.pool import ReplicaStatus
 from omnimuse.server import log
@@ -128,7 +129,7 @@ def _rest(staff: Staff) -> list[Route]:
             size = await staff.sleep(asleep)
         except ConfigError as error:
             raise refusal("invalid_value", str(error)) from None
-        logger.warning("the weights are %s", f"away: {size / 1e9:.2f} GB left memory" if asleep else "back")
+        logger.warning("the weights are %s", f"away: {told_bytes(size)} left memory" if asleep else "back")
         return JSONResponse({"is_sleeping": staff.asleep, "bytes": size})
 
     async def is_sleeping(request: Request) -> Response:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.deploy.wire import Finished, Grown, MadeFile, Spelt
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import is_form, read_any, read_json
@@ -141,7 +142,7 @@ async def _check_links(service: Service, tenant: str) -> None:
     most = service.options.guard.max_kept
     if (size := await asyncio.to_thread(service.files.linked, tenant)) >= most:
         service.metrics.rejected("quota_exceeded")
-        kept = f"{size / 2**30:.3g} GiB are kept behind links of this key, and at most {most / 2**30:.3g} GiB may be"
+        kept = f"{told_bytes(size)} are kept behind links of this key, and at most {told_bytes(most)} may be"
         raise refusal("quota_exceeded", f"{kept}; ask for b64_json, or wait until they expire", "response_format")
 
 

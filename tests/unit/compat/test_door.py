@@ -21,6 +21,7 @@ from omnimuse import Config, ModelConfig, Omni
 from omnimuse.api import explain
 from omnimuse.cli import main
 from omnimuse.compat.diffusers.call import Call
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import CacheConfig, CompileConfig, KernelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestCancelled, RequestError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
@@ -280,7 +281,7 @@ def test_explain_says_what_runs_through_the_library_and_what_that_means(foreign_
     assert choices["model", "defaults"].reason == "diffusers has them for this class"
     assert choices["batching", "tier"].value == "exact"
     files = foreign_folder(ARCH).glob("*/*.safetensors")
-    assert choices["memory", "all weights"].value == f"{sum(file.stat().st_size for file in files) / 1e6:.2f} MB"
+    assert choices["memory", "all weights"].value == told_bytes(sum(file.stat().st_size for file in files))
     assert ("solver", "denoise") not in choices
 
 

@@ -96,14 +96,14 @@ def test_the_adapter_that_was_not_asked_for_the_longest_makes_room(room_for: Mak
 def test_adapters_of_requests_in_progress_are_not_let_go_of_and_who_needs_their_room_is_told(room_for: Make) -> None:
     adapters = room_for(1)
     worn = adapters.fetch([Lora("a")])
-    with pytest.raises(CapacityError, match="those of requests in progress 256 of 256"):
+    with pytest.raises(CapacityError, match="those of requests in progress 256 bytes of 256 bytes"):
         adapters.fetch([Lora("bb")])
     del worn
     assert len(adapters.fetch([Lora("bb")])) == 1
 
 
 def test_an_adapter_that_never_has_room_is_refused(room_for: Make) -> None:
-    with pytest.raises(RequestError, match="a takes 256 bytes, and adapters may take 0"):
+    with pytest.raises(RequestError, match="a takes 256 bytes, and adapters may take 0 bytes"):
         room_for(0).fetch([Lora("a")])
 
 

@@ -72,5 +72,5 @@ except ConfigError as error:
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert f"offload folder={tmp_path} has no room for 0.02 GB of weights" in said
+    assert f"offload folder={tmp_path} has no room for 16 MiB of weights" in said
     assert "make room or choose another" in said

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from omnimuse import Config, DiffusionParams, ModelConfig, Omni, explain
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
@@ -107,10 +108,7 @@ def test_explain_counts_the_bytes_of_every_network_by_format_and_home(z_image_fo
     plain = memory(config(z_image_folder))
     for name, path in files.items():
         stored = sum(tensor.nbytes for tensor in load_file(path).values())
-        assert plain[name] == (
-            f"{stored / 1e6:.2f} MB float32" if stored >= 1e6 else f"{stored / 1e3:.1f} kB float32",
-            "always on cpu",
-        )
+        assert plain[name] == (f"{told_bytes(stored)} float32", "always on cpu")
     away = memory(replace(config(z_image_folder), offload=OffloadConfig("layers", tmp_path / "never made")))
     assert "blocks of at most" in away["transformer"][1]
     assert away["vae"][1] == f"waits in a file in {tmp_path / 'never made'}, on cpu when it is its turn"
