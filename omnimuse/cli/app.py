@@ -111,11 +111,19 @@ class Parser(argparse.ArgumentParser):
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options in `words`; an unknown one is refused with the nearest known one."""
         words = [ours for word in _flat(words) for ours in self._ours(word)]
+        self._check(words)
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
         args.words, args.given = tuple(words), self._given(args)
         return args
+
+    def _check(self, words: Sequence[str]) -> None:
+        """Refuse a long option that is not known before what follows it is taken for something else."""
+        for word in words[: words.index("--") if "--" in words else None]:
+            name = word.split("=")[0]
+            if name.startswith("--") and " " not in word and name not in self._option_string_actions:
+                self.error(f"unknown option {name}.{self._hint(name)}")
 
     def actions(self) -> list[argparse.Action]:
         """Everything that can be given, positions included."""
@@ -135,9 +143,11 @@ class Parser(argparse.ArgumentParser):
         return [word]
 
     def _hint(self, name: str) -> str:
-        """` Did you mean ...?` with the option that `name` may mean, or nothing."""
+        """The commands that have the option `name`, ` Did you mean ...?` with the one that it may mean, or nothing."""
         if why := absent(name):
             return f" In omnimuse, {why}."
+        if others := _elsewhere(name):
+            return f" It is an option of {others}."
         known = {option.strip("-").replace("-", "_"): option for option in self._option_string_actions}
         for ours in MEANINGS.values():
             if (option := option_of(ours)) in self._option_string_actions:
@@ -159,6 +169,12 @@ class Parser(argparse.ArgumentParser):
             values = value if isinstance(value, list) else [value]
             given[action.dest] = tuple(word for one in values for word in _said(action.option_strings, str(one)))
         return given
+
+
+def _elsewhere(option: str) -> str:
+    """The commands that have `option`, and a comma between them."""
+    having = (name for name in COMMANDS if any(option in action.option_strings for action in parser_of(name).actions()))
+    return ", ".join(f"`omnimuse {name}`" for name in having)
 
 
 def _flat(words: Sequence[str]) -> list[str]:

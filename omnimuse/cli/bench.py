@@ -65,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KINDS",
         help="what to ask for: SIZE[@STEPS][:WEIGHT], several with commas; auto is the server's own size",
     )
+    load.add_argument("--steps", type=int, metavar="N", help="steps of each picture, where --mix says none")
     load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture")
     load.add_argument("--timeout", type=float, default=600, metavar="S", help="a client waits so long (default: 600)")
     load.add_argument(
@@ -132,11 +133,12 @@ def read_load(args: argparse.Namespace) -> Load:
     deadline = read_deadline(args.deadline)
     if not isinstance(deadline, str):
         options["--deadline"] = deadline
-    for name, value in (options | {"--requests": args.requests, "--timeout": args.timeout}).items():
+    options |= {"--requests": args.requests, "--timeout": args.timeout, "--steps": args.steps}
+    for name, value in options.items():
         if value is not None:
             _above_zero(name, value)
     return Load(
-        mix=read_mix(args.mix),
+        mix=read_mix(args.mix, args.steps),
         rate=args.rate,
         concurrency=args.concurrency or 1,
         seconds=30.0 if args.duration is None and args.requests is None else args.duration,
@@ -150,8 +152,10 @@ def read_load(args: argparse.Namespace) -> Load:
     )
 
 
-def read_mix(words: str) -> tuple[Entry, ...]:
-    """`128x128@10:3,auto` -> three of four requests are 128x128 in 10 steps, one is as the server likes."""
+def read_mix(words: str, otherwise: int | None = None) -> tuple[Entry, ...]:
+    """`128x128@10:3,auto` -> three of four requests are 128x128 in 10 steps, one is as the server likes, or in as many
+    steps as `otherwise` says.
+    """
     entries = []
     for word in words.split(","):
         match = re.fullmatch(r"(?:auto|(\d{1,5})x(\d{1,5}))(?:@(\d{1,5}))?(?::(\d{1,9}(?:\.\d{1,9})?))?", word.strip())
@@ -162,7 +166,7 @@ def read_mix(words: str) -> tuple[Entry, ...]:
                 "mix",
             )
         width, height, steps = (None if part is None else int(part) for part in match.group(1, 2, 3))
-        entries.append(Entry(word.strip().split(":")[0], width, height, steps, float(match[4] or 1)))
+        entries.append(Entry(word.strip().split(":")[0], width, height, steps or otherwise, float(match[4] or 1)))
     if len({entry.name for entry in entries}) < len(entries):
         raise RequestError(f"--mix {words} names one kind twice; add their weights", "mix")
     return tuple(entries)

@@ -66,6 +66,22 @@ def test_a_wrong_option_is_refused_with_the_nearest_one(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("bench", ["--size", "2"], "--size. It is an option of `omnimuse generate`"),  # 2 is not what is measured
+        ("bench", ["serve", "--size=2"], "--size. It is an option of `omnimuse generate`"),
+        ("chat", ["m", "--mix", "auto"], "--mix. It is an option of `omnimuse bench`, `omnimuse simulate`"),
+    ],
+)
+def test_an_option_of_another_command_is_refused_with_that_command_before_its_value_is_read(
+    command: str, words: list[str], said: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parser_of(command).read(words)
+    assert f"unknown option {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("words", "name", "value"),
     [
         (["--model-path", "a/b", "--port", "1"], "model", "a/b"),

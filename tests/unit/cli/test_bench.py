@@ -330,6 +330,7 @@ def test_the_mix_is_read() -> None:
         Entry("auto@4", None, None, 4, 1.0),
         Entry("auto"),
     )
+    assert [each.steps for each in read_load(options("--mix", "64x64@4,auto", "--steps", "2")).mix] == [4, 2]
 
 
 @pytest.mark.parametrize("words", ["", "64", "64x64@", "64x64:0", "64x64,", "64x64:-1", "64x64:1,64x64:2", "big"])
