@@ -76,6 +76,12 @@ def listen(address: Address) -> Iterator[socket.socket]:
                 address.unlink(missing_ok=True)
 
 
+def address_of(listener: socket.socket) -> Address:
+    """Where `listener` listens, with the port that it was given."""
+    found = listener.getsockname()
+    return Path(found) if isinstance(found, str) else (found[0], found[1])
+
+
 def _bind(listener: socket.socket, path: Path) -> None:
     """Make the socket at `path`, for its user and group; one that a dead server left there is replaced."""
     with suppress(FileNotFoundError):

@@ -35,10 +35,10 @@ from omnimuse.server.jobs.attempt import JobRules
 from omnimuse.server.jobs.book import Jobs
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.jobs.store import JobStore
-from omnimuse.server.listening import LAST_WORDS, listen, make_room_for, serve_beside, uvicorn_config
+from omnimuse.server.listening import LAST_WORDS, address_of, listen, make_room_for, serve_beside, uvicorn_config
 from omnimuse.server.listening import end as end_serving
 from omnimuse.server.metrics import Metrics
-from omnimuse.server.options import Address, ServeOptions
+from omnimuse.server.options import Address, ServeOptions, told
 from omnimuse.server.orders.admission import Admission
 from omnimuse.server.routes.adapters import managing
 from omnimuse.server.routes.admin import routes as admin_routes
@@ -116,7 +116,7 @@ async def _serve(found: Found, options: ServeOptions, warm_up: str, sockets: Soc
         for beside, routes in planes:
             if beside is not None:
                 closings.push_async_callback(end_serving, await serve_beside(routes, beside))
-        await _run(service, pool, sockets.public)
+        await _run(service, pool, sockets)
     return 0
 
 
@@ -209,14 +209,14 @@ def allowed_faults(asked: str, options: ServeOptions) -> str:
     return asked
 
 
-async def _run(service: Service, pool: Pool, listener: socket.socket) -> None:
+async def _run(service: Service, pool: Pool, sockets: Sockets) -> None:
     """Answer requests until a signal; ModelError or ConfigError when no worker can be started the first time."""
     guard = service.options.guard
     has_addresses = service.options.reach.uds is None
     each = guard.max_per_address if has_addresses else guard.max_connections
     front = Front(uvicorn_config(build_app(service), Crowd(guard.max_connections, each)), service.life)
-    serving = asyncio.create_task(front.serve([listener]))
-    announcing = asyncio.create_task(_announce(pool, service, listener))
+    serving = asyncio.create_task(front.serve([sockets.public]))
+    announcing = asyncio.create_task(_announce(pool, service, sockets))
     draining = asyncio.create_task(_drain(service, pool, front))
     draining.add_done_callback(_tell_failure)
     try:
@@ -260,13 +260,16 @@ def _tell_failure(draining: asyncio.Task[None]) -> None:
         logger.error("the drain failed, and the server ends without it", exc_info=error)
 
 
-async def _announce(pool: Pool, service: Service, listener: socket.socket) -> None:
-    """Say where the server is, and when it is ready, how to use it."""
+async def _announce(pool: Pool, service: Service, sockets: Sockets) -> None:
+    """Say where the server is and what has an address of its own, and when it is ready, how to use it."""
     began = time.monotonic()
-    options, found = service.options, listener.getsockname()
-    address = Path(found) if isinstance(found, str) else (found[0], found[1])
-    where = f"it listens on {found}" if isinstance(address, Path) else f"the page is at {url_of(address)}"
+    options, address = service.options, address_of(sockets.public)
+    where = f"it listens on {address}" if isinstance(address, Path) else f"the page is at {url_of(address)}"
     print(f"omnimuse: loading {options.model_name}; {where}", flush=True)
+    for what, listener in (("measurements are", sockets.metrics), ("admin plane is", sockets.admin)):
+        if listener is not None:
+            beside = address_of(listener)
+            print(f"omnimuse: the {what} at {told(beside) if isinstance(beside, Path) else url_of(beside)}", flush=True)
     with suppress(EngineClosedError):  # a signal came first
         await pool.wait_ready()
         task = task_of(service.door.spec.tasks)

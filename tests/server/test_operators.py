@@ -53,6 +53,7 @@ def test_the_admin_plane_tells_of_the_workers_and_is_nowhere_else(watched: tuple
     assert status.json["model"] == "omnimuse/shapes" and status.json["log_level"] == "info"
     [worker] = status.json["workers"]
     assert worker["state"] == "ready" and has_torch(worker["pid"])
+    assert f"omnimuse: the admin plane is at unix:{admin}\n" in server.text
     for path in ADMIN:
         assert server.ask(path).status == 404 and server.ask(path, {}).status == 404
     assert ask(admin, "/v1/models")[0].status == 404  # and nothing of the public interface is there

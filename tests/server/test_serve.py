@@ -53,9 +53,15 @@ from tests.server.whole_server import Answer, WholeServer, pixels
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
-    with WholeServer(tmp_path_factory.mktemp("serve")) as found:
+    with WholeServer(tmp_path_factory.mktemp("serve"), "--admin-address", "127.0.0.1:0") as found:
         found.wait_ready()
         yield found
+
+
+def test_an_admin_plane_that_takes_a_free_port_tells_which(server: WholeServer) -> None:
+    [url] = re.findall(r"omnimuse: the admin plane is at (http://127\.0\.0\.1:[1-9]\d*)\n", server.text)
+    with urllib.request.urlopen(f"{url}/admin/status", timeout=30) as answer:
+        assert answer.status == 200 and url != server.url
 
 
 def test_the_printed_curl_line_draws_a_picture(server: WholeServer, tmp_path: Path) -> None:
