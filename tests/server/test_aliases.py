@@ -317,7 +317,11 @@ def test_a_chat_takes_the_fields_of_vllm_omni_at_the_top_or_in_extra_body(door: 
         ({"negative_prompt": "x", "guidance_scale": 0}, "invalid_value", "negative_prompt", "guidance_scale is 0"),
         ({"prompt": " "}, "invalid_value", "prompt", "empty"),
         ({"prompt": None}, "missing_parameter", "prompt", "missing"),
-        ({"prompt": ["a"]}, "invalid_value", "prompt", "a string"),
+        ({"prompt": ["a"]}, "invalid_value", "prompt", 'prompt=["a"] is not allowed; use a string'),
+        ({"seed": [1, {"a": None}]}, "invalid_value", "seed", 'seed=[1, {"a": null}] is not allowed'),
+        ({"seed": {"ü": True}}, "invalid_value", "seed", 'seed={"ü": true} is not allowed'),
+        ({"seed": ["x" * 100_000] * 9}, "invalid_value", "seed", 'seed=["' + "x" * 55 + "... is not allowed"),
+        ({"seed": [0] * 1_000_000}, "invalid_value", "seed", "seed=[" + "0, " * 18 + "0,... is not allowed"),
         ({"prompt": "x" * 32_001}, "invalid_value", "prompt", "32000"),
     ],
 )

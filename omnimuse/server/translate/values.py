@@ -61,9 +61,19 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_WHOLE:
         return "a number of too many digits"
     if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"  # whatever is in it: it may be large
+        return _beginning(value)
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]
+
+
+def _beginning(value: list[Any] | dict[str, Any]) -> str:
+    """The JSON of `value`, cut short: no more of it is written than is shown, for it may be large."""
+    text = ""
+    for piece in json.JSONEncoder(default=str, ensure_ascii=False).iterencode(value):
+        text += piece[:61]
+        if len(text) > 60:
+            return text[:57] + "..."
+    return text
 
 
 def _bad(name: str, value: Any, allowed: str) -> ApiError:
