@@ -86,12 +86,23 @@ class Area(Extent):
         if tile:  # hardly more than one, and beside it one more: tiles of both are cut to the same sizes
             low = tile[0] // step * step + step
             high = low + -(-tile[1] // step) * step
-            sizes = (low, low), (high, low)
-        if not (self._free and low < high <= self.limits.max_side and self.of(request) > prod(sizes[1])):
+            sizes = self._cut_alike(request, tile) or ((low, low), (high, low))
+        fewer, more = (prod(size) for size in sizes)
+        if not (self._free and max(sizes[1]) <= self.limits.max_side and fewer < more < self.of(request)):
             return None
         params = [replace(request.params, width=width, height=height) for width, height in sizes]
         tiled = replace(request, tiled=tile is not None)
         return _few_steps(tiled, params[0], self.limits), _few_steps(tiled, params[1], self.limits)
+
+    def _cut_alike(self, request: Request, tile: Size) -> tuple[Size, Size] | None:
+        """Two sizes whose last tiles are as narrow as those of `request`, where there are some that are smaller: a
+        narrow piece may be convolved in another way, and then takes more than a wide one.
+        """
+        side, stride = tile
+        width, height = (each if each <= side else side + (each - side - 1) % stride + 1 for each in request.size)
+        more = (width + stride, height) if request.size[0] > side else (width, height + stride)
+        legal = all(each % self.limits.size_multiple == 0 for each in (width, height, *more))
+        return ((width, height), more) if legal and prod(more) < self.of(request) else None
 
     def ways(self, request: Request) -> list[Request]:
         tiled = replace(request, tiled=True)
