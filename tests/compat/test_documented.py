@@ -43,8 +43,7 @@ class Case:
 def of(family: Family, name: str, two: ParallelConfig, own: bool = False) -> Case:
     """A case with all wishes of a family."""
     steps = name.replace("Pipeline", "StepPipeline")
-    bound = 5e-5 if family.sounds else 1e-5  # sines in a decoder of sound with random weights make errors larger
-    return Case(name, steps, family.build, family.wishes, family.reference, two, own, bound)
+    return Case(name, steps, family.build, family.wishes, family.reference, two, own, family.tolerance)
 
 
 [MEDIUM] = (each for each in stable_diffusion_3.FAMILIES if each.kind == "3")

@@ -47,7 +47,7 @@ def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(
             parity(config(folder), Ask(wish.asked, wish.params))
         return
     outcome = parity(config(folder), Ask(wish.asked, wish.params))
-    assert first_apart(outcome.parts, 5e-5 if family.sounds else 1e-5) is None, verdict(outcome, 1e-5)
+    assert first_apart(outcome.parts, family.tolerance) is None, verdict(outcome, 1e-5)
     assert outcome.company <= 1e-5
     compared = " ".join(part.where for part in outcome.parts)
     assert all(word in compared for word in ("time steps", "block", "prediction", "result"))

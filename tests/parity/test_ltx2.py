@@ -20,13 +20,10 @@ from omnimuse.models.ltx2.pipeline import LEAST
 from omnimuse.pipeline.tiles import Tiling
 from omnimuse.pipeline.video import DecodeClip
 from tests.checkpoints import ltx2
-from tests.checkpoints.wishes import Wish
+from tests.checkpoints.wishes import OF_SOUND, TOLERANCE, Wish
 from tests.decoding import around, filled, fresh, random_latents, stepped
 
 pytestmark = pytest.mark.costly("videos with sound")
-
-OF_SOUND = 5e-5
-"""Of a waveform: a vocoder with random weights makes errors larger."""
 
 
 @pytest.fixture(scope="module", params=["LTX2Pipeline", "LTX2Pipeline-interleaved"])
@@ -45,7 +42,7 @@ def ours(folder: Path, wishes: list[Wish], output_type: str = "pil") -> list[Res
     return results
 
 
-@pytest.mark.parametrize(("output_type", "tolerance"), [("latent", 1e-5), ("pt", OF_SOUND)])
+@pytest.mark.parametrize(("output_type", "tolerance"), [("latent", TOLERANCE), ("pt", OF_SOUND)])
 def test_the_sound_of_every_video_in_flight_is_the_references(folder: Path, output_type: str, tolerance: float) -> None:
     wishes = [*ltx2.WISHES, ltx2.BEGUN]
     found = ours(folder, wishes, output_type)

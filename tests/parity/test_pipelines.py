@@ -21,14 +21,11 @@ from omnimuse.parity.report import verdict
 from omnimuse.parity.run import parity
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.parts import with_scheduler
-from tests.checkpoints.wishes import Family, Wish
+from tests.checkpoints.wishes import TOLERANCE, Family, Wish
 
 Expected = Callable[[str], list[Tensor]]
 Ours = Callable[[list[Wish], str], list[Tensor]]
-TOLERANCE = 1e-5
 NO_FLOW = "its noise levels are no flow's: a shift and a scheduler are refused"
-OF_SOUND = 5e-5
-"""Of what is made and not of latents: the sines in a decoder of sound with random weights make errors larger."""
 
 # diffusers hands torch tensors to numpy in a way that numpy 2 wants spelled differently.
 pytestmark = pytest.mark.filterwarnings(
@@ -82,17 +79,13 @@ def test_different_requests_in_flight_give_the_references_latents(
         assert float((found - wanted).norm() / wanted.norm()) <= TOLERANCE
 
 
-def tolerance(family: Family) -> float:
-    return OF_SOUND if family.sounds else TOLERANCE
-
-
 @pytest.mark.shows("company", wishes=True)
 def test_different_requests_in_flight_give_what_the_reference_makes(
     family: Family, ours: Ours, expected: Expected
 ) -> None:
     for wanted, found in zip(expected("pt"), ours(list(family.wishes), "pt"), strict=True):
         assert found.shape == wanted.shape
-        assert family.far(found, wanted) <= tolerance(family)
+        assert family.far(found, wanted) <= family.tolerance
 
 
 @pytest.mark.crossed
@@ -102,7 +95,7 @@ def test_one_request_alone_gives_what_the_reference_makes(
 ) -> None:
     wish = family.wishes[index]
     [found] = ours([wish], "pt")
-    assert family.far(found, expected("pt")[index]) <= tolerance(family), where_it_parts(folder, wish)
+    assert family.far(found, expected("pt")[index]) <= family.tolerance, where_it_parts(folder, wish)
 
 
 def where_it_parts(folder: Path, wish: Wish) -> str:
@@ -123,7 +116,7 @@ def test_a_wrong_guidance_scale_would_be_noticed(family: Family, ours: Ours, exp
         assert family.kind == "distilled", "its wishes have no scale that could be wrong"
         pytest.skip("this checkpoint takes no guidance")
     [found] = ours([off], "pt")
-    assert family.far(found, expected("pt")[0]) > 100 * tolerance(family)
+    assert family.far(found, expected("pt")[0]) > 100 * family.tolerance
     assert torch.isfinite(found).all()
 
 

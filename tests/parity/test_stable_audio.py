@@ -18,7 +18,7 @@ from omnimuse.media.recording import recording_of
 from omnimuse.pipeline.sound import DecodeAudio
 from tests.checkpoints import stable_audio
 from tests.checkpoints.families import FAMILIES
-from tests.checkpoints.wishes import Wish, chord
+from tests.checkpoints.wishes import OF_SOUND, Wish, chord
 
 [FAMILY] = (family for family in FAMILIES if family.arch == "StableAudioPipeline")
 WISH = FAMILY.wishes[1]
@@ -60,7 +60,7 @@ def test_pieces_of_any_length_make_up_the_whole(folder: Path, piece: int) -> Non
         cut = type("Cut", (type(pipeline),), {"stages": (*before, replace(decode, piece=piece))})(pipeline.ctx)
         request = omni.engine.make_request(Ask(WISH.asked, replace(WISH.params, output_type="pt")))
         [found] = cut.forward(request)
-    assert distance(found, expected) < 5e-5
+    assert distance(found, expected) < OF_SOUND
 
 
 def test_pieces_come_before_the_end_and_are_the_sound(folder: Path) -> None:
