@@ -6,10 +6,12 @@ A package is imported only when what it brings is asked for by its name.
 from __future__ import annotations
 
 from collections.abc import Collection
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnimuse.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 FAMILIES = "omnimuse.families"
 """Packages with pipelines of the contract (docs/compat.md)."""
@@ -26,6 +28,8 @@ CONNECTORS = "omnimuse.connectors"
 
 def brought(group: str, taken: Collection[str] = ()) -> dict[str, EntryPoint]:
     """What packages bring in that group, by name; ConfigError for a name of ours, or one that two packages have."""
+    from importlib.metadata import entry_points  # a quarter of what importing this package would take
+
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
         other = found.get(point.name)
