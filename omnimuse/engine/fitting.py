@@ -64,7 +64,7 @@ class Fitting:
         might have no room.
         """
         known, room = self.foretelling, space.room
-        needs = (known.at_most(each, space.coming) for each in together for _ in range(each.outputs))
+        needs = (known.at_most(each, space.coming).times(each.outputs) for each in together)
         if room is None or reduce(Need.and_of, needs, NOTHING).most <= room:
             return
         for each in together:

@@ -78,7 +78,7 @@ class Foretelling:
 
     def can_learn(self, request: Request) -> bool:
         """Whether small ones of its kind can be drawn, and were not."""
-        return self.extent.smaller(request) is not None and self._kind(request) not in self._known
+        return self._kind(request) not in self._known and self.extent.smaller(request) is not None
 
     def at_most(self, request: Request, coming: int) -> Need:
         """What one output `needs`, or where nothing is known of its kind, what is guessed far too high."""

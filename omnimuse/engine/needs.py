@@ -19,6 +19,10 @@ class Need(NamedTuple):
         """Those that it has at once at most."""
         return self.beside + self.beyond
 
+    def times(self, count: int) -> Need:
+        """What so many need together that each need this."""
+        return Need(count * self.beside, self.beyond)
+
     def and_of(self, other: Need) -> Need:
         """What both need together."""
         return Need(self.beside + other.beside, max(self.beyond, other.beyond))

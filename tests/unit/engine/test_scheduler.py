@@ -152,7 +152,9 @@ def test_who_is_postponed_waits_as_if_it_had_not_been_chosen() -> None:
     assert (entry.left, tenants["other"].served) == (before, 0)
     queue.scheduler.repeated(1, queue.now)
     assert tenants["other"].served == 0
+    queue.now = 100.0
     assert [request.id for request in queue.pick().admit] == ["waits"]
+    assert queue.scheduler.alone(entry.request, 7) is None, "as long as something was tried, which is no measure"
 
 
 def test_two_tenants_share_ticks_however_many_requests_one_of_them_sends() -> None:
