@@ -150,7 +150,7 @@ def parts_of(pools: Sequence[PoolConfig], tracks: Sequence[Sequence[str]]) -> li
             if not 0 <= number < len(tracks):
                 raise ConfigError(
                     f"pool {pool.name}: there is no track {number}; the tracks are 0 to {len(tracks) - 1}: make fewer "
-                    "pools, or say by `pools:` which stages each holds"
+                    f"pools, or say by `pools:` which stages each holds, of {order}"
                 )
         held = (
             names[at:]

@@ -6,8 +6,9 @@ what is not says by name what to change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,87 @@ def test_a_published_file_places_every_stage_or_says_what_to_change(name: str, t
     assert tuple(pool.parallel.ranks for pool in deploy.pools) == (file.ranks or ones)
     assert tuple(pool.replicas for pool in deploy.pools) == (file.replicas or ones)
     assert tuple(pool.window for pool in deploy.pools) == file.windows or not file.windows
+
+
+Content = dict[str, Any]
+
+
+def in_pools(*pools: str) -> Callable[[Content], Content]:
+    """A file that says in the place of its stages by `pools:` which of ours each holds."""
+    held = [[name.strip() for name in pool.split(",")] for pool in pools]
+    return lambda _: {"pools": [{"name": f"stage{n}", "stages": names} for n, names in enumerate(held)]}
+
+
+def carried_by(name: str) -> Callable[[Content], Content]:
+    """A file whose edges have another connector."""
+
+    def mended(content: Content) -> Content:
+        content["runtime"]["connectors"]["carrier"] = {"name": name, "extra": STORE if "Store" in name else {}}
+        return content
+
+    return mended
+
+
+def without(key: str, *within: str, **instead: Any) -> Callable[[Content], Content]:
+    """A file whose first stage does not say that, and something else in its place."""
+
+    def mended(content: Content) -> Content:
+        place = content["stages" if "stages" in content else "stage_args"][0]
+        for name in within:
+            place = place[name]
+        place.pop(key, None)
+        place.update(instead)
+        return content
+
+    return mended
+
+
+def of_one_stage_less(content: Content) -> Content:
+    """What only read is one stage with what only wrote, and those behind it come up."""
+    _, *stages = content["stage_args"]
+    for number, stage in enumerate(stages):
+        stage |= {"stage_id": number} | ({"engine_input_source": [number - 1]} if number else {})
+    stages[0].pop("engine_input_source")
+    edges = [{"from": number - 1, "to": number} for number in range(1, len(stages))]
+    return {"stage_args": stages, "runtime": {**RUNTIME, "edges": edges}}
+
+
+READS = "read pictures, read brief, write prior, encode prompt, encode negative prompt, encode pictures"
+MENDED: Mapping[str, Callable[[Content], Content]] = {
+    "deploy_qwen2_5_omni_tp2 alone": without("", tensor_parallel_size=2),
+    "stage_configs/qwen2_5_omni_priskv": carried_by("TcpConnector"),
+    "stage_configs/qwen3_omni_moe_pd_separation": of_one_stage_less,
+    "tests/qwen3_omni_ci": without("load_format", "engine_args"),
+    "examples/qwen3_omni_moe_realtime": lambda content: {key: content[key] for key in content if key != "base_config"},
+    "bagel_allgather_kv4": without("allgather_degree", "parallel_config", ulysses_degree=4),
+    "bagel_mooncake_ci": carried_by("MooncakeStoreConnector"),
+    "stage_configs/bagel_rdma": carried_by("MooncakeConnector"),
+    "glm_image_vae_split": in_pools(READS, "init latents, denoise", "decode"),
+    "stage_configs/qwen_image_3stage": in_pools(
+        "encode prompt, encode negative prompt, encode image, draw image latents, init latents", "denoise", "decode"
+    ),
+    "wan22_quant_attention": without("diffusion_attention_config"),
+    "hunyuan_video_15_dit_fp8": without("vae_use_tiling"),
+}
+"""What the refusal of a file says to do, done."""
+
+
+@pytest.mark.parametrize("name", [name for name, file in FILES.items() if file.refused])
+def test_what_a_refusal_says_to_do_is_enough_and_the_refusal_names_the_file_and_what_is_there(
+    name: str, tmp_path: Path
+) -> None:
+    file = FILES[name]
+    spec = REGISTRY.spec(file.arch)
+    with pytest.raises(ConfigError) as caught:
+        parts(Config(ModelConfig("m"), deploy=placed(file, tmp_path)), spec)
+    said = str(caught.value)
+    assert str(tmp_path) in said
+    content = MENDED[name](deepcopy(dict(file.content)))
+    deploy = placed(replace(file, content=content), tmp_path)
+    held = parts(Config(ModelConfig("m"), deploy=deploy), spec)
+    assert [number for part in held for number in part] == list(range(held[-1].stop))
+    if "pools" in content:  # the stages to choose from are told
+        assert all(repr(stage) in said for pool in content["pools"] for stage in pool["stages"])
 
 
 def test_a_strategy_says_of_stages_what_their_file_does_not(tmp_path: Path) -> None:
