@@ -15,6 +15,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MISSING = [name for name, there in (("Chromium", CHROMIUM), ("Playwright", find_spec("playwright"))) if not there]
 FLAGS = ["--no-sandbox", "--use-fake-device-for-media-stream"]
 browser_only = pytest.mark.skipif(bool(MISSING), reason=f"there is no {' and no '.join(MISSING)} on this machine")
+HEARD = """() => {
+  window.heard = [];
+  const begin = AudioBufferSourceNode.prototype.start;
+  AudioBufferSourceNode.prototype.start = function (at) {
+    const made = Boolean(document.querySelector("#stage figure audio, #said audio"));
+    heard.push({ at, lasts: this.buffer.duration, most: Math.max(...this.buffer.getChannelData(0)), made });
+    window.context = this.context;
+    begin.call(this, at);
+  };
+}"""
+"""Has `heard` tell what is played piece by piece, and whether the whole was there then."""
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 

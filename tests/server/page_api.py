@@ -100,6 +100,17 @@ VOICES = SPEECH | {
     "extra": {"language": None, "ref_text": None, "temperature": None},
 }
 
+TALKS = PICTURES | {
+    "tasks": ["text-to-text"],
+    "medium": "text",
+    "takes": ["text"],
+    "parameters": ["seed"],
+    "defaults": {},
+    "choices": {"voice": ["chelsie"]},
+    "extra": {},
+    "sample_rate": 8000,
+}
+
 
 def disc(seed: int, width: int, height: int, done: float, form: str = "PNG") -> str:
     """A disc in the colour of `seed`, `done` (0..1) of its full size, as base64 of a file."""
@@ -145,6 +156,7 @@ class FakeApi:
                 Route("/v1/models", self.models),
                 Route("/v1/images/generations", self.generate, methods=["POST"]),
                 Route("/v1/images/edits", self.edit, methods=["POST"]),
+                Route("/v1/chat/completions", self.talk, methods=["POST"]),
                 Route("/v1/audio/generate", self.sound, methods=["POST"]),
                 Route("/v1/videos", self.create_video, methods=["POST"]),
                 Route("/v1/videos/sync", self.video_at_once, methods=["POST"]),
@@ -241,6 +253,21 @@ class FakeApi:
         finally:
             if not finished:
                 self.gone.set()
+
+    async def talk(self, request: Request) -> Response:
+        """Ten words, each aloud for 0.15 s where a voice was asked for."""
+        self.asked.append(asked := await request.json())
+        piece = (0.5 * 32767 * np.sin(np.arange(1200) * 0.3)).astype("<i2")
+        aloud = {"audio": {"data": base64.b64encode(piece.tobytes()).decode()}} if "audio" in asked else {}
+
+        async def pieces() -> AsyncIterator[str]:
+            for number in range(10):
+                await asyncio.sleep(self.pace)
+                yield f"data: {json.dumps({'choices': [{'delta': {'content': f'word {number} ', **aloud}}]})}\n\n"
+            yield f"data: {json.dumps({'choices': [{'delta': {}, 'finish_reason': 'stop'}]})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(pieces(), media_type="text/event-stream")
 
     async def sound(self, request: Request) -> Response:
         """A tone as long as it was asked to be, in steps; of who speaks nobody knows how many there are."""

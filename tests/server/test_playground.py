@@ -23,7 +23,7 @@ from PIL import Image
 
 from omnimuse.media.sound import Sound, encode_sound
 from omnimuse.server.routes import playground
-from tests.server.browser import DESKTOP, PHONE, browser_only, expect, opened, wait_until
+from tests.server.browser import DESKTOP, HEARD, PHONE, browser_only, expect, opened, wait_until
 from tests.server.page_api import BIG_SEED, EDITS, FILMS, MADE, PICTURES, REELS, SOUNDS, VIDEOS, Running, listening
 
 
@@ -512,19 +512,6 @@ def test_a_sound_is_made_played_and_downloaded_as_a_file(page: Any, site: Runnin
     page.get_by_role("button", name="Run again").click()
     page.locator("#thumbs li").nth(1).wait_for()
     assert site.api.asked[1]["seconds"] == 1.5
-
-
-HEARD = """() => {
-  window.heard = [];
-  const begin = AudioBufferSourceNode.prototype.start;
-  AudioBufferSourceNode.prototype.start = function (at) {
-    const made = Boolean(document.querySelector("#stage figure audio"));
-    heard.push({ at, lasts: this.buffer.duration, most: Math.max(...this.buffer.getChannelData(0)), made });
-    window.context = this.context;
-    begin.call(this, at);
-  };
-}"""
-"""What is played piece by piece, and whether the whole was there then."""
 
 
 @browser_only
