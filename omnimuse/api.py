@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from omnimuse.core.calls import begun_of, tools_of
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig, WriterConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
+from omnimuse.core.loras import Loras
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_params
 from omnimuse.core.request import Ask, Door, Request
@@ -398,11 +399,14 @@ def explain(
     return explain_build(chosen)
 
 
-def warm(model: str, *, config: Config | None = None) -> Warmed:
-    """Compile the blocks of `model` for this machine, so that engines with `CompileConfig("blocks")` start fast."""
+def warm(model: str, *, config: Config | None = None, loras: Loras | None = None) -> Warmed:
+    """Compile the blocks of `model` for this machine, so that engines with `CompileConfig("blocks")` start fast.
+
+    With `loras` also as they wear adapters, which need not be those that requests will name.
+    """
     from omnimuse.engine.warm import warm as warm_here
 
-    return warm_here(config or Config(ModelConfig(model)))
+    return warm_here(config or Config(ModelConfig(model)), loras)
 
 
 def _asks(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, choices: Chosen, how: Ask) -> list[Ask]:

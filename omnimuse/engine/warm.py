@@ -14,6 +14,7 @@ from typing import Any
 
 from omnimuse.core.config import CompileConfig, Config
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.loras import Loras
 from omnimuse.core.request import Ask, Door
 from omnimuse.engine.local import finished, start
 from omnimuse.worker.compiler import compiled, kept_in
@@ -30,8 +31,10 @@ class Warmed:
     seconds: float
 
 
-def warm(config: Config) -> Warmed:
-    """Compile for the model, device and number format of `config`; takes minutes where nothing is there yet."""
+def warm(config: Config, loras: Loras | None = None) -> Warmed:
+    """Compile for the model, device and number format of `config`; takes minutes where nothing is there yet. With
+    `loras` also what any adapters are worn by; RequestError where these cannot be.
+    """
     if config.parallel.ranks > 1:
         raise ConfigError(
             f"warming for {config.parallel} cannot be: it draws in this process alone; the first requests of an engine "
@@ -41,7 +44,7 @@ def warm(config: Config) -> Warmed:
     began, before = time.perf_counter(), compiled()
     engine = start(replace(config, compile=CompileConfig("blocks"), schedule=schedule))
     try:
-        for asks in _forms(engine.door):
+        for asks in (*_forms(engine.door), *(_forms(engine.door, loras) if loras else ())):
             finished(engine, *map(engine.make_request, asks))
     finally:
         engine.close()
@@ -50,10 +53,11 @@ def warm(config: Config) -> Warmed:
     return Warmed(kept_in(), after.made - before.made, after.found - before.found, seconds)
 
 
-def _forms(door: Door) -> Iterator[list[Ask]]:
+def _forms(door: Door, loras: Loras | None = None) -> Iterator[list[Ask]]:
     """Requests that draw together: blocks have one form for one row, and another for any number of rows."""
     ask, guidance = warm_up_ask(SMALL, door), door.spec.guidance
     assert ask is not None
+    ask = replace(ask, params=replace(ask.params, loras=loras))
     yield [ask]
     yield [ask] * 2
     free = () if guidance is None else [scale for scale in guidance.scales if scale not in door.limits.refuses]
