@@ -81,6 +81,11 @@ class Handed:
 Event = Progress | Preview | Chunk | Done | Failed | Handed
 
 
+def is_last(event: Event) -> bool:
+    """Whether nothing more comes of its request, here."""
+    return isinstance(event, Done | Failed) or (isinstance(event, Handed) and event.last)
+
+
 @dataclass(frozen=True)
 class TextRead:
     """How much of a text (`source`: "prompt", "negative_prompt") one encoder read: `tokens`, those of the family's

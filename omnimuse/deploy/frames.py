@@ -52,10 +52,43 @@ class Said(Frame, frozen=True):
     head: bytes
 
 
+class Weigh(Frame, frozen=True):
+    """Is there room for what stages of this pool take of a request? Answered at once, whatever is computed."""
+
+    request: dict[str, Any]
+
+
+class Way(msgspec.Struct, frozen=True, array_like=True):
+    """How a request could be made: in tiles or not, and whether nothing is known of that. With a `message` where it
+    never fits so, by which parameter, and how large is what does.
+    """
+
+    tiled: bool
+    doubted: bool
+    message: str = ""
+    param: str | None = None
+    nearest: int = 0
+
+
+class Weighed(Frame, frozen=True):
+    """The answer: in which ways it could be made, what takes most first."""
+
+    ways: list[Way]
+
+
+class Try(Frame, frozen=True):
+    """Find out what requests like this one take, from two small ones: what came of both from the pool before follows,
+    then what goes on from here comes back, and Close. `vain`: they could not be drawn there, so nobody finds out.
+    """
+
+    request: dict[str, Any]
+    vain: bool = False
+
+
 class Alive(Frame, frozen=True):
     """Of no stream: there is nothing to say."""
 
     stream: str = ""
 
 
-AnyFrame = Open | Put | Credit | Close | Hold | Said | Alive
+AnyFrame = Open | Put | Credit | Close | Hold | Said | Weigh | Weighed | Try | Alive

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -36,6 +37,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Chunk, Done, Event, Failed, Result
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.connectors import Blob
+from omnimuse.deploy.foretelling import Foretelling
 from omnimuse.deploy.frames import AnyFrame, Close, Credit, Hold, Open, Put, Said
 from omnimuse.deploy.group import Ears, Group, Seat
 from omnimuse.deploy.routing import least_loaded
@@ -103,6 +105,7 @@ class Pools:
         self._thread = threading.Thread(target=self._loop.run_forever, name="omnimuse-pools", daemon=True)
         self._thread.start()
         self._group: Group | None = None
+        self._foretelling = Foretelling(lambda: self.group.seats)
         try:
             asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
         except BaseException:
@@ -189,6 +192,7 @@ class Pools:
             return
         self._end_all(EngineClosedError("the engine was closed before the request was done; try again in a moment"))
         if self._group is not None:
+            self._loop.call_soon_threadsafe(self._foretelling.close)
             asyncio.run_coroutine_threadsafe(self._group.close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -215,7 +219,7 @@ class Pools:
     # -- on the event loop -------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        ears = Ears(self._hear, self._lost, lambda seat: self._feed(), self._break, self._retried)
+        ears = Ears(self._hear, self._lost, self._joined, self._break, self._retried)
         self._group = Group(self.config, self._spec, ears, self._faults)
         await self._group.start()
 
@@ -226,8 +230,17 @@ class Pools:
         if (deadline := job.request.deadline) is not None:
             why = DeadlineError("the deadline of the request has passed")
             job.late = self._loop.call_later(deadline - time.monotonic(), self._fail, job, why)
-        self._waiting[0].append(job)
-        self._feed()
+        self._foretelling.begin(self._fit(job))
+
+    async def _fit(self, job: Job) -> None:
+        """Have it wait for the first pool, in the way in which it fits into all."""
+        try:
+            job.request = await self._foretelling.fitted(job.request, partial(self._blame, job))
+        except OmnimuseError as error:
+            self._fail(job, error)
+        if self._jobs.get(job.request.id) is job:  # it may have ended meanwhile
+            self._waiting[0].append(job)
+            self._feed()
 
     def _feed(self) -> None:
         """Give to every pool what waits for it, as far as there is room; the last one first, which makes room."""
@@ -275,8 +288,9 @@ class Pools:
 
     def _hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
         job: Job | None = seat.streams.get(frame.stream)
-        if job is None:
-            return  # it ended meanwhile
+        if job is None:  # it ended meanwhile, or is none
+            self._foretelling.hear(seat, frame, blob)
+            return
         try:
             match frame:
                 case Put() if seat.pool == self._last:
@@ -370,19 +384,32 @@ class Pools:
         """What was in it goes on from the last edge that has closed; what had left it goes on as it is."""
         jobs: list[Job] = list(seat.streams.values())
         seat.streams, seat.holder = {}, None
+        self._foretelling.lost(seat)
         for job in jobs:
             if job.base > seat.pool:
                 job.seats.pop(seat.pool, None)
-            elif seat.pool in job.alone:
-                why = f"the request ended its pool twice ({seat.name}); it is not tried again"
-                self._fail(job, PoisonError(why))
+                continue
+            try:
+                self._blame(job, seat.pool)
+            except PoisonError as error:
+                self._fail(job, error)
             else:
-                self._replay(job, seat.pool)
+                self._replay(job)
         self._feed()
 
-    def _replay(self, job: Job, lost: int) -> None:
-        self._withdraw(job)
+    def _joined(self, seat: Seat) -> None:
+        self._foretelling.joined()
+        self._feed()
+
+    def _blame(self, job: Job, lost: int) -> None:
+        """That pool was lost with it: from now on it goes through it alone; PoisonError the second time."""
+        if lost in job.alone:
+            name = self.config.deploy.pools[lost].name
+            raise PoisonError(f"the request ended its pool twice ({name}); it is not tried again")
         job.alone.add(lost)
+
+    def _replay(self, job: Job) -> None:
+        self._withdraw(job)
         job.stream += "~"
         job.kept = {job.base: job.kept.get(job.base, [])}
         log.warning("request %s goes on in a new process of its pool, from where it came to that", job.request.id)

@@ -23,7 +23,7 @@ from omnimuse.core.request import Request
 from omnimuse.deploy.child import Settings, run, talk
 from omnimuse.deploy.connectors import Blob, Connector, kind_of
 from omnimuse.deploy.faults import ALWAYS, Faults
-from omnimuse.deploy.frames import AnyFrame, Close, Credit, Frame, Hold, Open, Put, Said
+from omnimuse.deploy.frames import AnyFrame, Close, Credit, Frame, Hold, Open, Put, Said, Try, Way, Weigh, Weighed
 from omnimuse.deploy.line import Line
 from omnimuse.deploy.process import build, rank_of, warm_up
 from omnimuse.deploy.process import kind_of as error_kind
@@ -35,6 +35,7 @@ from omnimuse.worker.plan import Heard
 if TYPE_CHECKING:
     from omnimuse.engine.local import Background
 
+Arrived = list[tuple[Put, Blob | None]]
 COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.station")
 
 
@@ -48,7 +49,9 @@ class Station:
         self._background, self._edge, self._faults = background, edge, faults
         self._first = background.engine.runner.hand.first
         self._requests: dict[str, Request] = {}
+        self._tried: dict[str, tuple[Try, Arrived]] = {}
         self.ticks = 0
+        background.engine.moved = self._move
         edge.start(self._hear, gone)
 
     @property
@@ -60,12 +63,24 @@ class Station:
         """End the engine, on all of its ranks."""
         self._background.close()
 
+    def _move(self) -> None:
+        self.ticks += 1
+
     def _hear(self, frame: AnyFrame, blob: Blob | None) -> None:
+        if isinstance(frame, Weigh):
+            self._edge.send(self._weighed(frame))
+            return
         try:
             done = self._background.between_ticks(partial(self._obey, frame, blob))
         except EngineDeadError:
             return  # it is being closed
         done.add_done_callback(partial(self._tell_failure, frame))
+
+    def _weighed(self, frame: Weigh) -> Weighed:
+        engine = self._background.engine
+        request = unpack(frame.request, engine.door.spec)
+        ways = engine.fitting.ways(request, engine.space)
+        return Weighed(frame.stream, [Way(tiled, doubted, *(why or ())) for tiled, doubted, why in ways])
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 
@@ -75,6 +90,12 @@ class Station:
             self._requests[stream] = replace(unpack(frame.request, engine.door.spec), id=stream)
             if self._first:
                 self._submit(stream)
+        elif isinstance(frame, Try):
+            self._tried[stream] = frame, []
+            if self._first or frame.vain:
+                self._try(stream)
+        elif stream in self._tried:
+            self._add(frame, blob)
         elif stream not in self._requests:
             return  # it has ended here, and the front learns that soon
         elif isinstance(frame, Put):
@@ -97,8 +118,34 @@ class Station:
             self._submit(frame.stream)
         self._edge.send(Credit(frame.stream))
 
+    def _add(self, frame: AnyFrame, blob: Blob | None) -> None:
+        """More of what is tried has come; both small ones are there with the second last piece."""
+        arrived = self._tried[frame.stream][1]
+        if isinstance(frame, Put):
+            arrived.append((frame, blob))
+            if sum(put.last for put, _ in arrived) == 2:
+                self._try(frame.stream)
+
+    def _try(self, stream: str) -> None:
+        from omnimuse.engine.engine import try_part
+
+        asked, arrived = self._tried[stream]
+        engine = self._background.engine
+
+        def came(number: int) -> list[Heard]:
+            first = next((index + 1 for index, (put, _) in enumerate(arrived) if put.last), 0)
+            pieces = arrived[first:] if number else arrived[:first]
+            return [Heard(stream, put.head, memoryview(b"") if blob is None else blob.view()) for put, blob in pieces]
+
+        request = replace(unpack(asked.request, engine.door.spec), id=stream)
+        for pieces in try_part(engine, request, None if asked.vain else came):
+            for piece in pieces:
+                self._send(partial(Put, stream, piece.number, piece.last), piece.handover.plain())
+        del self._tried[stream]
+        self._edge.send(Close(stream))
+
     def _listen(self, event: Event) -> None:
-        self.ticks += 1
+        self._move()
         request = self._requests.get(event.request_id)
         if request is None:
             return
@@ -149,6 +196,9 @@ class Station:
         if (error := done.exception()) is not None and engine.dead is None:  # then who asked is to blame for nothing
             engine.forget(frame.stream)
             self._end(frame.stream, error)
+            if frame.stream in self._tried:
+                del self._tried[frame.stream]
+                self._edge.send(Close(frame.stream))
 
     def _end(self, stream: str, error: BaseException) -> None:
         if self._requests.pop(stream, None) is not None:

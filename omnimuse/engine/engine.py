@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
-from omnimuse.core.output import Done, Event, Failed, Handed
+from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
 from omnimuse.engine.foretelling import Foretelling
@@ -81,7 +81,7 @@ class Engine:
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
         self._recorder = Recorder()
         self.foretelling = Foretelling(
-            door.limits, runner.pipeline, self._alone, lambda request: runner.remembers(request)[0]
+            door.limits, runner.pipeline, self._draws, lambda request: runner.remembers(request)[0]
         )
         self.fitting = Fitting(runner, self.foretelling)
         self.woken: Callable[[], None] = lambda: None
@@ -334,19 +334,24 @@ class Engine:
             refused, admit = refused | {way.id for way in admit}, []
         return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
 
-    def _alone(self, request: Request) -> bool:
-        """Whether `request` could be drawn: it is, while everybody else waits, and nobody is told. It has a name of its
-        own, as the one that it is tried for may be in progress.
+    def _draws(self, request: Request) -> bool:
+        """Whether `request` could be drawn. It has a name of its own then, as the one that it is tried for may be in
+        progress.
         """
-        request = replace(request, id=f"{request.id}-tried")
+        return isinstance(self.alone(replace(request, id=f"{request.id}-tried"))[-1], Done)
+
+    def alone(self, request: Request, came: Sequence[Heard] = ()) -> list[Event]:
+        """What becomes of `request` here, of which that `came`, while everybody else waits."""
+        for heard in came:
+            self.hear(heard)
         plan, events = TickPlan(admit=(request,), run=(f"{request.id}/0",)), list[Event]()
-        while not any(isinstance(event, Done | Failed) for event in events):
+        while not any(map(is_last, events)):
             self._tell(plan)
             execute(self.runner, plan, events, self.governor)
             self.moved()
             plan = TickPlan(run=plan.run)
         self.runner.telling.events = []  # what was drawn is not kept until the next tick
-        return isinstance(events[-1], Done)
+        return events
 
     def _offered(self, state_id: str) -> tuple[Request, Offer]:
         """A state that advances: its request, and what its step is."""
@@ -369,7 +374,7 @@ class Engine:
         if isinstance(event, Done):
             timings = {"queue": self._waited.get(event.request_id, 0.0), **event.result.timings}
             event = Done(event.request_id, replace(event.result, timings=timings))
-        if isinstance(event, Done | Failed) or (isinstance(event, Handed) and event.last):
+        if is_last(event):
             self._forget(event.request_id)
         return event
 
@@ -389,6 +394,28 @@ class Engine:
             raise EngineDeadError(str(self.dead))
         if self._closed:
             raise EngineClosedError("this engine is closed; make a new one")
+
+
+def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[Heard]] | None) -> list[list[Handed]]:
+    """Learn what requests like this one take here, in a pool; comes between two ticks.
+
+    `came` gives what came of either of two small ones from the pool before, None if they could not be drawn there.
+    Returned is what goes on of both to the next pool; no piece is the last of what cannot be drawn here.
+    """
+    left: list[list[Handed]] = [[], []]
+    extent = engine.foretelling.extent
+    sizes = [extent.of(each) for each in extent.smaller(request) or ()]
+
+    def draw(small: Request) -> bool:
+        if came is None:
+            return False
+        number = sizes.index(extent.of(small))
+        told = engine.alone(small, came(number))
+        left[number] = [event for event in told if isinstance(event, Handed)]
+        return not isinstance(told[-1], Failed)
+
+    engine.foretelling.learn(request, draw)
+    return left
 
 
 def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Governor | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
+from typing import NamedTuple
 
 from omnimuse.core.params import AnswerParams, DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.request import Request
@@ -30,6 +31,14 @@ SPOKEN = (32, 64)
 """Frames of what is spoken small: more than are decoded at once."""
 
 Fits = Callable[[Request], bool]
+
+
+class Nearest(NamedTuple):
+    """What to ask for instead, by which parameter, and how large that is, 0 if there is nothing."""
+
+    hint: str
+    param: str | None
+    size: int = 0
 
 
 class Extent:
@@ -58,9 +67,9 @@ class Extent:
         """What it asks for, in words."""
         return "this request"
 
-    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
-        """What to ask for instead, and by which parameter."""
-        return "ask for less", None
+    def nearest(self, request: Request, fits: Fits) -> Nearest:
+        """What to ask for instead."""
+        return Nearest("ask for less", None)
 
 
 class Area(Extent):
@@ -76,7 +85,7 @@ class Area(Extent):
 
     def tile(self, request: Request) -> Size | None:
         """The pixels of a side of the tiles in which it is decoded, and from one to the next; None: as a whole."""
-        found = (stage.tiled(self.pipeline.ctx, request) for stage in self.pipeline.own)
+        found = (stage.tiled(self.pipeline.ctx, request) for stage in self.pipeline.stages)
         return next((tile for tile in found if tile), None)
 
     def smaller(self, request: Request) -> tuple[Request, Request] | None:
@@ -110,7 +119,7 @@ class Area(Extent):
 
     def guess(self, request: Request) -> Need:
         pixels, frames, (tile, _) = self.of(request), request.params.num_frames or 1, self.tile(request) or (0, 0)
-        together = frames if any(stage.whole_clips for stage in self.pipeline.own) else 1
+        together = frames if any(stage.whole_clips for stage in self.pipeline.stages) else 1
         return Need(pixels * frames * FRAME, min(pixels, tile**2 or pixels) * together * PIXEL)
 
     def told(self, request: Request) -> str:
@@ -119,7 +128,7 @@ class Area(Extent):
             return super().told(request)
         return f"{p.width}x{p.height}" + (f" with {p.num_frames} frames" if (p.num_frames or 1) > 1 else "")
 
-    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+    def nearest(self, request: Request, fits: Fits) -> Nearest:
         def with_size(size: tuple[int, int]) -> bool:
             return fits(replace(request, params=replace(request.params, width=size[0], height=size[1])))
 
@@ -127,7 +136,8 @@ class Area(Extent):
             return super().nearest(request, fits)
         near = nearest_size(request.size, self.limits.size_multiple, with_size)
         fewer = "ask for fewer frames" if (request.params.num_frames or 1) > 1 else "no size of it fits"
-        return f"the nearest size that may fit is {near[0]}x{near[1]}" if near else fewer, "height"
+        hint = f"the nearest size that may fit is {near[0]}x{near[1]}" if near else fewer
+        return Nearest(hint, "height", prod(near or (0,)))
 
 
 class Length(Extent):
@@ -150,13 +160,13 @@ class Length(Extent):
     def told(self, request: Request) -> str:
         return f"a sound of {request.params.seconds:g} seconds"
 
-    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+    def nearest(self, request: Request, fits: Fits) -> Nearest:
         def with_length(tenths: int) -> bool:
             return fits(replace(request, params=replace(request.params, seconds=tenths / 10)))
 
         tenths = _most(int((request.params.seconds or 0.0) * 10), with_length)
         near = f"the nearest length that may fit is {tenths / 10:g} seconds" if tenths else "no length of it fits"
-        return near, "seconds"
+        return Nearest(near, "seconds", tenths)
 
 
 class Spoken(Extent):
@@ -176,9 +186,10 @@ class Spoken(Extent):
     def guess(self, request: Request) -> Need:
         return Need(self.of(request) * SAID, SOUND)
 
-    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+    def nearest(self, request: Request, fits: Fits) -> Nearest:
         most = _most(self.of(request), lambda count: fits(_saying(request, count)))
-        return f"the most tokens that may fit are {most}" if most else "no length of it fits", "max_tokens"
+        hint = f"the most tokens that may fit are {most}" if most else "no length of it fits"
+        return Nearest(hint, "max_tokens", most)
 
 
 class Written(Extent):
@@ -189,9 +200,10 @@ class Written(Extent):
         assert isinstance(extra, TokenParams)
         return extra.max_tokens or extra.min_tokens
 
-    def nearest(self, request: Request, fits: Fits) -> tuple[str, str | None]:
+    def nearest(self, request: Request, fits: Fits) -> Nearest:
         most = _most(self.of(request), lambda count: fits(_saying(request, count)))
-        return f"the most tokens that may fit are {most}" if most else "ask for less", "max_tokens"
+        hint = f"the most tokens that may fit are {most}" if most else "ask for less"
+        return Nearest(hint, "max_tokens", most)
 
 
 def extent_of(limits: Limits, pipeline: Pipeline) -> Extent:

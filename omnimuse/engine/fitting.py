@@ -5,9 +5,10 @@ Asked by the engine when a request comes and when it would begin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
@@ -18,6 +19,22 @@ from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
 
+class Refusal(NamedTuple):
+    """Why a request never fits and what to ask for instead, by which parameter; `nearest` is how large that is."""
+
+    message: str
+    param: str | None
+    nearest: int
+
+
+class Way(NamedTuple):
+    """How a request could be made: whether in tiles, whether nothing is known of that, and why it never fits so."""
+
+    tiled: bool
+    doubted: bool
+    refusal: Refusal | None
+
+
 @dataclass(frozen=True)
 class Fitting:
     """Of the requests of one engine. `runner` says what they take at the least, `foretelling` what else is known."""
@@ -26,26 +43,39 @@ class Fitting:
     foretelling: Foretelling
 
     def check(self, request: Request, space: Space) -> None:
-        """RequestError, with the nearest that fits, for what no forward has room for in `space`, in tiles neither, and
-        for what can never be remembered.
-        """
+        """RequestError for what is refused."""
+        if (refusal := self._refusal(request, space, self.foretelling.extent.ways)) is not None:
+            raise RequestError(refusal.message, refusal.param)
+
+    def ways(self, request: Request, space: Space) -> list[Way]:
+        """In which ways it could be made, what takes most first."""
+        ways = self.foretelling.extent.ways(request)
+        return [
+            Way(way.tiled, self.foretelling.doubts(way, space.room), self._refusal(way, space, lambda each: [each]))
+            for way in ways
+        ]
+
+    def _refusal(self, request: Request, space: Space, ways: Callable[[Request], list[Request]]) -> Refusal | None:
+        """That of what has no room in `space` in any of its `ways`, and of what can never be remembered."""
         room, extent = space.room, self.foretelling.extent
 
         def least(each: Request) -> int:
-            return min(self._takes(way, space) for way in extent.ways(each))
+            return min(self._takes(way, space) for way in ways(each))
 
         if room is not None and (needed := least(request)) > room:
             said = f"{told_bytes(needed)} at the least beside the weights, of which there are {told_bytes(room)}"
-            hint, param = extent.nearest(request, lambda each: least(each) <= room)
-            raise RequestError(f"{extent.told(request)} takes {said}; {hint}", param)
+            hint, param, nearest = extent.nearest(request, lambda each: least(each) <= room)
+            return Refusal(f"{extent.told(request)} takes {said}; {hint}", param, nearest)
         kept = self.runner.config.running_bytes
         if kept is not None and self._remembers(request) > kept:
-            hint, param = extent.nearest(request, lambda each: self._remembers(each) <= kept)
-            raise RequestError(
+            hint, param, nearest = extent.nearest(request, lambda each: self._remembers(each) <= kept)
+            return Refusal(
                 f"{request.outputs} x {told_bytes(self.runner.remembers(request)[0])} are to be remembered while this "
                 f"is written, and there is room for {told_bytes(kept)} (running_bytes); {hint}",
                 param or "max_tokens",
+                nearest,
             )
+        return None
 
     def first_way(self, request: Request, space: Space) -> Request:
         """`request` in the first way that there is room for, after small ones of every kind were drawn of which nobody

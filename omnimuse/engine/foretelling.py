@@ -85,13 +85,13 @@ class Foretelling:
         need = self.needs(request, coming)
         return need if need.most else self.extent.guess(request)
 
-    def learn(self, request: Request) -> None:
-        """Draw small ones of its kind; where that cannot be, nothing is foretold of it."""
-        kind, tried = self._kind(request), self.extent.smaller(request)
+    def learn(self, request: Request, draw: Callable[[Request], bool] | None = None) -> None:
+        """Draw small ones of its kind (by another `draw`); where that cannot be, nothing is foretold of it."""
+        kind, tried, draw = self._kind(request), self.extent.smaller(request), draw or self._draw
         self._known[kind] = {}
-        if tried is None or not self._draw(tried[0]):  # texts are read once; what libraries make with it does not count
+        if tried is None or not draw(tried[0]):  # texts are read once; what libraries make with it does not count
             return
-        small, large = (most_allocated(self._device, partial(self._draw, each)) for each in tried)
+        small, large = (most_allocated(self._device, partial(draw, each)) for each in tried)
         if small and large:
             counts = [self.extent.of(each) for each in tried]
             grown = NUMBERS * (request.params.num_frames or 1) if tried[0].tiled else EVER

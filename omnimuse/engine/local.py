@@ -24,7 +24,7 @@ from torch import Tensor
 from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
 from omnimuse.core.loras import loras_of, told
-from omnimuse.core.output import Done, Event, Failed, Handed, Part, Result
+from omnimuse.core.output import Done, Event, Failed, Part, Result, is_last
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Recording, Request
 from omnimuse.core.spec import Limits
@@ -391,9 +391,9 @@ class Background:
             self._deliver(event)
 
     def _deliver(self, event: Event) -> None:
-        ended = isinstance(event, Done | Failed) or (isinstance(event, Handed) and event.last)
+        find = self._listeners.pop if is_last(event) else self._listeners.get
         with self._lock:
-            listener = self._listeners.pop(event.request_id, None) if ended else self._listeners.get(event.request_id)
+            listener = find(event.request_id, None)
         if listener is None:
             return
         try:
