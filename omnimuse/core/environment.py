@@ -54,7 +54,10 @@ class Environment:
 
     @staticmethod
     def hush_recordings() -> None:
-        """Have torch's profiler tell of nothing below an error: it writes to stderr by itself, past every log."""
+        """Have torch's profiler tell of nothing below an error: it writes to stderr by itself, past every log.
+
+        What it says of a recording's beginning and end (`USDT`) it has above errors, and is let through with them.
+        """
         os.environ.setdefault("KINETO_LOG_LEVEL", "4")
 
     @staticmethod
