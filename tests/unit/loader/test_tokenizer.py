@@ -186,7 +186,7 @@ def test_a_damaged_file_is_refused_with_its_name(folder: Path) -> None:
 
 def test_a_template_longer_than_any_is_refused(folder: Path) -> None:
     template("x" * (2**20 + 1))(folder)
-    with pytest.raises(ModelError, match=r"chat_template.jinja has more than 1024 KiB"):
+    with pytest.raises(ModelError, match=r"chat_template.jinja has more than 1 MiB"):
         suffices(folder, "TokenizersBackend")
 
 
