@@ -1,17 +1,24 @@
-"""Compiled blocks whose tokens ranks share: the same numbers, and no more code for more rows or other sizes."""
+"""Compiled blocks whose tokens ranks share: the same numbers, and no more code for more rows or other sizes.
+
+And blocks whose weights or layers they share, of what writes, speaks and answers.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
-from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.config import CompileConfig, Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.request import Ask
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.parallel.sequence import SequenceRunner
@@ -19,7 +26,10 @@ from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from tests.checkpoints.families import FAMILIES
 from tests.compiling import Counter
+from tests.dist.test_telling_together import TELLERS, Teller, check, told
 from tests.invariants.conftest import Subject
+from tests.invariants.test_compiled_telling import FORMS, PIECES
+from tests.once import Once
 from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
@@ -93,3 +103,33 @@ def test_blocks_are_compiled_between_exchanges_and_once_for_all_rows_and_sizes(
         assert found["worst"] <= 1e-5
         some, all_sizes = found["graphs"]
         assert 0 < some == all_sizes, found
+
+
+def compiled_telling(rank: int, parallel: ParallelConfig, folder: Path, asks: list[Ask], file: Path) -> None:
+    """Rank 0 drives an engine of compiled blocks, the others follow it; each leaves how many graphs it had."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=parallel.ranks)
+    counter = Counter()
+    with patch("omnimuse.worker.build.CompiledRunner", partial(CompiledRunner, backend=counter)):
+        try:
+            found = told(folder, asks, parallel, compiled=CompileConfig("blocks"))
+            save_file({name: each.contiguous() for name, each in found.items()}, file)
+        finally:
+            file.with_name(f"graphs-{rank}").write_text(str(counter.graphs))
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("parallel", [ParallelConfig(tensor=2), ParallelConfig(pipe=2)], ids=["tensor", "pipe"])
+@pytest.mark.parametrize("teller", TELLERS, ids=lambda teller: teller.name)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+def test_compiled_blocks_that_ranks_share_tell_what_others_do(
+    teller: Teller, parallel: ParallelConfig, once: Once, tmp_path: Path
+) -> None:
+    folder = once.folder(f"shared {teller.name}", teller.build)
+    asks, file = teller.asks(folder), tmp_path / "told.safetensors"
+    play(compiled_telling, parallel, folder, asks, file, ranks=2)
+    check(load_file(file), told(folder, asks, ParallelConfig()))
+    graphs = [int((tmp_path / f"graphs-{rank}").read_text()) for rank in (0, 1)]
+    assert all(0 < each <= 3 * PIECES * FORMS for each in graphs), f"as of three networks on one: {graphs}"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnimuse.ar.kv import Reading, Sizes
 from omnimuse.components.decoder import DenseDecoder
-from omnimuse.core.config import Config, HostConfig, ParallelConfig, QuantConfig
+from omnimuse.core.config import CompileConfig, Config, HostConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Result
 from omnimuse.core.params import DiffusionParams, TokenParams
@@ -43,6 +43,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
 TWO = ParallelConfig(tensor=2)
 FLOATS = QuantConfig()
+AS_THEY_ARE = CompileConfig()
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,15 @@ CROWDED = (
 """More ranks than heads of keys and values, in what reads and writes or in what speaks: some have the same."""
 
 
-def told(folder: Path, asks: list[Ask], parallel: ParallelConfig, packed: QuantConfig = FLOATS) -> dict[str, Tensor]:
+def told(
+    folder: Path,
+    asks: list[Ask],
+    parallel: ParallelConfig,
+    packed: QuantConfig = FLOATS,
+    compiled: CompileConfig = AS_THEY_ARE,
+) -> dict[str, Tensor]:
     """The tokens, sounds and pictures that are told, and then by no chance; SystemExit on ranks that follow."""
-    engine = start(replace(shared(folder, parallel), quantize=packed))
+    engine = start(replace(shared(folder, parallel), quantize=packed, compile=compiled))
     ids = submit(engine, *asks)
     found = spread(results(engine, drain(engine, 3000), ids))
     if sure := likeliest(asks):
