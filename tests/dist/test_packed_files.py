@@ -64,7 +64,6 @@ PACKED: dict[str, tuple[str, Pack]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.shows("tensor", families=[Z])
 def test_ranks_draw_what_one_does_of_weights_that_a_file_has_packed(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -84,7 +83,6 @@ def test_ranks_draw_what_one_does_of_weights_that_a_file_has_packed(
 
 
 @pytest.mark.slow
-@pytest.mark.shows("tensor", "pipe")
 @pytest.mark.parametrize("parallel", [TWO, ParallelConfig(pipe=2)], ids=["tensor", "pipe"])
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_ranks_write_what_one_does_of_weights_that_a_file_has_packed(
