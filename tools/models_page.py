@@ -36,7 +36,7 @@ each with diffusers, transformers or its published code in float32; `tests/invar
 first of it always or unless otherwise asked. `network` is what is evaluated at every step, with the defaults of its
 configuration: billions of parameters, and gigabytes of its weights in bfloat16. The published FLUX.2 Klein, Bria 3.2
 (4 billion) and Lucy Edit (5 billion) are smaller than the defaults of their class. `also` are pipelines whose folders
-load as this one.
+load as this one; a star stands for any name that no other row has.
 """
 VARIANTS = """
 ## Published checkpoints, and what they are asked for by default

@@ -238,11 +238,13 @@ class Decoder(Network):
 
     Rows that read one token share forwards, and so do those that read more, but not with one another: a token is
     written by other code than a prompt is read by. Products of fewer than `fewest` rows would be filled up, each by
-    itself; a network may do so once. One that `draws`, too, by what it has read, has blocks that run as those of other
-    networks that draw: its rows that do not `keep` are steps of a loop like theirs.
+    itself; a network may do so once. What of it cannot be made steady in company is `uneven`, in words. One that
+    `draws`, too, by what it has read, has blocks that run as those of other networks that draw: its rows that do not
+    `keep` are steps of a loop like theirs.
     """
 
     fewest: int = 1
+    uneven: str = ""
     draws: ClassVar[bool] = False
 
     packing: ClassVar[Literal["stack", "pad", "varlen", "tokens"]] = "tokens"

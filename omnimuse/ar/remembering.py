@@ -23,11 +23,27 @@ from omnimuse.ar.kv import KV, LEAST, Reading
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
+from omnimuse.layers.steady import evenly
 
 NONE = -1
 """In the place of a token, where none is the likeliest."""
 GAP = 2
 """Places of others between two rows that still share a call."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a layer looks: at no more than the last `window` tokens, with what each weighs softly bounded by `cap`."""
+
+    window: int | None = None
+    cap: float | None = None
+
+    def whole(self, tokens: int) -> bool:
+        """Whether so many tokens are seen as they are."""
+        return self.cap is None and (self.window is None or tokens <= self.window)
+
+
+PLAIN = Sight()
 
 
 @dataclass(frozen=True)
@@ -60,8 +76,8 @@ class Spots:
         if self.rows is not None:
             starts = starts[self.rows]
         written = (self.vectors + starts[:, None]).view(-1)
-        unseen = self.window - 1 - (starts if self.by_place is None else starts[self.by_place])
-        return Together(self, written, self.masks.index_select(0, unseen)[:, None, None])
+        last = starts if self.by_place is None else starts[self.by_place]
+        return Together(self, written, last, self.masks.index_select(0, self.window - 1 - last)[:, None, None])
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,7 @@ class Together:
 
     spots: Spots
     written: Tensor  # where their keys and values go in a layer, seen as vectors: [rows * 2 * heads of keys]
+    last: Tensor  # which token is the last one that each place sees, [end - first]
     mask: Tensor  # [end - first, 1, 1, W], 0 where a token is seen, else -inf
 
     @property
@@ -77,7 +94,20 @@ class Together:
         """Which of the R these are; None: all, in order."""
         return self.spots.rows
 
-    def attend(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+    @cached_property
+    def masks(self) -> dict[int | None, Tensor]:
+        """`mask`, by the window of the layers that look through it."""
+        return {None: self.mask}
+
+    def within(self, window: int | None) -> Tensor:
+        """`mask` for layers that see no more than the last `window` tokens."""
+        if window is not None and window not in self.masks:
+            places = torch.arange(self.spots.window, device=self.last.device)
+            gone = places <= (self.last - window)[:, None]
+            self.masks[window] = self.mask.masked_fill(gone[:, None, None], -torch.inf)
+        return self.masks[window]
+
+    def attend(self, layer: int, q: Tensor, kv: Tensor, sight: Sight = PLAIN) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] -> what these rows see, [rows, N, H]."""
         spots = self.spots
         if spots.rows is not None:
@@ -89,7 +119,7 @@ class Together:
             q = q[spots.by_place]
         # Heads that share keys are as so many tokens: none of them has to be copied for that.
         shared = q.view(q.shape[0], heads, -1, dim)  # [places, heads of keys, G, H]
-        seen = F.scaled_dot_product_attention(shared, keys, values, attn_mask=self.mask).reshape(q.shape[0], -1, dim)
+        seen = _seen(shared, keys, values, mask=self.within(sight.window), cap=sight.cap).reshape(q.shape[0], -1, dim)
         return seen if spots.places is None else seen[spots.places]
 
 
@@ -126,9 +156,17 @@ class Conditions:
         return type(self)(self.layout.cut(part), cos, sin, self.rows)
 
     @cached_property
-    def masks(self) -> tuple[Tensor | None, ...]:
-        """[S, start + S], True where a token sees another; None for those that see all, and the first of all."""
-        return tuple(map(_mask, self.rows))
+    def masks(self) -> dict[int | None, tuple[Tensor | None, ...]]:
+        """What was found by `within`."""
+        return {}
+
+    def within(self, window: int | None) -> tuple[Tensor | None, ...]:
+        """[S, start + S] of each row, True where a token sees another, of the last `window` alone; None for those that
+        see all, and the first of all.
+        """
+        if window not in self.masks:
+            self.masks[window] = tuple(_mask(row, window) for row in self.rows)
+        return self.masks[window]
 
     @cached_property
     def together(self) -> tuple[Together, ...]:
@@ -163,16 +201,18 @@ class Conditions:
         """
         return torch.cat([self.cos, self.cos], -1), torch.cat([-self.sin, self.sin], -1)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sight: Sight = PLAIN) -> Tensor:
         """Queries [B, S, N, H], keys and values of as many heads or fewer, packed -> what is seen, [B, S, N H]."""
         if self.layout.length == 1:
-            return self.attend_ones(layer, q[:, 0], torch.stack([k[:, 0], v[:, 0]], 1))
-        if self.begun is not None:
+            return self.attend_ones(layer, q[:, 0], torch.stack([k[:, 0], v[:, 0]], 1), sight)
+        if self.begun is not None and sight.whole(self.layout.length):
             memory = self.begun[layer - self.rows[0].kv.first].copy_(torch.stack([k, v]).transpose(2, 3))
             return _seen(q.transpose(1, 2), *memory.unbind(), causal=True).transpose(1, 2).flatten(2)
         parts = (self.layout.unpack(part) for part in (q, k, v))
+        masks = self.within(sight.window)
         seen = [
-            _attend(row, layer, q, k, v, mask) for row, q, k, v, mask in zip(self.rows, *parts, self.masks, strict=True)
+            _attend(row, layer, q, k, v, mask, sight.cap)
+            for row, q, k, v, mask in zip(self.rows, *parts, masks, strict=True)
         ]
         return self.layout.pack(seen)
 
@@ -186,7 +226,7 @@ class Conditions:
         known = [each.repeat_interleave(shared, dim=2) for each in memories]  # [2, start, N, H]
         return site(q, k, v, self.layout, known=known).flatten(2)
 
-    def attend_ones(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+    def attend_ones(self, layer: int, q: Tensor, kv: Tensor, sight: Sight = PLAIN) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H].
 
         There may be more than rows; they see something.
@@ -194,7 +234,7 @@ class Conditions:
         count, given = len(self.rows), q.shape[0]
         if count < given:
             q, kv = q[:count], kv[:count]
-        seen = [each.attend(layer, q, kv) for each in self.together]
+        seen = [each.attend(layer, q, kv, sight) for each in self.together]
         whole = seen[0] if self.order is None else torch.cat(seen)[self.order]
         if count < given:
             whole = torch.cat([whole, whole[:1].expand(given - count, -1, -1)])
@@ -323,7 +363,9 @@ def likeliest(rows: Sequence[Reading], logits: Tensor) -> Tensor:
     return best.masked_fill(broken, NONE)
 
 
-def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(
+    row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: float | None
+) -> Tensor:
     """Queries, keys and values [S, *, H] of one row -> what it sees, [S, N H]."""
     end = row.start + len(q)
     remembered = row.kv.of(layer)  # [2, heads of keys, room, H]
@@ -334,18 +376,33 @@ def _attend(row: Reading, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Ten
     else:
         seen = torch.cat([remembered[:, :, : row.start], torch.stack([k, v]).transpose(1, 2)], dim=2)
     keys, values = seen[:, None]  # [1, heads of keys, end, H]
-    seen = _seen(q.transpose(0, 1)[None], keys, values, causal=row.causal and mask is None, mask=mask)
+    seen = _seen(q.transpose(0, 1)[None], keys, values, causal=row.causal and mask is None, mask=mask, cap=cap)
     return seen[0].transpose(0, 1).flatten(1)
 
 
-def _seen(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
-    """Attention of queries [R, N, S, H] to keys and values of as many heads or fewer."""
-    shared = q.shape[1] > k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
+def _seen(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, cap: float | None = None
+) -> Tensor:
+    """Attention of queries [R, N, S, H] to keys and values of as many heads or fewer; what each weighs is bounded by
+    `cap` before it is masked.
+    """
+    shared = q.shape[1] // k.shape[1]
+    if cap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared > 1)
+    k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
+    weights = cap * evenly(torch.tanh, q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 / cap))  # [R, N, S, W]
+    if causal:
+        mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else weights + mask
+    return weights.softmax(-1, torch.float32).to(v.dtype) @ v
 
 
-def _mask(row: Reading) -> Tensor | None:
-    if row.start == 0 or not row.causal:
+def _mask(row: Reading, window: int | None) -> Tensor | None:
+    end = row.start + row.count
+    if not row.causal or (row.start == 0 and (window is None or end <= window)):
         return None
-    places = torch.arange(row.start + row.count, device=row.kv.device)
-    return places[None, :] <= places[row.start :, None]
+    places = torch.arange(end, device=row.kv.device)
+    own = places[row.start :, None]
+    seen = places[None, :] <= own
+    return seen if window is None else seen & (places[None, :] > own - window)

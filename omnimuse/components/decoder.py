@@ -40,14 +40,46 @@ EXPERTS: Mapping[str, Cutting] = {"gate_up": Columns(others=2), "down": Rows(oth
 """The same of an expert, of whom many say something before ranks add up (`Experts`)."""
 
 
-class DenseDecoder(Decoder):
-    """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end.
+class PackedDecoder(Decoder):
+    """Rows laid end to end: what they are given becomes `logits`, and what is likeliest is read where it is.
 
-    `make` makes a layer, by its number, where that is not one with a gated MLP. What it says `goes_on` where another
-    network of the device is told it, too; else the CPU alone chooses of it.
+    What it says `goes_on` where another network of the device is told it, too; else the CPU alone chooses of it.
     """
 
     goes_on: ClassVar[bool] = False
+
+    def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
+        layout = Layout(tuple(row.count for row in rows))
+        logits = self._logits(rows, layout, packed(rows, layout), memories)
+        if (count := min(len(row.forbidden) for row in rows)) < 2:
+            return wanted(rows, logits, stay=self.goes_on)
+        found = [likeliest(rows, logits)]
+        while len(found) < count:  # what comes next is read where it is: nobody waits for it before the last has come
+            rows = [row.behind() for row in rows]
+            read = found[-1].clamp(min=0)[:, None]  # behind a token that is none nothing counts
+            found.append(likeliest(rows, self._logits(rows, layout, read, memories)))
+        return list(torch.stack(found, 1).cpu().unbind())
+
+    def _logits(
+        self, rows: Sequence[Reading], layout: Layout, given: Tensor, memories: Sequence[Memory] | None
+    ) -> Tensor:
+        """Logits [R, V] behind what rows are given, packed."""
+        if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
+            given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
+        return self.logits(rows, layout, given, memories)[: len(rows)]
+
+    @abstractmethod
+    def logits(
+        self, rows: Sequence[Reading], layout: Layout, given: Tensor, memories: Sequence[Memory] | None
+    ) -> Tensor:
+        """Logits [R, V] behind what rows are `given`, packed; of rows of one token there may be more than `rows`."""
+
+
+class DenseDecoder(PackedDecoder):
+    """Layers over what stands for tokens: `enter` makes it as wide as they are, `say` makes predictions of the end.
+
+    `make` makes a layer, by its number, where that is not one with a gated MLP.
+    """
 
     def __init__(self, config: Qwen3Config, make: Callable[[int], DecoderLayer] | None = None) -> None:
         super().__init__()
@@ -93,29 +125,14 @@ class DenseDecoder(Decoder):
                 found[".".join(["layers", *around, name])] = Total()
         return found
 
-    def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
-        layout = Layout(tuple(row.count for row in rows))
-        logits = self._logits(rows, layout, packed(rows, layout), memories)
-        if (count := min(len(row.forbidden) for row in rows)) < 2:
-            return wanted(rows, logits, stay=self.goes_on)
-        found = [likeliest(rows, logits)]
-        while len(found) < count:  # what comes next is read where it is: nobody waits for it before the last has come
-            rows = [row.behind() for row in rows]
-            read = found[-1].clamp(min=0)[:, None]  # behind a token that is none nothing counts
-            found.append(likeliest(rows, self._logits(rows, layout, read, memories)))
-        return list(torch.stack(found, 1).cpu().unbind())
-
-    def _logits(
+    def logits(
         self, rows: Sequence[Reading], layout: Layout, given: Tensor, memories: Sequence[Memory] | None
     ) -> Tensor:
-        """Logits [R, V] behind what rows are given, packed."""
-        if layout.length == 1 and len(rows) < self.fewest:  # nobody looks at what comes of more
-            given = torch.cat([given, given[:1].expand(self.fewest - len(rows), *given.shape[1:])])
         cond = self.conditions(rows, layout)
         hidden = self.layers(self.enter(given, cond), cond, memories)  # [1, T, D] or [R, S, D]
         self.leave(rows, layout, hidden)
         last = hidden if layout.length == 1 else torch.stack([row[-1:] for row in layout.unpack(hidden)])
-        return self.say(rows, self.norm(last))[: len(rows), 0]
+        return self.say(rows, self.norm(last))[:, 0]
 
     @abstractmethod
     def enter(self, given: Tensor, cond: Conditions) -> Tensor:

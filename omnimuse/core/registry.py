@@ -6,8 +6,9 @@ The table itself is data in `models/__init__.py` (one line per family); this mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
 
@@ -25,7 +26,7 @@ class Registry:
         """The spec of the family that has the pipeline `arch`; ModelError names the closest supported one otherwise."""
         spec = import_module(self._package(arch) + ".spec").SPEC
         assert isinstance(spec, Spec)
-        if arch != spec.arch and arch not in spec.also:
+        if arch != spec.arch and not _among(arch, spec.also):
             raise ModelError(
                 f"{self._package(arch)} is in the table of models for {arch!r}, but its spec has arch={spec.arch!r}; "
                 "make the line in models/__init__.py and the spec say the same"
@@ -48,8 +49,12 @@ class Registry:
         if arch in self.table:
             return self.table[arch]
         for spec in self.specs():
-            if arch in spec.also:
+            if _among(arch, spec.also):
                 return self.table[spec.arch]
         near = get_close_matches(arch, self.table, n=1, cutoff=0.4)
         hint = f"; the closest supported one is {near[0]}" if near else ""
         raise ModelError(f"the architecture {arch} is not supported{hint}. `omnimuse models` lists what is")
+
+
+def _among(arch: str, also: Sequence[str]) -> bool:
+    return any(fnmatchcase(arch, each) for each in also)

@@ -46,12 +46,12 @@ class Component:
     `network` is the import path `module:Class` of our own network, which `Class.from_config(config)` makes; empty means
     that diffusers or transformers build it, and `part` then is the path of the one module of it that is needed (a
     language model's body without its head) or, of a processor, `"tokenizer"`; no other is built or read. `rules` is the
-    import path of our network's weight-name rules, `aliases` of other names that adapters have for its layers,
-    `keep_float32` name patterns that stay in float32; `dtype` is what the whole of it computes in, whatever the
-    engine's is (empty: that). Of a component that is not `built` only the configuration is read; no classes means any
-    class. `tells` are the defaults of a request that it names. What is `inside` another component has its folder, its
-    class and its files, of which it is a part; it is there only `where` that one's configuration says so, or that of
-    the component which it `asks`.
+    import path of our network's weight-name rules, or of what makes them of (checkpoint, name, network), `aliases` of
+    other names that adapters have for its layers, `keep_float32` name patterns that stay in float32; `dtype` is what
+    the whole of it computes in, whatever the engine's is (empty: that). Of a component that is not `built` only the
+    configuration is read; no classes means any class. `tells` are the defaults of a request that it names. What is
+    `inside` another component has its folder, its class and its files, of which it is a part; it is there only `where`
+    that one's configuration says so, or that of the component which it `asks`.
     """
 
     classes: tuple[str, ...]
@@ -206,11 +206,11 @@ class Spec:
     """Everything the house knows about one family without loading it.
 
     `arch` is the class name in `model_index.json`; `also` are other pipelines with the same components and weights,
-    from which a folder may have been saved. `supported` names the parameters the family honours beyond those of
-    every model; any other that a request sets is refused. `limits` computes from a checkpoint's configurations what it
-    can be asked for; `guidance` says how it is guided, if more than one prediction goes into a step. `fits` holds what
-    is published of the family for step caches. `foreign` is set where a library runs the whole pipeline. A family that
-    `fills` in a part of a picture is always told which.
+    from which a folder may have been saved, with a star where any name will do that no other family has. `supported`
+    names the parameters the family honours beyond those of every model; any other that a request sets is refused.
+    `limits` computes from a checkpoint's configurations what it can be asked for; `guidance` says how it is guided, if
+    more than one prediction goes into a step. `fits` holds what is published of the family for step caches. `foreign`
+    is set where a library runs the whole pipeline. A family that `fills` in a part of a picture is always told which.
     """
 
     arch: str

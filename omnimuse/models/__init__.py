@@ -39,6 +39,7 @@ TABLE = {
     "Qwen3OmniMoeForConditionalGeneration": "omnimuse.models.qwen3_omni",
     "Qwen2_5OmniForConditionalGeneration": "omnimuse.models.qwen25_omni",
     "CogView4Pipeline": "omnimuse.models.cogview4",
+    "AutoModelForCausalLM": "omnimuse.models.library_text",
 }
 """The class name in a checkpoint's `model_index.json`, or in its `config.json` -> the family's package."""
 

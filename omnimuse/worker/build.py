@@ -259,6 +259,18 @@ def construct(under: Build) -> None:
         under.modules[name] = module.eval().requires_grad_(False)
 
 
+def check_blocks(under: Build) -> None:
+    """What is done to blocks alone, where a library runs those of a network."""
+    parallel, mode = under.found.config.parallel, under.found.config.compile.mode
+    for name, network in under.networks.items():
+        chosen = {f"compile={mode}": mode != "none", f"{parallel}": parallel.tensor > 1 or parallel.pipe > 1}
+        for what in (what for what, given in chosen.items() if given and not network.stacks()):
+            raise ConfigError(
+                f"{what} is not there for {name}, whose blocks are run by {under.found.checkpoint.components[name][0]} "
+                "as it has them; leave it out"
+            )
+
+
 def formats(under: Build) -> None:
     """The number format of every weight; convolutions in channels-last order, which matrix units need not reorder."""
     checkpoint = under.found.checkpoint
@@ -337,9 +349,9 @@ def offload(under: Build) -> None:
     store: Store = FileStore(config.folder) if under.device.type == "cpu" else HostStore(DeviceLanes(under.device))
     under.resources.callback(store.close)
     for name, module in under.here.items():
-        layers, ours = config.mode == "layers", isinstance(module, Network)
+        layers = config.mode == "layers"
         stacks = module.stacks() if layers and isinstance(module, Network) else {}
-        lists = block_lists(module) if layers and not ours else []
+        lists = block_lists(module) if layers and not stacks else []
         blocks: list[nn.Module] = [block for stack in stacks.values() for block in stack.blocks()]
         blocks += [block for each in lists for block in each]
         home = Away(module, stored_tensors(module), under.device, store, blocks)
@@ -406,6 +418,7 @@ SHAPES: tuple[Pass, ...] = (
     check,
     replace_writer,
     construct,
+    check_blocks,
     check_cache,
     formats,
     keep_part,

@@ -33,5 +33,6 @@ def rules_of(component: Component, checkpoint: Checkpoint, name: str, module: nn
     """The rules by which names in the files of `name` become those of `module`."""
     if not component.network:
         return library_rules(checkpoint, name, module, component.part)
-    rules: Sequence[Rule] = import_named(component.rules) if component.rules else ()
+    found = import_named(component.rules) if component.rules else ()
+    rules: Sequence[Rule] = found(checkpoint, name, module) if callable(found) else found
     return rules

@@ -170,9 +170,9 @@ def _asked(under: Build) -> dict[str, str]:
 
 def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, Layer]:
     """The linear layers in blocks of `module`, but for those that are kept in float32."""
-    if isinstance(module, Network):
-        blocks: list[nn.Module] = [block for stack in module.stacks().values() for block in stack.blocks()]
-    else:
+    stacks = module.stacks() if isinstance(module, Network) else {}
+    blocks: list[nn.Module] = [block for stack in stacks.values() for block in stack.blocks()]
+    if not stacks:
         blocks = [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]
     inside = {id(part) for block in blocks for part in block.modules()}
     alone = {names[0] for _, names in stored_tensors(module).values() if len(names) == 1}

@@ -45,6 +45,9 @@ Key = tuple[int, int, bool, torch.dtype]
 Heights = dict[Key, tuple[int, ...]]
 FewRows = dict[Key, Few]
 
+ACTIVATIONS = "transformers.activations"
+"""Where networks of a library have theirs from: all of them compute number by number."""
+
 SHARE_FOR_PACKING = 0.25  # of the memory that is free at the start
 
 
@@ -69,7 +72,8 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
         return _choice(tier, "asked for: every row has its own forward")
     if tier == "fast":
         return _choice(tier, "asked for: rows share forwards, and company may change the last bits")
-    why, heights, few = obstacle(config, device), Heights(), FewRows()
+    uneven = [network.uneven for network in networks if isinstance(network, Decoder) and network.uneven]
+    why, heights, few = obstacle(config, device) or next(iter(uneven), None), Heights(), FewRows()
     if why is None:
         writers: dict[Network, DtypePolicy] = {
             network: networks[network] for network in networks if isinstance(network, Decoder)
@@ -108,7 +112,7 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
             quick = key in few and few[key].heights
             steady = FewLinear(module, heights[key], few[key]) if quick else SteadyLinear(module, heights[key])
             _replace(network, path, steady)
-        elif isinstance(module, (nn.SiLU, nn.GELU, nn.Sigmoid)):
+        elif isinstance(module, (nn.SiLU, nn.GELU, nn.Sigmoid)) or type(module).__module__ == ACTIVATIONS:
             _replace(network, path, SteadyActivation(module))
         elif isinstance(module, Gated):
             _replace(network, path, SteadyGated())
