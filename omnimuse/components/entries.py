@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.spec import Component, Configs, Limits, SoundLimits
+from omnimuse.core.spec import Component, Configs, Limits, SoundLimits, calls
 from omnimuse.core.speech import Speech
 
 ONE = DiffusionParams(num_outputs_per_prompt=1, output_type="pil")
@@ -120,6 +121,26 @@ def longest_of(config: Mapping[str, object], where: str = "config.json") -> int:
     if not isinstance(longest, int) or longest < 2:
         raise ModelError(f"{where}: max_position_embeddings={longest!r} is no number of tokens; use another checkpoint")
     return longest
+
+
+NO_PICTURE = "what comes out is text"
+REFUSES: Mapping[str, str] = MappingProxyType(
+    {
+        "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
+        "height": NO_PICTURE,
+        "width": NO_PICTURE,
+        "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
+        "output_type": "a text has one form",
+        "cache": "no step of a text can be skipped",
+    }
+)
+"""What no model that writes is asked for, and why."""
+
+
+def writing(configs: Configs, longest: int) -> Limits:
+    """What a checkpoint can be asked for that writes, of so many tokens in all, by its `tokenizer`'s template."""
+    able = calls(configs)
+    return Limits(size_multiple=1, max_side=1, max_sequence_length=longest, refuses=REFUSES, calls=able)
 
 
 def answering(

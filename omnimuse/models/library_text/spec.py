@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from omnimuse.components.entries import longest_of
+from omnimuse.components.entries import ONE, longest_of, writing
 from omnimuse.core.params import GenerationParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, calls
-from omnimuse.models.qwen3_text.spec import DEFAULTS, REFUSES
+from omnimuse.core.spec import Component, Configs, Limits, Spec
 
 
 def longest(config: Mapping[str, object]) -> int:
@@ -32,13 +31,7 @@ def _turnings(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
 
 
 def limits(configs: Configs) -> Limits:
-    return Limits(
-        size_multiple=1,
-        max_side=1,
-        max_sequence_length=longest(configs["model"]),
-        refuses=REFUSES,
-        calls=calls(configs),
-    )
+    return writing(configs, longest(configs["model"]))
 
 
 SPEC = Spec(
@@ -54,7 +47,7 @@ SPEC = Spec(
         ),
         "tokenizer": Component(()),
     },
-    defaults=DEFAULTS,
+    defaults=ONE,
     supported=frozenset(),
     limits=limits,
     extra=GenerationParams,

@@ -19,7 +19,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.ar.kv import Reading, Sizes
 from omnimuse.ar.remembering import Conditions, Sight, numbers
@@ -79,7 +79,7 @@ class Said(TypedDict, total=False):
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **said: Unpack[Said]
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **said: Unpack[Said]
 ) -> tuple[Tensor, None]:
     """Queries [B, N, S, H], keys and values of as many heads or fewer -> what is seen, [B, S, N, H]."""
     remembered, scaling = said["remembered"], said.get("scaling")
@@ -92,7 +92,7 @@ def attend(
 
 
 def told(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **said: Unpack[Said]
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **said: Unpack[Said]
 ) -> tuple[Tensor, None]:
     """The same of a model that is asked: what is `remembered` are its layers, by their numbers. Nothing is computed."""
     layers, wants = said.get("remembered"), {name for name, value in said.items() if value is not None}

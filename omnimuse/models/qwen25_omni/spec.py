@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from omnimuse.components.answering_facts import speaks, text_of
-from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
+from omnimuse.components.entries import ONE, REFUSES, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import WatchParams
 from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant, calls
 from omnimuse.core.speech import Speech
-from omnimuse.models.qwen3_text.spec import REFUSES
 
 VOICES = "voices"
 

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from omnimuse.components.answering_facts import TALKER, speaks, text_of
-from omnimuse.components.entries import ONE, answering, conversing, inside_model, own_transformer
+from omnimuse.components.entries import ONE, REFUSES, answering, conversing, inside_model, own_transformer
 from omnimuse.core.params import WatchParams
 from omnimuse.core.spec import Configs, Limits, Spec, Variant, calls
 from omnimuse.core.speech import Speech
 from omnimuse.loader.facts import part
-from omnimuse.models.qwen3_text.spec import REFUSES
 
 
 def limits(configs: Configs) -> Limits:

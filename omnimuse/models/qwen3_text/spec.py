@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
-from omnimuse.components.entries import longest_of
-from omnimuse.core.params import DiffusionParams, GenerationParams
-from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant, calls
-
-NO_PICTURE = "what comes out is text"
-REFUSES: Mapping[str, str] = MappingProxyType(
-    {
-        "num_inference_steps": "a text has as many steps as tokens; use max_tokens",
-        "height": NO_PICTURE,
-        "width": NO_PICTURE,
-        "max_sequence_length": "the whole prompt is read; max_tokens bounds what is written",
-        "output_type": "a text has one form",
-        "cache": "no step of a text can be skipped",
-    }
-)
-"""What no model that writes is asked for, and why."""
+from omnimuse.components.entries import ONE, longest_of, writing
+from omnimuse.core.params import GenerationParams
+from omnimuse.core.spec import Component, Configs, Limits, Spec, Variant
 
 
 def limits(configs: Configs) -> Limits:
     """So many tokens are read and written in all."""
-    longest = longest_of(configs["model"])
-    able = calls(configs)
-    return Limits(size_multiple=1, max_side=1, max_sequence_length=longest, refuses=REFUSES, calls=able)
+    return writing(configs, longest_of(configs["model"]))
 
 
-DEFAULTS = DiffusionParams(num_outputs_per_prompt=1, output_type="pil")
 PUBLISHED = (
     *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")),
     *(f"Qwen/Qwen3-{size}-Base" for size in ("0.6B", "1.7B", "4B", "8B", "14B")),
@@ -51,9 +32,9 @@ SPEC = Spec(
         ),
         "tokenizer": Component(("Qwen2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend")),
     },
-    defaults=DEFAULTS,
+    defaults=ONE,
     supported=frozenset(),
     limits=limits,
     extra=GenerationParams,
-    variants=(Variant("Qwen3", PUBLISHED, DEFAULTS),),
+    variants=(Variant("Qwen3", PUBLISHED, ONE),),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from omnimuse.components import entries
 from omnimuse.core.errors import ModelError
 from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, GenerationParams
@@ -20,7 +21,7 @@ WRITER, WORDS = "model", "words"
 """The language model, and its tokenizer; the other components are those that draw."""
 MARKS = "draw_token_ids"
 REFUSES = {
-    name: qwen3.REFUSES[name] for name in ("max_sequence_length", "cache")
+    name: entries.REFUSES[name] for name in ("max_sequence_length", "cache")
 }  # of a request; the engine refuses a step cache, too
 
 
