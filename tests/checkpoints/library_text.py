@@ -17,6 +17,7 @@ from tests.checkpoints import parts
 from tests.checkpoints.qwen3 import CHOICES, PROMPTS, prompt_ids, theirs
 from tests.checkpoints.wishes import Writer
 
+ARCH = "AutoModelForCausalLM"
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "max_position_embeddings": 2048}
 SHARED = {**SIZES, "num_hidden_layers": 3, "num_key_value_heads": 2}
 CLASSES: Mapping[str, Mapping[str, Any]] = {
@@ -72,7 +73,7 @@ def generated(folder: Path, prompt: Any, seed: int, choices: Mapping[str, Any]) 
 
 EVERY = tuple(
     Writer(
-        arch="AutoModelForCausalLM",
+        arch=ARCH,
         kind=name,
         build=partial(build, name=name),
         prompts=PROMPTS,
