@@ -24,7 +24,14 @@ CLASSES: Mapping[str, Mapping[str, Any]] = {
     "Llama": SHARED,
     "Mistral": {**SHARED, "sliding_window": 40},
     "Gemma2": {**SHARED, "head_dim": 16, "sliding_window": 40, "query_pre_attn_scalar": 24, "num_hidden_layers": 4},
-    "Gemma3": {**SHARED, "head_dim": 16, "sliding_window": 40, "sliding_window_pattern": 2, "num_hidden_layers": 4},
+    "Gemma3": {
+        **SHARED,
+        "intermediate_size": 101,
+        "head_dim": 16,
+        "sliding_window": 40,
+        "sliding_window_pattern": 2,
+        "num_hidden_layers": 4,
+    },
     "Phi3": {**SHARED, "sliding_window": 150},
     "GPTNeoX": {**SIZES, "num_hidden_layers": 3, "rotary_pct": 0.5},
     "Olmo2": SHARED,
@@ -33,7 +40,8 @@ CLASSES: Mapping[str, Mapping[str, Any]] = {
     "SmolLM3": {**SHARED, "no_rope_layers": [1, 0, 1]},
     "GPT2": {"n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 2048},
 }
-"""What makes a configuration of each small: windows are shorter than what is read in a step, or than a prompt."""
+"""What makes a configuration of each small: windows are shorter than what is read in a step, or than a prompt, and
+activations end within a vector."""
 ENDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 

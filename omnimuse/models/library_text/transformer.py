@@ -171,8 +171,8 @@ class LibraryDecoder(PackedDecoder):
         super().__init__()
         self.model = model
         self.asked = layers
-        parts = {type(part).__name__ for part in model.modules() if any(p.ndim > 1 for p in part.parameters(False))}
-        if odd := sorted(parts - {"Linear", "Embedding"}):
+        others = [part for part in model.modules() if not isinstance(part, nn.Linear | nn.Embedding)]
+        if odd := sorted({type(part).__name__ for part in others if any(p.ndim > 1 for p in part.parameters(False))}):
             self.uneven = f"products of {', '.join(odd)} are the library's own, and have not been tried in company"
 
     @classmethod
