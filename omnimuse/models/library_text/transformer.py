@@ -243,7 +243,12 @@ def _asked(model: Any) -> tuple[Layer, ...]:
     """What the layers of a model on the meta device give our function; ModelError where that is not what it can be
     given, or not all that they remember.
     """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
     name, layers = type(model).__name__, dict[int, Layer]()
+    if any(isinstance(each, WeightConverter) for each in get_model_conversion_mapping(model)):
+        raise refused(name, "has weights, as experts do, that the library joins while it loads them")
     tokens = torch.arange(2, device="meta")[None]
     there = torch.ones_like(tokens)  # without it the library looks for packed rows, in numbers that there are none of
     try:
