@@ -1,0 +1,190 @@
+"""What never fits into one of several pools is refused before anything is computed: as in one process, when a pool was
+lost meanwhile, too, and where one has several ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from omnimuse.core.config import HostConfig, ParallelConfig
+from omnimuse.core.errors import OmnimuseError, PoisonError, RequestError
+from omnimuse.core.output import Done, Failed
+from omnimuse.core.pools import DeployConfig, PoolConfig
+from omnimuse.core.request import Ask
+from omnimuse.deploy.connectors import Blob
+from omnimuse.deploy.frames import AnyFrame, Try
+from omnimuse.deploy.group import Seat
+from omnimuse.deploy.pools import Pools
+from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from tests.checkpoints.families import ANSWERERS
+from tests.dist.test_pools import CONFIG, POOLS, Told, ask
+from tests.invariants import test_answering
+from tests.invariants.conftest import drain, outputs, submit
+from tests.once import Once
+
+pytestmark = [pytest.mark.dist, pytest.mark.costly("room in pools"), pytest.mark.timeout(400)]
+
+ROOM = 60 * 2**20
+TIGHT = replace(CONFIG, host=HostConfig(threads=1, room=ROOM))
+
+
+def large(side: int = 1024, seed: int = 7) -> Ask:
+    return ask("a red circle", seed, width=side, height=side, num_inference_steps=1)
+
+
+def refused(pools: Pools, asked: Ask) -> str:
+    """What is said of one, nothing of which is computed."""
+    told = Told(pools, asked)
+    end = told.end()
+    assert isinstance(end, Failed) and isinstance(end.error, RequestError), end
+    assert told.events == [end]
+    return str(end.error)
+
+
+def figures(said: str) -> tuple[float, int]:
+    """What it takes at the least, in GiB, and the nearest side."""
+    found = re.search(r"takes ([\d.]+) GiB at the least .*; the nearest size that may fit is (\d+)x\d+", said)
+    assert found, said
+    return float(found[1]), int(found[2])
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Engine]:
+    """The same model in one process."""
+    engine = start(TIGHT)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Pools]:
+    """Three pools, the first of which has two replicas."""
+    with closing(Pools(replace(TIGHT, deploy=DeployConfig(POOLS)))) as pools:
+        yield pools
+
+
+@pytest.fixture
+def tried(group: Pools, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pools in which small requests are tried from now on."""
+    names: list[str] = []
+    watch(group, monkeypatch, lambda seat: names.append(seat.name))
+    return names
+
+
+def watch(group: Pools, monkeypatch: pytest.MonkeyPatch, act: Callable[[Seat], object]) -> None:
+    """Do `act` with each seat in which small requests are tried."""
+
+    def watched(seat: Seat, send: Callable[[AnyFrame, Blob | None], None], frame: AnyFrame, *blob: Blob | None) -> None:
+        send(frame, *blob)
+        if isinstance(frame, Try):
+            act(seat)
+
+    for seat in (seat for seats in group.group.seats for seat in seats):
+        monkeypatch.setattr(seat.link, "send", partial(watched, seat, seat.link.send))
+
+
+def local(whole: Engine, asked: Ask) -> str:
+    """What one process says of it."""
+    try:
+        [id_] = submit(whole, asked)
+        outputs(drain(whole), id_)
+    except OmnimuseError as error:
+        return str(error)
+    raise AssertionError("it is drawn")
+
+
+def test_what_never_fits_is_refused_as_by_one_process_and_others_are_drawn_meanwhile(
+    whole: Engine, group: Pools, tried: list[str]
+) -> None:
+    [id_] = submit(whole, ask("a blue star", 8))
+    alone = outputs(drain(whole), id_)
+    beside = Told(group, ask("a blue star", 8))
+    said = refused(group, large())
+    assert torch.equal(beside.drawn(), alone)
+    (figure, side), (expected, nearest) = figures(said), figures(local(whole, large()))
+    assert side == nearest and 0.9 * expected < figure <= expected, "no pool has all that one process has"
+    assert tried == 2 * ["encode-0", "denoise-0", "decode-0"], "for both ways, and no more"
+    assert refused(group, large(seed=8)) == said
+    assert len(tried) == 6, "it is known now"
+    fits = Told(group, large(side)).end()
+    assert isinstance(fits, Done)
+    [id_] = submit(whole, large(side))
+    assert torch.equal(fits.result.output, outputs(drain(whole), id_))
+    assert fits.result.said == ("decoded in tiles, as there is no room for it as a whole",)
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_pool_that_comes_back_knows_it_again(group: Pools, pool: int) -> None:
+    said = refused(group, large())
+    [seat] = group.group.seats[pool]
+    kill(seat)
+    assert refused(group, large()) == said
+    assert isinstance(Told(group, large(figures(said)[1])).end(), Done)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_pool_that_is_lost_while_small_ones_are_tried_in_it_tries_them_once_more(
+    group: Pools, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    said, join, pids = refused(group, large()), group._joined, list[int]()
+
+    def joined(seat: Seat) -> None:
+        watch(
+            group, monkeypatch, lambda seat: pids.append(kill(seat)) if seat.pool == 2 and len(pids) < times else None
+        )
+        join(seat)
+
+    monkeypatch.setattr(group.group, "_ears", replace(group.group._ears, joined=joined))
+    kill(group.group.seats[2][0])  # then it knows nothing
+    end = Told(group, large()).end()
+    assert isinstance(end, Failed) and len(pids) == times
+    assert isinstance(end.error, PoisonError) if times == 2 else str(end.error) == said
+    monkeypatch.undo()
+    assert refused(group, large()) == said
+
+
+def kill(seat: Seat) -> int:
+    """The process that is killed."""
+    assert seat.replica is not None and seat.replica.pid is not None
+    pid = seat.replica.pid
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def test_a_pool_of_two_ranks_refuses_what_never_fits() -> None:
+    before = replace(POOLS[0], replicas=1)
+    pools = (before, replace(POOLS[1], parallel=ParallelConfig(tensor=2)), replace(POOLS[2], connector="local"))
+    config = replace(TIGHT, host=HostConfig(threads=1, room=ROOM // 2), deploy=DeployConfig(pools))
+    with closing(Pools(config)) as group:
+        said = refused(group, large())
+        assert isinstance(Told(group, large(figures(said)[1])).end(), Done)
+        assert refused(group, large(seed=8)) == said
+
+
+def test_an_answer_aloud_that_never_fits_is_refused_before_anybody_thinks(once: Once) -> None:
+    answerer = ANSWERERS[0]
+    config = test_answering.config(once.folder(answerer.name, answerer.build))
+    config = replace(config, host=replace(config.host, room=800_000))
+    sound, engine = PoolConfig("sound", ("*",)), start(config)
+    pools = (replace(sound, name="think", stages=(), tracks=(0,)), replace(sound, name="talk", stages=(), tracks=(1,)))
+    asked = test_answering.ask(0, max_tokens=2000, voice_tokens=2000)
+    with closing(Pools(replace(config, deploy=DeployConfig((*pools, sound))))) as group:
+        said = refused(group, asked)
+        most, alone = (
+            re.search(r"the most tokens that may fit are (\d+)", each) for each in (said, local(engine, asked))
+        )
+        assert most and alone and int(most[1]) >= int(alone[1]) > 64, "no pool has all that one process has"
+        assert refused(group, asked) == said
+        fits = test_answering.ask(0, max_tokens=int(most[1]), voice_tokens=int(most[1]))
+        assert isinstance(Told(group, fits).end(), Done)
+    engine.close()
