@@ -58,7 +58,7 @@ def build(folder: Path, name: str, seed: int = 0) -> Path:
     kind = getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")
     told = facts(name, len(tokenizer), end)
     with quiet("transformers"):
-        model: Any = parts.filled("model", seed, parts.construct_unfilled(lambda: kind(kind.config_class(**told))))
+        model: Any = parts.filled("model", seed, parts.unfilled(lambda: kind(kind.config_class(**told))))
         model.generation_config = GenerationConfig(
             do_sample=True, temperature=0.7, top_k=20, top_p=0.9, eos_token_id=[end]
         )
