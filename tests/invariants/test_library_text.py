@@ -125,6 +125,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Lfm2": ({"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}, "has layers of other kinds"),
     "Bloom": ({}, "does not attend through the library's registry"),
     "Llama4": ({}, "has layers of other kinds"),
+    "Roberta": ({}, "lets its tokens see others in a way of its own"),
     "Qwen3Moe": (SMALL, "has weights, as experts do, that the library joins"),
     "MiniCPM3": (SMALL, "has keys and values of different sizes"),
     "Glm4Moe": (SMALL, "keeps some of its weights in float32"),

@@ -117,11 +117,14 @@ class Masking(TypedDict, total=False):
     """What else the library says of a mask, which it makes of our answer to nothing of that."""
 
 
-def mask(*, local_size: int | None = None, use_vmap: bool = False, **others: Unpack[Masking]) -> Mask:
+def mask(
+    *, mask_function: Any, local_size: int | None = None, use_vmap: bool = False, **others: Unpack[Masking]
+) -> Mask:
     """What the library would have made of tokens that see all before them, or as many as `local_size`; where it would
-    look at each of them (`use_vmap`), there is more to it.
+    look at each of them (`use_vmap`), there is more to it, and where the first sees the second, it is another one.
     """
-    return Mask(local_size, not use_vmap)
+    first, second = torch.zeros((), dtype=torch.int64, device="cpu"), torch.ones((), dtype=torch.int64, device="cpu")
+    return Mask(local_size, not use_vmap and not mask_function(first, first, first, second))
 
 
 def number(module: Any) -> int:
