@@ -130,6 +130,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "MiniCPM3": (SMALL, "has keys and values of different sizes"),
     "Glm4Moe": (SMALL, "keeps some of its weights in float32"),
     "Gemma3n": (SMALL | {"num_kv_shared_layers": 1}, "has layers that share what others remember"),
+    "DiffLlama": (SMALL, "has layers that attend more than once"),
+    "Fuyu": ({}, "has parts besides a language model"),
     "Gemma2": (SMALL | {"num_attention_heads": "many"}, "is not made of its config.json by transformers"),
     "Sorcerer": ({}, "is not a class of transformers"),
 }

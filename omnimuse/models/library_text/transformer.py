@@ -157,6 +157,7 @@ def check(kind: Any, facts: Any) -> None:
         "has layers that share what others remember": bool(said.get("num_kv_shared_layers")),
         "sees its tokens in chunks": said.get("attention_chunk_size") is not None,
         "keeps some of its weights in float32": any(kept),
+        "has parts besides a language model": facts.get_text_config() is not facts,
     }
     for problem, there in problems.items():
         if there:
@@ -192,8 +193,7 @@ class LibraryDecoder(PackedDecoder):
             except (TypeError, ValueError, LookupError, AttributeError, StrictDataclassError) as problem:
                 raise refused(name, f"is not made of its config.json by transformers ({problem})") from problem
             # It is made twice, and with memory for its buffers only to take these (`loader.tensors.construct`).
-            nowhere = all(part.is_meta for part in (*model.parameters(), *model.buffers()))
-            layers = _asked(model) if nowhere else ()
+            layers = _asked(model.to("meta")) if torch.zeros(()).is_meta else ()
             model.set_attn_implementation(NAME)
         return cls(model, layers)
 
