@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import cast
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from omnimuse.layers.steady import Product3d
 
 PATCH = 2  # latent pixels per token side
 
@@ -38,10 +39,9 @@ def unpatchify(x: Tensor, size: Sequence[int], patch: Patch = PATCH, *, last: bo
     return x.reshape(*cells, c, p, q, r).permute(3, 0, 4, 1, 5, 2, 6).reshape(tuple(size))
 
 
-def embedded(convolution: nn.Conv3d, latents: Tensor) -> Tensor:
+def embedded(convolution: Product3d, latents: Tensor) -> Tensor:
     """The tokens [S, D] of latents [c, f, h, w], by a convolution whose kernel is a patch: one product makes all."""
-    weight, patch = convolution.weight, cast(Patch, convolution.kernel_size)
-    return F.linear(patchify(latents.to(weight), patch), weight.flatten(1), convolution.bias)
+    return convolution.product(patchify(latents.to(convolution.weight), cast(Patch, convolution.kernel_size)))
 
 
 def _sides(patch: Patch) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from math import lcm
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ SMALL = 2**20  # numbers in weights
 ALIGNMENT = 64  # bytes; matrix libraries round as the alignment has it
 SHARE = 32768  # elements that torch gives a thread at least (at::internal::GRAIN_SIZE)
 PIECE = 2**16  # numbers to try products with that are made at a time
+ALONE = 16384  # elements up to which no function shares them out; of more, GELU gives each thread as many as another
 LANES = 64  # elements; a multiple of what every kernel takes at once
 
 
@@ -43,6 +45,33 @@ class SteadyLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, heights={self.heights}"
+
+
+class Product(nn.Module):
+    """A convolution whose kernel is what a token is made of, as one product of all tokens of a row; in tiles, where
+    `heights` were tried.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    heights: tuple[int, ...] = ()
+
+    def product(self, tokens: Tensor) -> Tensor:
+        """tokens [T, K] -> [T, N]."""
+        weight = self.weight.flatten(1)
+        return tiled(tokens, weight, self.bias, self.heights) if self.heights else F.linear(tokens, weight, self.bias)
+
+
+class Product1d(Product, nn.Conv1d):
+    """Of one token."""
+
+
+class Product2d(Product, nn.Conv2d):
+    """Of patches of a picture."""
+
+
+class Product3d(Product, nn.Conv3d):
+    """Of patches of a video."""
 
 
 class SteadyActivation(nn.Module):
@@ -72,7 +101,7 @@ def evenly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     flat = x.view(-1)
     rest = x.numel() - whole
     padded = F.pad(flat[whole:], (0, -rest % LANES))
-    return torch.cat([function(flat[:whole]), function(padded)[:rest]]).view(x.shape)
+    return torch.cat([function(flat[:whole]), evenly(function, padded)[:rest]]).view(x.shape)
 
 
 def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> Tensor:
@@ -133,8 +162,15 @@ def product(tile: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> N
 
 def whole_vectors(count: int, threads: int) -> int:
     """The most of `count` elements that torch shares out among threads without leaving any a broken vector."""
-    parts = max(1, min(threads, -(-count // SHARE)))
-    return max(count // (LANES * parts) * LANES * parts, (parts - 1) * SHARE)  # the latter: one thread fewer takes part
+    if count <= ALONE:
+        return count // LANES * LANES
+    most = min(threads, -(-count // SHARE))
+    for parts in (most, max(1, most - 1)):  # the latter: one thread fewer takes part
+        unit = LANES * lcm(parts, threads)
+        whole = min(count, parts * SHARE if parts < threads else count) // unit * unit
+        if whole and min(threads, -(-whole // SHARE)) == parts:
+            return whole
+    return ALONE
 
 
 def steady_heights(weight: Tensor, bias: Tensor | None, room: Tensor | None = None) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from omnimuse.attention.layer import Attention
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.machine import waited_here
 from omnimuse.layers.network import Network
-from omnimuse.layers.steady import SteadyLinear, steady_row
+from omnimuse.layers.steady import Product, SteadyLinear, steady_row
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.steady import Key, key_of, trial_weights
@@ -107,7 +107,7 @@ def _obstacle(config: Config, tier: str, networks: Iterable[Network]) -> str | N
     return None
 
 
-def _dependent(products: Mapping[Key, SteadyLinear], threads: int) -> str | None:
+def _dependent(products: Mapping[Key, Product | SteadyLinear], threads: int) -> str | None:
     """The first kind of product that is not the same to the bit with one thread fewer, in words."""
     for key, module in products.items():
         if not _alike(key, module, threads):
@@ -116,17 +116,17 @@ def _dependent(products: Mapping[Key, SteadyLinear], threads: int) -> str | None
     return None
 
 
-def _products(networks: Mapping[Network, DtypePolicy]) -> dict[Key, SteadyLinear]:
+def _products(networks: Mapping[Network, DtypePolicy]) -> dict[Key, Product | SteadyLinear]:
     """One module of every kind of product."""
-    found: dict[Key, SteadyLinear] = {}
+    found: dict[Key, Product | SteadyLinear] = {}
     for network, policy in networks.items():
         for path, module in network.named_modules():
-            if isinstance(module, SteadyLinear):
+            if isinstance(module, Product | SteadyLinear):
                 found.setdefault(key_of(path, module, policy), module)
     return found
 
 
-def _alike(key: Key, module: SteadyLinear, threads: int) -> bool:
+def _alike(key: Key, module: Product | SteadyLinear, threads: int) -> bool:
     """Whether the products of `module` are the same to the bit with `threads` and with one fewer."""
     weight, bias = trial_weights(key)
     before = torch.get_num_threads()

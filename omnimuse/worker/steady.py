@@ -25,6 +25,7 @@ from omnimuse.layers.kernels import Gated
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import (
     ALIGNMENT,
+    Product,
     SteadyActivation,
     SteadyGated,
     SteadyLinear,
@@ -105,7 +106,7 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
     for path, module in list(network.named_modules()):
         if isinstance(module, Attention):
             module.backend = OneByOne(module.backend, fills=not isinstance(network, Decoder))
-        elif isinstance(module, QuantizedLinear):
+        elif isinstance(module, QuantizedLinear | Product):
             module.heights = heights[key_of(path, module, policy)]
         elif isinstance(module, nn.Linear):
             key = key_of(path, module, policy)
@@ -138,16 +139,16 @@ def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:
         key_of(path, module, policy): None
         for network, policy in networks.items()
         for path, module in network.named_modules()
-        if isinstance(module, nn.Linear | QuantizedLinear)
+        if isinstance(module, nn.Linear | Product | QuantizedLinear)
     }
     return iter(kinds)
 
 
-def key_of(path: str, linear: nn.Linear | SteadyLinear | QuantizedLinear, policy: DtypePolicy) -> Key:
+def key_of(path: str, linear: nn.Linear | Product | SteadyLinear | QuantizedLinear, policy: DtypePolicy) -> Key:
     """The kind of products of a module that is at `path` in its network."""
     if isinstance(linear, QuantizedLinear):
         return (*linear.like().shape, False, linear.arithmetic)
-    return linear.weight.shape[0], linear.weight.shape[1], linear.bias is not None, policy.of(f"{path}.weight")
+    return linear.weight.shape[0], linear.weight[0].numel(), linear.bias is not None, policy.of(f"{path}.weight")
 
 
 @contextmanager

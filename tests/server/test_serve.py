@@ -41,7 +41,7 @@ from omnimuse.server.metrics import Metrics
 from omnimuse.server.options import Reach, ServeOptions
 from omnimuse.server.orders.admission import Admission
 from omnimuse.server.routes.health import measurements
-from omnimuse.server.serve import _run, allowed_faults, open_parts
+from omnimuse.server.serve import Sockets, _run, allowed_faults, open_parts
 from omnimuse.server.service import Lifecycle, Service
 from omnimuse.worker.find import find
 from tests.processes import alive, children, has_torch, wait_gone
@@ -171,7 +171,7 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
         service = Service(options, found.door, pool, admission, files, jobs, keys, metrics, life)
         try:
             with listen(("127.0.0.1", 0)) as listener:
-                await asyncio.wait_for(_run(service, pool, listener), 20)
+                await asyncio.wait_for(_run(service, pool, Sockets(listener)), 20)
         finally:
             await store.close()
 

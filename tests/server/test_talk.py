@@ -95,7 +95,7 @@ def test_a_stream_has_the_role_pieces_the_reason_and_the_usage(client: openai.Op
         messages=SAID,  # type: ignore[arg-type]
         n=2,
         seed=5,
-        max_tokens=20,
+        max_tokens=60,
         temperature=0.8,
         top_p=0.9,
         stream=True,
@@ -111,12 +111,12 @@ def test_a_stream_has_the_role_pieces_the_reason_and_the_usage(client: openai.Op
         if choice.finish_reason:
             ends[choice.index] = choice.finish_reason
     for index, parts in pieces.items():
-        assert "".join(parts) == written(omni, SAID, 5 + index, max_tokens=20, temperature=0.8, top_p=0.9)
+        assert "".join(parts) == written(omni, SAID, 5 + index, max_tokens=60, temperature=0.8, top_p=0.9)
         assert sum(map(bool, parts)) > 3, "it comes in pieces"
     assert set(ends) == {0, 1}
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
-    assert chunks[-1].usage.completion_tokens <= 40
+    assert chunks[-1].usage.completion_tokens <= 120
 
 
 def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(client: openai.OpenAI, omni: Omni) -> None:

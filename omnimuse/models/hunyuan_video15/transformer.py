@@ -32,6 +32,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.rotary import rotary_table
+from omnimuse.layers.steady import Product3d
 from omnimuse.loader.facts import read_facts
 
 GLYPH_WIDTH = 2048  # within the projection of the words in quotes
@@ -105,7 +106,7 @@ class HunyuanVideoTransformer(TwoStreamNetwork[HunyuanVideoStatic]):
         blocks = Blocks(dim, heads, config.num_layers, mlp_ratio=config.mlp_ratio, rounds_once=False)
         super().__init__(blocks, config.in_channels, config.text_embed_dim, out=config.out_channels)
         self.config = config
-        self.image_embedder: nn.Conv3d = nn.Conv3d(config.in_channels, dim, 1)  # as checkpoints store it
+        self.image_embedder: Product3d = Product3d(config.in_channels, dim, 1)  # as checkpoints store it
         self.time_embedder = TimestepEmbedding(dim, dim)
         self.end_embedder = TimestepEmbedding(dim, dim) if config.use_meanflow else None
         self.activation = nn.SiLU()

@@ -14,7 +14,6 @@ from math import pi
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
@@ -23,6 +22,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Columns, Cut, Cutting, Rows
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.steady import Product1d
 from omnimuse.loader.facts import read_facts
 
 ROPE_THETA = 10_000.0
@@ -119,11 +119,11 @@ class StableAudioTransformer(Network):
         self.timestep_proj = nn.Sequential(nn.Linear(config.time_proj_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.global_proj = _twice(config.global_states_input_dim, dim)
         self.cross_attention_proj = _twice(config.cross_attention_input_dim, cross)
-        self.preprocess_conv = nn.Conv1d(config.in_channels, config.in_channels, 1, bias=False)
+        self.preprocess_conv = Product1d(config.in_channels, config.in_channels, 1, bias=False)
         self.proj_in = nn.Linear(config.in_channels, dim, bias=False)
         self.blocks = BlockStack(StableAudioBlock(config) for _ in range(config.num_layers))
         self.proj_out = nn.Linear(dim, config.out_channels, bias=False)
-        self.postprocess_conv = nn.Conv1d(config.out_channels, config.out_channels, 1, bias=False)
+        self.postprocess_conv = Product1d(config.out_channels, config.out_channels, 1, bias=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> StableAudioTransformer:
@@ -260,9 +260,9 @@ def _twice(width: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, dim, bias=False), nn.SiLU(), nn.Linear(dim, dim, bias=False))
 
 
-def _mixed(convolution: nn.Conv1d, x: Tensor) -> Tensor:
+def _mixed(convolution: Product1d, x: Tensor) -> Tensor:
     """x [S, c] plus its channels mixed by a convolution of one token."""
-    return F.linear(x, convolution.weight.squeeze(-1)) + x
+    return convolution.product(x) + x
 
 
 def _rope(length: int, dim: int, device: torch.device) -> Tensor:

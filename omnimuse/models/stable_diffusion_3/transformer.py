@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.attention.layer import Attention
@@ -35,6 +34,7 @@ from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.plans import Columns, Cutting, Rows
 from omnimuse.layers.embedding import TimestepEmbedding
 from omnimuse.layers.kernels import GatedSum
+from omnimuse.layers.steady import Product2d
 from omnimuse.loader.facts import read_facts
 from omnimuse.models.stable_diffusion_3.spec import SKIPPED
 
@@ -227,9 +227,9 @@ class DualBlock(Sd3Block):
         return self.add(image, gate, self.to_out(self.alone(q, k, v, cond.image).flatten(-2)))
 
 
-class PatchEmbedder(nn.Conv2d):
+class PatchEmbedder(Product2d):
     """The convolution over patches, as one product of each picture's own."""
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents [c, h, w] -> [S, D]."""
-        return F.linear(patchify(latents.to(self.weight)), self.weight.flatten(1), self.bias)
+        return self.product(patchify(latents.to(self.weight)))

@@ -31,6 +31,7 @@ from omnimuse.layers.network import Network
 from omnimuse.layers.norm import QueryKeyNorm
 from omnimuse.layers.rotary import rotary_table, rotate
 from omnimuse.layers.stack import Block, BlockStack, Memory
+from omnimuse.layers.steady import Product3d
 from omnimuse.loader.facts import read_facts
 
 ROPE_THETA = 10_000.0
@@ -171,7 +172,7 @@ class WanTransformer(Network):
         super().__init__()
         self.config = config
         dim, patch = config.dim, config.patch_size
-        self.patch_embedding = nn.Conv3d(config.in_channels, dim, patch, stride=patch)
+        self.patch_embedding = Product3d(config.in_channels, dim, patch, stride=patch)
         self.time_embedder = TimestepEmbedding(dim, dim, config.freq_dim)
         self.activation = nn.SiLU()
         self.time_proj = nn.Linear(dim, 6 * dim)

@@ -20,6 +20,7 @@ from omnimuse.components.patches import embedded
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Cutting
 from omnimuse.layers.stack import Block, BlockStack, ChainedStack
+from omnimuse.layers.steady import Product3d
 from omnimuse.models.wan.transformer import WanBlock, WanCond, WanConfig, WanInputs, WanStatic, WanTransformer
 
 
@@ -66,7 +67,7 @@ class WanVaceTransformer(WanTransformer):
     def __init__(self, config: VaceConfig) -> None:
         super().__init__(config)
         dim, patch = config.dim, config.patch_size
-        self.control_embedding = nn.Conv3d(config.vace_in_channels, dim, patch, stride=patch)
+        self.control_embedding = Product3d(config.vace_in_channels, dim, patch, stride=patch)
         self.control_in = nn.Linear(dim, dim)
 
     @classmethod

@@ -9,10 +9,12 @@ from torch import nn
 
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.steady import (
+    ALONE,
     BETWEEN,
     HEIGHTS,
     LANES,
     SHARE,
+    Product2d,
     SteadyActivation,
     SteadyGated,
     SteadyLinear,
@@ -62,25 +64,45 @@ def test_a_row_of_a_product_is_the_same_wherever_it_lies(bias: bool, inputs: int
     assert set(steady.state_dict()) == set(linear.state_dict())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 5, 64])
+def test_patches_of_a_convolution_are_one_product_in_tiles_that_were_tried() -> None:
+    convolution = Product2d(16, 32, 2, stride=2).requires_grad_(False)
+    tokens, weight = trial(300, 64), convolution.weight.flatten(1)
+    plain = convolution.product(tokens)
+    assert torch.equal(plain, F.linear(tokens, weight, convolution.bias))
+    convolution.heights = steady_heights(weight, convolution.bias)
+    whole = convolution.product(tokens)
+    assert torch.allclose(whole, plain, atol=1e-5)
+    for begin, end in ((0, 1), (1, 7), (3, 14), (5, 217)):
+        assert torch.equal(convolution.product(tokens[begin:end]), whole[begin:end])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 12, 64])
 def test_whole_vectors_are_shared_out_without_leaving_any_broken(threads: int) -> None:
+    """By both of torch's rules: a thread has so many elements at least, or as many as any other."""
     for count in [*range(300), *range(SHARE - 200, SHARE + 200, 7), *range(0, 9 * SHARE, 1009), 64 * SHARE + 77]:
-        whole = whole_vectors(count, threads)
-        assert 0 <= count - whole < LANES * threads
-        parts = max(1, min(threads, -(-whole // SHARE)))
-        assert -(-whole // parts) % LANES == 0, "the share of a thread, as torch reckons it"
+        pieces = list[int]()
+        while count:
+            pieces.append(whole_vectors(count, threads) or LANES)
+            count = max(0, -(-(count - pieces[-1]) // LANES) * LANES)
+        assert len(pieces) < 5
+        for whole in pieces:
+            for parts in (min(threads, -(-whole // SHARE)), threads if whole > ALONE else 1):
+                assert -(-whole // parts) % LANES == 0, "the share of a thread, as torch reckons it"
 
 
 @pytest.mark.parametrize("module", [nn.SiLU(), nn.GELU("tanh")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_an_element_is_activated_the_same_wherever_it_lies(module: nn.Module, dtype: torch.dtype, threads: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3, 6])
+@pytest.mark.parametrize("width", [128, 682])
+def test_an_element_is_activated_the_same_wherever_it_lies(
+    module: nn.Module, dtype: torch.dtype, width: int, threads: int
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     steady = SteadyActivation(module)
-    row = (4 * trial(1, 682)).to(dtype)
+    row = (4 * trial(1, width)).to(dtype)
     alone = steady(row)
-    outcomes = [bool((steady(row.expand(count, -1)) == alone).all()) for count in (2, 7, 33, 131, 400)]
+    outcomes = [bool((steady(row.expand(count, -1)) == alone).all()) for count in (2, 7, 33, 131, 136, 400)]
     torch.set_num_threads(before)
     assert all(outcomes)
     assert torch.allclose(alone.float(), module(row).float(), rtol=1e-2, atol=1e-6)
