@@ -39,11 +39,14 @@ def compile_each(engine: Engine, backend: Callable[[str], Counter]) -> None:
     for name in components:
         network = components.wherever(name)
         for stack in network.stacks().values() if isinstance(network, Network) else ():
-            if isinstance(stack.runner, StepCache):
-                assert isinstance(stack.runner.inner, CompiledRunner)
-                stack.runner.inner = counted(stack.blocks(), stack.runner.inner, backend(name))
-            elif isinstance(stack.runner, CompiledRunner):
-                stack.runner = counted(stack.blocks(), stack.runner, backend(name))
+            cached = stack.runner if isinstance(stack.runner, StepCache) else None
+            runner = cached.inner if cached else stack.runner
+            if not isinstance(runner, CompiledRunner):
+                continue  # it runs as it is
+            if cached:
+                cached.inner = counted(stack.blocks(), runner, backend(name))
+            else:
+                stack.runner = counted(stack.blocks(), runner, backend(name))
 
 
 def counted(blocks: Sequence[Block[Any]], runner: CompiledRunner, backend: Counter) -> CompiledRunner:

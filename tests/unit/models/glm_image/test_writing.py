@@ -229,7 +229,7 @@ def test_what_is_remembered_of_a_token_is_told_with_the_memory(folder: Path, eng
     [id_] = submit(engine, ask(EDIT))
     [state] = until(engine, "write prior", id_)
     kept = state["kv"]
-    assert memory == "0.3 kB a token"
+    assert memory == "256 bytes a token"
     assert kept.data.nbytes == kept.room * 2 * 2 * 16 * 4, "two layers, keys and values, one head of 16 numbers"
     drain(engine)
 
