@@ -107,6 +107,8 @@ class Area(Extent):
         """Two sizes whose last tiles are as narrow as those of `request`, where there are some that are smaller: a
         narrow piece may be convolved in another way, and then takes more than a wide one.
         """
+        if (request.params.num_frames or 1) == 1:
+            return None  # pictures are convolved in two dimensions, in one way
         side, stride = tile
         width, height = (each if each <= side else side + (each - side - 1) % stride + 1 for each in request.size)
         more = (width + stride, height) if request.size[0] > side else (width, height + stride)

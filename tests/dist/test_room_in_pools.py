@@ -52,8 +52,8 @@ def refused(pools: Pools, asked: Ask) -> str:
 
 
 def figures(said: str) -> tuple[float, int]:
-    """What it takes at the least, in GiB, and the nearest side."""
-    found = re.search(r"takes ([\d.]+) GiB at the least .*; the nearest size that may fit is (\d+)x\d+", said)
+    """What it takes at the least, in MiB, and the nearest side."""
+    found = re.search(r"takes ([\d.]+) MiB at the least .*; the nearest size that may fit is (\d+)x\d+", said)
     assert found, said
     return float(found[1]), int(found[2])
 
