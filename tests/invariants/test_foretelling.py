@@ -202,8 +202,9 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
     request = engine.make_request(subject.ask(0, width=512, height=384, output_type="pt"))
     tried = engine.foretelling.extent.smaller(request)
     assert tried is not None
-    assert all(128 < max(each.size) <= 320 and each.tiled for each in tried)
-    for each in tried:
+    frames = (request.params.num_frames or 1) > 1  # which are convolved in other ways where they are narrow
+    assert all(128 < max(each.size) <= (320 if frames else 256) and each.tiled for each in tried)
+    for each in tried if frames else ():
         assert all(pieces(side) == pieces(whole) for side, whole in zip(each.size, request.size, strict=True))
     assert 0.75 < foretold(engine, request) < 1.25
 
