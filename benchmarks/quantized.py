@@ -5,7 +5,7 @@
 Prints for every scheme its time as a ratio to float32 (medians of rounds, alternating in one run), its error against
 float32 as a part of the size of the product, and its bytes as a ratio to float32. On a CPU floats, and whole numbers of
 8 bits (one scale for all inputs), are multiplied by oneDNN with weights that it has put in its own order beforehand,
-too, where it can on this processor.
+too, where it can on this processor. Where torchao is installed, it packs and multiplies beside ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,22 +63,52 @@ def prepacked_int8(x: Tensor, weight: Tensor) -> Run:
 
 
 def ordered_beforehand(x: Tensor, weight: Tensor) -> dict[str, Run]:
-    """What oneDNN can multiply so on this processor; what it cannot is said."""
+    """What oneDNN can multiply so on this processor."""
+    return those_that_run(
+        {
+            "float32, oneDNN": lambda: prepacked(x, weight),
+            "bfloat16, oneDNN": lambda: prepacked(x.bfloat16(), weight.bfloat16()),
+            "int8, oneDNN": lambda: prepacked_int8(x, weight),
+        }
+    )
+
+
+def those_that_run(makers: Mapping[str, Callable[[], Run]]) -> dict[str, Run]:
+    """What each of them makes, where that can be here; where it cannot, that is said."""
     found: dict[str, Run] = {}
-    makers: dict[str, Callable[[], Run]] = {
-        "float32, oneDNN": lambda: prepacked(x, weight),
-        "bfloat16, oneDNN": lambda: prepacked(x.bfloat16(), weight.bfloat16()),
-        "int8, oneDNN": lambda: prepacked_int8(x, weight),
-    }
     for name, make in makers.items():
         try:
             run = make()
             run()
-        except RuntimeError as problem:
-            print(f"{name:16} cannot be: {str(problem).splitlines()[0]:.150}")
+        except (RuntimeError, AssertionError, ImportError) as problem:
+            print(f"{name:22} cannot be: {str(problem).splitlines()[0]:.150}")
             continue
         found[name] = run
     return found
+
+
+def by_torchao(x: Tensor, weight: Tensor) -> dict[str, Run]:
+    """What torchao makes of a layer, where it is installed; what it cannot do here is said."""
+    if find_spec("torchao") is None:
+        return {}
+    from torchao import quantization as library
+
+    four = {"weight_dtype": torch.int4, "granularity": library.PerGroup(64)}
+    makers: dict[str, Callable[[], object]] = {
+        "int8, torchao": library.Int8WeightOnlyConfig,
+        "int8-dynamic, torchao": library.Int8DynamicActivationInt8WeightConfig,
+        "int4, torchao": lambda: library.IntxWeightOnlyConfig(**four),
+        "fp8, torchao": library.Float8WeightOnlyConfig,
+        "fp8-dynamic, torchao": library.Float8DynamicActivationFloat8WeightConfig,
+    }
+    return those_that_run({name: partial(_torchao, library, make, x, weight) for name, make in makers.items()})
+
+
+def _torchao(library: Any, how: Callable[[], object], x: Tensor, weight: Tensor) -> Run:
+    linear = nn.Linear(weight.shape[1], len(weight), bias=False, dtype=weight.dtype, device=weight.device)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    library.quantize_(linear, how())
+    return lambda: linear(x)
 
 
 def seconds(run: Run, device: torch.device) -> float:
@@ -107,6 +140,7 @@ def main() -> None:
     runs |= {name: lambda layer=layer: layer(x.to(dtype)) for name, layer in layers.items()}  # type: ignore[misc]
     if device.type == "cpu":
         runs |= ordered_beforehand(x, weight)
+    runs |= by_torchao(x.to(dtype), weight.to(dtype))
     exact = runs["float32"]()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(options.rounds + 2):
@@ -121,7 +155,7 @@ def main() -> None:
         if name in layers or name in floats:
             parts = layers[name].packed.values() if name in layers else [floats[name][1]]
             held = f"   bytes {sum(part.nbytes for part in parts) / weight.nbytes:.3f}"
-        print(f"{name:16} time {ratio:6.2f}   error {far:.4f}{held}")
+        print(f"{name:22} time {ratio:6.2f}   error {far:.4f}{held}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError, reason
-from omnimuse.loader.bitsandbytes import content_of, packed_weights
 from omnimuse.loader.files import PICKLES
+from omnimuse.loader.libraries import packed_weights
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
 
 Tensors = dict[str, Tensor]
@@ -124,12 +124,12 @@ def _opened(file: Path) -> Iterator[Any]:
 
 def _safetensors(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
     """Names and contents; weights of 8 bits are rows with their scales, as is said beside them or 1, and those of
-    bitsandbytes as they are.
+    other libraries as they are.
     """
     with _opened(file) as opened:
         tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
         for name, each in packed_weights(file, opened, {n: opened.get_slice(n).get_dtype() for n in tensors}).items():
-            yield name, content_of(opened, each)
+            yield name, each.content(opened)
             for part in each.parts.values():
                 del tensors[part]
     scales = _scales(file, tensors)

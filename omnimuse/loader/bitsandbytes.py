@@ -8,40 +8,27 @@ largest number of every row. Source: the state that `bitsandbytes.functional` sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from omnimuse.core.errors import ModelError
+from omnimuse.loader.foreign import FLOATS, Packed, check
 from omnimuse.quant.codes import CODES, GROUP
 from omnimuse.quant.packings import Rows
 
 STATE = ".quant_state.bitsandbytes__"
 ROW = "SCB"
 """What eight bits have the largest number of every row under."""
-FLOATS = "F32"
-"""What stands for packed weights whose factors belong to no whole number of rows' parts."""
+LIBRARY = "bitsandbytes"
 NOTES = ("weight_format",)
 """What says nothing of weights."""
 BYTES, FULL = ("U8", "BF16", "F16", "F32"), ("F32",)
 """Formats: in which bytes of codes are held, as the library is told to, and of factors."""
 HALF = 0.0025
 """By how much numbers of a table in half precision may be off; of neighbours, the nearest are twice as far apart."""
-SIZES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Weights: the name of our packing, the shape that they stand for, and the names of their tensors by role."""
-
-    kind: str
-    shape: tuple[int, int]
-    parts: Mapping[str, str]
 
 
 class State(NamedTuple):
@@ -54,14 +41,11 @@ class State(NamedTuple):
     nested: tuple[int, float] | None
 
 
-def packed_weights(path: Path, handle: Any, kinds: Mapping[str, str]) -> dict[str, Packed]:
-    """Those in the safetensors file `path`, open as `handle`, whose tensors have such formats. ModelError for what is
-    not read, and where what belongs to packed weights is not there as they say.
+def packed(handle: Any, kinds: Mapping[str, str]) -> dict[str, Packed]:
+    """What it packed, by name, in the open safetensors file whose tensors have such formats. ModelError for what is not
+    read, and where what belongs to packed weights is not there as they say.
     """
-    try:
-        return {**dict(_four_bits(handle, kinds)), **dict(_eight_bits(handle, kinds))}
-    except ModelError as problem:
-        raise ModelError(f"{path}: {problem}") from None
+    return {**dict(_four_bits(handle, kinds)), **dict(_eight_bits(handle, kinds))}
 
 
 def _four_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Packed]]:
@@ -78,12 +62,12 @@ def _four_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Pac
             expected |= {"absmax": (("U8",), groups), "nested_quant_map": (FULL, 4 * 256)}
             expected |= {"nested_absmax": (FULL, 4 * -(-groups // nested[0]))}
         parts = {role: weight if role == "weight" else f"{weight}.{role}" for role in expected}
-        _check(handle, kinds, {parts[role]: each for role, each in expected.items()})
+        check(handle, kinds, LIBRARY, {parts[role]: each for role, each in expected.items()})
         fits = state.group == GROUP and CODES[code].fits(inputs)
         notes = {role: f"{weight}.{role}" for role in ("quant_map",) if f"{weight}.{role}" in kinds}
         for table in notes.values():
             _check_table(handle.get_tensor(table), table, code)
-        yield weight, Packed(code if fits else FLOATS, state.shape, {**parts, "state": name, **notes})
+        yield weight, Packed(code if fits else FLOATS, state.shape, {**parts, "state": name, **notes}, content_of)
 
 
 def _eight_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Packed]]:
@@ -93,22 +77,9 @@ def _eight_bits(handle: Any, kinds: Mapping[str, str]) -> Iterator[tuple[str, Pa
         if kinds.get(weight) != "I8":
             continue
         rows, inputs = [*handle.get_slice(weight).get_shape(), 0, 0][:2]
-        _check(handle, kinds, {weight: (("I8",), rows * inputs), name: (FULL, 4 * rows)})
+        check(handle, kinds, LIBRARY, {weight: (("I8",), rows * inputs), name: (FULL, 4 * rows)})
         notes = {role: f"{layer}.{role}" for role in NOTES if f"{layer}.{role}" in kinds}
-        yield weight, Packed("int8", (rows, inputs), {"weight": weight, ROW: name, **notes})
-
-
-def _check(handle: Any, kinds: Mapping[str, str], expected: Mapping[str, tuple[Sequence[str], int]]) -> None:
-    """ModelError unless every tensor is there in one of the formats and has so many bytes."""
-    for name, (formats, size) in expected.items():
-        there = "is not there"
-        if name in kinds:
-            have = prod(handle.get_slice(name).get_shape()) * SIZES.get(kinds[name], 0)
-            if kinds[name] in formats and have == size and size:
-                continue
-            there = f"is {have} bytes of {kinds[name]}"
-        wanted = f"{size} bytes of {' or '.join(formats)}"
-        raise ModelError(f"{name} {there}, and what bitsandbytes packed has {wanted} there; get the file again")
+        yield weight, Packed("int8", (rows, inputs), {"weight": weight, ROW: name, **notes}, content_of)
 
 
 def _check_table(table: Tensor, name: str, code: str) -> None:

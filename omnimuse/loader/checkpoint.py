@@ -33,6 +33,8 @@ BESIDE = ("speech_tokenizer",)
 """Folders in it that are components of their own."""
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PREPARING = "preprocessor_config.json"
+PACKERS = ("bitsandbytes", "torchao")
+"""Libraries whose packed weights are read (`libraries.py`), by what configurations call them."""
 CONFIGS = (
     "config.json",
     "scheduler_config.json",
@@ -337,8 +339,8 @@ _CONVERT = "Convert it once: omnimuse convert FILE --like MODEL -o FOLDER, with 
 
 
 def _as_of_floats(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration without what bitsandbytes says of how it packed the weights: the files say that, too."""
+    """The configuration without what a library says of how it packed the weights: the files say that, too."""
     said = config.get("quantization_config")
-    if not isinstance(said, Mapping) or said.get("quant_method") != "bitsandbytes":
+    if not isinstance(said, Mapping) or said.get("quant_method") not in PACKERS:
         return config
     return {name: value for name, value in config.items() if name != "quantization_config"}

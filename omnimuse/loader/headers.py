@@ -16,9 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from omnimuse.core.errors import ModelError, reason
-from omnimuse.loader.bitsandbytes import Packed, packed_weights
 from omnimuse.loader.differences import Shape
 from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
+from omnimuse.loader.foreign import Packed
+from omnimuse.loader.libraries import packed_weights
 from omnimuse.quant.packings import PACKINGS
 
 PACKED = "omnimuse.packed"
@@ -36,7 +37,7 @@ class Stored:
 
     For packed weights it is the name of their packing, and `shape` that of what they stand for; `parts` says under
     which names the tensors are that they consist of (part -> name), as we have them or, where they are `foreign`, as
-    bitsandbytes has.
+    another library has.
     """
 
     path: Path

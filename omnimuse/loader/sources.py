@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from omnimuse.loader.bitsandbytes import content_of
 from omnimuse.loader.filling import Space
 from omnimuse.loader.headers import Stored
 from omnimuse.quant.linear import PackedRows
@@ -25,7 +24,7 @@ class Source:
     def whole(self) -> Tensor | Rows:
         """All of it."""
         if self.stored.foreign is not None:
-            return content_of(self.handle, self.stored.foreign)
+            return self.stored.foreign.content(self.handle)
         if self.stored.parts:
             return self._rows(slice(None))
         tensor: Tensor = self.handle.get_tensor(self.name)

@@ -31,7 +31,10 @@ Largest = Callable[[Tensor], Tensor]
 FP8 = torch.float8_e4m3fn
 
 EXACT = 1024
-"""Inputs whose products of two numbers of 8 bits float32 adds up without rounding: 127 * 127 * 1024 < 2**24."""
+"""Inputs whose products of two numbers of 8 bits float32 adds up without rounding: 128 * 128 * 1024 = 2**24."""
+
+LEAST = torch.finfo(torch.float32).tiny
+"""The least scale, of which one part is still a number."""
 
 
 class Packing(Protocol):
@@ -117,7 +120,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Int8(Scaled):
-    """Whole numbers from -127 to 127."""
+    """Whole numbers from -128 to 127."""
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         return {
@@ -263,10 +266,10 @@ def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
 
 
 def rounded(rows: Tensor, largest: Largest = own) -> tuple[Tensor, Tensor]:
-    """Every row as whole numbers from -127 to 127, and its scale [n, 1]."""
-    scale = largest(rows.abs().amax(-1, keepdim=True)) / 127
-    scale = torch.where(scale > 0, scale, 1.0)
-    return (rows / scale).round_().clamp_(-127, 127).to(torch.int8), scale
+    """Every row as whole numbers from -128 to 127, and its scale [n, 1]; torchao's numbers, to the bit."""
+    scale = largest(rows.abs().amax(-1, keepdim=True)) / 127.5
+    scale = torch.where(scale >= LEAST, scale, 1.0)
+    return (rows * (1 / scale)).round_().clamp_(-128, 127).to(torch.int8), scale
 
 
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, product: Product) -> Tensor:

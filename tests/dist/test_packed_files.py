@@ -1,4 +1,4 @@
-"""Weights that a file has packed, as bitsandbytes or GGUF does: ranks that share them draw and write what one does."""
+"""Weights packed in files, by bitsandbytes, torchao or as GGUF: ranks that share them draw and write what one does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omnimuse.core.config import ParallelConfig
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.quant.blocks import BLOCKS
 from omnimuse.worker.find import our_networks
-from tests.checkpoints import bitsandbytes, gguf_file
+from tests.checkpoints import bitsandbytes, gguf_file, torchao
 from tests.checkpoints.single_file import Tensors, weights
 from tests.dist.test_shared_work import PLAIN, QWEN, Job, Z, on_rank
 from tests.dist.test_telling_together import TELLERS, check, told
@@ -38,6 +38,11 @@ def by_bitsandbytes(kind: str, double: bool, folder: Path, made: Path) -> None:
     bitsandbytes.pack(made / "transformer", kind, double)
 
 
+def by_torchao(kind: str, folder: Path, made: Path) -> None:
+    shutil.copytree(folder, made)
+    torchao.pack(made / "transformer", kind)
+
+
 def in_gguf(names: Callable[[Tensors], Tensors], kind_of: KindOf, folder: Path, made: Path) -> None:
     """As people share it: a file of the transformer alone, by these names."""
     file = gguf_file.write(made.with_suffix(".gguf"), names(weights(folder / "transformer")), kind_of)
@@ -56,6 +61,7 @@ PACKED: dict[str, tuple[str, Pack]] = {
     "nf4, factors too": (Z, partial(by_bitsandbytes, "nf4", True)),
     "fp4": (Z, partial(by_bitsandbytes, "fp4", False)),
     "int8": (Z, partial(by_bitsandbytes, "int8", False)),
+    **{f"{kind} of torchao": (Z, partial(by_torchao, kind)) for kind in ("int8", "int4", "int4-pairs", "fp8")},
     **{f"{kind}, in one": (Z, partial(in_gguf, original, partial(alike, kind))) for kind in ("Q8_0", "Q4_0")},
     "several formats, in one": (Z, partial(in_gguf, original, usual)),
     "Q8_0, apart": (QWEN, partial(in_gguf, dict, partial(alike, "Q8_0"))),

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from omnimuse.core.errors import ModelError
-from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.checkpoint import PACKERS, Checkpoint
 from omnimuse.loader.components import LIBRARIES, quiet
 from omnimuse.loader.files import AGAIN, few, read_json, weight_files
 from omnimuse.loader.headers import stored_in
@@ -125,10 +125,10 @@ def _stored(cls: Any, folder: Path, dtype: torch.dtype, of_transformers: bool) -
 
 
 def _lacking(cls: Any, folder: Path, problem: ImportError) -> str:
-    """What to say where a library of weights that are packed is not here; ours reads those of bitsandbytes itself."""
+    """What to say where a library of weights that are packed is not here; our families read theirs themselves."""
     said = read_json(folder / "config.json").get("quantization_config")
     packed = said.get("quant_method") if isinstance(said, Mapping) else None
-    how = 'pip install "omnimuse[bitsandbytes]"' if packed == "bitsandbytes" else "install it"
+    how = f'pip install "omnimuse[{packed}]"' if packed in PACKERS else "install it"
     return f"the {cls.__name__} in {folder} needs a package that is not here ({problem}); {how}"
 
 

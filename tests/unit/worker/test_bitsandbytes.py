@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,10 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.engine.local import start
+from omnimuse.loader.foreign import FLOATS
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.sources import Source
-from omnimuse.quant.linear import quantized_layers
+from omnimuse.quant.linear import QuantizedLinear, quantized_layers
 from omnimuse.quant.packings import Rows
 from tests.checkpoints import bitsandbytes, qwen3, z_image
 from tests.invariants.conftest import Subject, run
@@ -29,18 +33,31 @@ KINDS = [("nf4", False), ("nf4", True), ("fp4", False), ("int8", False)]
 def test_what_it_packed_draws_what_the_weights_stand_for_and_stays_packed(
     kind: str, double: bool, z_image_folder: Path, tmp_path: Path
 ) -> None:
-    small, floats = (Path(shutil.copytree(z_image_folder, tmp_path / name)) for name in ("small", "floats"))
+    draws_as_floats(partial(bitsandbytes.pack, kind=kind, double=double), kind, z_image_folder, tmp_path)
+
+
+def draws_as_floats(pack: Callable[[Path], dict[str, Tensor]], kind: str, folder: Path, tmp_path: Path) -> None:
+    """What the model in `folder` draws when its components are packed so, and of the floats that these weights are
+    then: the same. Weights are packed as `kind`, or are floats where it is that.
+    """
+    small, floats = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("small", "floats"))
     for component in ("transformer", "text_encoder"):
-        bitsandbytes.unpack(floats / component, bitsandbytes.pack(small / component, kind, double))
+        bitsandbytes.unpack(floats / component, pack(small / component))
         assert kind in {each.kind for each in stored_in(small / component).values()}
     drawn = []
-    for folder in (small, floats):
-        engine = start(Subject(Z_IMAGE, folder).config())
-        drawn.append(run(engine, Subject(Z_IMAGE, folder).ask(0))[0])
-        network = engine.runner.pipeline.ctx.network("transformer")
-        assert bool(quantized_layers(network)) == (folder == small)
-        engine.close()
+    for each in (small, floats):
+        found, layers = first_drawn(each)
+        assert bool(layers) == (each == small and kind != FLOATS)
+        drawn.append(found)
     torch.testing.assert_close(*drawn, rtol=1e-5, atol=1e-5)
+
+
+def first_drawn(folder: Path) -> tuple[Tensor, dict[str, QuantizedLinear]]:
+    """What is drawn for the family's first wish, and the packed layers of the network that draws."""
+    subject = Subject(Z_IMAGE, folder)
+    with contextlib.closing(start(subject.config())) as engine:
+        found: Tensor = run(engine, subject.ask(0))[0]
+        return found, quantized_layers(engine.runner.pipeline.ctx.network("transformer"))
 
 
 @pytest.mark.parametrize("inputs", [128, 96])
@@ -97,11 +114,10 @@ def packed_file(folder: Path, kind: str, double: bool = False) -> dict[str, Tens
     return load_file(folder / "model.safetensors")
 
 
-def read_all(folder: Path) -> None:
+def read_all(folder: Path) -> dict[str, Tensor | Rows]:
     """Whatever the file holds, as a start reads it."""
     with safe_open(folder / "model.safetensors", "pt") as handle:
-        for name, stored in stored_in(folder).items():
-            Source(handle, name, stored).whole()
+        return {name: Source(handle, name, stored).whole() for name, stored in stored_in(folder).items()}
 
 
 @pytest.mark.parametrize(("kind", "double"), KINDS)
@@ -177,7 +193,7 @@ def test_codes_may_be_held_in_another_format_of_the_same_bytes(storage: torch.dt
 @pytest.mark.parametrize(("double", "inputs"), [(False, 128), (True, 128), (True, 96)])
 def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: int, tmp_path: Path) -> None:
     library = pytest.importorskip("bitsandbytes.functional", reason="it is not installed")
-    from omnimuse.loader.bitsandbytes import content_of, packed_weights
+    from omnimuse.loader.bitsandbytes import packed as found_in
 
     weight = torch.randn(6, inputs, generator=torch.Generator().manual_seed(0))
     packed, state = library.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=double)
@@ -185,7 +201,7 @@ def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: in
     save_file({"a.weight": packed, **told}, tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", "pt") as handle:
         kinds = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
-        found = content_of(handle, packed_weights(tmp_path, handle, kinds)["a.weight"])
+        found = found_in(handle, kinds)["a.weight"].content(handle)
     state.shape = torch.Size([1, weight.numel()])  # of blocks that cross rows its kernel for CPUs (0.50) makes others
     expected = library.dequantize_4bit(packed, state).view(weight.shape)
     assert torch.equal(found.floats() if isinstance(found, Rows) else found, expected)

@@ -1,0 +1,181 @@
+"""Models that torchao has packed: they draw what their weights stand for, and stay packed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import PACKERS
+from omnimuse.loader.foreign import FLOATS
+from omnimuse.loader.headers import stored_in
+from omnimuse.loader.libraries import READERS
+from omnimuse.quant.packings import NARROW_INT4, PACKINGS, Rows
+from omnimuse.quant.schemes import SCHEMES
+from tests.checkpoints import bitsandbytes, qwen3, torchao
+from tests.unit.worker.test_bitsandbytes import Z_IMAGE, draws_as_floats, first_drawn, read_all
+
+KEPT = {
+    "int8": "int8",
+    "int8-dynamic": "int8-dynamic",
+    "fp8": "fp8",
+    "int4": NARROW_INT4,
+    "int4-pairs": NARROW_INT4,
+    "int8-groups": FLOATS,
+}
+"""As what each of its kinds is kept here."""
+
+
+def test_every_library_that_is_read_is_one_that_configurations_may_name() -> None:
+    assert tuple(READERS) == PACKERS
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KEPT if kind != "int8-dynamic"])
+def test_what_it_packed_draws_what_the_weights_stand_for_and_stays_packed(
+    kind: str, z_image_folder: Path, tmp_path: Path
+) -> None:
+    draws_as_floats(partial(torchao.pack, kind=kind), KEPT[kind], z_image_folder, tmp_path)
+
+
+def test_where_it_rounds_inputs_they_are_rounded(z_image_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(z_image_folder, tmp_path / "small"))
+    torchao.pack(folder / "transformer", "int8-dynamic")
+    _, layers = first_drawn(folder)
+    assert layers and {each.packing for each in layers.values()} == {PACKINGS["int8-dynamic"]}
+
+
+def test_a_language_model_that_it_packed_writes_what_its_weights_stand_for(tmp_path: Path) -> None:
+    from omnimuse import Omni
+
+    folders = [qwen3.build(tmp_path / name) for name in ("small", "floats")]
+    bitsandbytes.unpack(folders[1], torchao.pack(folders[0], "int8"))
+    texts = []
+    for folder in folders:
+        with Omni(str(folder), device="cpu", dtype="float32") as omni:
+            [result] = omni.generate("a red circle", max_tokens=12, temperature=0, progress=False)
+            texts.append(result.written[0].tokens)
+    assert texts[0] == texts[1]
+
+
+def packed_file(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str], torch.Tensor]:
+    """A packed layer, `layers.weight` [6, 128]: the file's tensors and notes, and the floats that it stands for."""
+    weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(1))
+    save_file({"layers.weight": weight, "layers.bias": torch.zeros(6)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    floats = torchao.pack(folder, kind)["layers.weight"]
+    with safe_open(folder / "model.safetensors", "pt") as handle:
+        return load_file(folder / "model.safetensors"), handle.metadata(), floats
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_lacks_a_part_or_has_a_wrong_one_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
+    tensors, notes, floats = packed_file(tmp_path, kind)
+    file = tmp_path / "model.safetensors"
+    [found] = [each for name, each in read_all(tmp_path).items() if name == "layers.weight"]
+    torch.testing.assert_close(found.floats() if isinstance(found, Rows) else found, floats, rtol=1e-6, atol=1e-6)
+    for name in [name for name in tensors if "_weight_" in name]:
+        whole, rest = tensors[name], {other: each for other, each in tensors.items() if other != name}
+        wrong = [rest, *(rest | {name: each} for each in (whole[:-1], whole[:0], whole.to(torch.int64)))]
+        for damaged in wrong:
+            save_file({each: tensor.clone() for each, tensor in damaged.items()}, file, notes)
+            with pytest.raises(ModelError, match=r"model.safetensors: layers\..*; get the file again"):
+                read_all(tmp_path)
+    for note, says in (
+        ("{}", "does not say how torchao packed layers.weight"),
+        ("7", "does not say how"),
+        ("[", "how"),
+    ):
+        save_file(tensors, file, notes | {"layers.weight": note})
+        with pytest.raises(ModelError, match=says):
+            read_all(tmp_path)
+    about = json.dumps(json.loads(notes["layers.weight"]) | {"_type": "NVFP4Tensor"})
+    save_file(tensors, file, notes | {"layers.weight": about})
+    with pytest.raises(ModelError, match=r"layers\.weight was packed by torchao as NVFP4Tensor, which is not read; I"):
+        read_all(tmp_path)
+
+
+def test_weights_that_another_file_of_the_checkpoint_has_are_read_there(tmp_path: Path) -> None:
+    tensors, notes, _ = packed_file(tmp_path, "int8")
+    (tmp_path / "model.safetensors").unlink()
+    others = {name: each for name, each in tensors.items() if "_weight_" not in name}
+    first, second = (tmp_path / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    save_file(others, first, notes)
+    save_file({name: each for name, each in tensors.items() if name not in others}, second, notes)
+    index = {name: (first if name in others else second).name for name in tensors}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert {name: each.kind for name, each in stored_in(tmp_path).items()} == {
+        "layers.weight": "int8",
+        "layers.bias": "F32",
+    }
+    scale = "layers._weight_scale"
+    save_file(others | {scale: tensors[scale]}, first, notes)
+    save_file({name: each for name, each in tensors.items() if name not in (*others, scale)}, second, notes)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index | {scale: first.name}}))
+    with pytest.raises(ModelError, match=r"is not in the file that has the rest of layers\.weight.*larger files"):
+        stored_in(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KEPT if kind != "int4-pairs"])  # for which it needs a GPU
+def test_files_and_pictures_are_the_librarys(kind: str, z_image_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="it is not installed")
+    from diffusers import TorchAoConfig, ZImageTransformer2DModel
+    from torchao import quantization as library
+
+    groups = {"granularity": library.PerGroup(32)}
+    how = {
+        "int8": library.Int8WeightOnlyConfig,
+        "int8-dynamic": library.Int8DynamicActivationInt8WeightConfig,
+        "fp8": library.Float8WeightOnlyConfig,
+        "int4": partial(library.IntxWeightOnlyConfig, weight_dtype=torch.int4, **groups),
+        "int8-groups": partial(library.Int8WeightOnlyConfig, **groups),
+    }[kind]
+    folder = Path(shutil.copytree(z_image_folder, tmp_path / "small"))
+    torchao.pack(folder / "transformer", kind)
+    module = ZImageTransformer2DModel.from_pretrained(
+        z_image_folder / "transformer", quantization_config=TorchAoConfig(how()), torch_dtype=torch.float32
+    )
+    module.save_pretrained(tmp_path / "library")
+    opened = [next(each.glob("*.safetensors")) for each in (folder / "transformer", tmp_path / "library")]
+    with safe_open(opened[0], "pt") as ours, safe_open(opened[1], "pt") as theirs:
+        notes, said = ours.metadata(), theirs.metadata()
+        for name in [name for name in notes if "layers." in name]:
+            assert json.loads(notes[name]) == json.loads(said[name])
+        for name in [name for name in ours.keys() if "layers." in name]:  # noqa: SIM118
+            assert torch.equal(ours.get_tensor(name), theirs.get_tensor(name))
+    if kind == "int8-dynamic":  # the least difference rounds some input otherwise, and from there on all are others
+        return
+    shutil.copy(tmp_path / "library" / "config.json", folder / "transformer")
+    [expected] = Z_IMAGE.reference(folder, Z_IMAGE.wishes[:1], "latent")
+    found, _ = first_drawn(folder)
+    assert Z_IMAGE.far(found[0], expected) <= Z_IMAGE.tolerance
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "fp8"])
+def test_what_is_packed_here_are_the_librarys_numbers_to_the_bit(kind: str) -> None:
+    """Of float32; those of bfloat16 it rounds once more on the way."""
+    pytest.importorskip("torchao", reason="it is not installed")
+    from torchao import quantization as library
+
+    how = {
+        "int8": library.Int8WeightOnlyConfig,
+        "int8-dynamic": library.Int8DynamicActivationInt8WeightConfig,
+        "fp8": library.Float8WeightOnlyConfig,
+    }[kind]
+    draw = torch.Generator().manual_seed(5)
+    linear = torch.nn.Linear(96, 48, bias=False)
+    linear.weight = torch.nn.Parameter(torch.randn(48, 96, generator=draw), requires_grad=False)
+    x, scheme = torch.randn(7, 96, generator=draw), SCHEMES[kind]
+    parts = scheme.pack(linear.weight)
+    library.quantize_(linear, how())
+    assert torch.equal(parts["weight"], linear.weight.qdata.view(parts["weight"].dtype))
+    assert torch.equal(parts["weight_scale"], linear.weight.scale)
+    found, expected = scheme.multiply(x, parts, torch.nn.functional.linear), linear(x)
+    rounding = 1e-6 if kind == "fp8" else 0  # whose weights it multiplies with their scales first
+    assert (found - expected).norm() <= rounding * expected.norm()
