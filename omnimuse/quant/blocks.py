@@ -133,7 +133,8 @@ def iq4_xs(blocks: Tensor) -> Tensor:
 
 
 def _level(places: Tensor) -> Tensor:
-    return torch.tensor(LEVELS, dtype=torch.float32, device=places.device)[places.long()]
+    levels = torch.tensor(LEVELS, dtype=torch.float32, device=places.device)
+    return levels.index_select(0, places.flatten().int()).view(places.shape)
 
 
 def q4_k(blocks: Tensor) -> Tensor:

@@ -53,11 +53,13 @@ class Coded:
     def numbers(self, packed: Tensor) -> Tensor:
         """Bytes [*, n], each of two codes, the first in the high half -> [*, 2 n]."""
         code = torch.tensor(self.code, device=packed.device)
-        return code[torch.stack((packed >> 4, packed & 15), -1).int()].flatten(-2)
+        pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), 1)  # [256, 2]: of each byte both
+        found = pairs.view(torch.int64).flatten().index_select(0, packed.flatten().int())
+        return found.view(torch.float32).view(*packed.shape[:-1], -1)
 
     def unpack(self, parts: Parts) -> Tensor:
         packed, scale = parts["weight"], parts["weight_scale"]
-        return (self.numbers(packed).view(len(packed), -1, GROUP) * scale[..., None]).flatten(1)
+        return self.numbers(packed).view(len(packed), -1, GROUP).mul_(scale[..., None]).flatten(1)
 
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         return product(x, self.unpack(parts).to(x.dtype))

@@ -170,16 +170,25 @@ class Fp8(Scaled):
         return parts["weight_scale"].masked_fill(torch.cat(broken), torch.nan)
 
     def unpack(self, parts: Parts) -> Tensor:
-        return parts["weight"].view(self.kind).float() * parts["weight_scale"]
+        return self.floats(parts["weight"]).mul_(parts["weight_scale"])
 
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        weight, scale = parts["weight"].view(self.kind), parts["weight_scale"]
+        weight, scale = parts["weight"], parts["weight_scale"]
         if not self.dynamic:
-            return scaled_product(x, weight, scale, product)
+            return scaled_product(x, self.floats(weight), scale, product)
         small, size = rounded_fp8(x.float(), self.kind, self.largest)
         if _multiplies_fp8(x, weight):
+            weight = weight.view(self.kind)
             return torch._scaled_mm(small, weight.t(), size, scale.t().contiguous(), out_dtype=torch.bfloat16)
-        return product(small.float(), weight.float()) * size * scale.t()
+        return product(self.floats(small.view(torch.uint8)), self.floats(weight)) * size * scale.t()
+
+    def floats(self, codes: Tensor) -> Tensor:
+        """What these bits are, uint8 -> float32, the same to the bit."""
+        if codes.device.type != "cpu" or self.kind != FP8:
+            return codes.view(self.kind).float()
+        # Those of float16 with a smaller exponent, which the processor converts many at once: torch does one by one.
+        bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~0x4000)
+        return bits.view(torch.float16).float().mul_(256)
 
 
 @dataclass(frozen=True)
@@ -231,10 +240,10 @@ class Int4:
 
     def unpack(self, parts: Parts) -> Tensor:
         packed, scale, floor = parts["weight"], parts["weight_scale"], parts["weight_floor"]
-        whole = apart(packed)  # [N, K, or one more]
+        whole = apart(packed, torch.float32)  # [N, K, or one more]
         size = whole.shape[-1] // scale.shape[-1]  # of a group; what makes the last byte whole is less than one
         grouped = whole[:, : size * scale.shape[-1]].unflatten(-1, (-1, size))
-        return (grouped * scale[..., None] + floor[..., None]).flatten(-2)
+        return grouped.mul_(scale[..., None]).add_(floor[..., None]).flatten(-2)
 
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         return product(x, self.unpack(parts).to(x.dtype))
@@ -247,9 +256,11 @@ def in_pairs(whole: Tensor) -> Tensor:
     return whole[:, 0::2] | (whole[:, 1::2] << 4)
 
 
-def apart(packed: Tensor) -> Tensor:
-    """The reverse, with that zero."""
-    return torch.stack((packed & 15, packed >> 4), -1).flatten(-2)
+def apart(packed: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """The reverse, with that zero, as numbers of that format."""
+    found = torch.empty(*packed.shape, 2, dtype=dtype, device=packed.device)
+    found[..., 0], found[..., 1] = packed & 15, packed >> 4
+    return found.flatten(-2)
 
 
 def rounded_fp8(rows: Tensor, kind: torch.dtype, largest: Largest = own) -> tuple[Tensor, Tensor]:
