@@ -16,11 +16,17 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.steady import tiled
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import Largest, Packing, Scheme, own
+from omnimuse.quant.schemes import Largest, Packing, Scheme, few_product, few_rows, own
 
 AT_ONCE = 2**16
 """Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
 what stays.
+"""
+
+
+FEW = 8
+"""Rows of one token each up to which reading the packed weights once is faster; where a row must not depend on its
+company, it is done for all.
 """
 
 
@@ -69,8 +75,11 @@ class QuantizedLinear(nn.Module):
 
     def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product, and `bias` added to it."""
-        tokens = x.reshape(-1, self.inputs).to(self.arithmetic)
-        out = self.scheme.multiply(tokens, self.packed, self._product)
+        tokens = x.reshape(-1, self.inputs)
+        if few_rows(x, self.scheme) and (self.heights or len(tokens) <= FEW):
+            out = few_product(tokens, self.packed)
+        else:
+            out = self.scheme.multiply(tokens.to(self.arithmetic), self.packed, self._product)
         if bias is not None:
             out = out + bias
         return out.to(x.dtype).view(*x.shape[:-1], -1)

@@ -290,6 +290,20 @@ def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, product: Product) -
     return product(x, weight.to(x.dtype)) * scale.t()
 
 
+def few_rows(x: Tensor, packing: Packing) -> bool:
+    """Whether `few_product` is there for x [R, 1, K]: it reads weights once for some rows; a product of many first
+    makes floats of all of them.
+    """
+    fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % 32 == 0  # of others it reads too far
+    return fits and x.shape[1:-1] == (1,) and isinstance(packing, Int8) and not packing.dynamic
+
+
+def few_product(x: Tensor, parts: Parts) -> Tensor:
+    """x [R, K] times weights in 8 bits -> float32 [R, N]; each row by itself, so that none depends on its company."""
+    weight, scale = parts["weight"], parts["weight_scale"]
+    return torch._weight_int8pack_mm(x, weight, torch.ones_like(scale[:, 0], dtype=x.dtype)) * scale.t()
+
+
 def whole_product(x: Tensor, weight: Tensor) -> Tensor:
     """x [T, K] times weight [N, K], whole numbers of 8 bits -> float32 [T, N], the same to the bit on every device.
 
