@@ -23,27 +23,30 @@ Load = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Package:
-    """Where the kernels are, how people get them, and which heads they take."""
+    """Where the kernels are, how people get them, and the widest heads that they take."""
 
     module: str
     install: str
-    widths: tuple[int, ...] = ()
-    """Widths of heads; empty: every multiple of 8 up to 256."""
+    widest: int = 256
+    since: str = ""
+    """A name that versions have which compute right."""
+    older: str = ""
+    """What others do."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype, head_dim: int, load: Load) -> str | None:
         """Why the package cannot compute this, or None."""
         try:
-            load(self.module)
+            module = load(self.module)
         except ImportError as error:
             return f"{self.module} cannot be imported ({error}); {self.install}"
+        if self.since and not hasattr(module, self.since):
+            return f"this version of {self.module} {self.older}; {self.install}"
         if device.type != "cuda":
             return f"{self.module} runs on CUDA, not on {device}"
         if dtype not in (torch.float16, torch.bfloat16):
             return f"{self.module} computes in float16 and bfloat16, not in {dtype}"
-        fits = head_dim in self.widths if self.widths else head_dim <= 256 and head_dim % 8 == 0
-        if not fits:
-            widths = ", ".join(map(str, self.widths)) or "8, 16 ... 256"
-            return f"{self.module} takes heads of {widths} numbers, not of {head_dim}"
+        if head_dim > self.widest or head_dim % 8:
+            return f"{self.module} takes heads of 8, 16 ... {self.widest} numbers, not of {head_dim}"
         return too_old(device)
 
 
@@ -81,7 +84,11 @@ class FlashAttention(Installed):
 
 
 class SageAttention(Installed):
-    """SageAttention: products of queries and keys in int8, so results are near, not equal."""
+    """SageAttention: products of queries and keys in int8, so results are near, not equal.
+
+    Keys have their mean taken out first, which no query notices. Of rows laid end to end the library takes that of all
+    of them; here each row has its own taken out, so that none depends on its company.
+    """
 
     name = "sage"
 
@@ -91,7 +98,8 @@ class SageAttention(Installed):
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, kv_layout: Layout) -> Tensor:
         attend = self.load(self.package.module).sageattn_varlen
-        return attend(*laid_end_to_end(q, k, v, layout, kv_layout)).view(q.shape)
+        rows = torch.cat([row - row.mean(1, keepdim=True) for row in k.split(kv_layout.lengths, dim=1)], dim=1)
+        return attend(*laid_end_to_end(q, rows, v, layout, kv_layout), smooth_k=False).view(q.shape)
 
 
 class XFormers(Installed):
@@ -105,13 +113,21 @@ class XFormers(Installed):
 
     def packed(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, kv_layout: Layout) -> Tensor:
         ops = self.load(self.package.module)
-        blocks = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(list(layout.lengths), list(kv_layout.lengths))
+        made = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens
+        lengths, device = (list(layout.lengths), list(kv_layout.lengths)), q.device  # where it lies must be said
+        blocks = layout.kept((self.name, kv_layout.lengths, device), lambda: made(*lengths, device=device))
         return ops.memory_efficient_attention(q, k, v, attn_bias=blocks)
 
 
 FLASH_2 = Package("flash_attn", '`pip install "omnimuse[flash]"`, or choose sdpa_flash, which is in torch')
 FLASH_3 = Package("flash_attn_interface", "build it from the folder hopper/ of FlashAttention, or choose 'sdpa_cudnn'")
-SAGE = Package("sageattention", '`pip install "omnimuse[sage]"`, or choose sdpa', widths=(64, 96, 128))
+SAGE = Package(
+    "sageattention",
+    "build version 2 from its repository, or choose sdpa",
+    widest=128,
+    since="sageattn_qk_int8_pv_fp16_triton",
+    older="counts keys that are not there, where their number is no multiple of 64, and computes something else",
+)
 XFORMERS = Package("xformers.ops", '`pip install "omnimuse[xformers]"`, or choose sdpa_efficient, which is in torch')
 
 

@@ -44,11 +44,16 @@ class Library:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        blocks = SimpleNamespace(from_seqlens=lambda q, k: (q, k))
+        self.made = 0
+        blocks = SimpleNamespace(from_seqlens=self._blocks)
         self.fmha = SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=blocks))
 
     def __call__(self, module: str) -> Any:
         return self
+
+    def _blocks(self, q: list[int], k: list[int], *, device: torch.device) -> tuple[list[int], list[int]]:
+        self.made += 1
+        return q, k
 
     def flash_attn_func(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None]:
         self.calls.append("dense")
@@ -75,7 +80,13 @@ class Library:
         return torch.cat([Reference()(q[None], k[None], v[None])[0] for q, k, v in each])
 
     flash_attn_varlen_func = varlen_attn
-    sageattn_varlen = varlen_attn
+
+    def sageattn_varlen(self, *packed: Any, smooth_k: bool) -> Tensor:
+        assert not smooth_k, "it would take the mean over the keys of all rows"
+        self.keys = packed[1]
+        return self.varlen_attn(*packed)
+
+    sageattn_qk_int8_pv_fp16_triton = sageattn
 
     def memory_efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None) -> Tensor:
         self.calls.append("dense" if attn_bias is None else "packed")
@@ -116,14 +127,37 @@ def test_rows_of_equal_length_are_one_dense_call_of_the_library_and_masks_are_re
 
 
 def test_a_library_that_is_missing_is_refused_with_what_to_install() -> None:
-    for name, extra in (("flash_attn", "flash"), ("sageattention", "sage"), ("xformers", "xformers")):
-        backend = next(
-            b
-            for b in (FlashAttention("x", FLASH_2), SageAttention(SAGE), XFormers(XFORMERS))
-            if b.package.module.startswith(name)
-        )
+    def missing(module: str) -> Any:
+        raise ImportError(module)
+
+    for backend, install in (
+        (FlashAttention("x", FLASH_2, missing), 'pip install "omnimuse[flash]"'),
+        (SageAttention(SAGE, missing), "build version 2 from its repository"),
+        (XFormers(XFORMERS, missing), 'pip install "omnimuse[xformers]"'),
+    ):
         why = backend.why_not(CUDA, HALF, 64)
-        assert why is not None and "cannot be imported" in why and f'pip install "omnimuse[{extra}]"' in why
+        assert why is not None and "cannot be imported" in why and install in why
+
+
+def test_a_version_that_computes_something_else_is_refused() -> None:
+    older = SimpleNamespace(sageattn=None, sageattn_varlen=None)
+    why = SageAttention(SAGE, lambda module: older).why_not(CUDA, HALF, 64)
+    assert why is not None and "counts keys that are not there" in why and "build version 2" in why
+
+
+def test_each_row_has_the_mean_of_its_own_keys_taken_out() -> None:
+    library, (layout, keys) = Library(), (Layout(lengths) for lengths in LENGTHS)
+    q, k = draw(1, 10, 2, 8), draw(1, 11, 2, 8, seed=1) + 5
+    SageAttention(SAGE, library).packed(q, k, k, layout, keys)
+    assert all(row.mean(0).abs().max() < 1e-5 for row in library.keys.split(keys.lengths))
+
+
+def test_the_blocks_of_a_layout_are_made_once() -> None:
+    library, (layout, keys) = Library(), (Layout(lengths) for lengths in LENGTHS)
+    q, k, backend = draw(1, 10, 2, 8), draw(1, 11, 2, 8, seed=1), XFormers(XFORMERS, library)
+    for _ in range(3):
+        backend.packed(q, k, k, layout, keys)
+    assert library.made == 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +165,7 @@ def test_a_library_that_is_missing_is_refused_with_what_to_install() -> None:
     [
         (CPU, HALF, 64, "sageattention runs on CUDA, not on cpu"),
         (CUDA, torch.float32, 64, "computes in float16 and bfloat16, not in torch.float32"),
-        (CUDA, HALF, 72, "takes heads of 64, 96, 128 numbers, not of 72"),
+        (CUDA, HALF, 136, "takes heads of 8, 16 ... 128 numbers, not of 136"),
     ],
 )
 def test_a_library_says_what_it_does_not_take(device: torch.device, dtype: torch.dtype, width: int, why: str) -> None:
