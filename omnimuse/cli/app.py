@@ -8,6 +8,7 @@ only when it is asked for.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -372,12 +373,14 @@ def report(error: Exception, as_json: bool) -> None:
 
 
 def told(error: Exception) -> str:
-    """What is wrong, with the file that the system refused where there is one."""
-    file = error.filename if isinstance(error, OSError) else None
-    return f"{reason(error)}: {file}" if file else reason(error)
+    """What is wrong, with the file that the system refused where there is one, and what helps a disk that is full."""
+    if not isinstance(error, OSError):
+        return str(error)
+    full = "; free some space, or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{reason(error)}: {error.filename}{full}" if error.filename else f"{reason(error)}{full}"
 
 
 def describe(error: Exception) -> dict[str, str | None]:
     """An error as JSON: its kind, its message and, for a request, the field that is wrong."""
     param = error.param if isinstance(error, RequestError) else None
-    return {"kind": type(error).__name__, "message": str(error), "param": param}
+    return {"kind": type(error).__name__, "message": told(error), "param": param}

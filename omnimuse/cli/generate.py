@@ -267,7 +267,11 @@ def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr
     stopped = _draw(job, prepare, outcome, clock, stdout, stderr) if job.drawings else ""
     record = outcome.record(clock.seconds(), stopped)
     if job.shown.plot is not None:
-        plot(record, job.shown.plot, job.naming.overwrite)
+        try:
+            plot(record, job.shown.plot, job.naming.overwrite)
+        except OSError as error:  # what was drawn is told all the same
+            stopped = stopped or told(error)
+            record = outcome.record(clock.seconds(), stopped)
     if job.shown.as_json:
         print_json(record, stdout)
     elif not job.shown.quiet:

@@ -76,6 +76,11 @@ def plain(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
+def refused(error: OSError, path: object) -> OSError:
+    """`error` of the system, said of `path`: what was written first may have another name, or none."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
 def reason(error: BaseException) -> str:
     """Why, for a message that has the file's name: of an error of the system its words alone, of others their text."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

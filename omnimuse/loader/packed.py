@@ -44,7 +44,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         yield part
         part.rename(target)
     except (OSError, SafetensorError) as problem:
-        raise StorageError(f"{target} could not be written, and nothing is left of it: {_why(problem)}") from problem
+        why = f"{_why(problem)}; free some space, or choose another place"
+        raise StorageError(f"{target} could not be written, and nothing is left of it: {why}") from problem
     finally:
         if lock is not None:
             shutil.rmtree(room, ignore_errors=True)

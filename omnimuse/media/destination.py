@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, refused
 
 DIGITS = 3
 """How many digits the number in a file's name has, at least."""
@@ -102,11 +102,18 @@ def write_whole(
     """Write `content` to `path` through a temporary file beside it: readers see the old file or the new one.
 
     Missing folders are made; `sync` puts what was written onto the disk. FileExistsError where there is a file that
-    may not be replaced, OSError when the disk refuses; the temporary file is gone then. Those that processes left which
-    were killed are gone, too, once this process has written into their folder.
+    may not be replaced, OSError of `path` when the disk refuses; the temporary file is gone then. Those that processes
+    left which were killed are gone, too, once this process has written into their folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent.absolute())
+    try:
+        _write_whole(path, content, replace, mode, sync)
+    except OSError as problem:
+        raise refused(problem, path) from problem
+
+
+def _write_whole(path: Path, content: bytes, replace: bool, mode: int, sync: Callable[[int], object]) -> None:
     handle, part = _begin(path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -20,6 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from omnimuse.core.environment import Environment
+from omnimuse.core.errors import refused
 from omnimuse.observe.labels import LABELS, OTHER
 
 log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def _whole(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as problem:
-        raise OSError(problem.errno, problem.strerror or str(problem), str(path)) from problem
+        raise refused(problem, path) from problem
     finally:
         part.unlink(missing_ok=True)
 

@@ -137,8 +137,10 @@ def test_what_the_system_refuses_is_told_in_words(tmp_path: Path, capsys: pytest
         assert main(["generate", *words]) == 2
         said = capsys.readouterr().err
         assert words[-1] in said and "rrno" not in said and said.count(words[-1]) == 1
-    report(OSError(28, "No space left on device", "a.png"), as_json=False)
-    assert capsys.readouterr().err == "omnimuse: No space left on device: a.png\n"
+    message = "No space left on device: a.png; free some space, or choose another place"
+    report(OSError(28, "No space left on device", "a.png"), as_json=True)
+    said = capsys.readouterr()
+    assert said.err == f"omnimuse: {message}\n" and json.loads(said.out)["error"]["message"] == message
 
 
 @pytest.mark.parametrize("option", ["--format", "--plugin"])

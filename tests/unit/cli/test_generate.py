@@ -401,7 +401,10 @@ def test_a_full_disk_keeps_what_is_done(tmp_path: Path) -> None:
     done = drawn(job(["a", "b", "-o", f"{tmp_path}/p.png", "--json"]), interrupt=full, after=1)
     record = json.loads(done.out)
     assert done.code == 1
-    assert (record["left"], record["stopped"]) == (1, "No space left on device")
+    assert (record["left"], record["stopped"]) == (
+        1,
+        "No space left on device; free some space, or choose another place",
+    )
     assert record["go_on"] == f"omnimuse generate a b -o {tmp_path}/p.png --json --resume"
     assert [row["files"] for row in record["results"]] == [[f"{tmp_path}/p-001.png"]]
 
@@ -529,6 +532,16 @@ def test_a_plot_has_a_bar_for_the_command_and_one_for_every_prompt(tmp_path: Pat
         job(words)
     with pytest.raises(RequestError, match="txt"):
         job(["a", "--plot", str(tmp_path / "time.txt")])
+
+
+def test_a_plot_that_cannot_be_written_hides_nothing_of_what_was_drawn(tmp_path: Path) -> None:
+    picture, place = tmp_path / "a.png", tmp_path / "plots" / "time.png"
+    wanted = job(["a red circle", "-o", str(picture), "--plot", str(place), "--json"])
+    place.parent.touch()
+    told = drawn(wanted)
+    record = json.loads(told.out)
+    assert told.code == 1 and str(place.parent) in record["stopped"] and str(place.parent) in told.err
+    assert record["results"][0]["files"] == [str(picture)] and picture.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -102,6 +104,15 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a\.png"):
         write_whole(tmp_path / "a.png", b"content")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be(tmp_path: Path) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.png'") as refused:
+        write_whole(tmp_path / "a.png", b"content", sync=full)
+    assert refused.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
 
 
 WRITES = """
