@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,16 +18,21 @@ def whole(name: str, value: Any, low: int, high: int) -> None:
         raise RequestError(f"{name}={value} is out of range; use {low} to {high} (the nearest is {nearest})", name)
 
 
+def finite(value: Any) -> bool:
+    """Whether `value` is a number that a float can hold: no NaN, nothing infinite, no whole number of 400 digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def real(name: str, value: Any, low: float, high: float) -> None:
     """RequestError unless `value` is a number from `low` to `high`, or None."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise RequestError(f"{name}={value!r} is not a number; use one from {low:g} to {high:g}", name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise RequestError(f"{name}={value!r:.80} is not a number; use one from {low:g} to {high:g}", name)
     if not low <= value <= high:
         nearest = low if value < low else high
         raise RequestError(
-            f"{name}={value} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
+            f"{name}={value!r:.80} is out of range; use {low:g} to {high:g} (the nearest is {nearest:g})", name
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from omnimuse.core.bounds import finite
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.kinds import check_kinds
 from omnimuse.core.names import meant
@@ -141,7 +142,7 @@ class TeaFit:
     threshold: float = 0.15
 
     def __post_init__(self) -> None:
-        if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
+        if not self.coefficients or not all(map(finite, self.coefficients)):
             raise ConfigError(f"teacache coefficients={self.coefficients} must be finite numbers, at least one")
         if not 0 <= self.threshold < math.inf:
             raise ConfigError(f"teacache threshold={self.threshold} is not allowed; use a number >= 0")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from omnimuse.core.bounds import finite
 from omnimuse.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def _is(value: object, kind: Any) -> bool:
             _is(each, text) for pair in value.items() for each, text in zip(pair, inner, strict=True)
         )
     if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+        known = isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return known and (isinstance(value, float) or finite(value))  # what a float may not be, whoever made it says
     return isinstance(value, kind)
 
 

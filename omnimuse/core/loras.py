@@ -6,13 +6,13 @@ adapter is named by its file here; what is in the file, `loader/adapters.py` say
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from omnimuse.core.bounds import finite
 from omnimuse.core.errors import RequestError
 
 MOST_LORAS = 16
@@ -130,10 +130,9 @@ def _checked(lora: Lora) -> Lora:
         )
     if not 0 < len(lora.source) <= MAX_SOURCE or "\0" in lora.source:
         raise RequestError(f"{lora.source!r:.80} names no adapter; use the name of a *.safetensors file", "loras")
-    number = isinstance(lora.scale, int | float) and not isinstance(lora.scale, bool)
-    if not number or not math.isfinite(lora.scale) or abs(lora.scale) > MAX_SCALE:
+    if not finite(lora.scale) or abs(lora.scale) > MAX_SCALE:
         raise RequestError(
-            f"the scale {lora.scale!r} of {lora.source} is not allowed; use a number from {-MAX_SCALE:g} to "
+            f"the scale {lora.scale!r:.80} of {lora.source} is not allowed; use a number from {-MAX_SCALE:g} to "
             f"{MAX_SCALE:g} (1 is as it was trained, 0 is off)",
             "loras",
         )

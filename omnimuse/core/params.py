@@ -13,6 +13,7 @@ from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
+from omnimuse.core.bounds import finite
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import Loras
 from omnimuse.core.names import meant
@@ -384,7 +385,7 @@ def check_family_params(given: FamilyParams) -> None:
         if not _is_of(value, hints[part.name]):
             raise RequestError(f"{name}={value!r} is not of type {part.type}", name)
         low, high = part.metadata.get("low", -math.inf), part.metadata.get("high", math.inf)
-        if isinstance(value, float | int) and not (math.isfinite(value) and low <= value <= high):
+        if isinstance(value, float | int) and not (finite(value) and low <= value <= high):
             allowed = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
             raise RequestError(f"{name}={value!r} is not allowed; use a number {allowed}", name)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omnimuse.core.bounds import finite
 from omnimuse.core.caches import Fits, TeaFit, cache_named
 from omnimuse.core.errors import ConfigError, ModelError, reason
 from omnimuse.loader.checkpoint import Checkpoint
@@ -93,6 +94,6 @@ def _numbers(content: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"its {name} has {value!r:.80}, which is no number")
+    if not isinstance(value, int | float) or not finite(value):
+        raise ValueError(f"its {name} has {value!r:.80}, which is no finite number")
     return float(value)

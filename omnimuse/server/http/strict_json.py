@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from omnimuse.core.amounts import told_bytes
+from omnimuse.core.bounds import finite
 from omnimuse.server.errors import ApiError, refusal
 
 MAX_DIGITS = 400  # more than the largest float has
@@ -177,7 +178,14 @@ def _no_number(word: str) -> NoReturn:
 
 def _whole(digits: str) -> int:
     _check_digits(digits)  # reading them takes their square
-    return int(digits)
+    value = int(digits)
+    if not finite(value):
+        raise _too_large(digits)
+    return value
+
+
+def _too_large(digits: str) -> ApiError:
+    return refusal("invalid_json", f"the number {digits[:40]} is too large; use one below 1.8e308")
 
 
 def _check_digits(digits: str) -> None:
@@ -189,7 +197,7 @@ def _finite(digits: str) -> float:
     _check_digits(digits)
     value = float(digits)
     if not math.isfinite(value):
-        raise refusal("invalid_json", f"the number {digits[:40]} is too large; use one below 1.8e308")
+        raise _too_large(digits)
     return value
 
 

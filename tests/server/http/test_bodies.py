@@ -57,6 +57,7 @@ def test_an_object_comes_back_as_it_was_written() -> None:
         b'{"a": NaN}',
         b'{"a": -Infinity}',
         b'{"a": 1e999}',
+        b'{"a": [-1%s]}' % (b"0" * 350),
         b'{"a": ' + b"9" * 5000 + b"}",
         b'{"a": 1, "a": 1}',
         b'{"a": {"b": 1, "b": 2}}',

@@ -24,6 +24,9 @@ def test_what_is_of_another_kind_is_refused_by_the_name_of_its_field(topic: str,
 @pytest.mark.parametrize(
     ("topic", "given", "said"),
     [
+        ("decode", {"overlap": 10**350}, "overlap=1000.*0 is not allowed; use a number"),
+        ("cache", {"kind": "dbcache", "threshold": 10**350}, "threshold=1000.*0 is not allowed; use a number"),
+        ("host", {"threads": 10**350}, "threads=1000.*0 is not allowed; use a whole number"),
         ("decode", {"tile": float("nan")}, "tile=nan .*; use a whole number or None"),
         ("parallel", {"tensor": 1.5}, "tensor=1.5 .*; use a whole number"),
         ("host", {"processes": True}, "processes=True .*; use a whole number"),

@@ -42,6 +42,7 @@ def test_an_adapter_is_written_as_a_text_a_dict_or_a_lora(given: Any, found: Any
         (["a\0b"], "names no adapter"),
         (["a:nan"], "the scale nan of a is not allowed; use a number from -100 to 100"),
         ([{"path": "a", "scale": True}], "the scale True"),
+        ([{"path": "a", "scale": 10**350}], "the scale 10000"),
         ([{"path": "a", "scale": "0.5"}], "the scale '0.5'"),
         ([{"path": "a", "component": "vae"}], "the component 'vae' of a is none that adapters are for"),
         ([{"path": "a", "component": 2}], "the component 2 of a"),

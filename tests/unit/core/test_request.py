@@ -45,6 +45,7 @@ DOOR = Door.of(SPEC, {}, "fake")
         ({"timeout": 0}, ["timeout=0", "above 0"]),
         ({"deadline": -1}, ["deadline=-1", "above 0"]),
         ({"timeout": math.inf}, ["timeout=inf", "out of range"]),
+        ({"timeout": 10**350}, ["timeout=1000", "out of range"]),
         ({"timeout": "9"}, ["timeout='9'", "not a number"]),
         ({"deadline": "soon"}, ["deadline='soon'", "one of batch, interactive"]),
         ({"deadline": 0.0}, ["deadline=0.0", "above 0"]),

@@ -61,6 +61,8 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
     [
         {"coefficients": []},
         {"coefficients": [1e999]},
+        {"coefficients": [10**350]},
+        {"threshold": 10**350},
         {"coefficients": "12"},
         {"ratios": "x"},
         {"ratios": [float("nan")]},
