@@ -19,6 +19,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError, reason
 from omnimuse.loader.files import PICKLES
+from omnimuse.loader.headers import check_name
 from omnimuse.loader.libraries import packed_weights
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
 
@@ -113,6 +114,7 @@ def _opened(file: Path) -> Iterator[Any]:
         raise ModelError(f"{file} is a pickle, which can run any code when it is opened; use a *.safetensors file")
     if file.suffix != ".safetensors":
         raise ModelError(f"{file} is no *.safetensors or *.gguf file; other formats are not read")
+    check_name(file)
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened

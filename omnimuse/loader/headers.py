@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from omnimuse.core.bounds import is_text
 from omnimuse.core.errors import ModelError, reason
 from omnimuse.loader.differences import Shape
 from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
@@ -73,9 +74,16 @@ def stored_in(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def check_name(path: Path) -> None:
+    """ModelError for a file that safetensors would not open for its name, and would say of that it were damaged."""
+    if not is_text(str(path)):
+        raise ModelError(f"{path} cannot be opened: its name, or that of a folder, is not UTF-8 text; rename it")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """The safetensors file `path`, its tensors as pages of the file; ModelError if it is damaged or cannot be read."""
+    check_name(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             yield handle

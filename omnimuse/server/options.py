@@ -154,6 +154,9 @@ class ServeOptions:
             raise ConfigError("--max-rate counts the requests of each key, and there are none; give --api-key-file")
         if self.guard.tenant_share < 1 and self.key_file is None:
             raise ConfigError("--tenant-share parts the work between keys, and there are none; give --api-key-file")
+        for name in self.served:
+            if not name or not name.isprintable():
+                raise ConfigError(f"no client can say {name!r:.80}; give the model another name, by --model-name NAME")
         if self.max_queue < 1:
             raise ConfigError(f"max_queue={self.max_queue} is not allowed; use at least 1")
         for host in self.fetch_hosts:

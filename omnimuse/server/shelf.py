@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.loader.adapter_file import find_file
 
@@ -29,6 +29,9 @@ class Shelf:
         self.folder = folder
         there = [] if folder is None else sorted(folder.glob("*.safetensors"))
         self.files: dict[str, str] = {file.stem: file.name for file in there[:MOST]}
+        for name in self.files:
+            if not _can_be_said(name):
+                raise ConfigError(f"--lora-dir {folder} has {name!r:.80}, a name that no request can say; rename it")
         self.chosen: tuple[Lora, ...] = ()
         self.worn: list[Lora] = []
 
@@ -36,7 +39,7 @@ class Shelf:
         """Register `path`, a file or folder in the folder of adapters, as `name`; RequestError says what is wrong."""
         if self.folder is None:
             raise RequestError("no adapter can be loaded: the server was started without --lora-dir", "lora_path")
-        if not 0 < len(name) <= LONGEST or not name.isprintable() or ":" in name:
+        if not _can_be_said(name) or ":" in name:
             why = f"use 1 to {LONGEST} characters that can be seen, and no colon"
             raise RequestError(f"lora_name={name!r:.80} is no name for an adapter; {why}", "lora_name")
         inside = path.removeprefix(f"{self.folder}/")
@@ -76,3 +79,8 @@ class Shelf:
     def take_off(self) -> None:
         """Requests that do not say what they wear wear nothing; what was chosen is remembered."""
         self.worn.clear()
+
+
+def _can_be_said(name: str) -> bool:
+    """Whether requests and answers can have the name: names of files may have bytes that are no text, or lines."""
+    return 0 < len(name) <= LONGEST and name.isprintable()

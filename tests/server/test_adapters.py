@@ -12,7 +12,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.server.options import Reach, ServeOptions
 from omnimuse.server.service import Service
@@ -249,3 +249,10 @@ def test_what_cannot_be_set_is_refused_and_nothing_is_worn(
         assert not service.shelf.worn
 
     with_app(tmp_path / "data", folder, act)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"two\nlines", b"\x1b[31m"])
+def test_a_file_whose_name_no_request_can_say_is_told_at_the_start(tmp_path: Path, name: bytes) -> None:
+    (tmp_path / os.fsdecode(name + b".safetensors")).touch()
+    with pytest.raises(ConfigError, match=r"--lora-dir .*, a name that no request can say; rename it"):
+        Shelf(tmp_path)

@@ -11,7 +11,9 @@ import openai
 import pytest
 
 from omnimuse import Config, ModelConfig, explain
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import DiffusionParams
+from omnimuse.server.options import Clients, ServeOptions
 from omnimuse.server.routes.models import capabilities
 from omnimuse.worker.find import find
 from tests.checkpoints import calling, qwen3, qwen3_omni, qwen3_tts, talk_and_draw
@@ -99,3 +101,10 @@ def test_capabilities_say_what_a_model_takes_and_gives_and_whether_it_calls_tool
 def test_a_model_may_be_named_by_a_path_of_any_depth(tmp_path: Path) -> None:
     with picture_server(tmp_path, change=lambda options: replace(options, model_name="a/b/c")) as server:
         assert httpx2.get(f"{server.url}/v1/models/a/b/c").json()["id"] == "a/b/c"
+
+
+@pytest.mark.parametrize("name", ["", "\udcff", "two\nlines", "\x1b[31m"])
+def test_a_name_that_no_client_can_say_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    for first, others in ((name, ()), ("a", ("b", name))):
+        with pytest.raises(ConfigError, match=r"no client can say .*; give the model another name, by --model-name"):
+            ServeOptions(tmp_path, first, clients=Clients(others))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from omnimuse.compat.weights_file import read_file, shapes_in
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
+from omnimuse.loader.headers import opened
 from omnimuse.loader.rules import Fuse, Rename
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights, randomise
@@ -475,3 +478,15 @@ def test_a_share_of_a_tensor_of_another_shape_is_refused_with_the_whole_shapes(t
     folder = write(tmp_path / "net", stored() | {"old.0.norm.bias": torch.zeros(5)})
     with pytest.raises(ModelError, match=r"layers.0.norm.bias|old.0.norm.bias"):
         load_weights(shared_net(), folder, RULES, F32, "cpu", CUTS)
+
+
+def test_a_file_whose_name_is_no_text_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff") / "model.safetensors"
+    path.parent.mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(path)
+    with pytest.raises(ModelError, match=r"is not UTF-8 text; rename it$"):
+        opened(path).__enter__()
+    for read in (read_file, shapes_in):
+        with pytest.raises(ModelError, match=r"is not UTF-8 text; rename it$"):
+            read(path)
