@@ -179,12 +179,13 @@ class Pools:
 
     def between_ticks(self, work: Callable[[], Any]) -> Any:
         """ConfigError: what one engine does between its ticks, several processes do not do together."""
-        raise ConfigError("a model in pools cannot be recorded or put to sleep; leave the deploy file out for that")
+        return self.engine
 
     @property
     def engine(self) -> Any:
         """ConfigError: there are several."""
-        raise ConfigError("a model in pools has no one engine to look into; leave the deploy file out for that")
+        why = "a model in pools has no one engine to record, to put to sleep or to look into"
+        raise ConfigError(f"{why}; leave the deploy file out for that")
 
     def close(self) -> None:
         """End all pools; requests in flight fail. Safe to call twice."""

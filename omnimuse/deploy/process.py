@@ -219,7 +219,8 @@ class Worker:
             time.sleep(seconds)
             merge(background.between_ticks(partial(engine.end_recording, path)).result(), path)
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
-            self._line.send(Profiled("", f"{type(error).__name__}: {error}"))
+            ours = isinstance(error, OmnimuseError)
+            self._line.send(Profiled("", str(error), type(error).__name__ if ours else EngineDeadError.__name__))
             return
         self._carry(path, "")
         self._line.send(Profiled(path.name))
@@ -239,7 +240,7 @@ class Worker:
             else:
                 background.between_ticks(engine.wake_up).result()
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
-            self._line.send(Slept(0, f"{type(error).__name__}: {error}"))
+            self._line.send(Slept(0, str(error)))
             return
         self._line.send(Slept(size))
 

@@ -316,7 +316,8 @@ class Replica:
     async def profile(self, seconds: float) -> Path:
         """Where a recording of `seconds` of its work is; the caller's to remove.
 
-        CapacityError while another is made, EngineDeadError when the worker is not there or cannot make one.
+        CapacityError while another is made, ConfigError where none can be, EngineDeadError when the worker is not there
+        or could not make this one.
         """
         if not self.open or self._life is None:
             raise errors.EngineDeadError(f"worker {self.index} is not ready; try again in a moment")
@@ -333,7 +334,7 @@ class Replica:
         finally:
             self._profile = None
         if made.trouble:
-            raise errors.EngineDeadError(f"worker {self.index} could not be recorded: {made.trouble}")
+            raise error_of(made.kind, f"worker {self.index} could not be recorded: {made.trouble}")
         return self.plan.spool / made.name
 
     async def sleep(self, asleep: bool) -> int:

@@ -240,10 +240,11 @@ class Carried(Message, frozen=True):
 
 
 class Profiled(Message, frozen=True):
-    """A recording is in the spool under `name`, or `trouble` says why there is none."""
+    """A recording is in the spool under `name`, or `trouble` says why there is none; `kind` is as with `Ended`."""
 
     name: str
     trouble: str = ""
+    kind: str = errors.EngineDeadError.__name__
 
 
 class Slept(Message, frozen=True):

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.processes import has_torch
+from tests.server.pooled import placed
 from tests.server.unix_http import ask
 from tests.server.whole_server import START, WholeServer
 
@@ -138,6 +139,15 @@ def test_a_worker_that_ends_while_it_is_recorded_is_told(watched: tuple[WholeSer
     while ask(admin, "/admin/status")[0].json["workers"][0]["state"] != "ready" and time.monotonic() < end:
         time.sleep(0.1)
     assert server.draw(num_inference_steps=2).status == 200
+
+
+def test_what_pools_do_not_do_together_is_a_choice_that_is_refused_and_no_worker_that_is_dead(tmp_path: Path) -> None:
+    with watched_server(tmp_path, *placed(tmp_path, {"name": "all", "stages": "*"})) as (_, admin):
+        for path in ("/admin/profile", "/sleep", "/wake_up"):
+            answer, _ = ask(admin, path, {})
+            assert answer.status == 400, answer.json
+            assert "model in pools has no one engine" in answer.json["error"]["message"]
+            assert "ConfigError" not in answer.json["error"]["message"]
 
 
 def test_a_drain_of_the_admin_plane_ends_the_server_and_its_end_is_told(tmp_path: Path) -> None:
