@@ -54,6 +54,8 @@ def quantize(under: Build) -> None:
         chosen = packable(module, policy)
         kept = {path for path in chosen for pattern in config.quantize.skip if matches(path, pattern)}
         unused -= {pattern for pattern in unused if any(matches(path, pattern) for path in chosen)}
+        if not chosen:
+            raise ConfigError(f"quantize {scheme} cannot be: {name} has no linear layers in blocks; leave it out")
         if kept == chosen.keys():
             raise ConfigError(
                 f"quantize skip={', '.join(config.quantize.skip)} leaves nothing of {name} to be quantized; leave out "
@@ -160,10 +162,9 @@ def _asked(under: Build) -> dict[str, str]:
     for name, scheme in asked.items():
         if name not in under.modules or not packable(under.modules[name], under.formats[name]):
             able = [other for other, module in under.modules.items() if packable(module, under.formats[other])]
-            raise ConfigError(
-                f"quantize {name}={scheme} cannot be: this model has no {name!r} with linear layers in blocks; use "
-                f"{' or '.join(able)}"
-            )
+            instead = f"use {' or '.join(able)}" if able else "no component has; leave it out"
+            why = f"this model has no {name!r} with linear layers in blocks"
+            raise ConfigError(f"quantize {name}={scheme} cannot be: {why}; {instead}")
         found[name] = scheme
     return {name: scheme for name, scheme in found.items() if scheme}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.ar.kv import Decoder, Reading
-from omnimuse.core.config import CompileConfig, Config, ModelConfig, ParallelConfig
+from omnimuse.core.config import CompileConfig, Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
@@ -115,6 +115,19 @@ def test_what_is_done_to_blocks_of_ours_is_refused(once: Once, chosen: dict[str,
     folder = once.folder(EVERY[0].name, EVERY[0].build)
     with pytest.raises(ConfigError, match=f"{what}.* is not there for model, whose blocks are run by transformers"):
         explain(Config(ModelConfig(str(folder), device="cpu"), **chosen))
+
+
+@pytest.mark.parametrize(
+    ("quantize", "why"),
+    [
+        ("int8", "quantize int8 cannot be: model has no linear layers in blocks; leave it out"),
+        ("model=int4", "no 'model' with linear layers in blocks; no component has; leave it out"),
+    ],
+)
+def test_a_class_whose_blocks_have_no_linear_layers_is_not_packed(once: Once, quantize: str, why: str) -> None:
+    [folder] = [once.folder(each.name, each.build) for each in EVERY if each.kind == "GPT2"]
+    with pytest.raises(ConfigError, match=why):
+        explain(Config(ModelConfig(str(folder), device="cpu"), quantize=QuantConfig.of(quantize)))
 
 
 SMALL = {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2}
