@@ -8,7 +8,6 @@ only when it is asked for.
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from typing import NoReturn
 
 from omnimuse.cli.layered import CONFIG, read_layered, said_by
 from omnimuse.core.environment import Environment
-from omnimuse.core.errors import ConfigError, ModelError, OmnimuseError, RequestCancelled, RequestError, reason
+from omnimuse.core.errors import FULL, ConfigError, ModelError, OmnimuseError, RequestCancelled, RequestError, reason
 from omnimuse.core.names import MEANINGS, absent, meant
 
 COMMANDS = MappingProxyType(
@@ -376,7 +375,7 @@ def told(error: Exception) -> str:
     """What is wrong, with the file that the system refused where there is one, and what helps a disk that is full."""
     if not isinstance(error, OSError):
         return str(error)
-    full = "; free some space, or choose another place" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    full = "; free some space, or choose another place" if error.errno in FULL else ""
     return f"{reason(error)}: {error.filename}{full}" if error.filename else f"{reason(error)}{full}"
 
 

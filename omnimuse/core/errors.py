@@ -1,10 +1,15 @@
 """The one tree of errors that omnimuse raises on purpose.
 
 Everybody raises these; the command line, the server and the worker loop catch them. A message says what is wrong,
-the value received, what is allowed and what to do; `reason` says why the system refused. This module imports nothing.
+the value received, what is allowed and what to do; `reason` says why the system refused. Nothing of ours is imported.
 """
 
 from __future__ import annotations
+
+import errno
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a disk has no room left, or none for us."""
 
 
 class OmnimuseError(Exception):
@@ -68,7 +73,7 @@ class MemoryShortageError(OmnimuseError, MemoryError):
 
 
 class StorageError(OmnimuseError):
-    """A result could not be written: the disk is full or refuses."""
+    """What was to be kept could not be written: the disk is full or refuses."""
 
 
 def plain(text: str) -> str:

@@ -11,7 +11,15 @@ import traceback
 
 import torch
 
-from omnimuse.core.errors import EngineDeadError, MemoryShortageError, ModelError, OmnimuseError
+from omnimuse.core.errors import (
+    FULL,
+    EngineDeadError,
+    MemoryShortageError,
+    ModelError,
+    OmnimuseError,
+    StorageError,
+    reason,
+)
 from omnimuse.parallel.shortage import is_shortage
 from omnimuse.worker.allocator import give_back
 
@@ -33,6 +41,9 @@ def settle(error: Exception, where: str) -> OmnimuseError:
     found: OmnimuseError
     if isinstance(error, OmnimuseError):
         found = error
+    elif full := _full_disk(error):
+        kept = "code that is compiled is kept in the folder of TORCHINDUCTOR_CACHE_DIR"
+        found = StorageError(f"{where} failed as a disk has no room: {reason(full)}; free some space ({kept})")
     elif is_shortage(error):
         found = MemoryShortageError(f"{where} ran out of memory: {_figures(str(error))}")
     else:
@@ -47,6 +58,15 @@ def _figures(message: str) -> str:
     """What torch says of a shortage, shortened to its first sentence and those with figures of it."""
     first, *others = message.split(". ")
     return ". ".join([first, *(sentence for sentence in others if sentence.startswith(_FIGURES))])
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """What a disk without room said, where that led to `error`: the compiler writes what it makes, and wraps it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def free_memory(device: torch.device) -> None:
