@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -281,11 +281,9 @@ class Engine:
         for request_id in self.scheduler.expired(self.clock()):
             self._cancelled.setdefault(request_id, DeadlineError("the deadline of the request has passed"))
         for request_id in self.scheduler.overrun(self.clock()):
-            limit = self.runner.config.max_run
-            self._cancelled.setdefault(
-                request_id,
-                DeadlineError(f"the request was in progress for more than max_run={limit:g} seconds; ask for less"),
-            )
+            limit = f"max_run={self.runner.config.max_run:g} seconds"
+            late = DeadlineError(f"the request was in progress for more than {limit}; ask for less")
+            self._cancelled.setdefault(request_id, late)
         dropped = {id_: error for id_, error in self._cancelled.items() if id_ in self.scheduler.entries}
         self._cancelled = {}
         for request_id, error in dropped.items():
@@ -326,13 +324,17 @@ class Engine:
             together = [entry.request for entry in entries.values() if entry.active]
         self.fitting.learn(together, self.space)
         if self.foretelling.kinds != known:
-            with self._lock:
-                for entry in entries.values():
-                    entry.need = self.fitting.need(entry.request, self.space)
-                self.scheduler.postpone([way.id for way in admit], self.clock())
-                self._hear_news()
+            self.reckon(way.id for way in admit)
             refused, admit = refused | {way.id for way in admit}, []
         return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
+
+    def reckon(self, postponed: Iterable[str] = ()) -> None:
+        """More is known than when requests came: foretell what they take; comes between two ticks."""
+        with self._lock:
+            for entry in self.scheduler.entries.values():
+                entry.need = self.fitting.need(entry.request, self.space)
+            self.scheduler.postpone(postponed, self.clock())
+            self._hear_news()
 
     def _draws(self, request: Request) -> bool:
         """Whether `request` could be drawn. It has a name of its own then, as the one that it is tried for may be in
@@ -415,6 +417,7 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
         return not isinstance(told[-1], Failed)
 
     engine.foretelling.learn(request, draw)
+    engine.reckon()
     return left
 
 

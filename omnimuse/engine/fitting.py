@@ -102,10 +102,14 @@ class Fitting:
                 known.learn(each)
 
     def need(self, request: Request, space: Space) -> Need:
-        """What is foretold of one output of `request`, in the first way that there is room for."""
-        ways, room = self.foretelling.extent.ways(request), space.room
+        """What is foretold of one output of `request`, in the first way that there is room for. Of a kind of which
+        nobody knows, it is what is guessed far too high, unless small ones are drawn before it begins beside others.
+        """
+        known, room = self.foretelling, space.room
+        ways = known.extent.ways(request)
         way = next((way for way in ways if room is None or self._takes(way, space) <= room), ways[-1])
-        return self.foretelling.needs(way, space.coming)
+        tried = self.runner.hand.all and known.can_learn(way)
+        return known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
 
     def _takes(self, request: Request, space: Space) -> int:
         return max(self.runner.working(request, space.tokens), self.foretelling.takes(request, space.coming))

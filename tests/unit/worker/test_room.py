@@ -14,8 +14,9 @@ from torch import nn
 from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams
+from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
-from omnimuse.engine.engine import Engine
+from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.scheduler import Scheduler
@@ -258,6 +259,50 @@ def test_two_step_together_only_where_what_is_foretold_of_both_has_room(
     assert engine.runner.forwards.count == forwards
     assert took is not None and engine.space.room is not None
     assert max(took.values()) < engine.space.room * 1.02, "foretold to the percent"
+    engine.close()
+
+
+def test_small_ones_of_whose_kind_nobody_knows_do_not_take_more_than_there_is_together() -> None:
+    engine = start(
+        Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
+    )
+    params = replace(LARGE, width=256, height=256, num_inference_steps=2, output_type="latent")
+    request = engine.make_request(Ask("a red circle", params))
+    assert engine.foretelling.extent.smaller(request) is None, "nothing smaller is tried for it"
+
+    def taken(count: int) -> int:
+        requests = [replace(request, id=f"{request.id}-{index}") for index in range(count)]
+        took = most_allocated(torch.device("cpu"), lambda: finished(engine, *requests))
+        assert took is not None
+        return max(took.values())
+
+    room = taken(1) * 3 // 2
+    assert taken(4) > room
+    engine.space = replace(engine.space, room=room)
+    assert taken(4) < room
+    guess = engine.foretelling.extent.guess(request)
+    engine.space = replace(engine.space, room=guess.times(2).most)
+    for index in range(3):
+        engine.submit(replace(request, id=str(index)))
+    tick(engine)
+    assert sum(entry.begun for entry in engine.scheduler.entries.values()) == 2, "as many as fit by any guess"
+    engine.close()
+
+
+def test_a_pool_in_which_nothing_was_tried_goes_by_guesses_and_then_by_what_it_knows() -> None:
+    pools = DeployConfig((PoolConfig("texts", ("encode prompt", "encode negative prompt")), PoolConfig("rest", ("*",))))
+    model, pools = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), replace(pools, pool="texts")
+    engine = start(Config(model, deploy=pools))
+    request = engine.make_request(Ask("a red circle", LARGE))
+    guess = engine.foretelling.extent.guess(request)
+    engine.space = replace(engine.space, room=guess.times(2).most - 1)
+    for id_ in ("first", "second"):
+        engine.submit(replace(request, id=id_))
+    entries = engine.scheduler.entries.values()
+    assert [entry.need for entry in entries] == [guess, guess]
+    assert set(engine.scheduler.pick(0.0, engine.runner.cost, room=guess.times(2).most - 1).run) == {"first/0"}
+    try_part(engine, request, lambda number: ())
+    assert all(0 < entry.need.most < guess.most // 100 for entry in entries), "those that were there before, too"
     engine.close()
 
 
