@@ -1,8 +1,9 @@
 """Whether there is room for a request in every pool of a group, in which way, and what is said of one that never fits.
 
-The front asks before anything is computed. Each pool knows of its own stages what they take, from two small requests of
-a kind that go through all pools once, one pool after the other, while nobody is told (`engine/foretelling.py`). Where
-several refuse a request, it is told the smallest of what they say is the nearest.
+The front asks before anything is computed. Each process of a pool knows of its own stages what they take, from two
+small requests of a kind that go through all pools once, one pool after the other and all replicas of one at the same
+time, while nobody is told (`engine/foretelling.py`). Where several refuse a request, it is told the smallest of what
+they say is the nearest.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from omnimuse.deploy.group import Seat
 from omnimuse.deploy.wire import pack
 
 Pieces = list[tuple[Put, Blob | None]]
+Answer = tuple[Seat, Weighed]
+"""What a replica says of a request."""
 
 
 @dataclass(eq=False)
@@ -35,7 +38,7 @@ class Asked:
 
 
 class Foretelling:
-    """For one front, on its event loop. One request is asked about at a time: others of its kind know then."""
+    """For one front, on its event loop. One kind is tried at a time: others of it are known then."""
 
     def __init__(self, seats: Callable[[], list[list[Seat]]]) -> None:
         self._seats = seats
@@ -58,14 +61,17 @@ class Foretelling:
 
     async def fitted(self, request: Request, ended: Callable[[int], None]) -> Request:
         """`request` in the first way for which all pools have room; RequestError, with the nearest, if there is none.
+        Who would have to be tried waits for others that are; who is known does not.
 
         `ended` hears of a pool that went while small ones were tried in it; they are tried again unless it raises.
         """
-        async with self._one:
-            while (way := _way(await self._answers(request))).doubted:
-                lost = await self._try(replace(request, tiled=way.tiled))
-                if lost is not None:
-                    ended(lost)
+        if (way := _way(await self._answers(request))).doubted:
+            async with self._one:
+                while (way := _way(answers := await self._answers(request))).doubted:
+                    doubts = [seat for seat, answer in answers if Way(way.tiled, doubted=True) in answer.ways]
+                    lost = await self._try(replace(request, tiled=way.tiled), doubts)
+                    if lost is not None:
+                        ended(lost)
         return replace(request, tiled=way.tiled)
 
     def hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
@@ -88,51 +94,64 @@ class Foretelling:
         """A seat is there, again perhaps."""
         self._joined.set()
 
-    async def _answers(self, request: Request) -> list[Weighed]:
-        return await asyncio.gather(*(self._weighed(pool, request) for pool in range(len(self._seats()))))
+    async def _answers(self, request: Request) -> list[Answer]:
+        """What every replica of every pool says, of which at least one is there."""
+        pools = await asyncio.gather(*(self._weighed(pool, request) for pool in range(len(self._seats()))))
+        return [answer for answers in pools for answer in answers]
 
-    async def _weighed(self, pool: int, request: Request) -> Weighed:
+    async def _weighed(self, pool: int, request: Request) -> list[Answer]:
         while True:
-            try:
-                answer = (await self._say(pool, Weigh(next(self._names), pack(request)))).answer.result()
-            except ConnectionError:
-                continue
-            assert isinstance(answer, Weighed)
-            return answer
+            every = await self._say(await self._there(pool), Weigh("", pack(request)))
+            answers = [(asked.seat, asked.answer.result()) for asked in every if asked.answer.exception() is None]
+            if found := [(seat, answer) for seat, answer in answers if isinstance(answer, Weighed)]:
+                return found
 
-    async def _try(self, request: Request) -> int | None:
-        """Have small ones go through all pools; the one that was lost by it, if one was."""
-        pieces, vain, last = Pieces(), False, len(self._seats()) - 1
-        for pool in range(last + 1):
-            try:
-                asked = await self._say(pool, Try(next(self._names), pack(request), vain), pieces)
-            except ConnectionError:
+    async def _try(self, request: Request, doubts: Sequence[Seat]) -> int | None:
+        """Have small ones go through all pools, in each through the replicas with `doubts` at the same time; the pool
+        that was lost by it, if one was.
+        """
+        pieces, vain, packed = Pieces(), False, pack(request)
+        for pool in range(last := len(self._seats())):
+            there = await self._there(pool)
+            seats = [seat for seat in there if seat in doubts] or there[:1]
+            every = await self._say(seats, Try("", packed, vain), pieces)
+            if any(asked.answer.exception() is not None for asked in every):
                 return pool
-            whole = sum(put.last for put, _ in asked.pieces) == 2
-            vain = vain or (pool < last and not whole)
-            pieces = [] if vain else asked.pieces
+            whole = sum(put.last for put, _ in every[0].pieces) == 2
+            vain = vain or (pool < last - 1 and not whole)
+            pieces = [] if vain else every[0].pieces
         return None
 
-    async def _say(self, pool: int, frame: AnyFrame, pieces: Sequence[tuple[Put, Blob | None]] = ()) -> Asked:
-        """Once the first of a pool's replicas is there, and until it has answered; ConnectionError if it is lost."""
-        while (seat := next((seat for seat in self._seats()[pool] if seat.link is not None), None)) is None:
+    async def _there(self, pool: int) -> list[Seat]:
+        """The replicas of a pool that are there, once one is."""
+        while not (seats := [seat for seat in self._seats()[pool] if seat.link is not None]):
             self._joined.clear()
             await self._joined.wait()
-        assert seat.link is not None
-        asked = self._asked[frame.stream] = Asked(seat, asyncio.get_running_loop().create_future())
+        return seats
+
+    async def _say(
+        self, seats: Sequence[Seat], frame: Weigh | Try, pieces: Sequence[tuple[Put, Blob | None]] = ()
+    ) -> list[Asked]:
+        """Until all of `seats`, which are there, have answered `frame`, or are lost: the error of their answer."""
+        every = [Asked(seat, asyncio.get_running_loop().create_future()) for seat in seats]
+        names = [next(self._names) for _ in seats]
+        self._asked |= dict(zip(names, every, strict=True))
         try:
-            seat.link.send(frame)
-            for put, blob in pieces:
-                seat.link.send(msgspec.structs.replace(put, stream=frame.stream), blob)
-            await asked.answer
+            for name, asked in zip(names, every, strict=True):
+                assert asked.seat.link is not None
+                asked.seat.link.send(msgspec.structs.replace(frame, stream=name))
+                for put, blob in pieces:
+                    asked.seat.link.send(msgspec.structs.replace(put, stream=name), blob)
+            await asyncio.wait([asked.answer for asked in every])
         finally:
-            del self._asked[frame.stream]
-        return asked
+            for name in names:
+                del self._asked[name]
+        return every
 
 
-def _way(answers: Sequence[Weighed]) -> Way:
-    """The first way that no pool refuses; RequestError if there is none, of that in which the nearest is largest."""
-    ways = list(zip(*(answer.ways for answer in answers), strict=True))
+def _way(answers: Sequence[Answer]) -> Way:
+    """The first way that no replica refuses; RequestError if there is none, of that in which the nearest is largest."""
+    ways = list(zip(*(answer.ways for _, answer in answers), strict=True))
     for way in ways:
         if not any(each.message for each in way):
             return Way(way[0].tiled, any(each.doubted for each in way))

@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +25,9 @@ from omnimuse.core.errors import refused
 from omnimuse.observe.labels import LABELS, OTHER
 
 log = logging.getLogger(__name__)
+
+ONE = threading.Lock()
+"""Torch records for one thread of a process at a time."""
 
 
 class Recording:
@@ -73,9 +77,9 @@ def most_recorded(work: Callable[[], object], device: int = -1) -> dict[str, int
 
 
 def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
-    """What a trace has of `work`: its operations and marks, and what was allocated. Nobody else may be recording."""
+    """What a trace has of `work`: its operations and marks, and what was allocated. Other threads wait for it."""
     Environment.hush_recordings()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with ONE, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "memory.json.gz"

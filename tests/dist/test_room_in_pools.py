@@ -21,7 +21,7 @@ from omnimuse.core.output import Done, Failed
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
 from omnimuse.deploy.connectors import Blob
-from omnimuse.deploy.frames import AnyFrame, Try
+from omnimuse.deploy.frames import AnyFrame, Close, Try
 from omnimuse.deploy.group import Seat
 from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
@@ -113,14 +113,36 @@ def test_what_never_fits_is_refused_as_by_one_process_and_others_are_drawn_meanw
     assert torch.equal(beside.drawn(), alone)
     (figure, side), (expected, nearest) = figures(said), figures(local(whole, large()))
     assert side == nearest and 0.9 * expected < figure <= expected, "no pool has all that one process has"
-    assert tried == 2 * ["encode-0", "denoise-0", "decode-0"], "for both ways, and no more"
+    assert tried == 2 * ["encode-0", "encode-1", "denoise-0", "decode-0"], "for both ways, and no more"
     assert refused(group, large(seed=8)) == said
-    assert len(tried) == 6, "it is known now"
+    assert len(tried) == 8, "it is known now"
     fits = Told(group, large(side)).end()
     assert isinstance(fits, Done)
     [id_] = submit(whole, large(side))
     assert torch.equal(fits.result.output, outputs(drain(whole), id_))
     assert fits.result.said == ("decoded in tiles, as there is no room for it as a whole",)
+
+
+def test_who_is_known_is_drawn_while_small_ones_of_another_kind_are_tried(
+    group: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = large(figures(refused(group, large()))[1])
+    hear, answers = group._foretelling.hear, list[tuple[Seat, AnyFrame, Blob | None]]()
+
+    def hold_back(seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
+        if isinstance(frame, Close):
+            answers.append((seat, frame, blob))
+        else:
+            hear(seat, frame, blob)
+
+    monkeypatch.setattr(group._foretelling, "hear", hold_back)
+    unknown = Told(group, replace(large(), params=replace(large().params, output_type="latent")))
+    assert isinstance(Told(group, known).end(), Done)
+    assert not unknown.events
+    monkeypatch.undo()
+    for answer in answers:
+        group._loop.call_soon_threadsafe(hear, *answer)
+    assert isinstance(unknown.end(), Done | Failed)
 
 
 @pytest.mark.parametrize("pool", [1, 2])
