@@ -292,8 +292,8 @@ class Engine:
         drop, self._unwanted = (*dropped, *self._unwanted), []
         if self.asleep:
             return TickPlan(drop)
-        room = FOREVER if self.space.room is None else self.space.room
-        pick = self.scheduler.pick(self.clock(), self.runner.cost, self.runner.joins, self.runner.waits, room)
+        room, runner = FOREVER if self.space.room is None else self.space.room, self.runner
+        pick = self.scheduler.pick(self.clock(), runner.cost, runner.joins, runner.waits, room, runner.keeps)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
         teams = self.runner.forwards.teams(self._offered(state_id) for state_id in pick.run)
@@ -369,7 +369,7 @@ class Engine:
                 self.scheduler.repeated(self.runner.repeated, self.clock())
             for state_id in plan.run:
                 if state_id not in self.runner.states:
-                    self.scheduler.finished(state_id)
+                    self.scheduler.finished(state_id, self.runner.finished(state_id.split("/")[0]))
 
     def _settle(self, event: Event) -> Event:
         """An event that may be the last of its request."""

@@ -1,4 +1,6 @@
-"""What memory requests need beside each other: what all of them hold and compute at once, and what only one does."""
+"""What memory requests need beside each other: what all of them hold and compute at once, what only one does, and what
+they keep while nothing is computed for them.
+"""
 
 from __future__ import annotations
 
@@ -29,3 +31,24 @@ class Need(NamedTuple):
 
 
 NOTHING = Need()
+
+
+class Kept(NamedTuple):
+    """The bytes that a request, or several together, keep where others are computed: those of outputs that are
+    `finished` while others of the request are not, and of `states` that are paused.
+    """
+
+    finished: int = 0
+    states: int = 0
+
+    @property
+    def all(self) -> int:
+        """Both."""
+        return self.finished + self.states
+
+    def and_of(self, other: Kept) -> Kept:
+        """What both keep together."""
+        return Kept(self.finished + other.finished, self.states + other.states)
+
+
+NONE = Kept()

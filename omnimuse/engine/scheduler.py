@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
-from omnimuse.engine.needs import NOTHING, Need
+from omnimuse.engine.needs import NONE, NOTHING, Kept, Need
 from omnimuse.engine.targets import Targets
 from omnimuse.worker.pace import Offer, Party, Price
 
@@ -35,11 +36,15 @@ Cost = Callable[[str], Price | None]
 Waits = Callable[[str], bool]
 """(state id) -> whether it has nothing to do until something comes from another pool."""
 
+States = Callable[[str], int]
+"""(request id) -> the bytes that its states go on to take where others are computed when they are paused."""
+
 
 @dataclass(eq=False)
 class Entry:
     """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts,
-    `bytes` what one output may come to remember, `need` what one is foretold to take, nothing as long as nobody knows.
+    `bytes` what one output may come to remember, `need` what one is foretold to take, nothing as long as nobody knows,
+    and `kept` what the request keeps now beside that.
 
     `due` is when it counts as late, `left` the work still to do. `active` requests hold a place among those in
     progress, since `placed`; `begun` ones have states, which wait on the CPU while they are not active; `held` ones are
@@ -59,6 +64,7 @@ class Entry:
     ran: float = 0.0
     bytes: int = 0
     need: Need = NOTHING
+    kept: Kept = NONE
     deadline: float = field(init=False)
     """When its result is wanted, at the latest."""
 
@@ -103,6 +109,7 @@ class Scheduler:
         self._hopeless: set[int] = set()
         self._advanced: list[Entry] = []
         self._room = FOREVER
+        self._states: States = lambda request_id: 0
 
     @property
     def waiting(self) -> int:
@@ -148,11 +155,12 @@ class Scheduler:
         if not self.entries:
             self._targets.rest()
 
-    def finished(self, state_id: str) -> None:
-        """One output is finished; it no longer counts as running."""
+    def finished(self, state_id: str, kept: int = 0) -> None:
+        """One output is finished; it no longer counts as running. So many bytes are kept of it, and of those before."""
         entry = self.entries.get(state_id.split("/")[0])
         if entry and state_id in entry.live:
             entry.live.remove(state_id)
+            entry.kept = entry.kept._replace(finished=kept)
 
     def expired(self, now: float) -> list[str]:
         """Requests whose deadline has passed."""
@@ -176,20 +184,20 @@ class Scheduler:
         company: Company = lambda party, offer: True,
         waits: Waits = lambda state_id: False,
         room: float = FOREVER,
+        states: States = lambda request_id: 0,
     ) -> Pick:
-        """What happens in the next tick, if those in progress have so many bytes of `room`."""
-        self._room = room
+        """What happens in the next tick, if all that have begun have so many bytes of `room`."""
+        self._room, self._states = room, states
         self._pass_time(now)
         wanted = [entry for entry in self.entries.values() if entry.deadline < FOREVER and not entry.held]
         self._hopeless = self._targets.hopeless(wanted, now)
-        parked = [entry for entry in self._active() if entry.held]
-        parked += self._preempted(now)
-        for entry in parked:
-            entry.active = False
+        parked = self._parked([entry for entry in self._active() if entry.held])
+        parked += self._parked(self._preempted(now))
         fitting = self._admissible(now)
         woken, admitted = [e for e in fitting if e.begun], [e for e in fitting if not e.begun]
         for entry in fitting:
             entry.active, entry.begun, entry.placed = True, True, now
+            entry.kept = entry.kept._replace(states=0)
         self._advanced = []
         return Pick(
             admit=tuple(entry.request for entry in admitted),
@@ -225,7 +233,7 @@ class Scheduler:
         waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
         if not waiting:
             return fitting
-        room = Room(self.config, self._active(), self._room)
+        room = Room(self.config, self._active(), self._room, self._kept)
         for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
@@ -241,24 +249,39 @@ class Scheduler:
         """Active requests that give up their place to the first of those that wait, whose turn it is more than theirs.
 
         A place is kept for a slice of time at least, and given up at a step's boundary. The first is of a tenant whose
-        share has room for it, or is made to have by the tenant's own requests.
+        share has room for it, or is made to have by the tenant's own requests. Nobody gives up a place where that makes
+        no room, as what it keeps stays there.
         """
         if not (waiting := self._waiting()):
             return []
-        staying = [entry for entry in self._active() if not entry.held]
+        staying = self._active()
         firsts: dict[str, Entry] = {}
         for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
-            room = Room(self.config, staying, self._room)
+            room = Room(self.config, staying, self._room, self._kept)
             order = self._ordered([*staying, first], now)
             behind = reversed(order[order.index(first) + 1 :])
             ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
-            parked = room.clear(room.shared, first, [entry for entry in ripe if entry.request.tenant == tenant])
+            own = [entry for entry in ripe if entry.request.tenant == tenant]
+            parked = room.clear(room.shared, first, own, self._states)
             if room.shared(first):
-                parked += room.clear(room.fits, first, [entry for entry in ripe if entry not in parked])
+                others = [entry for entry in ripe if entry not in parked]
+                parked += room.clear(room.fits, first, others, self._states)
                 return parked if room.fits(first) else []
         return []
+
+    def _parked(self, entries: list[Entry]) -> list[Entry]:
+        """These, from now on."""
+        for entry in entries:
+            entry.active = False
+            entry.kept = entry.kept._replace(states=self._states(entry.request.id))
+        return entries
+
+    @property
+    def _kept(self) -> Kept:
+        """What all of them keep."""
+        return reduce(Kept.and_of, (entry.kept for entry in self.entries.values()), NONE)
 
     def _active(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.active]
@@ -285,7 +308,7 @@ class Scheduler:
                 queues.setdefault(entry.request.tenant, deque()).extend(able)
         chosen = Party()
         hopeful: list[Entry] = []
-        budget, reckoned, needed = self.config.tick_tokens, 0, NOTHING
+        budget, reckoned, needed, room = self.config.tick_tokens, 0, NOTHING, self._room - self._kept.all
         while queues:
             name = next(iter(queues)) if len(queues) == 1 else min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
@@ -293,7 +316,7 @@ class Scheduler:
             if not queues[name]:
                 del queues[name]
             together = needed.and_of(entry.need)
-            if chosen.offers and (price > budget or together.most > self._room):
+            if chosen.offers and (price > budget or together.most > room):
                 break
             welcome = not hopeful or self._targets.allow(hopeful, (reckoned, entry.tokens), now)
             offer = Offer(state_id, price, entry.steps, network)
@@ -342,38 +365,55 @@ class Scheduler:
 
 
 class Room:
-    """How much is in progress, in all and of each tenant, and whether something fits beside it."""
+    """How much is in progress, in all and of each tenant, and whether something fits beside it and what all have
+    `kept`.
+    """
 
-    def __init__(self, config: ScheduleConfig, entries: Iterable[Entry], room: float) -> None:
+    def __init__(self, config: ScheduleConfig, entries: Iterable[Entry], room: float, kept: Kept) -> None:
         tokens, bytes = config.running_tokens or FOREVER, config.running_bytes or FOREVER
         self._most = Amount(config.max_running, tokens, bytes, room)
         self._share = self._most.part(config.tenant_share)
+        self._kept, self._parked = kept, 0
         self._all = Amount()
         self._tenants: dict[str, Amount] = {}
         for entry in entries:
             self.take(entry)
 
     def fits(self, entry: Entry) -> bool:
-        """Whether `entry` fits; anything fits where nothing is."""
-        return self._all.has_room(entry, self._most)
+        """Whether `entry` fits; anything fits where nothing is, unless somebody has to go for that who stays there."""
+        states = self._kept.states - entry.kept.states
+        most = replace(
+            self._most,
+            bytes=self._most.bytes - states,
+            beside=self._most.beside - states - self._kept.finished,
+        )
+        return (not self._all.outputs and not self._parked) or self._all.has_room(entry, most)
 
     def shared(self, entry: Entry) -> bool:
         """Whether the share of its tenant has room for `entry`; anything fits where the tenant has nothing."""
-        return self._tenants.get(entry.request.tenant, Amount()).has_room(entry, self._share)
+        there = self._tenants.get(entry.request.tenant, Amount())
+        return not there.outputs or there.has_room(entry, self._share)
 
     def take(self, entry: Entry) -> None:
         """Count `entry` in."""
         self._all.add(entry)
         self._tenants.setdefault(entry.request.tenant, Amount()).add(entry)
+        self._kept = self._kept._replace(states=self._kept.states - entry.kept.states)
 
-    def clear(self, enough: Callable[[Entry], bool], newcomer: Entry, entries: Iterable[Entry]) -> list[Entry]:
-        """Count out the first of `entries` until there is `enough` for the newcomer; returns them."""
+    def clear(
+        self, enough: Callable[[Entry], bool], newcomer: Entry, entries: Iterable[Entry], states: States
+    ) -> list[Entry]:
+        """Count out the first of `entries`, but for what their states keep, until there is `enough` for the newcomer;
+        returns them.
+        """
         left = list[Entry]()
         for entry in entries:
             if enough(newcomer):
                 break
             self._all.add(entry, -1)
             self._tenants[entry.request.tenant].add(entry, -1)
+            stays = states(entry.request.id)
+            self._kept, self._parked = self._kept.and_of(Kept(states=stays)), self._parked + stays
             left.append(entry)
         return left
 
@@ -403,9 +443,8 @@ class Amount:
         (self.beyond.append if times > 0 else self.beyond.remove)(entry.need.beyond)
 
     def has_room(self, entry: Entry, most: Amount) -> bool:
-        """Whether `entry` fits in beside what is there, or is the first."""
+        """Whether `entry` fits in beside what is there."""
         outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
         held, beside = self.bytes + len(entry.live) * entry.bytes, self.beside + len(entry.live) * entry.need.beside
         taken = beside + max([entry.need.beyond, *self.beyond])
-        fits = outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes and taken <= most.beside
-        return not self.outputs or fits
+        return outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes and taken <= most.beside

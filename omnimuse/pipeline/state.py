@@ -177,6 +177,11 @@ class State:
             self.working = wake(self.working)
             self._move_memories(device)
 
+    def remembered(self) -> list[Any]:
+        """All that has tensors in it."""
+        tracks: list[State | Cursor] = [self, *self._waiting]
+        return [self._slots, *((each.working, each.memories, each.solver) for each in tracks)]
+
     def clear(self) -> None:
         """Let go of everything that takes memory."""
         self._slots, self.working, self.memories, self.solver, self.plan = {}, {}, {}, None, []

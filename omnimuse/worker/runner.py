@@ -28,6 +28,7 @@ from omnimuse.pipeline.memo import Memo
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
+from omnimuse.pipeline.taken import taken
 from omnimuse.worker.blocks import Blocks, runs_for
 from omnimuse.worker.clock import Clock, Span, clock_for
 from omnimuse.worker.crew import Crew
@@ -126,6 +127,14 @@ class Runner:
         found = [loop.remembers(self.pipeline.ctx, request) for loop in loops]
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
+    def keeps(self, request_id: str) -> int:
+        """The bytes where it computes that states of a request take, also while they are paused."""
+        return self._taken(request_id, lambda job: [state.remembered() for state in job.states.values()])
+
+    def finished(self, request_id: str) -> int:
+        """The bytes where it computes that outputs of a request take which are finished, while others are not."""
+        return self._taken(request_id, lambda job: [job.made, job.carried])
+
     def cost(self, state_id: str) -> Price | None:
         """The work of that state's next step; None where it has no plan yet."""
         state = self.states.get(state_id)
@@ -200,6 +209,12 @@ class Runner:
             job.states = {state.id: state for state in self.pipeline.states(request, strict=self.config.strict_slots)}
             self.states.update(job.states)
             self.hand.begin(job.states.values())
+
+    def _taken(self, request_id: str, part: Callable[[Job], list[object]]) -> int:
+        job = self.jobs.get(request_id)
+        if job is None or self.pipeline.ctx.device.type != "cpu":  # what is paused or finished waits on the CPU
+            return 0
+        return taken(*part(job))
 
     def _drop(self, request_id: str) -> None:
         self.hand.forget(request_id)

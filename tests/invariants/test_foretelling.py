@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.profiler import record_function
 
 from omnimuse.core.config import DecodeConfig
 from omnimuse.core.errors import RequestError
@@ -17,10 +18,11 @@ from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.extents import Extent
+from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
-from tests.invariants.conftest import Subject, drain, of, outputs, tick, with_params
+from tests.invariants.conftest import Subject, drain, of, outputs, submit, tick, with_params
 
 
 def larger(engine: Engine, asks: list[Ask], sides: tuple[int, ...] = (896, 768, 576)) -> Iterator[Request]:
@@ -122,6 +124,29 @@ def test_who_is_in_progress_is_drawn_on_after_small_ones_of_its_kind_were_tried(
     shared.cancel(newcomer.id)
     events += drain(shared)
     assert torch.equal(outputs(events, request.id), expected)
+
+
+@pytest.mark.crossed
+def test_what_a_paused_request_keeps_is_what_torch_has_back_when_it_is_gone(shared: Engine, subject: Subject) -> None:
+    kept: list[int] = []
+
+    def draw() -> None:
+        [id_] = submit(shared, with_params(subject.ask(0), num_outputs_per_prompt=1))
+        while not any(state.position for state in shared.runner.states.values()):
+            tick(shared)
+        shared.pause(id_)
+        tick(shared)
+        shared.runner.memo.clear()  # it has what was read
+        kept.append(shared.scheduler.entries[id_].kept.states)
+        shared.cancel(id_)
+        with record_function("gone"):
+            tick(shared)
+
+    events = recorded_events(draw)
+    [gone] = [float(each["ts"]) for each in events if each.get("name") == "gone" and "dur" in each]
+    back = -sum(size for at, size in allocated(events) if at >= gone)
+    assert 0.95 * back <= kept[0] <= 1.05 * back and back
+    assert not shared.runner.states
 
 
 DRAWN = ("ZImagePipeline", "WanPipeline-2.1", "StableAudioPipeline")

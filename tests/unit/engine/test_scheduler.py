@@ -26,13 +26,15 @@ class Queue:
     def __init__(self, **limits: Any) -> None:
         self.scheduler = Scheduler(ScheduleConfig(**limits))
         self.now = 0.0
+        self.states: dict[str, int] = {}
 
     def add(self, name: str, tokens: int = 1, remembers: int = 0, need: Need = NOTHING, **choices: object) -> None:
         made = DOOR.make_request(ask(**choices), self.now, 1)
         self.scheduler.add(replace(made, id=name), tokens, self.now, remembers, need)
 
     def pick(self, room: float = FOREVER) -> Pick:
-        return self.scheduler.pick(self.now, lambda state_id: None, room=room)
+        states = self.states
+        return self.scheduler.pick(self.now, lambda state_id: None, room=room, states=lambda id_: states.get(id_, 0))
 
     def run(self) -> list[str]:
         """The names of the requests that advance in the next tick."""
@@ -130,6 +132,61 @@ def test_who_gives_up_its_place_leaves_what_it_took_alone_too() -> None:
     queue.add("urgent", need=Need(50, 45), priority=5)
     pick = queue.pick(100)
     assert (pick.park, pick.run) == (("goes",), ("stays/0", "urgent/0"))
+
+
+def test_what_a_paused_request_keeps_is_room_that_others_do_not_have_until_it_goes_on() -> None:
+    queue = Queue()
+    queue.states["paused"] = 50
+    queue.add("paused", need=Need(60))
+    queue.pick(100)
+    queue.scheduler.hold("paused", True)
+    for name, beside in (("larger", 60), ("small", 10)):
+        queue.add(name, need=Need(beside))
+    pick = queue.pick(100)
+    assert (pick.park, pick.run) == (("paused",), ("larger/0",)), "nothing is in progress, so the first is let in"
+    queue.scheduler.remove("larger")
+    for name, beside in (("fits", 30), ("none left", 20)):
+        queue.add(name, need=Need(beside))
+    assert queue.pick(100).run == ("small/0", "fits/0")
+    queue.scheduler.remove("none left")
+    queue.scheduler.hold("paused", False)
+    queue.add("next", need=Need(1))
+    pick = queue.pick(101)
+    assert pick.wake == ("paused",), "what it kept is of what it needs"
+    assert set(pick.run) == {"small/0", "fits/0", "paused/0", "next/0"}, "and it keeps nothing beside that"
+
+
+@pytest.mark.parametrize(("states", "parked"), [(30, ("goes",)), (50, ())])
+def test_nobody_gives_up_its_place_where_what_it_keeps_leaves_no_room(states: int, parked: tuple[str, ...]) -> None:
+    queue = Queue(slice=0)
+    queue.states["goes"] = states
+    queue.add("goes", need=Need(60))
+    queue.pick(100)
+    queue.add("urgent", need=Need(60), priority=5)
+    pick = queue.pick(100)
+    assert pick.park == parked
+    assert pick.run == (("urgent/0",) if parked else ("goes/0",))
+
+
+def test_what_paused_requests_keep_counts_as_remembered() -> None:
+    queue = Queue(running_bytes=100)
+    queue.states["paused"] = 50
+    queue.add("paused", remembers=60)
+    queue.pick()
+    queue.scheduler.hold("paused", True)
+    queue.add("goes on", remembers=40)
+    queue.add("waits", remembers=20)
+    assert queue.pick().run == ("goes on/0",)
+
+
+@pytest.mark.parametrize(("kept", "run"), [(20, ("a/1", "a/2", "b/0")), (21, ("a/1", "a/2")), (30, ("a/1",))])
+def test_finished_outputs_are_room_that_others_do_not_have(kept: int, run: tuple[str, ...]) -> None:
+    queue = Queue()
+    queue.add("a", need=Need(36), num_outputs_per_prompt=3)
+    assert queue.pick(100).run == ("a/0", "a/1")
+    queue.scheduler.finished("a/0", kept)
+    queue.add("b", need=Need(8))
+    assert sorted(queue.pick(100).run) == sorted(run)
 
 
 def test_outputs_that_have_no_room_beside_each_other_step_one_after_the_other() -> None:

@@ -262,6 +262,26 @@ def test_two_step_together_only_where_what_is_foretold_of_both_has_room(
     engine.close()
 
 
+@pytest.mark.costly("room")
+def test_who_has_no_room_beside_finished_outputs_waits_until_they_are_told() -> None:
+    engine = start(
+        Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
+    )
+    several = engine.make_request(Ask("a red circle", replace(LARGE, num_inference_steps=2, num_outputs_per_prompt=6)))
+    other = replace(several, id="other", params=replace(several.params, num_outputs_per_prompt=1))
+    engine.foretelling.learn(other)
+    need = engine.foretelling.needs(other, 0)
+    engine.space = replace(engine.space, room=need.times(2).most)
+
+    def draw() -> None:
+        finished(engine, several, other)
+
+    took = most_allocated(torch.device("cpu"), draw)
+    assert took is not None and engine.space.room is not None
+    assert max(took.values()) < engine.space.room * 1.02, "foretold to the percent"
+    engine.close()
+
+
 def test_small_ones_of_whose_kind_nobody_knows_do_not_take_more_than_there_is_together() -> None:
     engine = start(
         Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
