@@ -93,9 +93,13 @@ class Area(Extent):
         low, high = (max(1, round(side / step)) * step for side in SIDES)
         sizes = (low, low), (high, high)
         if tile:  # hardly more than one, and beside it one more: tiles of both are cut to the same sizes
-            low = tile[0] // step * step + step
-            high = low + -(-tile[1] // step) * step
-            sizes = self._cut_alike(request, tile) or ((low, low), (high, low))
+            one = tile[0] // step * step + step
+            two = one + -(-tile[1] // step) * step
+            if frames(request) > 1:
+                sizes = self._cut_alike(request, tile) or ((one, one), (two, one))
+            else:  # and no smaller than as a whole: what small pictures take grows in steps, and is mostly not theirs
+                low, high = max(low, one), max(high, one)
+                sizes = (low, low), (max(high, two), high)
         fewer, more = (prod(size) for size in sizes)
         if not (self._free and max(sizes[1]) <= self.limits.max_side and fewer < more < self.of(request)):
             return None
@@ -105,10 +109,9 @@ class Area(Extent):
 
     def _cut_alike(self, request: Request, tile: Size) -> tuple[Size, Size] | None:
         """Two sizes whose last tiles are as narrow as those of `request`, where there are some that are smaller: a
-        narrow piece may be convolved in another way, and then takes more than a wide one.
+        narrow piece of frames may be convolved in another way, and then takes more than a wide one. Pictures are
+        convolved in two dimensions, in one way.
         """
-        if (request.params.num_frames or 1) == 1:
-            return None  # pictures are convolved in two dimensions, in one way
         side, stride = tile
         width, height = (each if each <= side else side + (each - side - 1) % stride + 1 for each in request.size)
         more = (width + stride, height) if request.size[0] > side else (width, height + stride)
@@ -120,9 +123,9 @@ class Area(Extent):
         return [request, tiled] if self.of(request) and not self.tile(request) and self.tile(tiled) else [request]
 
     def guess(self, request: Request) -> Need:
-        pixels, frames, (tile, _) = self.of(request), request.params.num_frames or 1, self.tile(request) or (0, 0)
-        together = frames if any(stage.whole_clips for stage in self.pipeline.stages) else 1
-        return Need(pixels * frames * FRAME, min(pixels, tile**2 or pixels) * together * PIXEL)
+        pixels, many, (tile, _) = self.of(request), frames(request), self.tile(request) or (0, 0)
+        together = many if any(stage.whole_clips for stage in self.pipeline.stages) else 1
+        return Need(pixels * many * FRAME, min(pixels, tile**2 or pixels) * together * PIXEL)
 
     def told(self, request: Request) -> str:
         p = request.params
@@ -137,7 +140,7 @@ class Area(Extent):
         if not self.of(request):
             return super().nearest(request, fits)
         near = nearest_size(request.size, self.limits.size_multiple, with_size)
-        fewer = "ask for fewer frames" if (request.params.num_frames or 1) > 1 else "no size of it fits"
+        fewer = "ask for fewer frames" if frames(request) > 1 else "no size of it fits"
         hint = f"the nearest size that may fit is {near[0]}x{near[1]}" if near else fewer
         return Nearest(hint, "height", prod(near or (0,)))
 
@@ -206,6 +209,11 @@ class Written(Extent):
         most = _most(self.of(request), lambda count: fits(_saying(request, count)))
         hint = f"the most tokens that may fit are {most}" if most else "ask for less"
         return Nearest(hint, "max_tokens", most)
+
+
+def frames(request: Request) -> int:
+    """Those of a video; one of a picture."""
+    return request.params.num_frames or 1
 
 
 def extent_of(limits: Limits, pipeline: Pipeline) -> Extent:

@@ -18,7 +18,7 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.params import AnswerParams, SpeechParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
-from omnimuse.engine.extents import Area, extent_of
+from omnimuse.engine.extents import Area, extent_of, frames
 from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.observe.labels import LABELS
 from omnimuse.pipeline.pipeline import Pipeline
@@ -26,8 +26,8 @@ from omnimuse.worker.place import most_allocated
 
 log = logging.getLogger(__name__)
 
-NUMBERS = 12
-"""Bytes of a decoded pixel, three numbers in float32."""
+NUMBERS, LATENTS = 12, 4
+"""Bytes of a decoded pixel, three numbers in float32, and of what latents of it there are meanwhile."""
 EVER = 2**62
 """More bytes than there ever are."""
 BY_ITSELF = frozenset(LABELS[name] for name in ("encode prompt", "encode image", "decode", "encode"))
@@ -94,7 +94,7 @@ class Foretelling:
         small, large = (most_allocated(self._device, partial(draw, each)) for each in tried)
         if small and large:
             counts = [self.extent.of(each) for each in tried]
-            grown = NUMBERS * (request.params.num_frames or 1) if tried[0].tiled else EVER
+            grown = NUMBERS * frames(request) + LATENTS if tried[0].tiled else EVER
             self._known[kind] = _lines(counts, small, large, grown)
             self._left[kind] = self._remembers(tried[1])
             told = [
@@ -132,12 +132,10 @@ class Foretelling:
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:
-    """One for each kind of stage. One more takes no more than `grown`, but where it is denoised: what convolves in
-    three dimensions does so in other ways in other sizes, and that is no growth.
+    """One for each kind of stage. Where tiles are decoded, one more takes no more than `grown`: all else that one more
+    tile seems to take is that of another size, which is convolved in another way. What encodes has no tiles.
     """
     fewer, more = counts
-    most = {LABELS["denoise"]: EVER}
+    most = {LABELS["decode"]: grown}
     names = {*small, *large}
-    return {
-        name: Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, grown)) for name in names
-    }
+    return {name: Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, EVER)) for name in names}

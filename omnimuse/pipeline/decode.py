@@ -63,7 +63,7 @@ def decode(ctx: Context, vae: str, latents: Tensor, tiling: Tiling | None = None
     network = ctx.components[vae]
     cells = unscaled(network, ctx.configs[vae], latents)[None]  # [1, c, h, w]
     pixels = (network.decode(cells) if tiling is None else tiling.decode(network.decode, cells))[0]  # [3, H, W]
-    return pixels.to(torch.float32).mul(0.5).add_(0.5).clamp_(0, 1)
+    return pixels.to(torch.float32).mul_(0.5).add_(0.5).clamp_(0, 1)  # in place: nobody else has them
 
 
 def preview_by_decoding(ctx: Context, latents: Tensor) -> Tensor:

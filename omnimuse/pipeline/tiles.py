@@ -7,8 +7,9 @@ several ranks (`parallel/tiles.py`): how is what `run` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -49,37 +50,61 @@ class Tiling:
     @property
     def strides(self) -> Size:
         """The pixels of a side, and from the beginning of one tile to that of the next."""
-        return self.pixels, int(self.cells * (1 - self.overlap)) * (self.pixels // self.cells)
+        return self.pixels, int(self.cells * (1 - self.overlap)) * self._scale
 
     @property
     def smaller(self) -> Tiling | None:
         """Tiles of half the side; None where these are as small as they get."""
         half = self.cells // 2
-        pixels = half * (self.pixels // self.cells)
+        pixels = half * self._scale
         return replace(self, cells=half, pixels=pixels, own=True) if pixels >= LEAST_TILE else None
 
     def decode(self, decode: Decode, latents: Tensor) -> Tensor:
-        """Latents [1, C, h, w] -> pixels [1, 3, H, W], by tiles where a side is longer than one."""
+        """Latents [1, C, h, w] -> pixels [1, 3, H, W], by tiles where a side is longer than one.
+
+        Beside what is made there are two rows of tiles at most, unless ranks share them.
+        """
         height, width = latents.shape[-2:]
         if max(height, width) <= self.cells:
             return decode(latents)
         step = int(self.cells * (1 - self.overlap))
-        tops, lefts = range(0, height, step), range(0, width, step)
-        squares = [latents[..., top : top + self.cells, left : left + self.cells] for top in tops for left in lefts]
-        scale = self.pixels // self.cells
-        shapes = [(1, 3, square.shape[-2] * scale, square.shape[-1] * scale) for square in squares]
-        decoded = self.run(decode, squares, shapes)
         blended = int(self.pixels * self.overlap)
-        rows: list[list[Tensor]] = []
-        for number in range(len(tops)):
-            rows.append(decoded[number * len(lefts) : (number + 1) * len(lefts)])
-            for place in range(len(lefts)):
-                if number:
-                    blend(rows[-2][place], rows[-1][place], blended, dim=2)
-                if place:
-                    blend(rows[-1][place - 1], rows[-1][place], blended, dim=3)
         kept = self.pixels - blended
-        return torch.cat([torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1) for row in rows], dim=-2)
+        lines = [latents[..., top : top + self.cells, :] for top in range(0, height, step)]
+        squares = [[line[..., left : left + self.cells] for left in range(0, width, step)] for line in lines]
+        high, wide = (sum(min(kept, side * self._scale) for side in sides) for sides in _sides(squares))
+        made, above = latents.new_empty(0), list[Tensor]()
+        for number, row in enumerate(self._rows(decode, squares)):
+            if not number:
+                made = row[0].new_empty(*row[0].shape[:2], high, wide)
+            for place, piece in enumerate(row):
+                if above:
+                    blend(above[place], piece, blended, dim=2)
+                if place:
+                    blend(row[place - 1], piece, blended, dim=3)
+                part = piece[..., :kept, :kept]
+                made[..., number * kept :, place * kept :][..., : part.shape[2], : part.shape[3]] = part
+            above = row
+        return made
+
+    @property
+    def _scale(self) -> int:
+        return self.pixels // self.cells
+
+    def _rows(self, decode: Decode, squares: Sequence[Sequence[Tensor]]) -> Iterator[list[Tensor]]:
+        """The rows of `squares`, decoded: one after the other, or all at once by ranks, which have more to share so."""
+        across = len(squares[0])
+        for rows in [list(chain.from_iterable(squares))] if self.ranks > 1 else squares:
+            shapes = [(1, 3, square.shape[-2] * self._scale, square.shape[-1] * self._scale) for square in rows]
+            decoded = self.run(decode, rows, shapes)
+            while decoded:
+                yield decoded[:across]
+                del decoded[:across]
+
+
+def _sides(squares: Sequence[Sequence[Tensor]]) -> tuple[list[int], list[int]]:
+    """How high the rows of latents are, and how wide the columns."""
+    return [row[0].shape[-2] for row in squares], [square.shape[-1] for square in squares[0]]
 
 
 def blend(before: Tensor, piece: Tensor, overlap: int, dim: int) -> None:
