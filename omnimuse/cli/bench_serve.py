@@ -226,7 +226,7 @@ class Client:
             outcome = replace(outcome, code="timeout")
         except (OSError, EOFError):
             outcome = replace(outcome, code="broken_connection" if outcome.status else "no_connection")
-        except ValueError:
+        except (ValueError, RecursionError):
             outcome = replace(outcome, code="invalid_answer")
         return outcome if outcome.ended else replace(outcome, ended=self.now())
 
@@ -269,7 +269,7 @@ def _judge(status: int, content: bytes) -> str:
     if status != 200:
         try:
             return _code(json.loads(content), f"http_{status}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"http_{status}"
     body = json.loads(content)
     data = body.get("data") if isinstance(body, dict) else None
@@ -311,7 +311,7 @@ async def find_model(target: Target, timeout: float = 10.0) -> str:
     try:
         listed = json.loads(content)["data"]
         return str(listed[0]["id"]) if answer.status == 200 else ""
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return ""
 
 

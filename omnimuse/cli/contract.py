@@ -7,9 +7,9 @@ own: switches for what is so anyway, and what only a pipeline written to that en
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 
+from omnimuse.core.bounds import object_in
 from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.config import Config, ContractConfig
@@ -68,10 +68,6 @@ def with_contract(args: argparse.Namespace, config: Config) -> Config:
 
 
 def _settings(text: str) -> dict[str, object]:
-    try:
-        found = json.loads(text or "{}")
-    except json.JSONDecodeError as problem:
-        raise ConfigError(f"--cache-config {text!r:.80} is no JSON: {problem}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"--cache-config {text!r:.80} is no object of names and values")
+    if (found := object_in(text or "{}")) is None:
+        raise ConfigError(f"--cache-config {text!r:.80} is no JSON object of names and values")
     return found

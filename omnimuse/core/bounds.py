@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -39,6 +40,15 @@ def real(name: str, value: Any, low: float, high: float) -> None:
 def is_text(text: str) -> bool:
     """Whether `text` can be written down: half a surrogate pair cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def object_in(text: str | bytes) -> dict[str, Any] | None:
+    """The object that `text` is in JSON, or None: what strangers wrote is cut short, is a list, nests without end."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def named(name: str, value: Any) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from omnimuse.core.amounts import told_bytes
+from omnimuse.core.bounds import object_in
 from omnimuse.core.errors import RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import PICTURES as FORMATS
@@ -111,11 +112,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             text = image.info.get(SETTINGS_KEY) if image.format == "PNG" else _comment(image)
     except (OSError, UnidentifiedImageError) as error:
         raise RequestError(f"cannot read {path} as a picture: {reason(error)}", "path") from None
-    try:
-        settings = json.loads(text or "")
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
+    settings = object_in(text or "")
+    if settings is None:
         raise RequestError(f"{path} carries no settings; only pictures that omnimuse saved do", "path")
     return settings
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omnimuse.core.bounds import object_in
 from omnimuse.core.errors import ConfigError, RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import SOUNDS as FORMATS
@@ -156,15 +157,14 @@ def read_settings(path: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise RequestError(f"cannot read {path} as a sound: {reason(error)}", "path") from None
-    at = 12
+    at, settings = 12, None
     while content[:4] == b"RIFF" and at + 8 <= len(content):
         size = int(struct.unpack_from("<I", content, at + 4)[0])
         if content[at : at + 4] == CHUNK:
-            settings = json.loads(content[at + 8 : at + 8 + size])
-            assert isinstance(settings, dict)
-            return settings
+            settings = object_in(content[at + 8 : at + 8 + size])
         at += 8 + size + size % 2
-    settings = None if content[:4] == b"RIFF" else _comment(content)
+    if content[:4] != b"RIFF":
+        settings = _comment(content)
     if settings is None:
         raise RequestError(f"{path} carries no settings; only sounds that omnimuse saved do", "path")
     return settings
@@ -175,10 +175,9 @@ def _comment(content: bytes) -> dict[str, Any] | None:
     reader = library()
     try:
         with reader.SoundFile(io.BytesIO(content)) as file:
-            settings = json.loads(file.comment)
-    except (reader.LibsndfileError, ValueError):
+            return object_in(file.comment)
+    except (reader.LibsndfileError, UnicodeDecodeError):
         return None
-    return settings if isinstance(settings, dict) else None
 
 
 def library() -> Any:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from omnimuse.core.bounds import object_in
 from omnimuse.core.errors import ConfigError, RequestError, reason
 from omnimuse.media.destination import check_destination, write_whole
 from omnimuse.media.formats import VIDEOS as FORMATS
@@ -102,11 +103,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             text = container.metadata.get(SETTINGS_KEY, "")
     except (OSError, ValueError) as error:
         raise RequestError(f"cannot read {path} as a video: {reason(error)}", "path") from None
-    try:
-        settings = json.loads(text)
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
+    settings = object_in(text)
+    if settings is None:
         raise RequestError(f"{path} carries no settings; only videos that omnimuse saved do", "path")
     return settings
 

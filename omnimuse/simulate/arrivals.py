@@ -70,5 +70,5 @@ def trace(path: Path) -> Iterator[Arrival]:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         made = [Arrival(**row) for row in rows]
         return iter(sorted(made, key=lambda arrival: arrival.at))
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ConfigError(f"--trace {path} is not understood: {type(error).__name__} {error}") from None

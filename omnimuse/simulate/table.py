@@ -111,7 +111,7 @@ def read_table(path: Path) -> Table:
     """The table in the file `path`; ConfigError where it is none."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no table of what work takes ({error}); `--measure` writes one") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} is no table of what work takes; `--measure` writes one")
@@ -120,7 +120,7 @@ def read_table(path: Path) -> Table:
         ranks = {int(count): float(share) for count, share in _mapping(found.pop("ranks", {})).items()}
         together, step = float(found.pop("together", 1.0)), int(found.pop("frame_step", 4))
         table = Table(str(found.pop("model")), kinds, together, step, ranks)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path} is no whole table: {type(error).__name__} {error}") from None
     if found:
         raise ConfigError(

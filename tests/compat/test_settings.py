@@ -172,8 +172,9 @@ def test_flags_of_their_server_mean_what_options_of_omni_mean() -> None:
         ("--enable-cpu-offload --offload layers", "--enable-cpu-offload and --offload layers choose two things"),
         ("--cache-backend tea_cache --cache dbcache", "--cache-backend and --cache both choose the step cache"),
         ("--cache-backend fast", "cache_backend='fast' is not taken here"),
-        ("--cache-config [1]", "is no object of names and values"),
-        ("--cache-config {", "is no JSON"),
+        ("--cache-config [1]", "is no JSON object of names and values"),
+        ("--cache-config {", "is no JSON object of names and values"),
+        (f"--cache-config {'[' * 100_000}", "is no JSON object of names and values"),
     ],
 )
 def test_flags_of_theirs_and_ours_that_contradict_each_other_are_refused(line: str, why: str) -> None:

@@ -103,7 +103,9 @@ def test_its_command_line_draws_and_a_file_of_names_is_read(tmp_path: Path, caps
     assert generate({**given, "save_output": False}) == ["None"]
 
 
-def test_a_command_line_that_cannot_be_is_refused_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_line_that_cannot_be_is_refused_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["generate", "--model-path", "omnimuse/shapes", "--vae-path", "other"]) == 2
     assert "vae_path='other' is not taken here: put the autoencoder into" in capsys.readouterr().err
     assert main(["serve", "--model-path", "m", "--num-gpus", "4", "--ulysses-degree=2", "--ring-degree=2"]) == 2
@@ -112,6 +114,11 @@ def test_a_command_line_that_cannot_be_is_refused_with_the_reason(capsys: pytest
         serving({"model_path": "m", "text_encoder_cpu_offload": True})
     with pytest.raises(ConfigError, match=r"give a file of JSON"):
         read(["generate", "--config", "x.yaml"])
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="holds no JSON object"):
+        read(["generate", "--config", str(tmp_path / "deep.json")])
+    with pytest.raises(ConfigError, match=r"none\.json cannot be read: No such file"):
+        read(["generate", "--config", str(tmp_path / "none.json")])
     assert [value_of(text) for text in ("1", "1.5", "true", "null", "x")] == [1, 1.5, True, None, "x"]
 
 

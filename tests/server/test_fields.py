@@ -16,7 +16,7 @@ import pytest
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Door
 from omnimuse.server.errors import ApiError
-from omnimuse.server.translate.aliases import read
+from omnimuse.server.translate.aliases import _plain, read
 from omnimuse.server.translate.asks import to_form, to_request
 from omnimuse.server.translate.field import Field, Kind
 from omnimuse.server.translate.fields import TABLE
@@ -43,6 +43,7 @@ ODD: list[Any] = [
     "{}", "[]", '{"a": 1}', "null", '{"a": NaN}', '{"seed": 1e999}', "[" * 5000,
     [], [[]], ["auto"], [True], [1, 2], [None], ["a", "b"], [{"a": 1}], DEEP,
     {}, {"a": 1}, {"": ""}, {"a": {"b": []}}, {"x": "auto"},
+    10**350, [10**350], {"name": "a", "scale": 10**350},
 ]  # fmt: skip
 FORM_ODD = [value for value in ODD if isinstance(value, str | list | dict)]
 
@@ -77,6 +78,10 @@ def test_any_value_in_any_field_is_honoured_or_refused(kind: Kind, form: bool) -
             except Exception as error:  # the fault that this test looks for
                 faults.append((field.name, value, repr(error)))
     assert not faults
+
+
+def test_a_text_of_a_form_that_nests_without_end_is_a_text() -> None:
+    assert _plain("[" * 100_000, form=True) == "[" * 100_000
 
 
 def form_of(name: str, value: Any) -> bytes:

@@ -480,7 +480,7 @@ def _plain(value: Any, form: bool) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

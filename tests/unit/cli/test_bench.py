@@ -249,6 +249,8 @@ def test_every_other_answer_without_a_picture_is_a_failure(
         (b"SSH-2.0-x\r\n\r\n", "invalid_answer"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "broken_connection"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n", "broken_connection"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, "invalid_answer"),
+        (b"HTTP/1.1 500 No\r\n\r\n" + b"[" * 100_000, "http_500"),
         (b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n{"data": [{"url": "x"}]}', ""),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import wave
 from pathlib import Path
 
@@ -108,6 +109,20 @@ def test_a_file_without_settings_says_so(tmp_path: Path) -> None:
     for name in ("b.wav", "c.wav"):
         with pytest.raises(RequestError, match=r"carries no settings|cannot read"):
             read_settings(tmp_path / name)
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"\xff", b"[1]", b"[" * 100_000], ids=len)
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_settings_that_a_stranger_wrote_are_none(tmp_path: Path, said: bytes, suffix: str) -> None:
+    file = tmp_path / f"a{suffix}"
+    mark = "x" * len(said)
+    save_sound(Sound(np.zeros((1, 5), np.float32), 44100), file, {"prompt": mark})
+    written = json.dumps({"prompt": mark}).encode()
+    content = file.read_bytes()
+    assert written in content
+    file.write_bytes(content.replace(written, said.ljust(len(written))))
+    with pytest.raises(RequestError, match="carries no settings"):
+        read_settings(file)
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:

@@ -82,9 +82,12 @@ def test_a_trace_is_read_line_by_line_or_from_what_bench_wrote(tmp_path: Path) -
     assert [each.kind for each in trace(lines)] == ["large", "small"]
     lines.write_text(json.dumps({"rows": [{"due": 0.5, "kind": "small", "status": 200}]}, indent=1))
     assert list(trace(lines)) == [Arrival(0.5, "small")]
-    lines.write_text("nonsense")
-    with pytest.raises(ConfigError, match=r"--trace .* is not understood"):
-        trace(lines)
+    for nonsense in ("nonsense", "[" * 100_000):
+        lines.write_text(nonsense)
+        with pytest.raises(ConfigError, match=r"--trace .* is not understood"):
+            trace(lines)
+        with pytest.raises(ConfigError, match="is no table of what work takes"):
+            read_table(lines)
 
 
 def test_a_trace_may_name_classes_of_deadlines() -> None:

@@ -6,7 +6,6 @@ Every option and sampling parameter that it documents is a flag; `serve` is ours
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 from omnimuse.compat.composed.names import no_name
 from omnimuse.compat.composed.sampling import OPTIONS, SAMPLING
 from omnimuse.compat.sglang.runtime.entrypoints.diffusion_generator import DiffGenerator
-from omnimuse.core.errors import ConfigError, OmnimuseError
+from omnimuse.core.bounds import object_in
+from omnimuse.core.errors import ConfigError, OmnimuseError, reason
 
 WORDS = {"true": True, "false": False, "null": None, "none": None}
 SERVED: Mapping[str, str] = {
@@ -62,9 +62,12 @@ def read(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 def _of_file(path: Path) -> dict[str, Any]:
     if path.suffix != ".json":
         raise ConfigError(f"--config {path} is not read here: give a file of JSON, whose name ends in .json")
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ConfigError(f"--config {path} holds a {type(found).__name__}; give an object of names and values")
+    try:
+        found = object_in(path.read_bytes())
+    except OSError as problem:
+        raise ConfigError(f"--config {path} cannot be read: {reason(problem)}") from None
+    if found is None:
+        raise ConfigError(f"--config {path} holds no JSON object; give one of names and values")
     return found
 
 
