@@ -47,10 +47,15 @@ ELSEWHERE = torch.device("lazy", 0)
 
 READ = frozenset({"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"})
 """Operations whose result the host reads."""
-SIZED = frozenset({"nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "bincount", "argwhere"})
-"""Operations whose values decide the size of what comes out, so that the host must know them."""
+SIZED = frozenset({"nonzero", "nonzero_numpy", "argwhere", "masked_select", "bincount", "where.default"}) | frozenset(
+    {"unique", "_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"}
+)
+"""Operations whose values decide the size of what comes out, so that the host must know them. Some are made of others,
+and are met whole in inference mode. `where` is one of them without what it chooses of.
+"""
 UPLOADING = frozenset({"where.ScalarSelf", "where.ScalarOther", "where.Scalar"})
 """Operations that put a plain number on the device, and wait until it is there."""
+WAITING = READ | SIZED | UPLOADING
 MOVING = frozenset({"to", "_to_copy", "copy_"})
 
 
@@ -218,8 +223,9 @@ def _check_move(
 
 
 def _check_reading(func: Any, name: str, given: Mapping[str, Any], note: Callable[[str], None]) -> None:
-    if name in READ or name in SIZED or f"{name}.{func._overloadname}" in UPLOADING:
-        note(f"{name}.{func._overloadname}".removesuffix(".default"))
+    called = f"{name}.{func._overloadname}"
+    if name in WAITING or called in WAITING:
+        note(called.removesuffix(".default"))
     if name == "repeat_interleave" and isinstance(given.get("repeats"), Tensor) and given.get("output_size") is None:
         note("repeat_interleave without a size")
     if name in ("index", "index_put", "index_put_"):

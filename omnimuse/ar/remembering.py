@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnimuse.ar.kv import KV, LEAST, Reading
+from omnimuse.ar.kv import KV, LEAST, Reading, numbers
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
@@ -318,18 +318,11 @@ def _found(kv: KV, near: Sequence[tuple[int, int]], wide: int, alone: bool) -> S
     )
 
 
-def numbers(values: Sequence[int], device: torch.device) -> Tensor:
-    """int64 [n] on `device`; elsewhere than on a CPU made there number by number, as an upload makes the host wait."""
-    if device.type == "cpu":
-        return torch.tensor(values)
-    return torch.cat([torch.full((1,), value, device=device) for value in values])
-
-
 def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
     """What all rows are given, packed; numbers go to the device all at once."""
     if any(isinstance(row.ids, Tensor) for row in rows):
         return layout.pack([row.given for row in rows])
-    tokens = torch.tensor([token for row in rows for token in row.ids], device=rows[0].kv.device)
+    tokens = numbers([token for row in rows for token in row.ids], rows[0].kv.device)
     return tokens.view(len(rows), -1) if layout.dense else tokens[None]
 
 
@@ -341,11 +334,12 @@ def wanted(rows: Sequence[Reading], logits: Tensor, *, stay: bool = False) -> li
     The likeliest are found all at once. What rows want of one kind comes in one transfer.
     """
     chosen = [number for number, row in enumerate(rows) if row.forbidden]
+    best = likeliest(rows, logits) if chosen else None  # before the host waits for anything
     alone = len(chosen) == len(rows)
     found = [logits] * len(rows) if alone else list((logits if stay else logits.cpu()).unbind())
-    if not chosen:
+    if best is None:
         return found
-    tokens = likeliest(rows, logits).cpu().split(1)
+    tokens = best.cpu().split(1)
     for number in chosen:
         found[number] = tokens[number]
     return found

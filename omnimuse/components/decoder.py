@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Decoder, Reading, Sizes
-from omnimuse.ar.remembering import Conditions, likeliest, numbers, packed, turned, wanted
+from omnimuse.ar.kv import Decoder, Reading, Sizes, numbers
+from omnimuse.ar.remembering import Conditions, likeliest, packed, turned, wanted
 from omnimuse.attention.layer import Heads
 from omnimuse.attention.layout import Layout
 from omnimuse.components.qwen3_facts import Qwen3Config

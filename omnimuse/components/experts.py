@@ -32,9 +32,12 @@ class Experts(nn.Module):
         if self.facts.norm_topk_prob:
             weights = weights / weights.sum(-1, keepdim=True)  # [T, K]
         weights, found = weights.to(x.dtype), torch.zeros_like(tokens)
-        for expert in asked.unique().tolist():
-            token, place = (asked == expert).nonzero(as_tuple=True)
-            found.index_add_(0, token, self.experts[expert](tokens[token]) * weights[token, place, None])
+        said = asked.flatten().cpu()  # the one thing that the host waits for
+        experts, each = said.unique(return_counts=True)
+        places = said.argsort(stable=True).to(x.device, non_blocking=True).split(each.tolist())
+        for expert, place in zip(experts.tolist(), places, strict=True):
+            token = place // asked.shape[1]
+            found.index_add_(0, token, self.experts[expert](tokens[token]) * weights.view(-1)[place, None])
         return self.total(found).view_as(x)
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from omnimuse.ar.kv import Reading
+from omnimuse.ar.kv import Reading, numbers
 from omnimuse.ar.sampling import Sampling
 from omnimuse.components.answering_facts import TALKER, TEXT
 from omnimuse.components.sights import Seeing, ShownDecoder, line
@@ -74,7 +74,7 @@ class Think(Generate):
 
     def embedded(self, ctx: Context, ids: Sequence[int]) -> Tensor:
         """What the thinker embeds, of tokens, [S, E]."""
-        return self.thinker(ctx).embed_tokens(torch.tensor(ids, device=ctx.device))
+        return self.thinker(ctx).embed_tokens(numbers(ids, ctx.device))
 
     @abstractmethod
     def overheard(self, ctx: Context, state: State) -> Any:

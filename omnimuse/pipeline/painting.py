@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from omnimuse.ar.kv import numbers
 from omnimuse.components.mel_flow import FlowConfig, Flowing, MelFlow
 from omnimuse.core.request import Request
 from omnimuse.diffusion.three_eighths import STAGES, evaluations, moved, time_of
@@ -172,7 +173,7 @@ class Paint(Loop):
         c, target = network.config, until(network.config, known.end)
         frames = min(len(codes.items) * c.codes.repeats, target)
         painting.whole = codes.closed and frames == len(codes.items) * c.codes.repeats
-        said = torch.tensor([code for (code,) in codes.items[: frames // c.codes.repeats]], device=ctx.device)
+        said = numbers([code for (code,) in codes.items[: frames // c.codes.repeats]], ctx.device)
         state.working["told"] = network.told(said, *self.voice(ctx, state.request))
         noise = torch.randn(frames - known.end, c.mel_dim, generator=state.working["chance"])
         known.add(noise.to(ctx.device))

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from omnimuse.ar.kv import numbers
 from omnimuse.components.speech_codec import Codec, Past
 from omnimuse.pipeline.arrival import Arrival
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
@@ -112,7 +113,9 @@ def unheard(frame: Sequence[int]) -> tuple[int, ...]:
 
 def _frames(ctx: Context, codes: list[tuple[int, ...]]) -> Tensor:
     """The codes of frames as the codec takes them, int64 [Q, T]."""
-    return torch.tensor(codes, dtype=torch.int64, device=ctx.device).view(len(codes), -1).T if codes else _none(ctx)
+    if not codes:
+        return _none(ctx)
+    return numbers([code for frame in codes for code in frame], ctx.device).view(len(codes), -1).T
 
 
 def _none(ctx: Context) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from omnimuse.ar.kv import KV, Decoder, Reading
+from omnimuse.ar.kv import KV, Decoder, Reading, numbers
 from omnimuse.ar.sampling import Sampling, next_token
 from omnimuse.components.voice import CodePredictor, Voice
 from omnimuse.core.output import TextWritten
@@ -143,7 +143,7 @@ class Talk(Loop):
         talking.codes.append(code)
         if talking.kv is None:
             return []
-        heard = talker.heard(torch.tensor([code], device=hidden.device))
+        heard = talker.heard(numbers([code], hidden.device))
         return [_row(state, self.predictor, Reading(torch.cat([hidden[None], heard]), 0, talking.kv))]
 
     def _code(self, ctx: Context, state: State, talking: Talking, logits: Tensor) -> list[Row]:
@@ -154,7 +154,7 @@ class Talk(Loop):
         talking.codes.append(next_token(logits, (), number, talking.others, talking.generator))
         if number == len(predictor.heads):
             return []
-        code = torch.tensor([talking.codes[-1]], device=ctx.device)
+        code = numbers([talking.codes[-1]], ctx.device)
         return [_row(state, self.predictor, Reading(predictor.heard(number, code), number + 1, talking.kv))]
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
@@ -182,7 +182,7 @@ class Talk(Loop):
 
     def _heard(self, ctx: Context, codes: list[int]) -> Tensor:
         """What stands for a whole frame, [D]."""
-        each, talker = torch.tensor(codes, device=ctx.device), ctx.network(self.talker)
+        each, talker = numbers(codes, ctx.device), ctx.network(self.talker)
         assert isinstance(talker, Voice)
         first = talker.heard(each[:1])
         if len(codes) == 1:

@@ -21,8 +21,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from omnimuse.ar.kv import Reading, Sizes
-from omnimuse.ar.remembering import Conditions, Sight, numbers
+from omnimuse.ar.kv import Reading, Sizes, numbers
+from omnimuse.ar.remembering import Conditions, Sight
 from omnimuse.attention.layout import Layout
 from omnimuse.components.decoder import PackedDecoder
 from omnimuse.core.errors import ModelError
@@ -195,6 +195,7 @@ class LibraryDecoder(PackedDecoder):
             # It is made twice, and with memory for its buffers only to take these (`loader.tensors.construct`).
             layers = _asked(model.to("meta")) if torch.zeros(()).is_meta else ()
             model.set_attn_implementation(NAME)
+            model.config.pad_token_id = None  # at every step it would be looked for, to warn, and the host would wait
         return cls(model, layers)
 
     @property
@@ -213,15 +214,15 @@ class LibraryDecoder(PackedDecoder):
     def logits(
         self, rows: Sequence[Reading], layout: Layout, given: Tensor, memories: Sequence[Memory] | None
     ) -> Tensor:
-        device, wanted = given.device, None
+        device, wanted = given.device, None  # where each row ends, [B, R / B]
         if layout.length == 1:
             more = [rows[0].start] * (len(given) - len(rows))
             places = numbers([*(row.start for row in rows), *more], device)[:, None]  # [R, 1]
         else:
             each = [torch.arange(row.start, row.start + row.count, device=device) for row in rows]
             places = layout.pack(each)
-            ends = [torch.arange(row.count, device=device) == row.count - 1 for row in rows]
-            wanted = layout.pack(ends)  # [B, S], of which what comes is [R, V] whether rows are packed or not
+            ends = numbers([end.stop - 1 for end in layout.slices()], device)
+            wanted = ends.view(len(given), -1) % given.shape[1]
         cond = Conditions.of(rows, layout, places, places)  # they turn by what the library makes of them
         said: Tensor = self.model(
             input_ids=given,
@@ -230,7 +231,7 @@ class LibraryDecoder(PackedDecoder):
             logits_to_keep=1 if wanted is None else wanted,
             remembered=Remembered(cond, self.asked),
         ).logits
-        return said[:, 0] if wanted is None else said
+        return said.flatten(0, 1)
 
 
 def _register() -> None:
