@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import Model
 from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig
-from omnimuse.core.config import CompileConfig, KernelConfig, ScheduleConfig
+from omnimuse.core.config import CacheConfig, CompileConfig, KernelConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.output import Failed, Progress
 from omnimuse.engine.local import start
 from omnimuse.loader.checkpoint import Checkpoint
@@ -30,6 +30,12 @@ PROMPT = "a red circle above the blue square on white"
 NEGATIVE = "blurry"
 WARM = 2
 """Steps that are not counted."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "layers": {"offload": OffloadConfig("layers")},
+    "teacache": {"cache": CacheConfig("teacache", 0.2)},
+    "fp8": {"quantize": QuantConfig({"": "fp8"})},
+}
+"""Modes of ours that have no counterpart: topics of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Ours:
 
     name = "omnimuse"
 
-    modes = ("eager", "plain", "compiled")
+    modes = ("eager", "plain", "compiled", *VARIANTS)
 
     def __init__(self, model: Model, path: Path, device: torch.device, mode: str, **topics: Any) -> None:
         self.model, self.device = model, device
@@ -60,7 +66,7 @@ class Ours:
             "compile": CompileConfig("blocks" if mode == "compiled" else "none"),
             "kernels": KernelConfig("plain" if mode == "plain" else "auto"),
         }
-        self.engine = start(Config(place, **{**chosen, **topics}))
+        self.engine = start(Config(place, **{**chosen, **VARIANTS.get(mode, {}), **topics}))
 
     def steps(self, case: Case) -> float:
         """Seconds of a step of all requests together."""
