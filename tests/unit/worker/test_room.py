@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
@@ -20,6 +21,7 @@ from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.scheduler import Scheduler
+from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.families import FAMILIES
@@ -262,23 +264,30 @@ def test_two_step_together_only_where_what_is_foretold_of_both_has_room(
     engine.close()
 
 
-@pytest.mark.costly("room")
-def test_who_has_no_room_beside_finished_outputs_waits_until_they_are_told() -> None:
-    engine = start(
-        Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
-    )
-    several = engine.make_request(Ask("a red circle", replace(LARGE, num_inference_steps=2, num_outputs_per_prompt=6)))
-    other = replace(several, id="other", params=replace(several.params, num_outputs_per_prompt=1))
-    engine.foretelling.learn(other)
-    need = engine.foretelling.needs(other, 0)
-    engine.space = replace(engine.space, room=need.times(2).most)
+def test_finished_outputs_are_counted_as_what_torch_has_for_them_while_others_are_drawn() -> None:
+    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
+    params = replace(LARGE, num_inference_steps=2, num_outputs_per_prompt=2)
+    request = engine.make_request(Ask("a red circle", params))
+    engine.foretelling.learn(request)
+    engine.space = replace(engine.space, room=engine.foretelling.takes(request, 0))
+    kept: list[int] = []
 
     def draw() -> None:
-        finished(engine, several, other)
+        engine.submit(request)
+        entry = engine.scheduler.entries[request.id]
+        while len(entry.live) > 1 or not engine.runner.states[entry.live[0]].position:
+            tick(engine)
+        engine.runner.memo.clear()  # it has what was read
+        kept.extend((entry.kept.finished, engine.runner.keeps(request.id)))
+        engine.cancel(request.id)
+        with record_function("gone"):
+            tick(engine)
 
-    took = most_allocated(torch.device("cpu"), draw)
-    assert took is not None and engine.space.room is not None
-    assert max(took.values()) < engine.space.room * 1.02, "foretold to the percent"
+    events = recorded_events(draw)
+    [gone] = [float(each["ts"]) for each in events if each.get("name") == "gone" and "dur" in each]
+    back = -sum(size for at, size in allocated(events) if at >= gone)
+    assert kept[0] == 2 * 3 * 640 * 640 * 4, "both have their places when the first is there"
+    assert sum(kept) == pytest.approx(back, rel=0.02)
     engine.close()
 
 
