@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import linecache
 import sys
+import weakref
+from collections import Counter as Counts
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -59,6 +61,39 @@ WAITING = READ | SIZED | UPLOADING
 MOVING = frozenset({"to", "_to_copy", "copy_"})
 
 
+class Shelf:
+    """What a second device's allocator would count of its memory: see `Counter` in `omnimuse.observe.profile`."""
+
+    def __init__(self) -> None:
+        self._owners: Counts[int] = Counts()
+        self._now = self._most = 0
+
+    def put(self, tensor: Elsewhere) -> None:
+        """Its memory is there as long as any tensor has it."""
+        memory = tensor.inner.untyped_storage()
+        key, size = memory.data_ptr(), memory.nbytes()
+        self._owners[key] += 1
+        self._now += size if self._owners[key] == 1 else 0
+        self._most = max(self._most, self._now)
+        weakref.finalize(tensor, self._leave, key, size)
+
+    def _leave(self, key: int, size: int) -> None:
+        self._owners[key] -= 1
+        self._now -= size if not self._owners[key] else 0
+
+    def now(self) -> int:
+        return self._now
+
+    def most(self) -> int:
+        return self._most
+
+    def forget(self) -> None:
+        self._most = self._now
+
+
+SHELF = Shelf()
+
+
 class Elsewhere(Tensor):
     """A tensor that lies on the second device; `inner` are its numbers."""
 
@@ -70,6 +105,7 @@ class Elsewhere(Tensor):
             cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=ELSEWHERE
         )
         made.inner = inner
+        SHELF.put(made)
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:

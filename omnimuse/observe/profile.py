@@ -13,9 +13,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ONE = threading.Lock()
 """Torch records for one thread of a process at a time."""
+STAGES = frozenset({*LABELS.values(), OTHER})
+"""What stages are marked by."""
 
 
 class Recording:
@@ -54,18 +57,17 @@ class Recording:
             _write({**trace, "traceEvents": [*trace["traceEvents"], *memory]}, part)
 
 
-def most_recorded(work: Callable[[], object], device: int = -1) -> dict[str, int] | None:
-    """The bytes that torch allocates on a device (-1: the CPU) at most while it does `work`, over those that there were
-    before, by the label of the stage that allocates them; None while this thread is recorded.
+def most_recorded(work: Callable[[], object]) -> dict[str, int] | None:
+    """The bytes that torch allocates on the CPU at most while it does `work`, over those that there were before, by the
+    label of the stage that allocates them; None while this thread is recorded.
     """
     if torch.autograd._profiler_enabled():
         return None
     events = recorded_events(work)
-    labels = {*LABELS.values(), OTHER}
-    marks = [each for each in events if each.get("cat") == "user_annotation" and labels.issuperset(_names(each))]
+    marks = [each for each in events if each.get("cat") == "user_annotation" and _of_stages(each["name"])]
     ends = [(float(each["ts"]) + float(each["dur"]), "") for each in marks]
     bounds = [(float(each["ts"]), each["name"]) for each in marks] + ends
-    happened = [*bounds, *allocated(events, device)]
+    happened = [*bounds, *allocated(events)]
     most, held, label = {OTHER: 0}, 0, OTHER
     for _, what in sorted(happened, key=lambda each: each[0]):
         if isinstance(what, str):
@@ -74,6 +76,64 @@ def most_recorded(work: Callable[[], object], device: int = -1) -> dict[str, int
             held += what
         most[label] = max(most.get(label, 0), held)
     return most
+
+
+class Counter(Protocol):
+    """What an allocator counts of a device's memory, in bytes."""
+
+    def now(self) -> int:
+        """Those that there are."""
+        ...
+
+    def most(self) -> int:
+        """Those that there were at most since `forget`, or at all."""
+        ...
+
+    def forget(self) -> None:
+        """Begin anew with the most."""
+        ...
+
+
+class Watch:
+    """What a counter has counted at most while each label was marked, over what there was `before`."""
+
+    def __init__(self, counter: Counter) -> None:
+        self.most = {OTHER: 0}
+        self._counter, self._label, self._before = counter, OTHER, counter.now()
+        counter.forget()
+
+    def note(self) -> None:
+        """Look at the counter."""
+        found = self._counter.most() - self._before
+        self.most[self._label] = max(self.most.get(self._label, 0), found)
+        self._counter.forget()
+
+    @contextmanager
+    def within(self, label: str) -> Iterator[None]:
+        """While this context lasts, what is counted goes by `label`."""
+        outside = self._label
+        self.note()
+        self._label = label
+        try:
+            yield
+        finally:
+            self.note()
+            self._label = outside
+
+
+WATCH: ContextVar[Watch | None] = ContextVar("WATCH", default=None)
+
+
+def most_counted(work: Callable[[], object], counter: Counter) -> dict[str, int]:
+    """As `most_recorded`, by a counter, which the host reads without waiting for a device: nothing is recorded."""
+    watch = Watch(counter)
+    token = WATCH.set(watch)
+    try:
+        work()
+    finally:
+        WATCH.reset(token)
+    watch.note()
+    return watch.most
 
 
 def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
@@ -88,17 +148,15 @@ def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
     return events
 
 
-def allocated(events: Sequence[dict[str, Any]], device: int = -1) -> list[tuple[float, int]]:
-    """What `events` tell of the memory of a device (-1: the CPU): moments, and the bytes that torch took or, if they
-    are negative, gave back.
-    """
-    told = (each for each in events if each.get("name") == "[memory]" and each["args"]["Device Id"] == device)
+def allocated(events: Sequence[dict[str, Any]]) -> list[tuple[float, int]]:
+    """What `events` tell of the memory of the CPU: moments, and the bytes that torch took, or gave back: negative."""
+    told = (each for each in events if each.get("name") == "[memory]" and each["args"]["Device Id"] == -1)
     return [(float(each["ts"]), int(each["args"]["Bytes"])) for each in told]
 
 
-def _names(mark: dict[str, Any]) -> list[str]:
-    """The labels of a mark, which may be of several stages in one tick."""
-    return str(mark["name"]).split(" and ")
+def _of_stages(mark: str) -> bool:
+    """Whether that is what a mark of stages says, perhaps of several in one tick."""
+    return STAGES.issuperset(mark.split(" and "))
 
 
 class Recorder:
@@ -128,7 +186,11 @@ class Recorder:
 
 
 def marked(label: str) -> AbstractContextManager[None]:
-    """While this context lasts, a recording of this thread has `label`; nothing where nobody records."""
+    """While this context lasts, a recording of this thread has `label`, and what is counted on it goes by that; nothing
+    where nobody does either.
+    """
+    if (watch := WATCH.get()) is not None and _of_stages(label):
+        return watch.within(label)
     recorded = torch.autograd._profiler_enabled()
     return record_function(label) if recorded else nullcontext()
 

@@ -6,6 +6,7 @@ Asked once per start by the build; `explain` and `doctor` print the reasons. Ref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -13,8 +14,7 @@ from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import memory, resident
 from omnimuse.core.spec import Component
-from omnimuse.observe.labels import OTHER
-from omnimuse.observe.profile import most_recorded
+from omnimuse.observe.profile import Counter, most_counted, most_recorded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,17 +53,36 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
 
 
+@dataclass(frozen=True)
+class Graphics:
+    """What torch counts of the memory of a GPU."""
+
+    device: torch.device
+
+    def now(self) -> int:
+        """What tensors have."""
+        return torch.cuda.memory_allocated(self.device)
+
+    def most(self) -> int:
+        """What they had at most since `forget`."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def forget(self) -> None:
+        """Begin anew with the most."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+
+COUNTERS: dict[str, Callable[[torch.device], Counter]] = {"cuda": Graphics}
+"""Who counts the memory of a device, by its kind."""
+
+
 def most_allocated(device: torch.device, work: Callable[[], object]) -> Mapping[str, int] | None:
     """The bytes of `device` that torch has for tensors at most while it does `work`, beside those that it had before,
     by the label of the stage that has them; None where nobody tells.
     """
-    if device.type != "cuda":
-        return most_recorded(work) if device.type == "cpu" else None
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    found = most_recorded(work, device.index or 0)
-    whole = torch.cuda.max_memory_allocated(device) - before
-    return found and {**found, OTHER: max(whole, found.get(OTHER, 0))}
+    if device.type == "cpu":
+        return most_recorded(work)
+    return most_counted(work, COUNTERS[device.type](device)) if device.type in COUNTERS else None
 
 
 def choose_dtype(config: ModelConfig, device: torch.device, default: str = "") -> tuple[torch.dtype, Choice]:

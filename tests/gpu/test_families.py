@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from torch import Tensor
 from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.output import Preview, Progress
 from omnimuse.engine.engine import Engine
-from tests.invariants.conftest import Subject, drain, outputs, run, submit
+from omnimuse.worker.place import most_allocated
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
 
 Make = Callable[..., Engine]
 FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
@@ -112,6 +115,20 @@ def test_a_step_does_not_make_the_host_wait(subject: Subject, engine_on: Make, t
             refuse_waits(middle)
         refuse_waits(False)
     assert ticks, stage
+
+
+@of([family for family in FAMILIES if family.name in ("ZImagePipeline", "WanPipeline-2.1")])
+def test_what_stages_take_is_counted_and_the_most_of_it_is_the_peak(subject: Subject, engine_on: Make) -> None:
+    engine, device = engine_on(schedule=FAST), torch.device("cuda")
+    draw = partial(run, engine, subject.ask(0, output_type="pt", width=256, height=256))
+    draw()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    draw()
+    peak = torch.cuda.max_memory_allocated() - before
+    took = most_allocated(device, draw)
+    assert took is not None and took["diffuse"] > 0 and took["vae.decode"] > 0
+    assert max(took.values()) == pytest.approx(peak, rel=0.02)
 
 
 def refuse_waits(wanted: bool) -> None:

@@ -22,10 +22,11 @@ from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.observe.profile import allocated, recorded_events
-from omnimuse.worker.place import most_allocated
+from omnimuse.worker.place import COUNTERS, most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
+from tests.second_device import ELSEWHERE, SHELF, SecondDevice, moved
 
 LARGE = DiffusionParams(width=640, height=640, num_inference_steps=1, seed=1, output_type="pt")
 
@@ -144,6 +145,20 @@ def test_what_is_foretold_is_what_torch_allocates_for_it() -> None:
     assert 0.95 * most < engine.foretelling.takes(request, 0) < 1.05 * most
     assert engine.foretelling.takes(request, 2**20) == engine.foretelling.takes(request, 0) - 2**20, "weights wait"
     engine.close()
+
+
+def test_what_a_device_counts_foretells_by_stage_what_is_recorded_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
+    request = engine.make_request(Ask("a red circle", LARGE))
+    engine.foretelling.learn(request)
+    recorded = engine.foretelling.needs(request, 0)
+    monkeypatch.setitem(COUNTERS, ELSEWHERE.type, lambda device: SHELF)
+    with SecondDevice() as device:
+        there = moved(engine, device)
+        there.foretelling.learn(request)
+    counted = there.foretelling.needs(request, 0)
+    assert counted.beside == pytest.approx(recorded.beside, rel=0.02)
+    assert counted.beyond == pytest.approx(recorded.beyond, rel=0.02) and counted.beyond > counted.beside
 
 
 def test_what_weights_take_is_told_by_component_and_by_block_where_blocks_come_in(
