@@ -63,27 +63,27 @@ SAMPLE_BYTES = 12
 MAX_SECONDS = 24 * 3600.0
 """Of a sound, for a model that knows no bound of its own."""
 ALWAYS = frozenset(
-    {
-        "num_inference_steps",
-        "height",
-        "width",
-        "seed",
-        "num_outputs_per_prompt",
-        "max_sequence_length",
-        "output_type",
-    }
+    {"num_inference_steps", "height", "width", "seed", "num_outputs_per_prompt", "max_sequence_length", "output_type"}
 )
 """Parameters that every family honours."""
 SCHEDULE = frozenset({"flow_shift", "scheduler"})
 """Parameters that every model of flow matching honours."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """How what was asked for is made: `tiled`, in tiles, which take less; `tried`, to see what it takes."""
+
+    tiled: bool = False
+    tried: bool = False
+
+
 @dataclass(frozen=True)
-class Request(Talk, Given):
+class Request(Talk, Given, Drawn):
     """What a person asked for; every parameter is resolved. `deadline` is seconds on the engine's clock.
 
-    `times`: it is wanted within so many times what it takes alone, which was not known when it came. `branches` are
-    those that some step evaluates; a scheduler may want `more` evaluations. `tiled`: in tiles, which take less.
+    `times`: it is wanted within so many times what it takes alone, unknown when it came. `branches`: those that some
+    step evaluates; a scheduler may want `more`.
     """
 
     id: str
@@ -100,13 +100,11 @@ class Request(Talk, Given):
     branches: tuple[str, ...] = ONLY_POSITIVE
     more: int = 0
     times: float | None = None
-    tiled: bool = False
 
     @property
     def size(self) -> Size:
         """Width and height of what is made, if that can be seen."""
-        assert self.params.width is not None
-        assert self.params.height is not None
+        assert self.params.width is not None and self.params.height is not None
         return self.params.width, self.params.height
 
     @property

@@ -235,7 +235,7 @@ def _few_steps(request: Request, params: DiffusionParams, limits: Limits) -> Req
     params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=None)
     pictures = [(picture.width, picture.height) for picture in request.images]
     extra = request.extra.brief(params, pictures, limits.size_multiple)
-    return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False)
+    return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False, tried=True)
 
 
 def _saying(request: Request, frames: int) -> Request:

@@ -19,7 +19,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.request import Request
-from omnimuse.observe.labels import OTHER, label_of
+from omnimuse.observe.labels import LABELS, OTHER, label_of
 from omnimuse.observe.profile import marked
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
@@ -316,9 +316,13 @@ class Runner:
             self.telling.events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_recall(self, stage: Stage, state: State, ctx: Context, check: Check) -> None:
-        """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs."""
+        """Run `stage`, or take its outputs from an equal run: equal keys promise equal outputs.
+
+        Of what is tried only texts are recalled: what else is encoded may be what takes most.
+        """
         with state.opened_for(stage):
-            content = stage.key(ctx, state)
+            recalls = not state.request.tried or label_of(stage.name) == LABELS["encode prompt"]
+            content = stage.key(ctx, state) if recalls else None
         key: Hashable = (type(stage), content, ctx.version, state.adapters(stage.uses))
         known = None if content is None else self.memo.get(key)
         with self.pipeline.opened(stage, state):

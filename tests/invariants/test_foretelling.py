@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +19,12 @@ from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.extents import Extent
+from omnimuse.engine.local import bounded, start
 from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
-from tests.invariants.conftest import Subject, drain, of, outputs, submit, tick, with_params
+from tests.invariants.conftest import Subject, config, drain, of, outputs, submit, tick, with_params
 
 
 def larger(engine: Engine, asks: list[Ask], sides: tuple[int, ...] = (896, 768, 576)) -> Iterator[Request]:
@@ -197,7 +199,8 @@ def test_what_thinks_before_it_draws_is_tried_without_thinking_and_what_thoughts
     assert foretelling.takes(request, 0) - drawn == thought
 
 
-def talk(teller: Speaker | Answerer, frames: int) -> Ask:
+def talk(teller: Speaker | Answerer, frames: int | None) -> Ask:
+    """Something that is said in so many frames, or until it ends by itself."""
     params = DiffusionParams(seed=5)
     if isinstance(teller, Answerer):
         extra = {"modalities": ("text", "audio"), "max_tokens": frames, "voice_tokens": frames}
@@ -214,6 +217,23 @@ def test_a_sound_that_never_fits_is_refused_by_what_few_frames_take(engine: Engi
     assert "the most tokens that may fit are" in said or "no length of it fits" in said
     few = engine.make_request(talk(teller, 10))
     assert not engine.foretelling.doubts(few, 0), "fewer than are tried"
+
+
+@pytest.mark.parametrize("teller", [*SPEAKERS, *ANSWERERS], ids=lambda teller: teller.name, scope="module")
+def test_a_sound_that_nobody_gave_a_length_waits_by_the_most_that_is_remembered_of_it_and_is_not_refused(
+    folder: Path, engine: Engine, teller: Speaker | Answerer
+) -> None:
+    request = engine.make_request(talk(teller, None))
+    unbounded = replace(engine.runner.config, running_bytes=None)
+    least, most = engine.runner.remembers(request)
+    assert 0 < 2 * least < most
+    for room, together in ((most - 1, 1), (2 * most - 1, 1), (2 * most, 2)):
+        schedule = bounded(unbounded, engine.runner.pipeline, replace(engine.space, room=room))
+        with closing(start(config(folder, schedule=schedule))) as tight:
+            for id_ in ("one", "other"):
+                tight.submit(replace(request, id=id_))
+            tick(tight)
+            assert len(tight.runner.jobs) == together
 
 
 IN_TILES = ("WanPipeline-2.1", "HunyuanVideo15Pipeline", "LTX2Pipeline", "ZImagePipeline")
@@ -236,6 +256,30 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
     else:
         assert [each.size for each in tried] == [(256, 256), (512, 512)], "as is one that is decoded as a whole"
     assert 0.75 < foretold(engine, request) < 1.25
+
+
+PICTURES = (
+    "FluxFillPipeline",
+    "FluxControlPipeline",
+    "FluxKontextPipeline",
+    "ZImagePipeline",
+    "LongCatImageEditPipeline",
+)
+
+
+@of([family for family in FAMILIES if family.name in PICTURES])
+@pytest.mark.parametrize("whole", [False, True], ids=["first of all", "after one that is decoded as a whole"])
+def test_a_picture_in_tiles_that_is_far_larger_than_those_that_were_tried_is_foretold_whatever_was_tried_before(
+    subject: Subject, engine_with: Callable[..., Engine], whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 times the pixels: what encodes a picture is no memory of another trial, and tiles leave no copies."""
+    monkeypatch.setattr("omnimuse.engine.extents.SIDES", (96, 160))
+    engine = engine_with()
+    ask = with_params(subject.ask(0), width=640, height=640, output_type="pt", num_outputs_per_prompt=1)
+    request = replace(engine.make_request(ask), tiled=True)
+    if whole:
+        engine.foretelling.learn(replace(request, tiled=False))
+    assert 0.9 < foretold(engine, request) < 1.1
 
 
 def pieces(side: int) -> set[int]:
