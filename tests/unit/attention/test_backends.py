@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from omnimuse.attention.backends import libraries
 from omnimuse.attention.backends.libraries import (
     FLASH_2,
     SAGE,
@@ -82,11 +83,9 @@ class Library:
     flash_attn_varlen_func = varlen_attn
 
     def sageattn_varlen(self, *packed: Any, smooth_k: bool) -> Tensor:
-        assert not smooth_k, "it would take the mean over the keys of all rows"
+        assert not smooth_k, "it would take the mean of the keys of all rows"
         self.keys = packed[1]
         return self.varlen_attn(*packed)
-
-    sageattn_qk_int8_pv_fp16_triton = sageattn
 
     def memory_efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None) -> Tensor:
         self.calls.append("dense" if attn_bias is None else "packed")
@@ -130,26 +129,22 @@ def test_a_library_that_is_missing_is_refused_with_what_to_install() -> None:
     def missing(module: str) -> Any:
         raise ImportError(module)
 
-    for backend, install in (
+    for backend, how in (
         (FlashAttention("x", FLASH_2, missing), 'pip install "omnimuse[flash]"'),
-        (SageAttention(SAGE, missing), "build version 2 from its repository"),
+        (SageAttention(SAGE, missing), "build 2.2 or newer"),
         (XFormers(XFORMERS, missing), 'pip install "omnimuse[xformers]"'),
     ):
         why = backend.why_not(CUDA, HALF, 64)
-        assert why is not None and "cannot be imported" in why and install in why
-
-
-def test_a_version_that_computes_something_else_is_refused() -> None:
-    older = SimpleNamespace(sageattn=None, sageattn_varlen=None)
-    why = SageAttention(SAGE, lambda module: older).why_not(CUDA, HALF, 64)
-    assert why is not None and "counts keys that are not there" in why and "build version 2" in why
+        assert why is not None and "cannot be imported" in why and how in why
+        assert "runs on CUDA, not on cpu" in str(backend.why_not(CPU, HALF, 64)), "installing it would not help"
 
 
 def test_each_row_has_the_mean_of_its_own_keys_taken_out() -> None:
     library, (layout, keys) = Library(), (Layout(lengths) for lengths in LENGTHS)
     q, k = draw(1, 10, 2, 8), draw(1, 11, 2, 8, seed=1) + 5
     SageAttention(SAGE, library).packed(q, k, k, layout, keys)
-    assert all(row.mean(0).abs().max() < 1e-5 for row in library.keys.split(keys.lengths))
+    first, alone, last = library.keys.split(keys.lengths)
+    assert first.mean(0).abs().max() < 1e-5 > last.mean(0).abs().max() and torch.equal(alone, k[0, 4:5])
 
 
 def test_the_blocks_of_a_layout_are_made_once() -> None:
@@ -158,6 +153,27 @@ def test_the_blocks_of_a_layout_are_made_once() -> None:
     for _ in range(3):
         backend.packed(q, k, k, layout, keys)
     assert library.made == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "trusted"), [("1.0.6", False), ("2.0.1", False), ("2.2rc1", True), ("2.2.0", True), ("3.0", True)]
+)
+def test_a_version_that_weighs_keys_that_are_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, found: str, trusted: bool
+) -> None:
+    monkeypatch.setattr(libraries, "version", lambda package: found)
+    monkeypatch.setattr(libraries, "too_old", lambda device: None)
+    why = SAGE.obstacle(CUDA, HALF, 64, Library())
+    assert trusted is (why is None)
+    assert trusted or f"sageattention {found} gives weight to keys that are not there; build 2.2" in str(why)
+
+
+def test_a_library_that_fails_where_it_is_tried_is_refused_with_what_it_says() -> None:
+    library = Library()
+    assert XFormers(XFORMERS, library).tried(CPU, HALF, 8) is None
+    assert library.calls == ["dense", "packed"]
+    alone = FlashAttention("x", FLASH_2, lambda module: SimpleNamespace())  # as where FlashAttention 4 is there alone
+    assert "flash_attn fails when it is tried: " in str(alone.tried(CPU, HALF, 8))
 
 
 @pytest.mark.parametrize(
