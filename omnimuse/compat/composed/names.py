@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omnimuse.compat.composed.table import NAMES, ROOT
-from omnimuse.compat.contract.names import TABLE, UnknownAttributeError, UnknownNameError, is_module
+from omnimuse.compat.contract.names import TABLE, UnknownAttributeError, is_module, unknown
 
 HERE = "omnimuse.compat.sglang"
 
@@ -14,9 +14,7 @@ def no_name(module: str, name: str) -> Exception:
         return AttributeError(name)  # Python itself asks for such
     where = ROOT + module.removeprefix(HERE)
     why = NAMES.why(where, name)
-    return UnknownNameError(
-        f"{where} has no {name!r} here{why}; {TABLE} lists every name of the guide and what it does"
-    )
+    return unknown(f"{where} has no {name!r} here{why}; {TABLE} lists every name of the guide and what it does")
 
 
 def no_attribute(owner: object, name: str) -> UnknownAttributeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection
+from dis import opname
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
@@ -28,7 +29,7 @@ class UnknownNameError(ImportError):
 
 
 class UnknownAttributeError(AttributeError):
-    """An object of the contract has no such attribute here."""
+    """An object or a module of the contract has no such attribute here."""
 
 
 def no_name(module: str, name: str) -> Exception:
@@ -37,9 +38,19 @@ def no_name(module: str, name: str) -> Exception:
         return AttributeError(name)  # Python itself asks for such
     where = module.removeprefix(ROOT)
     why = NAMES.why(where, name)
-    return UnknownNameError(
-        f"{where} has no {name!r} here{why}; {TABLE} lists every name of the contract and what it does"
-    )
+    return unknown(f"{where} has no {name!r} here{why}; {TABLE} lists every name of the contract and what it does")
+
+
+def unknown(said: str) -> ImportError | AttributeError:
+    """What `__getattr__` of a module raises with these words: an ImportError to who wrote `from module import name`, as
+    Python drops the words of any other; an AttributeError to all else, since some ask each module that is loaded
+    whether it has a name (pickling does, and so the compiler), and mean no harm.
+    """
+    asks = sys._getframe(1)
+    while asks.f_back and (asks.f_code.co_name == "__getattr__" or asks.f_back.f_code.co_name == "__getattr__"):
+        asks = asks.f_back
+    imports = opname[asks.f_code.co_code[asks.f_lasti]] == "IMPORT_FROM"
+    return UnknownNameError(said) if imports else UnknownAttributeError(said)
 
 
 def no_attribute(owner: object, name: str) -> UnknownAttributeError:
