@@ -34,7 +34,7 @@ from tests.once import Once
 
 pytestmark = [pytest.mark.dist, pytest.mark.costly("room in pools"), pytest.mark.timeout(400)]
 
-ROOM = 60 * 2**20
+ROOM = 40 * 2**20
 TIGHT = replace(CONFIG, host=HostConfig(threads=1, room=ROOM))
 
 
@@ -162,12 +162,12 @@ def test_a_pool_that_is_lost_while_small_ones_are_tried_in_it_tries_them_once_mo
 
     def joined(seat: Seat) -> None:
         watch(
-            group, monkeypatch, lambda seat: pids.append(kill(seat)) if seat.pool == 2 and len(pids) < times else None
+            group, monkeypatch, lambda seat: pids.append(kill(seat)) if seat.pool == 1 and len(pids) < times else None
         )
         join(seat)
 
     monkeypatch.setattr(group.group, "_ears", replace(group.group._ears, joined=joined))
-    kill(group.group.seats[2][0])  # then it knows nothing
+    kill(group.group.seats[1][0])  # then it knows nothing
     end = Told(group, large()).end()
     assert isinstance(end, Failed) and len(pids) == times
     assert isinstance(end.error, PoisonError) if times == 2 else str(end.error) == said
