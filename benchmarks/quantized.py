@@ -1,6 +1,6 @@
 """What packed weights cost or save in time: one linear layer, each scheme beside float32 and bfloat16, in turns.
 
-    python -m benchmarks.quantized [--tokens 1024] [--inputs 1536] [--outputs 1536] [--rounds 15]
+    python -m benchmarks.quantized [--tokens 1024] [--inputs 1536] [--outputs 1536] [--rounds 15] [--writing]
 
 Prints for every scheme its time as a ratio to float32 (medians of rounds, alternating in one run), its error against
 float32 as a part of the size of the product, and its bytes as a ratio to float32. On a CPU floats, and whole numbers of
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.schemes import SCHEMES, rounded
+from omnimuse.worker.allocator import keep_memory
 
 Run = Callable[[], Tensor]
 
@@ -127,11 +128,15 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of what is packed")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--writing", action="store_true", help="the tokens are one of each of so many rows")
     options = parser.parse_args()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    keep_memory(device)  # as an engine does
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(options.outputs, options.inputs, generator=generator) * 0.02).to(device)
     x = torch.randn(options.tokens, options.inputs, generator=generator).to(device)
+    if options.writing:
+        x = x[:, None]
     layers = {name: packed(weight.to(dtype), name) for name in SCHEMES}
     floats = {
         str(kind).removeprefix("torch."): (x.to(kind), weight.to(kind)) for kind in (torch.float32, torch.bfloat16)

@@ -385,7 +385,7 @@ def check_family_params(given: FamilyParams) -> None:
         if not _is_of(value, hints[part.name]):
             raise RequestError(f"{name}={value!r} is not of type {part.type}", name)
         low, high = part.metadata.get("low", -math.inf), part.metadata.get("high", math.inf)
-        if isinstance(value, float | int) and not (finite(value) and low <= value <= high):
+        if type(value) in (float, int) and not (finite(value) and low <= value <= high):
             allowed = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
             raise RequestError(f"{name}={value!r} is not allowed; use a number {allowed}", name)
 
