@@ -72,6 +72,7 @@ def told(engine: Engine, asks: Sequence[Ask]) -> list[Result]:
     return results(engine, drain(engine), ids)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
 def test_a_second_device_tells_what_the_cpu_tells(
     teller: Teller, resident: Engine, device: SecondDevice, offload: str
@@ -84,6 +85,7 @@ def test_a_second_device_tells_what_the_cpu_tells(
             assert all(torch.equal(*pair) for pair in zip(made, plain.tensors[name], strict=True))
 
 
+@pytest.mark.crossed
 def test_a_step_waits_for_what_was_chosen_and_for_nothing_else(
     teller: Teller, resident: Engine, device: SecondDevice
 ) -> None:

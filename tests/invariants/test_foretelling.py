@@ -154,6 +154,7 @@ def test_what_a_paused_request_keeps_is_what_torch_has_back_when_it_is_gone(shar
 DRAWN = ("ZImagePipeline", "WanPipeline-2.1", "StableAudioPipeline")
 
 
+@pytest.mark.costly
 @of([family for family in FAMILIES if family.name in DRAWN])
 @pytest.mark.parametrize("output", ["pt", "latent"])
 def test_what_two_are_foretold_to_take_together_is_as_true_as_what_one_is(
@@ -210,6 +211,7 @@ def talk(teller: Speaker | Answerer, frames: int | None) -> Ask:
     return Ask({"prompt": text, "sounds": heard}, make_params(params, {**wish, "max_tokens": frames}))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("teller", [*SPEAKERS, *ANSWERERS], ids=lambda teller: teller.name, scope="module")
 def test_a_sound_that_never_fits_is_refused_by_what_few_frames_take(engine: Engine, teller: Speaker | Answerer) -> None:
     request = engine.make_request(talk(teller, 150))
@@ -239,6 +241,7 @@ def test_a_sound_that_nobody_gave_a_length_waits_by_the_most_that_is_remembered_
 IN_TILES = ("WanPipeline-2.1", "HunyuanVideo15Pipeline", "LTX2Pipeline", "ZImagePipeline")
 
 
+@pytest.mark.costly
 @of([family for family in FAMILIES if family.name in IN_TILES])
 def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foretold(
     subject: Subject, engine_with: Callable[..., Engine]
@@ -267,6 +270,7 @@ PICTURES = (
 )
 
 
+@pytest.mark.costly
 @of([family for family in FAMILIES if family.name in PICTURES])
 @pytest.mark.parametrize("whole", [False, True], ids=["first of all", "after one that is decoded as a whole"])
 def test_a_picture_in_tiles_that_is_far_larger_than_those_that_were_tried_is_foretold_whatever_was_tried_before(
@@ -300,6 +304,7 @@ def foretold(engine: Engine, request: Request) -> float:
     return engine.foretelling.takes(request, 0) / max(took.values())
 
 
+@pytest.mark.costly
 @of([family for family in FAMILIES if family.name == "HunyuanVideo15Pipeline"])
 def test_a_narrow_last_tile_that_takes_more_than_a_wide_one_is_foretold(
     subject: Subject, engine_with: Callable[..., Engine]
