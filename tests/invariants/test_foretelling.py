@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from torch.profiler import record_function
 
 from omnimuse.core.config import DecodeConfig
@@ -302,6 +304,20 @@ def foretold(engine: Engine, request: Request) -> float:
     took = most_allocated(torch.device("cpu"), draw)
     assert took is not None
     return engine.foretelling.takes(request, 0) / max(took.values())
+
+
+@pytest.mark.costly("wide frames")
+@of([family for family in FAMILIES if family.name == "WanPipeline-2.1-I2V"])
+def test_frames_that_are_encoded_as_a_whole_are_foretold_where_they_are_as_wide_as_published_ones(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What encodes has no tiles: with 96 channels no frame of 224 rows is convolved by way of copies."""
+    wide = partial(AutoencoderKLWan, base_dim=96, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    monkeypatch.setattr("tests.checkpoints.wan.vae", wide)
+    built = replace(subject, folder=subject.family.build(tmp_path / "wide"))
+    with closing(start(built.config(decode=DecodeConfig(tile=128)))) as engine:
+        ask = with_params(subject.ask(0, width=320, height=320), output_type="latent")
+        assert 0.95 < foretold(engine, replace(engine.make_request(ask), tiled=True)) < 1.05
 
 
 @pytest.mark.costly
