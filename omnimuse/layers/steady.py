@@ -92,9 +92,17 @@ class SteadyGated(Gated):
         return evenly(F.silu, gate).mul_(up)
 
 
+PIECES = 8
+"""In which what was copied is computed, so that it takes little more memory than the copy."""
+
+
 def evenly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What the elementwise `function` makes of `x`, in new memory, whole vectors at a time."""
-    x = x.contiguous()  # of a part of wider rows torch computes the end of each otherwise, or not, as threads share it
+    if not x.is_contiguous():  # of a part of wider rows torch computes the end of each otherwise, as threads share it
+        made = x.contiguous().view(-1)
+        for piece in made.split(LANES * -(-x.numel() // (PIECES * LANES)) or 1):
+            piece.copy_(evenly(function, piece))
+        return made.view(x.shape)
     whole = whole_vectors(x.numel(), torch.get_num_threads())
     if whole == x.numel():
         return function(x)
