@@ -78,10 +78,15 @@ def test_a_part_of_the_rows_or_columns_is_that_of_the_whole(inputs: int, tmp_pat
 
 
 def test_a_language_model_in_four_bits_writes_what_its_weights_stand_for(tmp_path: Path) -> None:
+    writes_as_floats(partial(bitsandbytes.pack, kind="nf4"), tmp_path)
+
+
+def writes_as_floats(pack: Callable[[Path], dict[str, Tensor]], tmp_path: Path) -> None:
+    """What a language model writes when it is packed so, and of the floats that its weights are then: the same."""
     from omnimuse import Omni
 
     folders = [qwen3.build(tmp_path / name) for name in ("small", "floats")]
-    bitsandbytes.unpack(folders[1], bitsandbytes.pack(folders[0], "nf4"))
+    bitsandbytes.unpack(folders[1], pack(folders[0]))
     texts = []
     for folder in folders:
         with Omni(str(folder), device="cpu", dtype="float32") as omni:

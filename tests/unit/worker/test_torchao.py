@@ -19,8 +19,14 @@ from omnimuse.loader.headers import stored_in
 from omnimuse.loader.libraries import READERS
 from omnimuse.quant.packings import NARROW_INT4, PACKINGS, Rows
 from omnimuse.quant.schemes import SCHEMES
-from tests.checkpoints import bitsandbytes, qwen3, torchao
-from tests.unit.worker.test_bitsandbytes import Z_IMAGE, draws_as_floats, first_drawn, read_all
+from tests.checkpoints import torchao
+from tests.unit.worker.test_bitsandbytes import (
+    Z_IMAGE,
+    draws_as_floats,
+    first_drawn,
+    read_all,
+    writes_as_floats,
+)
 
 KEPT = {
     "int8": "int8",
@@ -52,16 +58,7 @@ def test_where_it_rounds_inputs_they_are_rounded(z_image_folder: Path, tmp_path:
 
 
 def test_a_language_model_that_it_packed_writes_what_its_weights_stand_for(tmp_path: Path) -> None:
-    from omnimuse import Omni
-
-    folders = [qwen3.build(tmp_path / name) for name in ("small", "floats")]
-    bitsandbytes.unpack(folders[1], torchao.pack(folders[0], "int8"))
-    texts = []
-    for folder in folders:
-        with Omni(str(folder), device="cpu", dtype="float32") as omni:
-            [result] = omni.generate("a red circle", max_tokens=12, temperature=0, progress=False)
-            texts.append(result.written[0].tokens)
-    assert texts[0] == texts[1]
+    writes_as_floats(partial(torchao.pack, kind="int8"), tmp_path)
 
 
 def packed_file(folder: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str], torch.Tensor]:
