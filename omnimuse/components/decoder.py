@@ -246,5 +246,4 @@ class JoinedMLP(nn.Module):
         self.gated = Gated()
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.gated(gate, up))
+        return self.down(self.gated(*self.gate_up(x).chunk(2, dim=-1)))  # which are gone before the last product

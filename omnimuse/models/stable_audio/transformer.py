@@ -252,8 +252,11 @@ class SwiGLU(nn.Module):
         self.linear_2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.linear_1(x).chunk(2, dim=-1)
-        return self.linear_2(self.activation(gate).mul_(value))
+        return self.linear_2(self._gated(self.linear_1(x)))
+
+    def _gated(self, both: Tensor) -> Tensor:  # of its own: what it is given is gone before the last product
+        value, gate = both.chunk(2, dim=-1)
+        return self.activation(gate).mul_(value)
 
 
 def _twice(width: int, dim: int) -> nn.Sequential:
