@@ -119,7 +119,7 @@ class Together:
             q = q[spots.by_place]
         # Heads that share keys are as so many tokens: none of them has to be copied for that.
         shared = q.view(q.shape[0], heads, -1, dim)  # [places, heads of keys, G, H]
-        seen = _seen(shared, keys, values, mask=self.within(sight.window), cap=sight.cap).reshape(q.shape[0], -1, dim)
+        seen = _seen_by_ones(shared, keys, values, self.within(sight.window), sight.cap).reshape(q.shape[0], -1, dim)
         return seen if spots.places is None else seen[spots.places]
 
 
@@ -374,17 +374,41 @@ def _attend(
     return seen[0].transpose(0, 1).flatten(1)
 
 
+def _seen_by_ones(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float | None) -> Tensor:
+    """`_seen` by rows of one token, whose heads that share keys are as so many tokens: q [R, N, G, H].
+
+    Of an odd number torch's kernel for CPUs rounds by where the memory begins that a thread works in.
+    """
+    odd = q.shape[2] % 2 == 1 and q.device.type == "cpu"
+    if odd and q.dtype != torch.float32:
+        return _seen(F.pad(q, (0, 0, 0, 1)), k, v, mask=mask, cap=cap)[:, :, :-1]  # of one, in half the time
+    return _seen(q, k, v, mask=mask, cap=cap, products=odd)
+
+
 def _seen(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None, cap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    cap: float | None = None,
+    products: bool = False,
 ) -> Tensor:
     """Attention of queries [R, N, S, H] to keys and values of as many heads or fewer; what each weighs is bounded by
-    `cap` before it is masked.
+    `cap` before it is masked. By torch's kernel, or where there is a bound, or `products` are asked for, by two.
     """
+    if q.shape[0] * q.shape[1] == 1 and q.device.type == "cpu":  # all threads would share it, and round otherwise
+        q, k, v = (part.expand(2, -1, -1, -1) for part in (q, k, v))
+        return _seen(q, k, v, causal=causal, mask=mask, cap=cap, products=products)[:1]
     shared = q.shape[1] // k.shape[1]
-    if cap is None:
+    if cap is None and not products:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared > 1)
-    k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
-    weights = cap * evenly(torch.tanh, q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 / cap))  # [R, N, S, W]
+    if shared > 1:
+        k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
+    weights = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 / (cap or 1))  # [R, N, S, W]
+    if cap is not None:
+        weights = cap * evenly(torch.tanh, weights)
     if causal:
         mask = torch.ones(weights.shape[2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -39,7 +40,10 @@ def filled(slabs: Slabs, length: int) -> KV:
 def said(length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries [1, N, H], and keys and values [1, heads of keys, H], of the token that follows."""
     chance = torch.Generator().manual_seed(1000 + length)
-    return tuple(torch.randn(1, heads, SIZES.dim, generator=chance) for heads in (QUERIES, SIZES.heads, SIZES.heads))  # type: ignore[return-value]
+    return tuple(
+        torch.randn(1, heads, SIZES.dim, generator=chance).to(SIZES.dtype)
+        for heads in (QUERIES, SIZES.heads, SIZES.heads)
+    )  # type: ignore[return-value]
 
 
 def seen(memories: Sequence[KV], lengths: Sequence[int], layer: int = 1) -> Tensor:
@@ -62,7 +66,21 @@ def expected(kv: KV, length: int, layer: int = 1) -> Tensor:
     return F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys, values, enable_gqa=True).flatten()
 
 
-def test_rows_that_attend_together_see_what_each_would_see_alone_to_the_bit() -> None:
+@pytest.fixture(params=[1, 2, 3, 4], ids="{} threads".format)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("queries", "heads"), [(4, 2), (4, 4), (6, 2), (7, 1), (4, 1), (1, 1)])
+def test_rows_that_attend_together_see_what_each_would_see_alone_to_the_bit(
+    queries: int, heads: int, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("QUERIES", queries), ("SIZES", replace(SIZES, heads=heads, dtype=dtype))):
+        monkeypatch.setattr(sys.modules[__name__], name, value)
     slabs = Slabs()
     memories = [filled(slabs, length) for length in LENGTHS]
     alone = [seen([filled(Slabs(), length)], [length])[0] for length in LENGTHS]
@@ -191,8 +209,13 @@ def read(count: int, numbers: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     return [(found[i], memories[i].data[1, :, :, :count].clone()) for i in range(len(rows))]
 
 
-@pytest.mark.parametrize("count", [2, 13, 64, 128])
-def test_prompts_of_one_length_share_a_call_and_see_what_each_would_see_alone_to_the_bit(count: int) -> None:
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("count", [2, 5, 13, 17, 64, 128])
+def test_prompts_of_one_length_share_a_call_and_see_what_each_would_see_alone_to_the_bit(
+    count: int, heads: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("QUERIES", heads), ("SIZES", replace(SIZES, heads=heads))):
+        monkeypatch.setattr(sys.modules[__name__], name, value)
     together = read(count, range(5))
     for number, (found, kept) in enumerate(together):
         [(alone, memory)] = read(count, [number])
