@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -44,6 +44,13 @@ class Outputs:
             return (self,)
         middle = self.start + self.inputs
         return replace(self, start=middle), replace(self, stop=middle)
+
+
+@runtime_checkable
+class Turned(Protocol):
+    """A linear layer that has its weights as [inputs, outputs]: transformers' Conv1D, of so many outputs as `nf`."""
+
+    nf: int
 
 
 class Linears(Protocol):
@@ -93,7 +100,9 @@ class Sites:
             name: whole(tuple(stored[first][0].shape), cuts.get(first)) for name, first in self._ties.items()
         }
         self._dtypes = {name: stored[first][0].dtype for name, first in self._ties.items()}
-        self._tables = {f"{path}.weight" for path, part in module.named_modules() if isinstance(part, nn.Embedding)}
+        parts = {f"{path}.weight": part for path, part in module.named_modules()}
+        self._tables = {name for name, part in parts.items() if isinstance(part, nn.Embedding)}
+        self._turned = {name for name, part in parts.items() if isinstance(part, Turned)}
 
     def dtype(self, path: str) -> torch.dtype:
         """What the layer at `path` computes in."""
@@ -128,8 +137,9 @@ class Sites:
             linear = piece.target.endswith(".weight") and len(shape) == 2 and piece.target not in self._tables
             if not linear or not source.endswith(".weight") or piece.dim:
                 continue
-            start, stop = (0, shape[0]) if piece.start is None else (piece.start, piece.stop)
-            found[source.removesuffix(".weight")] = Outputs(piece.target.removesuffix(".weight"), start, stop, shape[1])
+            outputs, inputs = reversed(shape) if piece.target in self._turned else shape
+            start, stop = (0, outputs) if piece.start is None else (piece.start, piece.stop)
+            found[source.removesuffix(".weight")] = Outputs(piece.target.removesuffix(".weight"), start, stop, inputs)
         return found
 
     @cached_property
