@@ -7,7 +7,7 @@ it when a request first names it. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,10 @@ class Shelf:
 
     def load(self, name: str, path: str) -> None:
         """Register `path`, a file or folder in the folder of adapters, as `name`; RequestError says what is wrong."""
+        self.files[name] = self._checked(name, path, self.files)
+
+    def _checked(self, name: str, path: str, files: Mapping[str, str]) -> str:
+        """What `path` is called in the folder, if it can be called `name` beside these `files`; else RequestError."""
         if self.folder is None:
             raise RequestError("no adapter can be loaded: the server was started without --lora-dir", "lora_path")
         if not _can_be_said(name) or ":" in name:
@@ -47,11 +51,11 @@ class Shelf:
             find_file(inside, self.folder)
         except RequestError as error:
             raise RequestError(str(error), "lora_path") from None
-        if self.files.get(name, inside) != inside:
+        if files.get(name, inside) != inside:
             raise RequestError(f"lora_name={name!r} is taken by another file; unload it first", "lora_name")
-        if len(self.files) >= MOST and name not in self.files:
+        if len(files) >= MOST and name not in files:
             raise RequestError(f"{MOST} adapters are registered; unload one first", "lora_name")
-        self.files[name] = inside
+        return inside
 
     def unload(self, name: str) -> None:
         """Forget `name`: requests that come can no longer wear it, those in progress do."""
@@ -60,9 +64,17 @@ class Shelf:
         self.chosen = tuple(lora for lora in self.chosen if lora.source != name)
         self.worn[:] = [lora for lora in self.worn if lora.source != name]
 
-    def choose(self, loras: Sequence[Lora]) -> None:
-        """Have requests that do not say what they wear wear these; RequestError for names that are not registered."""
-        loras_of(list(loras), self.files)
+    def choose(self, loras: Sequence[Lora], paths: Sequence[str | None]) -> None:
+        """Have requests that do not say what they wear wear these, of which those with a path are registered first.
+
+        RequestError for one that cannot be, and for names that are not registered: then nothing has changed.
+        """
+        files = dict(self.files)
+        for lora, path in zip(loras, paths, strict=True):
+            if path is not None:
+                files[lora.source] = self._checked(lora.source, path, files)
+        loras_of(list(loras), files)
+        self.files.update(files)
         self.chosen = tuple(loras)
         self.wear()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,6 +81,13 @@ def test_an_adapter_is_worn_until_it_is_taken_off(tmp_path: Path) -> None:
         made["again"] = generator.generate("a star", save_output=False, **small)["samples"]
         with pytest.raises(RequestError, match="target='critic' is not known; use all, transformer or transformer_2"):
             generator.set_lora("style", str(file), target="critic")
+        worn = generator.list_loras()
+        with pytest.raises(RequestError, match=r"gone.safetensors is no file or folder on this machine"):
+            generator.set_lora(["other", "gone"], [str(file), str(tmp_path / "gone.safetensors")])
+        for wrong in (generator.merge_lora_weights, partial(generator.set_lora, "other", str(file))):
+            with pytest.raises(RequestError, match=r"the scale 1000.0 .* is not allowed"):
+                wrong(strength=1000.0)
+        assert generator.list_loras() == worn
         generator.set_lora("style", target="transformer_2")
         with pytest.raises(RequestError, match=r"cannot be for transformer_2, .*; it has transformer$"):
             generator.generate("a star", save_output=False, **small)
@@ -89,6 +98,13 @@ def test_an_adapter_is_worn_until_it_is_taken_off(tmp_path: Path) -> None:
             [found] = omni.generate(["a star"], **small, loras=loras, output_type="pt", progress=False)
             torch.testing.assert_close(made[name][:, 0], found.tensors["image"][0], atol=1e-5, rtol=0)
     assert not torch.equal(made["worn"], made["plain"])
+
+
+def test_an_engine_whose_adapter_is_not_there_is_closed(tmp_path: Path) -> None:
+    before = threading.enumerate()
+    with pytest.raises(RequestError, match=r"gone.safetensors is no file or folder on this machine"):
+        DiffGenerator.from_pretrained(model_path="omnimuse/shapes", lora_path=str(tmp_path / "gone.safetensors"))
+    assert not [each for each in threading.enumerate() if each.name == "omnimuse-engine" and each not in before]
 
 
 def test_its_command_line_draws_and_a_file_of_names_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

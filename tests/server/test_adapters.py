@@ -229,6 +229,10 @@ def test_what_is_set_is_worn_by_requests_that_do_not_say_what_they_wear(tmp_path
         ("set_lora", {}, "lora_nickname"),
         ("set_lora", {"lora_nickname": "gone"}, "lora_nickname"),
         ("set_lora", {"lora_nickname": "x", "lora_path": "../secret.safetensors"}, "lora_path"),
+        ("set_lora", {"lora_nickname": ["x", "y"], "lora_path": ["ink.safetensors", "gone.safetensors"]}, "lora_path"),
+        ("set_lora", {"lora_nickname": ["x", "y"], "lora_path": ["ink.safetensors", None]}, "lora_nickname"),
+        ("set_lora", {"lora_nickname": ["x", "x"], "lora_path": ["ink.safetensors"] * 2}, "lora_nickname"),
+        ("set_lora", {"lora_nickname": "x", "lora_path": "ink.safetensors", "strength": 1e9}, "lora_nickname"),
         ("set_lora", {"lora_nickname": ["ink", "night"], "strength": [1]}, "strength"),
         ("set_lora", {"lora_nickname": "ink", "strength": "much"}, "strength"),
         ("set_lora", {"lora_nickname": "ink", "strength": 1e9}, "lora_nickname"),
@@ -240,13 +244,14 @@ def test_what_is_set_is_worn_by_requests_that_do_not_say_what_they_wear(tmp_path
         ("unmerge_lora_weights", {"strength": 1}, "strength"),
     ],
 )
-def test_what_cannot_be_set_is_refused_and_nothing_is_worn(
+def test_what_cannot_be_set_is_refused_and_nothing_is_worn_or_registered(
     tmp_path: Path, folder: Path, path: str, body: dict[str, Any], param: str
 ) -> None:
     async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        before = dict(service.shelf.files)
         answer = await client.post(f"/v1/{path}", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-        assert not service.shelf.worn
+        assert not service.shelf.worn and service.shelf.files == before
 
     with_app(tmp_path / "data", folder, act)
 

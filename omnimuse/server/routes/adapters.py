@@ -63,11 +63,9 @@ def managing(shelf: Shelf) -> list[Route]:
         paths, strengths = _many(body, "lora_path", str, len(names)), _many(body, "strength", float, len(names))
         targets = [_component(target) for target in _many(body, "target", str, len(names))]
         try:
-            for name, path in zip(names, paths, strict=True):
-                if path is not None:
-                    shelf.load(name, path)
             found = zip(names, strengths, targets, strict=True)
-            shelf.choose([Lora(name, 1.0 if scale is None else scale, component) for name, scale, component in found])
+            loras = [Lora(name, 1.0 if scale is None else scale, component) for name, scale, component in found]
+            shelf.choose(loras, paths)
         except RequestError as error:
             raise refusal("invalid_value", str(error), _field_of(error)) from None
         return _done(shelf)

@@ -17,9 +17,10 @@ from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.compat.sglang.runtime.entrypoints.options import Files, Wanted, chosen, config_of, wanted_of
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import Lora, component_of
+from omnimuse.core.loras import Lora, component_of, loras_of
 from omnimuse.core.output import Part, Result
 from omnimuse.engine.local import present
+from omnimuse.loader.adapter_file import find_file
 from omnimuse.media.finished import save
 
 SUFFIXES = {"image": ".png", "video": ".mp4", "audio": ".wav"}
@@ -44,7 +45,11 @@ class DiffGenerator:
         path, nickname = options.pop("lora_path", None), options.pop("lora_nickname", "default")
         made = cls(config_of(options))
         if path is not None:
-            made.set_lora(nickname, path)
+            try:
+                made.set_lora(nickname, path)
+            except BaseException:
+                made.shutdown()
+                raise
         return made
 
     def generate(
@@ -96,15 +101,14 @@ class DiffGenerator:
                 "lora",
             )
         components = [component_of(each) for each in targets]
-        self._files |= {name: path for name, path in zip(names, paths, strict=True) if path is not None}
-        self._chosen = [Lora(*each) for each in zip(names, scales, components, strict=True)]
-        self._on = True
+        files = self._files | {name: path for name, path in zip(names, paths, strict=True) if path is not None}
+        loras = [Lora(*each) for each in zip(names, scales, components, strict=True)]
+        self._wear(loras, files)
 
     def merge_lora_weights(self, target: str = "all", strength: float = 1.0) -> None:
         """Wear what was set, at another strength; weights are never merged, so that nothing is left of it after."""
         _check_target(target)
-        self._chosen = [replace(each, scale=strength) for each in self._chosen]
-        self._on = True
+        self._wear([replace(each, scale=strength) for each in self._chosen], self._files)
 
     def unmerge_lora_weights(self, target: str = "all") -> None:
         """Wear nothing, until adapters are set or merged again."""
@@ -119,6 +123,12 @@ class DiffGenerator:
             about = {"nickname": each.source, "path": self._files.get(each.source, each.source)}
             worn.setdefault(each.component or "all", []).append({**about, "merged": False, "strength": each.scale})
         return {"loaded_adapters": given, "active": worn}
+
+    def _wear(self, loras: Sequence[Lora], files: Mapping[str, str]) -> None:
+        """Wear these from now on, by the names that `files` have; RequestError, and nothing has changed, for others."""
+        for each in loras_of([replace(each, source=files.get(each.source, each.source)) for each in loras]) or ():
+            find_file(each.source)
+        self._files, self._chosen, self._on = dict(files), list(loras), True
 
     @property
     def _worn(self) -> tuple[Lora, ...]:
