@@ -17,7 +17,7 @@ from omnimuse.quant.packings import Rows
 
 FLOATS = "F32"
 """The kind of packed weights that none of our packings can hold: they become floats when they are read."""
-SIZES = {"U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BF16": 2, "F16": 2, "F32": 4}
+SIZES = {"U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I32": 4, "BF16": 2, "F16": 2, "F32": 4}
 """Bytes of a number, by what safetensors calls its format."""
 
 

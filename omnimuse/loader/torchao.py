@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import gcd, prod
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.foreign import FLOATS, SIZES, Packed, check
-from omnimuse.quant.packings import NARROW_INT4, PACKINGS, WIDE_FP8, Rows
-from omnimuse.quant.schemes import Int4, apart, in_pairs
+from omnimuse.loader.torchao_tiles import FULL, LAYOUTS, four_bits, in_groups
+from omnimuse.quant.packings import WIDE_FP8, Rows
+from omnimuse.quant.schemes import apart
 
 LIBRARY = "torchao"
 NAMES = "tensor_names"
@@ -39,7 +40,6 @@ CLASSES = MappingProxyType(
 )
 """Those that are read, and the formats of their numbers."""
 ALWAYS = ("qdata", "scale")
-FULL = ("F32", "BF16", "F16")
 NARROW = ("int1", "int2", "int3", "int4")
 """What whole numbers are called that fit four bits."""
 
@@ -87,9 +87,27 @@ def packed(handle: Any, kinds: Mapping[str, str]) -> dict[str, Packed]:
     """
     said = handle.metadata() or {}
     return {
-        name: Packed(_packing(handle, kept), kept.shape, kept.parts, content_of)
+        name: _in_tiles(handle, kinds, name, kept)
+        if kept.kind in LAYOUTS
+        else Packed(_packing(handle, kept), kept.shape, kept.parts, content_of)
         for name, kept in (_all_kept(handle, kinds, said) if NAMES in said else ())
     }
+
+
+def _in_tiles(handle: Any, kinds: Mapping[str, str], name: str, kept: Kept) -> Packed:
+    """What the header and the parts say of one whose numbers lie in an order of their own."""
+    try:
+        found = LAYOUTS[kept.kind][1](kept.made, kept.shapes, kept.formats)
+    except ModelError as problem:
+        raise ModelError(f"{name} has {problem}") from None
+    except (ValueError, KeyError, TypeError):
+        shapes = ", ".join(f"{role} {list(shape)}" for role, shape in kept.shapes.items())
+        raise ModelError(
+            f"{name} is no {kept.kind} of two dimensions by its note and its parts ({shapes}); get the file again"
+        ) from None
+    for role, expected in found.expected.items():
+        check(handle, kinds, LIBRARY, {kept.parts[role]: expected})
+    return Packed(found.packing, found.shape, kept.parts, found.read)
 
 
 def _all_kept(handle: Any, kinds: Mapping[str, str], said: Mapping[str, str]) -> Iterator[tuple[str, Kept]]:
@@ -100,7 +118,8 @@ def _all_kept(handle: Any, kinds: Mapping[str, str], said: Mapping[str, str]) ->
             about = json.loads(said[name])
             if (kind := about["_type"]) == PLAIN:
                 continue
-            made, roles = dict(about["_data"]), {*ALWAYS, *map(str, about["_tensor_data_names"])}
+            always, _ = LAYOUTS.get(kind, (ALWAYS, None))
+            made, roles = dict(about["_data"]), {*always, *map(str, about["_tensor_data_names"])}
         except (ValueError, KeyError, TypeError):
             if not dot:
                 continue  # a note, as `format` is
@@ -110,8 +129,8 @@ def _all_kept(handle: Any, kinds: Mapping[str, str], said: Mapping[str, str]) ->
         there = {part: handle.get_slice(part).get_shape() for part in parts.values() if part in kinds}
         if not there:
             continue
-        if kind not in CLASSES:
-            known = ", ".join(CLASSES)
+        if kind not in CLASSES and kind not in LAYOUTS:
+            known = ", ".join((*CLASSES, *LAYOUTS))
             raise ModelError(f"{name} was packed by {LIBRARY} as {kind}, which is not read; {known} are")
         if lacking := ", ".join(part for part in parts.values() if part not in there):
             raise ModelError(
@@ -120,7 +139,8 @@ def _all_kept(handle: Any, kinds: Mapping[str, str], said: Mapping[str, str]) ->
             )
         formats = {role: kinds[part] for role, part in parts.items()}
         kept = Kept(kind, made, parts, formats, {role: tuple(there[part]) for role, part in parts.items()})
-        _check(handle, kinds, name, kept)
+        if kind in CLASSES:
+            _check(handle, kinds, name, kept)
         yield name, kept
 
 
@@ -146,9 +166,7 @@ def _packing(handle: Any, kept: Kept) -> str:
         return FLOATS
     outputs, inputs = kept.shape
     if kept.narrow:
-        size = inputs // kept.scales[1]
-        fitting = (each for each in ("int4", NARROW_INT4) if size % gcd(inputs, _group(each)) == 0)
-        return next(fitting, FLOATS) if kept.scales[0] == outputs else FLOATS
+        return four_bits(inputs, inputs // kept.scales[1]) if kept.scales[0] == outputs else FLOATS
     if kept.scales not in ((outputs, 1), (1, 1)):
         return FLOATS
     if kept.kind == EIGHT_BITS:
@@ -157,12 +175,6 @@ def _packing(handle: Any, kept: Kept) -> str:
     if "zero_point" in kept.parts and bool(handle.get_tensor(kept.parts["zero_point"]).any()):
         return FLOATS
     return "int8-dynamic" if kept.rounds else "int8"
-
-
-def _group(packing: str) -> int:
-    scheme = PACKINGS[packing]
-    assert isinstance(scheme, Int4)
-    return scheme.group
 
 
 def content_of(handle: Any, packed: Packed) -> Tensor | Rows:
@@ -182,10 +194,7 @@ def content_of(handle: Any, packed: Packed) -> Tensor | Rows:
     if packed.kind == FLOATS:
         found = codes.float() * _spread(scale, packed.shape) + _spread(floor, packed.shape)
         return found * parts["act_pre_scale"].float() if "act_pre_scale" in parts else found
-    times = inputs // gcd(inputs, _group(packed.kind)) // scale.shape[-1]
-    scale, floor = scale.repeat_interleave(times, 1), (floor - 8 * scale).repeat_interleave(times, 1)
-    weight = in_pairs((codes + 8).to(torch.uint8))
-    return Rows(packed.kind, inputs, {"weight": weight, "weight_scale": scale, "weight_floor": floor})
+    return in_groups(packed.kind, (codes + 8).to(torch.uint8), scale, floor - 8 * scale)
 
 
 def _spread(scales: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,10 +1,13 @@
-"""Weights of four bits as bitsandbytes has them: each names one of 16 numbers, and 64 in a row share a factor.
+"""Weights of four or eight bits whose numbers, so many in a row, share a factor, as other libraries have them.
 
-They are kept so and become floats when they are multiplied; nothing here packs.
+Four bits name one of 16 numbers: those of bitsandbytes, or floats with two bits for the exponent and one for the rest
+(e2m1), as the formats MXFP4 and NVFP4 have them. They are kept so and become floats when they are multiplied; nothing
+here packs.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,10 +15,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from omnimuse.quant.schemes import Parts, Product
+from omnimuse.quant.schemes import FP8, Fp8, Parts, Product
 
 GROUP = 64
-"""Inputs that share a factor."""
+"""Inputs that share a factor, as bitsandbytes has them."""
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -26,22 +29,34 @@ NF4 = (
 _FP4 = (0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25)
 FP4 = (*_FP4, *(-number for number in _FP4))
 """Floats with two bits for the exponent and one for the rest, over the largest."""
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = (*_E2M1, *(-number for number in _E2M1))
+"""The same as the Open Compute Project's formats have them (Microscaling Formats, 1.0)."""
 
 
 @dataclass(frozen=True)
-class Coded:
-    """One table of 16 numbers."""
+class Shared(ABC):
+    """Codes as bytes, with a factor for every `group` inputs."""
 
-    code: tuple[float, ...]
+    group: int = GROUP
+
+    @property
+    @abstractmethod
+    def a_byte(self) -> int:
+        """How many numbers a byte has."""
+
+    @abstractmethod
+    def numbers(self, packed: Tensor) -> Tensor:
+        """What bytes [*, n] stand for without the factors, float32 [*, n times `a_byte`]."""
 
     def fits(self, inputs: int) -> bool:
         """Whether rows of `inputs` are whole groups."""
-        return inputs % GROUP == 0
+        return inputs % self.group == 0
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         return {
-            "weight": torch.empty(outputs, inputs // 2, dtype=torch.uint8, device="meta"),
-            "weight_scale": torch.empty(outputs, inputs // GROUP, dtype=torch.float32, device="meta"),
+            "weight": torch.empty(outputs, inputs // self.a_byte, dtype=torch.uint8, device="meta"),
+            "weight_scale": torch.empty(outputs, inputs // self.group, dtype=torch.float32, device="meta"),
         }
 
     def outputs(self, parts: Parts) -> int:
@@ -50,20 +65,56 @@ class Coded:
     def scales(self, parts: Parts) -> Tensor:
         return parts["weight_scale"]
 
-    def numbers(self, packed: Tensor) -> Tensor:
-        """Bytes [*, n], each of two codes, the first in the high half -> [*, 2 n]."""
-        code = torch.tensor(self.code, device=packed.device)
-        pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), 1)  # [256, 2]: of each byte both
-        found = pairs.view(torch.int64).flatten().index_select(0, packed.flatten().int())
-        return found.view(torch.float32).view(*packed.shape[:-1], -1)
-
     def unpack(self, parts: Parts) -> Tensor:
         packed, scale = parts["weight"], parts["weight_scale"]
-        return self.numbers(packed).view(len(packed), -1, GROUP).mul_(scale[..., None]).flatten(1)
+        return self.numbers(packed).view(len(packed), -1, self.group).mul_(scale[..., None]).flatten(1)
 
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         return product(x, self.unpack(parts).to(x.dtype))
 
 
-CODES: Mapping[str, Coded] = MappingProxyType({"nf4": Coded(NF4), "fp4": Coded(FP4)})
+@dataclass(frozen=True, kw_only=True)
+class Coded(Shared):
+    """One table of 16 numbers; of two in a byte the first is in the high half."""
+
+    code: tuple[float, ...]
+
+    @property
+    def a_byte(self) -> int:
+        return 2
+
+    def numbers(self, packed: Tensor) -> Tensor:
+        code = torch.tensor(self.code, device=packed.device)
+        pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), 1)  # [256, 2]: of each byte both
+        found = pairs.view(torch.int64).flatten().index_select(0, packed.flatten().int())
+        return found.view(torch.float32).view(*packed.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class Small(Shared):
+    """Floats of 8 bits (of `kind`)."""
+
+    kind: torch.dtype = FP8
+
+    @property
+    def a_byte(self) -> int:
+        return 1
+
+    def numbers(self, packed: Tensor) -> Tensor:
+        return Fp8(kind=self.kind).floats(packed)
+
+    def scales(self, parts: Parts) -> Tensor:
+        return Fp8(kind=self.kind).scales(parts)
+
+
+CODES: Mapping[str, Coded] = MappingProxyType({"nf4": Coded(code=NF4), "fp4": Coded(code=FP4)})
 """By bitsandbytes' names."""
+MICRO: Mapping[str, Shared] = MappingProxyType(
+    {
+        "mxfp4": Coded(32, code=E2M1),
+        "nvfp4": Coded(16, code=E2M1),
+        "mxfp8": Small(32),
+        "mxfp8-e5m2": Small(32, torch.float8_e5m2),
+    }
+)
+"""Formats with a factor for few inputs."""

@@ -6,12 +6,17 @@ Written here by its layout, so that tests do not need the library.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from omnimuse.quant.codes import E2M1
 
 FLOAT32 = {"_type": "torch.dtype", "_data": "float32"}
 
@@ -37,6 +42,8 @@ def pack(folder: Path, kind: str) -> dict[str, Tensor]:
 
 def _packed(weight: Tensor, kind: str) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
     """The parts of weights [N, K], what they stand for, and the note about them."""
+    if kind in TILED:
+        return TILED[kind](weight)
     size = weight.shape[1] if kind in ("int8", "int8-dynamic", "fp8") else 32
     grouped = weight.unflatten(1, (-1, size))
     made: dict[str, Any] = {"block_size": [1, size], "dtype": FLOAT32}
@@ -85,3 +92,81 @@ def _enum(kind: str, value: str) -> dict[str, str]:
 
 def _note(kind: str, made: dict[str, Any], roles: list[str]) -> dict[str, Any]:
     return {"_type": kind, "_data": made, "_tensor_data_names": roles}
+
+
+Made = tuple[dict[str, Tensor], Tensor, dict[str, Any]]
+
+
+def _tiles(weight: Tensor, size: int = 32) -> Made:
+    """What `torch.ops.aten._convert_weight_to_int4pack` makes on a GPU, by its kernel, thread by thread."""
+    outputs, inputs = weight.shape
+    padded = torch.nn.functional.pad(weight, (0, -inputs % 1024, 0, -outputs % 8))
+    grouped = padded.unflatten(1, (-1, size))
+    floor = grouped.amin(-1)
+    scale = ((grouped.amax(-1) - floor).clamp(min=1e-6) / 15).bfloat16().float()
+    zero = (floor + 8 * scale).bfloat16().float()
+    codes = ((grouped - zero[..., None]) / scale[..., None]).round().add(8).clamp(0, 15)
+    floats = ((codes - 8) * scale[..., None] + zero[..., None]).flatten(1)[:outputs, :inputs].contiguous()
+    whole = codes.flatten(1).to(torch.int64)
+    words = torch.empty(len(whole) // 8, whole.shape[1] // 128, 32, 4, dtype=torch.int64)
+    for thread in range(32):
+        for inner in range(0, 8, 2):
+            first = inner * 16 + thread % 4 * 2
+            places = torch.tensor([first + step for step in (0, 1, 8, 9, 16, 17, 24, 25)])
+            held = whole.unflatten(1, (-1, 128))[thread // 4 :: 8][..., places]  # [N / 8, K / 128, 8]
+            bits = sum(held[..., number] << (4 * place) for place, number in enumerate((0, 2, 4, 6, 1, 3, 5, 7)))
+            words[:, :, thread, inner // 2] = bits
+    both = torch.stack((scale, zero), -1).transpose(0, 1).bfloat16()
+    made = {"block_size": [1, size], "shape": [outputs, inputs]}
+    note = _note("Int4TilePackedTo4dTensor", made, ["qdata", "scale_and_zero"])
+    return {"qdata": words.to(torch.int32), "scale_and_zero": both}, floats, note
+
+
+def in_blocks(scale: Tensor) -> Tensor:
+    """Factors [N, G] in the order that cuBLAS wants, each written to its place."""
+    rows, groups = scale.shape
+    found = torch.zeros(ceil(rows / 128), ceil(groups / 4), 32, 4, 4)
+    for row in range(rows):
+        for group in range(groups):
+            found[row // 128, group // 4, row % 32, row % 128 // 32, group % 4] = scale[row, group]
+    return found.view(ceil(rows / 128) * 32, -1)
+
+
+def _micro(weight: Tensor, element: str, blocks: bool) -> Made:
+    """Floats with a factor for every 32 (MX) or 16 (`nvfp4`), these in blocks or as they are."""
+    size, most = (16 if element == "nvfp4" else 32), (448.0 if element == "float8_e4m3fn" else 57344.0)
+    grouped = weight.unflatten(1, (-1, size))
+    small = element in ("nvfp4", "float4_e2m1fn_x2")
+    wanted = grouped.abs().amax(-1) / (6 if small else most)
+    all_ = wanted.max() / 448 if element == "nvfp4" else torch.tensor(1.0)
+    kind = torch.float8_e4m3fn if element == "nvfp4" else torch.float8_e8m0fnu
+    factors = (wanted / all_).log2().ceil().exp2() if element != "nvfp4" else wanted / all_
+    factors = factors.to(kind).float()
+    numbers = grouped / (all_ * factors)[..., None].clamp(min=1e-30)
+    if small:
+        table = torch.tensor(E2M1)
+        found = (numbers[..., None] - table).abs().argmin(-1)
+        numbers, flat = table[found], found.flatten(1).to(torch.uint8)
+        codes = flat[:, ::2] | (flat[:, 1::2] << 4)
+    else:
+        codes = numbers.to(getattr(torch, element)).flatten(1)
+        numbers = codes.float().unflatten(1, (-1, size))
+    parts = {"qdata": codes, "scale": (in_blocks(factors) if blocks else factors).to(kind)}
+    made = {"block_size": size, "is_swizzled_scales": blocks, "orig_dtype": FLOAT32, "act_quant_kwargs": None}
+    if element == "nvfp4":
+        parts["per_tensor_scale"] = all_
+        note = _note("NVFP4Tensor", made | {"use_triton_kernel": False}, [*parts])
+    else:
+        made |= {"elem_dtype": {"_type": "torch.dtype", "_data": element}}
+        note = _note("MXTensor", made | {"kernel_preference": _enum("KernelPreference", "EMULATED")}, [*parts])
+    return parts, (numbers * (all_ * factors)[..., None]).flatten(1), note
+
+
+TILED: dict[str, Callable[[Tensor], Made]] = {
+    "tiles": _tiles,
+    "mxfp8": partial(_micro, element="float8_e4m3fn", blocks=True),
+    "mxfp8-e5m2": partial(_micro, element="float8_e5m2", blocks=False),
+    "mxfp4": partial(_micro, element="float4_e2m1fn_x2", blocks=True),
+    "nvfp4": partial(_micro, element="nvfp4", blocks=True),
+}
+"""What it packs for one kernel."""

@@ -56,12 +56,13 @@ def alike(kind: str, name: str, tensor: Tensor) -> str:
     return kind if whole and "pad_token" not in name else "F32"
 
 
+BY_TORCHAO = ("int8", "int4", "int4-pairs", "fp8", "tiles", "mxfp8", "nvfp4")
 PACKED: dict[str, tuple[str, Pack]] = {
     "nf4": (Z, partial(by_bitsandbytes, "nf4", False)),
     "nf4, factors too": (Z, partial(by_bitsandbytes, "nf4", True)),
     "fp4": (Z, partial(by_bitsandbytes, "fp4", False)),
     "int8": (Z, partial(by_bitsandbytes, "int8", False)),
-    **{f"{kind} of torchao": (Z, partial(by_torchao, kind)) for kind in ("int8", "int4", "int4-pairs", "fp8")},
+    **{f"{kind} of torchao": (Z, partial(by_torchao, kind)) for kind in BY_TORCHAO},
     **{f"{kind}, in one": (Z, partial(in_gguf, original, partial(alike, kind))) for kind in ("Q8_0", "Q4_0")},
     "several formats, in one": (Z, partial(in_gguf, original, usual)),
     "Q8_0, apart": (QWEN, partial(in_gguf, dict, partial(alike, "Q8_0"))),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from omnimuse.core.config import QuantConfig
 from omnimuse.engine.engine import Engine
+from omnimuse.loader.torchao_tiles import in_order
 from omnimuse.quant.schemes import SCHEMES, whole_product
 from tests.invariants.conftest import Subject, run
 from tests.invariants.test_quantized import FAR, distance
@@ -36,6 +37,13 @@ def test_a_product_on_a_gpu_is_as_near_the_exact_one_as_on_a_cpu(scheme: str, dt
     found = layer(scheme, weight, bias, dtype).cuda()(x.cuda().to(dtype))
     assert found.dtype == dtype
     assert 0 < error(found.cpu(), F.linear(x, weight, bias)) < BOUNDS[scheme] + 0.006
+
+
+@needed
+def test_tiles_are_read_in_the_order_in_which_torch_writes_them() -> None:
+    numbers = torch.randint(16, (24, 2048), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
+    pairs = (numbers[:, ::2] << 4) | numbers[:, 1::2]
+    assert torch.equal(in_order(torch.ops.aten._convert_weight_to_int4pack(pairs.cuda(), 8).cpu()), numbers)
 
 
 @pytest.mark.parametrize("scheme", FAR)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
-from omnimuse.quant.codes import CODES, GROUP
+from omnimuse.quant.codes import CODES, MICRO
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, Rows
@@ -160,11 +160,11 @@ def test_a_token_is_rounded_by_itself() -> None:
     assert torch.equal(made(loud)[[0, 1, 3]], made(x)[[0, 1, 3]])
 
 
-def codes(outputs: int, inputs: int) -> dict[str, torch.Tensor]:
-    """Random weights of two codes a byte."""
-    generator = torch.Generator().manual_seed(0)
-    bytes_ = torch.randint(256, (outputs, inputs // 2), generator=generator, dtype=torch.uint8)
-    return {"weight": bytes_, "weight_scale": torch.rand(outputs, inputs // GROUP, generator=generator)}
+def codes(packing: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+    """Random weights whose numbers share factors; in the highest bits of their bytes are no infinite ones."""
+    draw, parts = torch.Generator().manual_seed(0), PACKINGS[packing].empty(outputs, inputs)
+    whole = torch.randint(0x70, parts["weight"].shape, generator=draw, dtype=torch.uint8)
+    return {"weight": whole, "weight_scale": torch.rand(parts["weight_scale"].shape, generator=draw)}
 
 
 @pytest.mark.costly("packings compiled")
@@ -177,7 +177,11 @@ def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
         made = layer(packing, normal(32, 512), None)
     else:
         made = layer("int8", normal(32, 512), None)
-        parts = codes(32, 512) if packing in CODES else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
+        parts = (
+            codes(packing, 32, 512)
+            if packing in {**CODES, **MICRO}
+            else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
+        )
         made.scheme, made.parts = PACKINGS[packing], tuple(parts)
         for name, part in parts.items():
             made.register_parameter(name, nn.Parameter(part, requires_grad=False))

@@ -17,6 +17,8 @@ from omnimuse.loader.checkpoint import PACKERS
 from omnimuse.loader.foreign import FLOATS
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.libraries import READERS
+from omnimuse.loader.torchao_tiles import ELEMENTS
+from omnimuse.quant.codes import MICRO
 from omnimuse.quant.packings import NARROW_INT4, PACKINGS, Rows
 from omnimuse.quant.schemes import SCHEMES
 from tests.checkpoints import torchao
@@ -35,6 +37,8 @@ KEPT = {
     "int4": NARROW_INT4,
     "int4-pairs": NARROW_INT4,
     "int8-groups": FLOATS,
+    "tiles": NARROW_INT4,
+    **{kind: kind for kind in MICRO},
 }
 """As what each of its kinds is kept here."""
 
@@ -79,7 +83,9 @@ def test_what_lacks_a_part_or_has_a_wrong_one_is_refused_by_its_name(kind: str, 
     torch.testing.assert_close(found.floats() if isinstance(found, Rows) else found, floats, rtol=1e-6, atol=1e-6)
     for name in [name for name in tensors if "_weight_" in name]:
         whole, rest = tensors[name], {other: each for other, each in tensors.items() if other != name}
-        wrong = [rest, *(rest | {name: each} for each in (whole[:-1], whole[:0], whole.to(torch.int64)))]
+        some = torch.atleast_1d(whole)  # of factors in blocks nobody can tell for how many rows they are
+        fewer = some[..., :-1] if kind in MICRO else some[:-1]
+        wrong = [rest, *(rest | {name: each} for each in (fewer, some[:0], whole.to(torch.int64)))]
         for damaged in wrong:
             save_file({each: tensor.clone() for each, tensor in damaged.items()}, file, notes)
             with pytest.raises(ModelError, match=r"model.safetensors: layers\..*; get the file again"):
@@ -92,9 +98,11 @@ def test_what_lacks_a_part_or_has_a_wrong_one_is_refused_by_its_name(kind: str, 
         save_file(tensors, file, notes | {"layers.weight": note})
         with pytest.raises(ModelError, match=says):
             read_all(tmp_path)
-    about = json.dumps(json.loads(notes["layers.weight"]) | {"_type": "NVFP4Tensor"})
+    about = json.dumps(json.loads(notes["layers.weight"]) | {"_type": "Int4PlainInt32Tensor"})
     save_file(tensors, file, notes | {"layers.weight": about})
-    with pytest.raises(ModelError, match=r"layers\.weight was packed by torchao as NVFP4Tensor, which is not read; I"):
+    with pytest.raises(
+        ModelError, match=r"layers\.weight was packed by torchao as Int4PlainInt32Tensor, which is not read; I"
+    ):
         read_all(tmp_path)
 
 
@@ -119,7 +127,83 @@ def test_weights_that_another_file_of_the_checkpoint_has_are_read_there(tmp_path
         stored_in(tmp_path)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KEPT if kind != "int4-pairs"])  # for which it needs a GPU
+@pytest.mark.parametrize("shape", [(48, 96), (200, 320)])
+@pytest.mark.parametrize("kind", MICRO)
+def test_formats_with_factors_for_few_inputs_are_the_librarys_to_the_bit(
+    kind: str, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao", reason="it is not installed")
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    made = []
+    for blocks in (False, True):
+        if kind == "nvfp4":
+            all_ = per_tensor_amax_to_scale(weight.abs().max())
+            made += [NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=all_, is_swizzled_scales=blocks)]
+            made += [NVFP4Tensor.to_nvfp4(weight, is_swizzled_scales=blocks)]
+        else:
+            [element] = [each for each, (name, _) in ELEMENTS.items() if name == kind]
+            made += [MXTensor.to_mx(weight, getattr(torch, element), 32, is_swizzled_scales=blocks)]
+    (tmp_path / "config.json").write_text("{}")
+    for each in made:
+        tensors, notes = flatten_tensor_state_dict({"layers.weight": each})
+        save_file(tensors, tmp_path / "model.safetensors", notes)
+        found = read_all(tmp_path)["layers.weight"]
+        assert isinstance(found, Rows) and found.packing == kind
+        assert torch.equal(found.floats(), each.dequantize(torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        (
+            "mxfp8",
+            {"elem_dtype": "fp6_e2m3"},
+            "layers.weight has numbers of MX in fp6_e2m3, which are not read; float8",
+        ),
+        ("mxfp4", {"block_size": 16}, "layers.weight has factors for every 16 numbers of mxfp4.*; for 32 are"),
+        ("nvfp4", {"block_size": "16"}, "layers.weight has factors for every 16 numbers of nvfp4"),
+        ("tiles", {"block_size": [1, 0]}, "layers.weight is no Int4TilePackedTo4dTensor of two dimensions"),
+        ("tiles", {"block_size": 32}, "is no Int4TilePackedTo4dTensor"),
+        ("tiles", {"shape": [6, 2048]}, "is no Int4TilePackedTo4dTensor"),
+        ("tiles", {"shape": [9, 128]}, "is no Int4TilePackedTo4dTensor"),
+        ("tiles", {"shape": [-6, 128]}, "is no Int4TilePackedTo4dTensor"),
+    ],
+)
+def test_notes_that_say_what_is_not_read_are_refused(
+    kind: str, change: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    tensors, notes, _ = packed_file(tmp_path, kind)
+    note = json.loads(notes["layers.weight"])
+    note["_data"] |= change
+    save_file(tensors, tmp_path / "model.safetensors", notes | {"layers.weight": json.dumps(note)})
+    with pytest.raises(ModelError, match=says):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize(("size", "packing"), [(64, "int4"), (256, FLOATS)])
+def test_tiles_with_larger_groups_are_what_they_stand_for(size: int, packing: str, tmp_path: Path) -> None:
+    """Where the inputs are no whole groups, as padded ones are, floats are."""
+    made = torchao._tiles(torch.randn(11, 320, generator=torch.Generator().manual_seed(2)), size)
+    tensors, floats, note = made
+    save_file(
+        {f"layers._weight_{role}": each.contiguous() for role, each in tensors.items()},
+        tmp_path / "model.safetensors",
+        {"layers.weight": json.dumps(note), "tensor_names": '["layers.weight"]'},
+    )
+    (tmp_path / "config.json").write_text("{}")
+    found = read_all(tmp_path)["layers.weight"]
+    assert (found.packing if isinstance(found, Rows) else FLOATS) == packing
+    torch.testing.assert_close(found.floats() if isinstance(found, Rows) else found, floats, rtol=1e-6, atol=1e-6)
+
+
+WITH_A_GPU = ("int4-pairs", *torchao.TILED)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KEPT if kind not in WITH_A_GPU])  # which the library needs for them
 def test_files_and_pictures_are_the_librarys(kind: str, z_image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchao", reason="it is not installed")
     from diffusers import TorchAoConfig, ZImageTransformer2DModel
