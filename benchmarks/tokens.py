@@ -99,14 +99,16 @@ def main() -> None:
                 engine.close()
 
 
-def build(folder: Path, width: int, layers: int, count: int, starts: Mapping[str, Start]) -> Sides:
+def build(
+    folder: Path, width: int, layers: int, count: int, starts: Mapping[str, Start], dtype: str = "float32"
+) -> Sides:
     """An engine for each of `starts` over one checkpoint, and `count` prompts that differ and are equally long."""
     from transformers import AutoTokenizer, Qwen3ForCausalLM
 
     qwen3.build(folder, width=width, layers=layers)
-    model = ModelConfig(str(folder), dtype="float32", device="cpu")
+    model = ModelConfig(str(folder), dtype=dtype, device="cpu")
     engines = {tier: start(chosen(model)) for tier, chosen in starts.items()}
-    theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
     words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]
     by_length: dict[int, list[list[int]]] = {}
