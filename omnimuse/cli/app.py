@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -171,6 +172,15 @@ class Parser(argparse.ArgumentParser):
         return given
 
 
+def named(word: str) -> Path:
+    """The path that a word names. An empty one, as a variable that was never set leaves it, names none, though `Path`
+    would take it for the folder that we are in.
+    """
+    if not word:
+        raise argparse.ArgumentTypeError("an empty word names no file or folder; say which, or leave the option out")
+    return Path(word)
+
+
 def _elsewhere(option: str) -> str:
     """The commands that have `option`, and a comma between them."""
     having = (name for name in COMMANDS if any(option in action.option_strings for action in parser_of(name).actions()))
@@ -214,6 +224,7 @@ def parser_of(name: str, *, quiet: bool = False) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.register("type", Path, named)
     command.add_options(parser)
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     parser.usage = usage(parser)

@@ -154,6 +154,18 @@ def test_a_word_that_makes_no_sense_is_no_fault_of_ours(
     assert f"{option.lstrip('-')} {word!r} is no" in said
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_word_is_no_path_of_any_command(command: str) -> None:
+    """`-o "$OUT"` of what was never set must not write into the folder that one is in."""
+    parser = parser_of(command)
+    options = [
+        action.option_strings[-1] for action in parser.actions() if action.type is Path and action.option_strings
+    ]
+    for option in options:
+        with pytest.raises(RequestError, match=f"{option}.*: an empty word names no file or folder"):
+            parser.read([option, ""])
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "omnimuse: interrupted\n"), (signal.SIGTERM, 143, "omnimuse: terminated\n")],
