@@ -86,28 +86,33 @@ def packed(handle: Any, kinds: Mapping[str, str]) -> dict[str, Packed]:
     read, and where what belongs to packed weights is not there as they say.
     """
     said = handle.metadata() or {}
-    return {
-        name: _in_tiles(handle, kinds, name, kept)
-        if kept.kind in LAYOUTS
-        else Packed(_packing(handle, kept), kept.shape, kept.parts, content_of)
-        for name, kept in (_all_kept(handle, kinds, said) if NAMES in said else ())
-    }
+    found = dict[str, Packed]()
+    for name, kept in _all_kept(handle, kinds, said) if NAMES in said else ():
+        try:
+            found[name] = (_in_tiles if kept.kind in LAYOUTS else _in_rows)(handle, kinds, name, kept)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            parts = ", ".join(f"{role} {list(shape)}" for role, shape in kept.shapes.items())
+            raise ModelError(
+                f"{name} is no {kept.kind} by what its note and its parts say ({parts}); get the file again"
+            ) from None
+    return found
 
 
 def _in_tiles(handle: Any, kinds: Mapping[str, str], name: str, kept: Kept) -> Packed:
-    """What the header and the parts say of one whose numbers lie in an order of their own."""
+    """One whose numbers lie in an order of their own."""
     try:
         found = LAYOUTS[kept.kind][1](kept.made, kept.shapes, kept.formats)
     except ModelError as problem:
         raise ModelError(f"{name} has {problem}") from None
-    except (ValueError, KeyError, TypeError):
-        shapes = ", ".join(f"{role} {list(shape)}" for role, shape in kept.shapes.items())
-        raise ModelError(
-            f"{name} is no {kept.kind} of two dimensions by its note and its parts ({shapes}); get the file again"
-        ) from None
     for role, expected in found.expected.items():
         check(handle, kinds, LIBRARY, {kept.parts[role]: expected})
     return Packed(found.packing, found.shape, kept.parts, found.read)
+
+
+def _in_rows(handle: Any, kinds: Mapping[str, str], name: str, kept: Kept) -> Packed:
+    """One whose numbers lie row by row."""
+    _check(handle, kinds, name, kept)
+    return Packed(_packing(handle, kept), kept.shape, kept.parts, content_of)
 
 
 def _all_kept(handle: Any, kinds: Mapping[str, str], said: Mapping[str, str]) -> Iterator[tuple[str, Kept]]:
@@ -139,8 +144,6 @@ def _all_kept(handle: Any, kinds: Mapping[str, str], said: Mapping[str, str]) ->
             )
         formats = {role: kinds[part] for role, part in parts.items()}
         kept = Kept(kind, made, parts, formats, {role: tuple(there[part]) for role, part in parts.items()})
-        if kind in CLASSES:
-            _check(handle, kinds, name, kept)
         yield name, kept
 
 

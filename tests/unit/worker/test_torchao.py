@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
+from collections.abc import Iterator
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -166,7 +169,7 @@ def test_formats_with_factors_for_few_inputs_are_the_librarys_to_the_bit(
         ),
         ("mxfp4", {"block_size": 16}, "layers.weight has factors for every 16 numbers of mxfp4.*; for 32 are"),
         ("nvfp4", {"block_size": "16"}, "layers.weight has factors for every 16 numbers of nvfp4"),
-        ("tiles", {"block_size": [1, 0]}, "layers.weight is no Int4TilePackedTo4dTensor of two dimensions"),
+        ("tiles", {"block_size": [1, 0]}, "layers.weight is no Int4TilePackedTo4dTensor by what its note"),
         ("tiles", {"block_size": 32}, "is no Int4TilePackedTo4dTensor"),
         ("tiles", {"shape": [6, 2048]}, "is no Int4TilePackedTo4dTensor"),
         ("tiles", {"shape": [9, 128]}, "is no Int4TilePackedTo4dTensor"),
@@ -182,6 +185,31 @@ def test_notes_that_say_what_is_not_read_are_refused(
     save_file(tensors, tmp_path / "model.safetensors", notes | {"layers.weight": json.dumps(note)})
     with pytest.raises(ModelError, match=says):
         read_all(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_a_note_that_is_broken_anywhere_is_read_or_refused_and_no_fault_of_ours(kind: str, tmp_path: Path) -> None:
+    tensors, notes, _ = packed_file(tmp_path, kind)
+    note, refused = json.loads(notes["layers.weight"]), 0
+    for place in places(note):
+        for value in (None, -1, "x", [[]], {"_data": []}):
+            broken = json.loads(json.dumps(note))
+            *above, last = place
+            reduce(getitem, above, broken)[last] = value
+            save_file(tensors, tmp_path / "model.safetensors", notes | {"layers.weight": json.dumps(broken)})
+            try:
+                read_all(tmp_path)
+            except ModelError:
+                refused += 1
+    assert refused
+
+
+def places(note: Any) -> Iterator[tuple[str | int, ...]]:
+    """Of everything in a note, the keys that lead there."""
+    entries = note.items() if isinstance(note, dict) else enumerate(note) if isinstance(note, list) else ()
+    for key, value in entries:
+        yield (key,)
+        yield from ((key, *rest) for rest in places(value))
 
 
 @pytest.mark.parametrize(("size", "packing"), [(64, "int4"), (256, FLOATS)])
