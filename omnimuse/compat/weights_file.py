@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +192,15 @@ def _gguf(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
         raise ModelError(
             f"{file} cannot be read: it is no GGUF file, or damaged or cut short ({size} bytes); get it again"
         ) from problem
-    shapes = {
-        name.removeprefix(SHAPE): tuple(int(found.parts[part][0]) for part in found.data)
-        for name, found in reader.fields.items()
-        if name.startswith(SHAPE)
-    }
     for tensor in reader.tensors:
         shape = tuple(reversed([int(size) for size in tensor.shape]))
-        yield tensor.name, _content(file, tensor, shape, shapes.get(tensor.name, shape))
+        said = reader.fields.get(SHAPE + tensor.name)
+        stands_for = tuple(int(size) for part in said.data for size in said.parts[part][:1]) if said else shape
+        if not prod(shape) or prod(shape) != prod(stands_for) or min(stands_for, default=1) < 1:
+            raise ModelError(
+                f"{file}: {tensor.name} has {list(shape)} numbers for weights of {list(stands_for)}; get it again"
+            )
+        yield tensor.name, _content(file, tensor, shape, stands_for)
 
 
 def _content(file: Path, tensor: Any, shape: tuple[int, ...], stands_for: tuple[int, ...]) -> Tensor | Rows:

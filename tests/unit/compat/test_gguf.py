@@ -240,6 +240,27 @@ def test_formats_that_are_not_read_and_damaged_files_are_refused(tmp_path: Path)
         read_file(file)
 
 
+@pytest.mark.parametrize(
+    ("stored", "original"), [((4, 32), (4, 33)), ((4, 32), (-4, -32)), ((4, 0), None), ((4, 0), (4, 0))]
+)
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0])
+def test_tensors_of_another_size_than_they_stand_for_are_refused(
+    stored: tuple[int, int], original: tuple[int, ...] | None, kind: GGMLQuantizationType, tmp_path: Path
+) -> None:
+    file, numbers = tmp_path / "a.gguf", np.ones(stored, np.float32)
+    data = numbers if kind == GGMLQuantizationType.F32 else gguf.quantize(np.ones((4, 32), np.float32), kind)
+    writer = gguf.GGUFWriter(file, "tiny")
+    if original is not None:
+        writer.add_array("comfy.gguf.orig_shape.a.weight", list(original))
+    writer.add_tensor("a.weight", data[:, : data.shape[1] * stored[1] // 32], raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"a.weight has \[.*\] numbers for weights of \[.*\]; get it again"):
+        read_file(file)
+
+
 def test_no_number_as_a_scale_is_refused_with_the_name(z_image_folder: Path, tmp_path: Path) -> None:
     named = original(weights(z_image_folder / "transformer"))
     named["layers.0.attention.qkv.weight"] = named["layers.0.attention.qkv.weight"] * float("nan")
