@@ -374,7 +374,9 @@ class Background:
     def _tell_death(self, dead: EngineDeadError) -> None:
         if self._on_death is not None:
             self._on_death(dead)
-        for request_id in list(self._listeners):
+        with self._lock:  # whoever was let in before it died listens by now
+            waiting = list(self._listeners)
+        for request_id in waiting:
             self._deliver(Failed(request_id, EngineDeadError(str(dead))))
 
     def _refuse_errands(self) -> None:

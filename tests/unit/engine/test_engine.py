@@ -24,7 +24,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
 )
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
-from omnimuse.core.request import Door
+from omnimuse.core.request import Door, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
 from omnimuse.worker.plan import TickPlan
@@ -456,6 +456,36 @@ def test_an_engine_that_dies_of_what_is_done_between_its_ticks_tells_it_to_all_w
     end = ear.wait()
     assert isinstance(end, Failed) and isinstance(end.error, EngineDeadError)
     assert [str(death) for death in deaths] == [str(end.error)]
+    subject.close()
+
+
+class Slow(Engine):
+    """Takes a request in, and says so only when it has been dead for a while."""
+
+    def __init__(self, like: Engine) -> None:
+        super().__init__(like.runner, like.door)
+        self.taken_in, self.died = threading.Event(), threading.Event()
+
+    def submit(self, request: Request) -> str:
+        made = super().submit(request)
+        self.taken_in.set()
+        assert self.died.wait(30)
+        time.sleep(0.2)
+        return made
+
+
+def test_who_is_let_in_while_the_engine_dies_hears_of_it() -> None:
+    slow = Slow(engine())
+    subject, ear = Background(lambda: slow, lambda dead: slow.died.set()), Ear()
+
+    def die() -> None:
+        assert slow.taken_in.wait(30)
+        slow.die(EngineDeadError("a rank is gone"))
+
+    subject.between_ticks(die)
+    subject.submit(slow.make_request(ask()), ear)
+    end = ear.wait()
+    assert isinstance(end, Failed) and isinstance(end.error, EngineDeadError)
     subject.close()
 
 
