@@ -115,13 +115,32 @@ def test_every_link_to_a_file_of_ours_leads_somewhere(page: str) -> None:
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+def tracked(*patterns: str) -> list[str]:
+    """The files of the repository that one of the patterns matches, or all."""
+    told = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return told.stdout.split()
+
+
+ELSEWHERE = {"NAME.py", "parity.md", "inferencer.py", "siglip_navit.py", "qwen2_navit.py"}
+"""Files that readers write themselves, and those of the code that a model was published with."""
+
+
+def test_every_file_that_a_page_or_a_docstring_names_is_there() -> None:
+    ends = {"/".join(Path(file).parts[at:]) for file in tracked() for at in range(len(Path(file).parts))}
+    naming = [*PAGES, *tracked("*.py")]
+    lost = {
+        (page, name)
+        for page in naming
+        for name in re.findall(r"`((?:\w+/)*\w+\.(?:py|md|toml))`", (ROOT / page).read_text(encoding="utf-8"))
+        if name not in ends and Path(name).name not in ELSEWHERE
+    }
+    assert not lost
+
+
 def test_every_room_stands_once_in_the_table_of_rooms() -> None:
     lines = (ROOT / "docs/architecture.md").read_text().splitlines()
-    rows = [line.split("|")[1] for line in lines if line.startswith("| `")]
-    assert rows
-    assert [row for row in rows if rows.count(row) > 1] == []
+    rows = [name for line in lines if line.startswith("| `") for name in re.findall(r"`(\w+)/`", line.split("|")[1])]
+    assert sorted(rows) == sorted({Path(file).parts[1] for file in tracked("omnimuse/*/*")})
 
 
 @pytest.mark.costly

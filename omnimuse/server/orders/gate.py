@@ -1,4 +1,4 @@
-"""The way in for everything that is to be drawn: answered at once (`orders.py`) or kept as a job (`jobs.py`).
+"""The way in for all that is to be drawn: answered at once (`orders/order.py`) or kept as a job (`jobs/book.py`).
 
 Refuses what could not be drawn or stored, and counts why. It queues nothing and knows neither routes nor rows.
 """
