@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omnimuse.cli.table import columns
 
 if TYPE_CHECKING:
+    from omnimuse.core.spec import Spec
     from omnimuse.loader.resolve import Folder
 
 Row = dict[str, Any]
@@ -49,9 +50,22 @@ def supported() -> list[Row]:
             "tasks": list(spec.tasks),
             "summary": spec.summary,
             "models": [known for variant in spec.variants for known in variant.ids],
+            "known_by": known_by(spec),
         }
         for spec in REGISTRY.specs()
     ]
+
+
+def known_by(spec: Spec) -> str:
+    """What a folder of such a model has that no other has; pipelines are in the layout of diffusers."""
+    from omnimuse.core.layouts import LAYOUTS
+    from omnimuse.loader.checkpoint import CONFIGS, INDEX
+
+    for files in LAYOUTS:
+        if files.arch == spec.arch:
+            return f"that holds {', '.join(files.marks)}"
+    where = INDEX if spec.arch.endswith("Pipeline") else CONFIGS[0]
+    return f"whose {where} names {' or '.join([spec.arch, *spec.also])}"
 
 
 def here() -> list[Row]:
@@ -137,7 +151,7 @@ def text(families: list[Row], folders: list[Row]) -> str:
     for row in families:
         parts.append(f"  {row['family']}: {row['summary']} ({', '.join(row['tasks'])})")
         parts += [f"    {model}" for model in row["models"]]
-        parts.append(f"    any folder or hub id whose model_index.json names {row['pipeline']}")
+        parts.append(f"    any folder or hub id {row['known_by']}")
     parts += ["", "any other pipeline of diffusers: it runs through diffusers (`omnimuse models FOLDER` says how)", ""]
     if folders:
         parts += ["on this machine:", columns((row["id"], row["source"], row["path"]) for row in folders)]

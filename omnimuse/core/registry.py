@@ -17,7 +17,7 @@ from omnimuse.core.spec import Spec
 
 
 class Registry:
-    """Architectures by name; `table` maps the class name in `model_index.json` to the family's package."""
+    """Architectures by name; `table` maps the class name that a checkpoint says to the family's package."""
 
     def __init__(self, table: Mapping[str, str]) -> None:
         self.table = dict(table)
@@ -35,7 +35,7 @@ class Registry:
 
     def covers(self, arch: str) -> bool:
         """Whether some family has the pipeline `arch`."""
-        return arch in self.table or any(arch in spec.also for spec in self.specs())
+        return arch in self.table or any(_among(arch, spec.also) for spec in self.specs())
 
     def pipeline(self, arch: str) -> Any:
         """The pipeline class of `arch`. Imports torch."""

@@ -205,7 +205,7 @@ class Foreign:
 class Spec:
     """Everything the house knows about one family without loading it.
 
-    `arch` is the class name in `model_index.json`; `also` are other pipelines with the same components and weights,
+    `arch` is the class name that its folders say; `also` are other pipelines with the same components and weights,
     from which a folder may have been saved, with a star where any name will do that no other family has. `supported`
     names the parameters the family honours beyond those of every model; any other that a request sets is refused.
     `limits` computes from a checkpoint's configurations what it can be asked for; `guidance` says how it is guided, if

@@ -142,6 +142,13 @@ class Checkpoint:
             case _:
                 self.options[name] = value
 
+    @property
+    def why(self) -> str:
+        """What in its folder says that it is of the class `arch`."""
+        if self.files is not None:
+            return f"it holds {few(self.files.marks)}"
+        return f"{CONFIGS[0] if self.flat else INDEX} names {self.arch}"
+
     def divide(self, name: str, whole: str) -> None:
         """What is called `name` is a part of the component `whole`, in its files."""
         self.components[name], self._wholes[name] = self.components[whole], whole

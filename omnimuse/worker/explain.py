@@ -89,7 +89,7 @@ def _model_choices(found: Found) -> tuple[Choice, ...]:
     frames = Choice("limits", "frames", f"1 + {limits.frame_step}k", f"at most {limits.max_frames}")
     return (
         Choice("model", "folder", str(folder.path), f"{folder.source}, found for {folder.id!r}"),
-        Choice("model", "family", spec.family, f"model_index.json names {found.checkpoint.arch}"),
+        Choice("model", "family", spec.family, found.checkpoint.why),
         Choice("model", "defaults", f"of {variant.name}", found.recognised.why),
         *(Choice("defaults", name, str(value), f"of {variant.name}") for name, value in defaults.items()),
         *((_negative(spec.guidance),) if spec.guidance is not None else ()),

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from omnimuse.cli.models import known_by
 from omnimuse.core.config import OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.models import REGISTRY
 from omnimuse.observe.profile import allocated, recorded_events
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Answerer, Family, Speaker, Writer
@@ -37,6 +40,15 @@ def most_own(events: list[dict[str, object]], folder: Path) -> int:
     """The most that the process had of its own: what a file is mapped to, as one piece, the system can have back."""
     mapped = {path.stat().st_size for path in folder.rglob("*.safetensors")}
     return max(accumulate(size for _, size in sorted(allocated(events)) if abs(size) not in mapped))
+
+
+@pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
+def test_what_a_folder_is_known_by_is_what_people_are_told(
+    family: Family | Writer | Speaker | Answerer, once: Once
+) -> None:
+    checkpoint = Checkpoint(once.folder(family.name, family.build))
+    told, (file, names, _) = known_by(REGISTRY.spec(checkpoint.arch)), checkpoint.why.partition(" names ")
+    assert told.startswith(f"whose {file} names ") if names else told == f"that {checkpoint.why.removeprefix('it ')}"
 
 
 @pytest.mark.parametrize("way", ["float32", "bfloat16", "int8", "layers"])

@@ -55,9 +55,9 @@ def test_what_a_model_can_draw_is_told_where_it_says_so(capsys: pytest.CaptureFi
 
 
 def test_models_on_this_machine_are_listed_with_their_folder() -> None:
-    families = [{"family": "f", "pipeline": "P", "tasks": ["t"], "summary": "s", "models": ["o/n"]}]
+    families = [{"family": "f", "pipeline": "P", "tasks": ["t"], "summary": "s", "models": ["o/n"], "known_by": "of P"}]
     text = models.text(families, [{"id": "a/b", "source": "bundled", "path": "/x"}])
-    assert "f: s (t)\n    o/n\n" in text
+    assert "f: s (t)\n    o/n\n    any folder or hub id of P\n" in text
     assert "  a/b  bundled  /x" in text
     assert "try: omnimuse explain a/b" in text
 
