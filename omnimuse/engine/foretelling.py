@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 NUMBERS, LATENTS = 12, 4
 """Bytes of a decoded pixel, three numbers in float32, and of what latents of it there are meanwhile."""
+MOST_KINDS = 1024
+"""Kinds that are known at once: what clients choose tells them apart, so that there may be any number in time."""
 EVER = 2**62
 """More bytes than there ever are."""
 BY_ITSELF = frozenset(LABELS[name] for name in ("encode prompt", "encode image", "decode", "encode"))
@@ -50,7 +52,8 @@ class Line(NamedTuple):
 
 class Foretelling:
     """What requests take, by their kind. `draw` draws one while all others wait, and says whether it was drawn;
-    `remembers` says what loops that write will remember of one, in bytes.
+    `remembers` says what loops that write will remember of one, in bytes. Of so many `kinds` small ones were drawn, or
+    could not be; of those before the latest `MOST_KINDS` nothing is known any more.
 
     Of what is written before it is drawn, nothing is written but what has to be: what would be remembered is known.
     """
@@ -64,13 +67,9 @@ class Foretelling:
     ) -> None:
         self._device, self._draw, self._remembers = pipeline.ctx.device, draw, remembers
         self.extent = extent_of(limits, pipeline)
+        self.kinds = 0
         self._known: dict[Hashable, Mapping[str, Line]] = {}
         self._left: dict[Hashable, int] = {}
-
-    @property
-    def kinds(self) -> int:
-        """Of how many kinds small ones were drawn, or could not be."""
-        return len(self._known)
 
     def doubts(self, request: Request, room: int | None) -> bool:
         """Whether `request` might not fit into `room`, and nothing is known of its kind."""
@@ -88,7 +87,12 @@ class Foretelling:
     def learn(self, request: Request, draw: Callable[[Request], bool] | None = None) -> None:
         """Draw small ones of its kind (by another `draw`); where that cannot be, nothing is foretold of it."""
         kind, tried, draw = self._kind(request), self.extent.smaller(request), draw or self._draw
+        self.kinds += 1
         self._known[kind] = {}
+        if len(self._known) > MOST_KINDS:
+            oldest = next(iter(self._known))
+            del self._known[oldest]
+            self._left.pop(oldest, None)
         if tried is None or not draw(tried[0]):  # texts are read once; what libraries make with it does not count
             return
         small, large = (most_allocated(self._device, partial(draw, each)) for each in tried)

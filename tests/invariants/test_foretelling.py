@@ -78,8 +78,8 @@ def drawn(shared: Engine, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> 
     None if all are of one size.
     """
     monkeypatch.setattr("omnimuse.engine.extents.SIDES", (64, 96))
-    for name in ("_known", "_left"):
-        monkeypatch.setattr(shared.foretelling, name, {})
+    for name, nothing in {"kinds": 0, "_known": {}, "_left": {}}.items():
+        monkeypatch.setattr(shared.foretelling, name, nothing)
     asks = [with_params(ask, num_outputs_per_prompt=1) for ask in subject.asks()]
     request, limits = next(larger(shared, asks, (128, 192, 256)), None), shared.door.limits
     one_size = limits.fixed.width or {"width", "height"} & set(limits.refuses) or limits.size_multiple > 32

@@ -43,6 +43,22 @@ def test_the_nearest_size_keeps_proportions_and_the_grid() -> None:
     assert nearest_size((256, 256), 16, lambda size: False) is None
 
 
+def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnimuse.engine.foretelling.MOST_KINDS", 2)
+    engine = start(subject.config())
+    large = Ask("a fox", LARGE)
+    kinds = [
+        engine.make_request(with_params(large, output_type=output, guidance_scale=scale))
+        for output in ("pt", "latent")
+        for scale in (0.0, 4.0)
+    ]
+    for request in kinds:
+        engine.foretelling.learn(request, lambda small: False)
+    assert [engine.foretelling.can_learn(request) for request in kinds] == [True, True, False, False]
+    assert engine.foretelling.kinds == 4
+    engine.close()
+
+
 def limited(subject: Subject, room: int) -> Engine:
     engine = start(subject.config())
     engine.space = replace(engine.space, room=room)
