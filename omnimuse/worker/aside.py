@@ -22,7 +22,8 @@ from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore
-from omnimuse.worker.rest import give_back, written
+from omnimuse.worker.failures import free_memory
+from omnimuse.worker.rest import written
 
 
 def can_wait(components: Residency, name: str) -> bool:
@@ -48,7 +49,7 @@ def waiting(network: Network, device: torch.device) -> Iterator[None]:
                 parcels[block] = written(block, store, lent=True)
                 after.callback(_back, parcels[block], device)
                 parcels[block].leave()
-        give_back(device)
+        free_memory(device)
         for stack in network.stacks().values():
             owner, _ = _innermost(stack)
             runner = LayerwiseOffload({block: parcels[block] for block in stack.blocks()})

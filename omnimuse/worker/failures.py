@@ -70,11 +70,10 @@ def _full_disk(error: BaseException | None) -> OSError | None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody uses any more, so that a second try finds it."""
+    """Give the system back what nobody uses any more, here and on the `device`, so that a second try finds it."""
     gc.collect()
-    if device.type == "cpu":
-        give_back()
-    else:
+    give_back()
+    if device.type != "cpu":
         torch.accelerator.empty_cache()
 
 

@@ -7,8 +7,6 @@ ones do. Known elsewhere as sleep and wake.
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from pathlib import Path
 
 import torch
@@ -55,7 +53,7 @@ class Rest:
         for part in (part for module in self._modules() for part in module.modules() if isinstance(part, FewLinear)):
             part.unpack()
         self._store = store
-        give_back(self._device)
+        free_memory(self._device)
         return sum(parcel.size for parcel in self._parcels)
 
     def end(self) -> None:
@@ -98,10 +96,3 @@ def _here(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
 def _absent(tensor: Tensor) -> Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def give_back(device: torch.device) -> None:
-    """Give the system back what nobody uses, also what `allocator.py` has the C library keep for the next forward."""
-    free_memory(device)
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
