@@ -181,7 +181,7 @@ class Engine:
     def rest(self) -> float | None:
         """The seconds for which there is nothing to do: 0 if there is, None if only somebody's call can change it."""
         with self._lock:
-            if self._cancelled or (self.scheduler.busy and not self.asleep and not self._starved):
+            if self._cancelled or self._unwanted or (self.scheduler.busy and not self.asleep and not self._starved):
                 return 0.0
             deadline = self.scheduler.next_deadline()
             return None if deadline is None else max(0.0, deadline - self.clock())

@@ -129,6 +129,17 @@ def test_a_reader_that_takes_nothing_has_a_window_of_pieces_under_way_and_the_re
     assert heard == list(range(1, 21)), "nothing is lost, and nothing comes twice"
 
 
+def test_what_came_of_a_request_that_is_not_let_in_goes_though_there_is_nothing_else_to_do() -> None:
+    two = Two()
+    id_ = two.submit(9, 3)
+    two.tick(two.first)
+    two.second.hear(carried(two.way[0]))
+    assert two.second.runner.hand._arrived
+    two.second.forget(id_)
+    two.tick(two.second)
+    assert two.second.idle and not two.second.runner.hand._arrived
+
+
 def test_a_failure_or_an_end_in_the_second_pool_leaves_nothing_there() -> None:
     two = Two()
     bad = two.submit(5, 1, "deaf")
