@@ -1,18 +1,19 @@
-"""A stack runner that keeps what it is given: for tests that look between a network's embedders and its blocks."""
+"""What tests see of a network: what its embedders give to its blocks (`watched`), and which weights change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block, Conditioning, Memory, PlainRunner
 
 
 class Watch(PlainRunner):
-    """Keeps (blocks, hidden states, conditions, memories) of every call, and runs nothing."""
+    """A stack runner that keeps (blocks, hidden states, conditions, memories) of every call, and runs nothing."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
@@ -36,3 +37,15 @@ def watched(network: Network, *batches: Sequence[Any]) -> list[tuple[Any, ...]]:
         network(batch, [Memory(step=row) for row in range(len(batch))])
     stack.runner = before
     return watch.seen
+
+
+def idle(network: nn.Module, run: Callable[[], Tensor]) -> list[str]:
+    """The names of parameters that make no difference to what `run` gives; each is another for a while."""
+    expected, found = run(), list[str]()
+    for name, weight in network.named_parameters():
+        kept = weight.clone()
+        weight.mul_(1.5)
+        if torch.equal(run(), expected):
+            found.append(name)
+        weight.copy_(kept)
+    return found

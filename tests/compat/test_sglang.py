@@ -25,6 +25,7 @@ from tests.checkpoints.flux import FAMILIES, build
 from tests.checkpoints.wishes import Wish, of_picture
 from tests.compat.checkpoints import COMPOSED, renamed
 from tests.compat.running import refusal
+from tests.invariants.conftest import drain
 
 FAMILY = FAMILIES[0]
 WISHES = (
@@ -55,13 +56,6 @@ def engine(folder: Path, expected: list[torch.Tensor]) -> Iterator[Engine]:
 
 def submit(engine: Engine, wish: Wish) -> str:
     return engine.submit(engine.make_request(Ask(wish.asked, replace(wish.params, output_type="pt"))))
-
-
-def drain(engine: Engine) -> list[Event]:
-    events: list[Event] = []
-    while not engine.idle:
-        events += engine.tick()
-    return events
 
 
 def pictures(events: list[Event]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from omnimuse.worker.build import build as build_engine
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import PLUGIN, renamed
+from tests.invariants.conftest import drain
 
 FAMILY = next(each for each in FAMILIES if each.kind == "3")
 
@@ -49,13 +50,6 @@ def engine(folder: Path, expected: list[torch.Tensor]) -> Iterator[Engine]:
 def submit(engine: Engine, wish: Wish, previews: int = 0) -> str:
     ask = Ask(wish.asked, replace(wish.params, output_type="pt"), previews=previews)
     return engine.submit(engine.make_request(ask))
-
-
-def drain(engine: Engine) -> list[Event]:
-    events: list[Event] = []
-    while not engine.idle:
-        events += engine.tick()
-    return events
 
 
 def pictures(events: list[Event]) -> dict[str, torch.Tensor]:

@@ -35,6 +35,7 @@ from omnimuse.worker.warm_up import describe, warm_up_ask
 from tests.checkpoints.foreign import with_class, with_safety_checker
 from tests.checkpoints.parts import with_scheduler
 from tests.checkpoints.wishes import photo
+from tests.invariants.conftest import drain
 
 Folder = Callable[[str], Path]
 ARCH = "StableDiffusionXLPipeline"
@@ -68,13 +69,6 @@ def test_weights_that_bitsandbytes_packed_need_that_library_which_is_named(
 def submit(engine: Engine, tenant: str = "", previews: int = 0, **choices: object) -> str:
     params = replace(SMALL, **choices)  # type: ignore[arg-type]
     return engine.submit(engine.make_request(Ask("a red circle", params, tenant=tenant, previews=previews)))
-
-
-def drain(engine: Engine) -> list[Event]:
-    events: list[Event] = []
-    while not engine.idle:
-        events += engine.tick()
-    return events
 
 
 def output(events: list[Event], id_: str) -> torch.Tensor:

@@ -24,6 +24,7 @@ from omnimuse.pipeline.tiles import Tiling, blend
 from omnimuse.pipeline.video import DecodeVideo, Grid, preview_middle_frame
 from tests.checkpoints import wan
 from tests.decoding import around, filled, fresh, random_latents, stepped
+from tests.invariants.conftest import drain
 
 CPU = torch.device("cpu")
 MAKERS: dict[str, Callable[[], Any]] = {"flat": wan.vae, "patched": wan.deep_vae}
@@ -193,13 +194,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def submit(engine: Engine, frames: int = 17, seed: int = 1) -> str:
     params = replace(CLIP, num_frames=frames, seed=seed)
     return engine.submit(engine.make_request(Ask("a red circle", params)))
-
-
-def drain(engine: Engine) -> list[Event]:
-    events: list[Event] = []
-    while not engine.idle:
-        events += engine.tick()
-    return events
 
 
 def until_decoding(engine: Engine, id_: str, step: int) -> None:
