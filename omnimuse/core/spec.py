@@ -285,11 +285,6 @@ class Spec:
         """Whether it makes one token after the other from the first to the last, text or speech."""
         return issubclass(self.extra, TokenParams) and self.medium in ("text", "audio")
 
-    @property
-    def makes_video(self) -> bool:
-        """Whether videos come out, and not pictures."""
-        return self.medium == "video"
-
     def variant(self, model_id: str) -> Variant:
         """The variant whose ids contain `model_id` (case and revision ignored), else the family's own defaults."""
         return self.named(model_id) or Variant(self.family, (), self.defaults)

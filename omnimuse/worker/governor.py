@@ -147,7 +147,7 @@ class Governor:
             logger.info("forwards have %s", "one thread fewer" if self.crew.spared else "all threads")
 
 
-class Teams:
+class IdleTeams:
     """Idle teams of OpenMP threads, beside the team of `threads` that computes: enough to be more than the cores."""
 
     def __init__(self, threads: int, there: int) -> None:
@@ -195,4 +195,4 @@ def choose_waiting(device: torch.device, threads: int, policy: str) -> Choice:
 
 def govern(choice: Choice, threads: int, crew: Spares | None = None) -> Governor | None:
     """The governor that `choice` asks for, if it does."""
-    return Governor(Teams(threads, cores()), crew) if choice.value == WATCHED else None
+    return Governor(IdleTeams(threads, cores()), crew) if choice.value == WATCHED else None

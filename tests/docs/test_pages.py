@@ -21,6 +21,8 @@ from tests.docs.blocks import FILES, PAGES, ROOT, RUN, Block, blocks
 from tests.docs.clone import Shell, commands, make_clone, python
 
 FIRST = "README.md"
+COMMAND = re.compile(r"^(omnimuse|make|python|pip|curl) |\bomni\.\w+\(", re.MULTILINE)
+"""How a line begins that people type, or what they write in Python."""
 EXAMPLES = ("draw", "many", "from_picture", "service")
 
 
@@ -61,6 +63,8 @@ def as_pasted(run: list[Block], shell: Shell) -> None:
 def test_every_block_is_run_is_excused_or_shows_a_file(page: str) -> None:
     unknown = [block for block in blocks(page) if block.language not in (*RUN, *FILES)]
     assert not unknown, "give the block a language that is run, or one that shows a file"
+    shown = [block for block in blocks(page) if block.language in FILES and COMMAND.search(block.text)]
+    assert not shown, "what people are to type is run, or excused"
     excused_for_nothing = [block for block in blocks(page) if block.excuse and block.language not in RUN]
     assert not excused_for_nothing
 

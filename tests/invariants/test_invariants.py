@@ -36,7 +36,7 @@ from omnimuse.pipeline.region import canvas
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.state import SlotError
 from omnimuse.worker.find import find
-from omnimuse.worker.governor import Teams
+from omnimuse.worker.governor import IdleTeams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import photo
@@ -98,7 +98,7 @@ def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
     subject: Subject, engine_with: Make, shared: Engine
 ) -> None:
     [expected] = run(shared, subject.ask(0))
-    teams = Teams(torch.get_num_threads(), cores()) if torch.get_num_threads() > 1 else None
+    teams = IdleTeams(torch.get_num_threads(), cores()) if torch.get_num_threads() > 1 else None
     if teams is not None:
         teams.hold()
         [asleep] = run(shared, subject.ask(0))

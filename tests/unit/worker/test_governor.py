@@ -235,7 +235,7 @@ MEETINGS = 400
 PROGRAM = f"""
 import resource, torch
 from omnimuse.core.machine import cores
-from omnimuse.worker.governor import Teams
+from omnimuse.worker.governor import IdleTeams
 threads = max(2, cores())
 torch.set_num_threads(threads)
 numbers = torch.zeros(32768 * threads)
@@ -244,7 +244,7 @@ def sleeps():
     for _ in range({MEETINGS}):
         numbers.add_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
-teams = Teams(threads, cores())
+teams = IdleTeams(threads, cores())
 sleeps()
 awake = sleeps()
 teams.hold()
