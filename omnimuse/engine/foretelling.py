@@ -50,6 +50,15 @@ class Line(NamedTuple):
         return large + min(further * growth // (more - fewer), abs(further) * self.most)
 
 
+class Known(NamedTuple):
+    """What is known of a kind: the `lines` by labels of stages, none where small ones could not be drawn, and the
+    bytes that the larger one of these has `remembered`.
+    """
+
+    lines: Mapping[str, Line]
+    remembered: int = 0
+
+
 class Foretelling:
     """What requests take, by their kind. `draw` draws one while all others wait, and says whether it was drawn;
     `remembers` says what loops that write will remember of one, in bytes. Of so many `kinds` small ones were drawn, or
@@ -68,8 +77,7 @@ class Foretelling:
         self._device, self._draw, self._remembers = pipeline.ctx.device, draw, remembers
         self.extent = extent_of(limits, pipeline)
         self.kinds = 0
-        self._known: dict[Hashable, Mapping[str, Line]] = {}
-        self._left: dict[Hashable, int] = {}
+        self._known: dict[Hashable, Known] = {}  # read by whoever asks for something, while another kind is learnt
 
     def doubts(self, request: Request, room: int | None) -> bool:
         """Whether `request` might not fit into `room`, and nothing is known of its kind."""
@@ -88,19 +96,16 @@ class Foretelling:
         """Draw small ones of its kind (by another `draw`); where that cannot be, nothing is foretold of it."""
         kind, tried, draw = self._kind(request), self.extent.smaller(request), draw or self._draw
         self.kinds += 1
-        self._known[kind] = {}
+        self._known[kind] = Known({})
         if len(self._known) > MOST_KINDS:
-            oldest = next(iter(self._known))
-            del self._known[oldest]
-            self._left.pop(oldest, None)
+            del self._known[next(iter(self._known))]
         if tried is None or not draw(tried[0]):  # texts are read once; what libraries make with it does not count
             return
         small, large = (most_allocated(self._device, partial(draw, each)) for each in tried)
         if small and large:
             counts = [self.extent.of(each) for each in tried]
             grown = NUMBERS * frames(request) + LATENTS if tried[0].tiled else EVER
-            self._known[kind] = _lines(counts, small, large, grown)
-            self._left[kind] = self._remembers(tried[1])
+            self._known[kind] = Known(_lines(counts, small, large, grown), self._remembers(tried[1]))
             told = [
                 (self.extent.told(each), max(found.values())) for each, found in zip(tried, (small, large), strict=True)
             ]
@@ -114,12 +119,11 @@ class Foretelling:
 
     def needs(self, request: Request, coming: int) -> Need:
         """The same, in what it takes beside others, and by itself."""
-        kind = self._kind(request)
-        lines = self._known.get(kind)
-        if not lines:
+        known = self._known.get(self._kind(request))
+        if known is None or not known.lines:
             return NOTHING
-        unwritten = max(0, self._remembers(request) - self._left[kind]) if isinstance(self.extent, Area) else 0
-        found = {name: line.at(self.extent.of(request)) for name, line in lines.items()}
+        unwritten = max(0, self._remembers(request) - known.remembered) if isinstance(self.extent, Area) else 0
+        found = {name: line.at(self.extent.of(request)) for name, line in known.lines.items()}
         shared = max((size for name, size in found.items() if name not in BY_ITSELF), default=0)
         beside, most = (max(0, size + unwritten - coming) for size in (shared, max(found.values())))
         return Need(beside, most - beside)

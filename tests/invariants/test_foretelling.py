@@ -78,7 +78,7 @@ def drawn(shared: Engine, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> 
     None if all are of one size.
     """
     monkeypatch.setattr("omnimuse.engine.extents.SIDES", (64, 96))
-    for name, nothing in {"kinds": 0, "_known": {}, "_left": {}}.items():
+    for name, nothing in {"kinds": 0, "_known": {}}.items():
         monkeypatch.setattr(shared.foretelling, name, nothing)
     asks = [with_params(ask, num_outputs_per_prompt=1) for ask in subject.asks()]
     request, limits = next(larger(shared, asks, (128, 192, 256)), None), shared.door.limits
@@ -197,8 +197,7 @@ def test_what_thinks_before_it_draws_is_tried_without_thinking_and_what_thoughts
     request = shared.make_request(subject.ask(0, width=128, height=128, output_type="pt", extra=asked))
     assert re.search("the nearest size that may fit is|no size of it fits", refused(shared, request))
     foretelling, words = shared.foretelling, shared.runner.remembers(request)[0]
-    [lines] = [lines for kind, lines in foretelling._known.items() if kind == foretelling._kind(request)]
-    drawn = max(line.at(128 * 128) for line in lines.values())
+    drawn = max(line.at(128 * 128) for line in foretelling._known[foretelling._kind(request)].lines.values())
     thought = words * 19 // 21 if "text" in modalities else 0  # of 20 tokens and an end of which one was tried
     assert foretelling.takes(request, 0) - drawn == thought
 
