@@ -352,7 +352,6 @@ class Engine:
             execute(self.runner, plan, events, self.governor)
             self.moved()
             plan = TickPlan(run=plan.run)
-        self.runner.telling.events = []  # what was drawn is not kept until the next tick
         return events
 
     def _offered(self, state_id: str) -> tuple[Request, Offer]:
@@ -425,6 +424,7 @@ def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Gover
     """Carry out one tick, watched by the governor if there is one."""
     work = partial(runner.execute, plan, events)
     work() if governor is None else governor.watch(work)
+    runner.telling.events = []  # what was drawn is not kept until the next tick
 
 
 def take_over(runner: Runner, heard: Heard) -> None:

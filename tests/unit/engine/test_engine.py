@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -400,6 +402,20 @@ def test_a_background_engine_delivers_every_event_to_its_listener() -> None:
     assert ended.wait(10)
     background.close()
     assert isinstance(seen[-1], Done)
+
+
+def test_what_was_drawn_is_gone_with_who_has_it_though_the_engine_is_idle() -> None:
+    with background() as subject:
+        ear = Ear()
+        subject.submit(subject.engine.make_request(ask()), ear)
+        done = ear.wait()
+        assert isinstance(done, Done)
+        kept = weakref.ref(done.result.output)
+        subject.between_ticks(lambda: None).result(10)  # the tick is over
+        del done
+        ear.events.clear()
+        gc.collect()
+        assert kept() is None
 
 
 def test_a_background_engine_is_made_on_the_thread_that_drives_it() -> None:
