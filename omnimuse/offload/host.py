@@ -19,6 +19,8 @@ from omnimuse.offload.stores import closed
 
 SPARE = 2
 """Times its own size that must be free on the device for what is copied there ahead of its turn."""
+NOTHING = -1
+"""The arena of a slot into which none was copied."""
 
 
 @dataclass(eq=False)
@@ -26,7 +28,7 @@ class Slot:
     """Memory on the device, and which arena was last copied into it."""
 
     content: Tensor
-    arena: int = -1
+    arena: int = NOTHING
 
 
 class Lanes(Protocol):
@@ -128,6 +130,8 @@ class DeviceLanes:
         for pages in self._registered:
             torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(pages.data_ptr())))
         self._registered.clear()
+        self._written.clear()  # they know the slots, whose memory is free now
+        self._read.clear()
 
 
 class HostStore:
@@ -172,11 +176,12 @@ class HostStore:
     def expect(self, arena: int) -> None:
         """Into the slot that is not lent."""
         waiting = self.content(arena)
-        if not self._slots:
-            self._slots = [self._lanes.slot(self._largest) for _ in range(2)]
+        while len(self._slots) < 2:  # where there is no room for the second, the first is there for the next try
+            self._slots.append(self._lanes.slot(self._largest))
         if all(slot.arena != arena for slot in self._slots):
-            self._slots[0].arena = arena
+            self._slots[0].arena = NOTHING  # until all of it is written
             self._lanes.write(self._slots[0], waiting)
+            self._slots[0].arena = arena
 
     def read_ahead(self, arena: int) -> None:
         """Onto the device beside what is computed, if there is room for it and for as much again."""

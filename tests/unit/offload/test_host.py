@@ -133,6 +133,60 @@ def test_there_are_two_slots_of_the_largest_block_and_a_block_that_is_there_is_n
     assert copies == 2
 
 
+class Crowded(SimulatedLanes):
+    """A device that has room for one slot more at every other try."""
+
+    tries = 0
+
+    def slot(self, size: int) -> Slot:
+        self.tries += 1
+        if self.tries % 2 == 0:
+            raise torch.OutOfMemoryError("no room for a slot")
+        slot = super().slot(size)
+        self.end(slot)  # as the lanes of a device do, who know it from then on
+        return slot
+
+
+def test_a_try_that_finds_no_room_for_the_second_slot_leaves_the_first_to_the_next_try() -> None:
+    lanes = Crowded()
+    store = HostStore(lanes)
+    arena = store.add(64, lent=True)
+    with pytest.raises(torch.OutOfMemoryError), store.lend(arena):
+        pass
+    with store.lend(arena):
+        assert len({slot for _, slot in lanes.marks}) == 2, "memory of the first try is kept for nobody"
+
+
+class Broken(SimulatedLanes):
+    """A device that fails to copy once."""
+
+    fails = False
+
+    def write(self, slot: Slot, waiting: Tensor) -> None:
+        if self.fails:
+            self.fails = False
+            slot.content.fill_(99)
+            raise RuntimeError("a copy has failed")
+        slot.content[: len(waiting)].copy_(waiting)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_slot_whose_copy_failed_has_neither_what_it_had_nor_what_it_was_to_have(first: int) -> None:
+    lanes = Broken()
+    store = HostStore(lanes)
+    arenas = [store.add(8, lent=True) for _ in range(3)]
+    for number, arena in enumerate(arenas):
+        store.content(arena).fill_(number)
+    for arena in arenas[:2]:
+        with store.lend(arena):
+            pass
+    lanes.fails = True
+    with pytest.raises(RuntimeError), store.lend(arenas[2]):
+        pass
+    with store.lend(arenas[first]) as content:
+        assert content.tolist() == [first] * 8
+
+
 def test_a_component_that_comes_ahead_of_its_turn_is_whole_before_it_computes() -> None:
     found: list[int] = []
     for seed in range(20):
