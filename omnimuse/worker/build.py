@@ -55,7 +55,7 @@ from omnimuse.worker.governor import WATCHED, Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.part import keep_part, part_of
-from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
+from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, compute_on
 from omnimuse.worker.quantize import quantize
 from omnimuse.worker.ranks import (
     check_ranks,
@@ -188,6 +188,7 @@ Pass = Callable[[Build], None]
 def build(config: Config, mesh: Mesh | None = None) -> Built:
     """Run every pass and return the live pipeline. Takes as long as reading the weights."""
     under = begin(config, mesh or Mesh.single())
+    compute_on(under.device)
     keep_memory(under.device)
     return _assemble(run(under, (*SHAPES, *WEIGHTS)))
 
@@ -444,9 +445,8 @@ def begin(config: Config, mesh: Mesh) -> Build:
     dtype, dtype_choice = choose_dtype(config.model, device, Environment.read().dtype)
     count, threads = choose_threads(config.host, Room.here(torch.get_num_threads()))
     waiting = choose_waiting(device, count, Environment.read().omp_wait_policy)
-    return Build(
-        found, mesh, device, dtype, Hands(threads, waiting), choices=[device_choice, dtype_choice, threads, waiting]
-    )
+    choices = [device_choice, dtype_choice, threads, waiting]
+    return Build(found, mesh, device, dtype, Hands(threads, waiting), choices=choices)
 
 
 def run(under: Build, passes: tuple[Pass, ...]) -> Build:

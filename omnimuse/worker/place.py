@@ -41,6 +41,14 @@ def choose_device(config: ModelConfig) -> tuple[torch.device, Choice]:
     return device, Choice("place", "device", str(device), "asked for")
 
 
+def compute_on(device: torch.device) -> None:
+    """Make `device` the one of this thread, which is the engine's: events and Triton's kernels take what they are not
+    told, and would be those of the first device otherwise.
+    """
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+
+
 def free_bytes(device: torch.device) -> int:
     """The memory of `device` that this process may still take."""
     if device.type == "cuda":

@@ -227,6 +227,22 @@ def test_a_device_beyond_the_last_of_its_kind_is_refused(monkeypatch: pytest.Mon
         choose_device(ModelConfig("x", device="cuda:2"))
 
 
+def test_an_engine_of_a_later_device_makes_it_its_thread_s(
+    z_image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told no device takes that of the thread: events that measure, Triton's kernels."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    monkeypatch.setattr("omnimuse.worker.build.run", lambda under, passes: under)
+    monkeypatch.setattr("omnimuse.worker.build._assemble", lambda under: under)
+    for device in ("cuda:1", "cpu", "cuda"):
+        build(Config(ModelConfig(str(z_image_folder), dtype="float32", device=device)))
+    assert chosen == [1]
+
+
 def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
     device = torch.device("cpu")
     dtype, choice = choose_dtype(ModelConfig("x"), device)
