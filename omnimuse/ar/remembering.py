@@ -381,7 +381,7 @@ def _seen_by_ones(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float | No
     """
     odd = q.shape[2] % 2 == 1 and q.device.type == "cpu"
     if odd and q.dtype != torch.float32:
-        return _seen(F.pad(q, (0, 0, 0, 1)), k, v, mask=mask, cap=cap)[:, :, :-1]  # of one, in half the time
+        return _seen(F.pad(q, (0, 0, 0, 1)), k, v, mask=mask, cap=cap)[:, :, :-1]
     return _seen(q, k, v, mask=mask, cap=cap, products=odd)
 
 
