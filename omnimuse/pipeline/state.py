@@ -135,6 +135,10 @@ class State:
         """Empty a slot after its last reader."""
         self._slots.pop(name, None)
 
+    def goes_without(self, stage: Stage) -> bool:
+        """Whether `stage`, which has just run, left its slots empty, as the request has nothing for it."""
+        return bool(stage.writes) and all(_empty(self._slots.get(slot, ...)) for slot in stage.writes)
+
     def opened_for(self, stage: Stage) -> AbstractContextManager[None]:
         """While this context lasts, only the slots that `stage` declares may be touched (strict mode)."""
         return self._opened_for(stage) if self.strict else OPEN
@@ -219,6 +223,10 @@ def park(value: Any) -> Any:
 def wake(value: Any) -> Any:
     """What `park` was given."""
     return changed(value, lambda part: part.tensor.to(part.home) if isinstance(part, Parked) else part)
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple) and not value)
 
 
 def changed(value: Any, change: Callable[[Any], Any], *, exact: bool = True) -> Any:

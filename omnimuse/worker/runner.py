@@ -309,10 +309,12 @@ class Runner:
         with self._isolated(state.request.id, stage.name), marked(label_of(stage.name)):
             with self.blocks.watched(ctx.components, [state]) as ran:
                 self.shortages.run(stage, state, partial(self._run_or_recall, stage, state))
+            self.telling.grown(state)
+            if state.goes_without(stage):
+                return
             job = self.jobs[state.request.id]
             job.spend(state, stage, held_bytes(ctx.device), self.clock.since(began))
             job.see(state, ran)
-            self.telling.grown(state)
             self.telling.events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
     def _run_or_recall(self, stage: Stage, state: State, ctx: Context, check: Check) -> None:

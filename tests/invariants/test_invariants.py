@@ -40,7 +40,7 @@ from omnimuse.worker.governor import IdleTeams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import photo
-from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
+from tests.invariants.conftest import Subject, drain, of, outputs, results, run, submit, tick, with_params
 
 Make = Callable[..., Engine]
 EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
@@ -227,6 +227,18 @@ def test_as_many_steps_are_told_of_as_a_request_counts_evaluations(
     shared.submit(request)
     steps = [event.step for event in drain(shared) if isinstance(event, Progress) and event.stage == "denoise"]
     assert len(steps) == request.evaluations == (2 * request.steps - 1 if scheduler else request.steps)
+
+
+@pytest.mark.crossed
+def test_who_has_nothing_to_encode_is_not_told_of(subject: Subject, shared: Engine) -> None:
+    request = shared.make_request(subject.ask(0))
+    shared.submit(request)
+    events = drain(shared)
+    [result] = results(shared, events, [request.id])
+    told = {event.stage for event in events if isinstance(event, Progress)} | result.timings.keys()
+    for stage in shared.runner.pipeline.stages:
+        if stage.reads and set(stage.reads) <= {"images", "sounds", "videos", "region"}:
+            assert any(getattr(request, name) for name in stage.reads) or stage.name not in told
 
 
 @pytest.mark.crossed
