@@ -237,7 +237,7 @@ FEATURES = (
     Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared),
 )
 STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
-"""Families that are asked what goes together: the first of them that has both features."""
+"""Families that are asked first what goes together: the first that has both features."""
 TOGETHER = tuple(feature for feature in FEATURES if feature.name not in ("text", "parity"))
 ALIKE = ("several", "company", "invariant", "exact", "TeaCache", "int8", "int4", "LoRA", "components", "layers")
 TOLD = (

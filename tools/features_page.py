@@ -196,12 +196,13 @@ def of_family(stand: Stand, feature: Feature, tests: Sequence[Shown]) -> Cell:
     return attempt(stand, [feature]) or by_test(tests, [feature.name], [stand.family.name])
 
 
-def of_pair(stands: Sequence[Stand], pair: Sequence[Feature], tests: Sequence[Shown]) -> Cell:
-    """Whether two features go together in a family that has both."""
-    able = [stand for stand in stands if all(attempt(stand, [feature]) is None for feature in pair)]
-    if not able:
+def of_pair(able: Mapping[str, Sequence[Stand]], pair: tuple[Feature, Feature], tests: Sequence[Shown]) -> Cell:
+    """Whether two features go together in the first family of those that are `able` to have either that has both."""
+    one, other = (able[feature.name] for feature in pair)
+    both = next((stand for stand in one if stand in other), None)
+    if both is None:
         return Cell("impossible", "no model has both")
-    against = attempt(able[0], pair)
+    against = attempt(both, pair)
     if against is not None:
         return against
     names = [feature.name for feature in pair]
@@ -237,7 +238,7 @@ PAIRS = """
 ## Features with features
 
 Whether two can be switched on at once, in the same words: `works` where a test has both. Each pair is asked of the
-first of {standing} that has both.
+first of {standing} that has both, or else of the first of all that has.
 """
 
 
@@ -249,9 +250,9 @@ def page() -> str:
             [Stand(family, family.build(Path(home) / family.name)) for family in asked] for asked in (DRAWING, TELLING)
         )
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
-        standing = [stand for stand in drawing if stand.family.name in STANDING]
-        standing.sort(key=lambda stand: STANDING.index(stand.family.name))
-        pairs = {frozenset((a.name, b.name)): of_pair(standing, (a, b), tests) for a, b in combinations(TOGETHER, 2)}
+        drawing.sort(key=lambda stand: (*STANDING, stand.family.name).index(stand.family.name))
+        able = {each.name: [stand for stand in drawing if attempt(stand, [each]) is None] for each in TOGETHER}
+        pairs = {frozenset((a.name, b.name)): of_pair(able, (a, b), tests) for a, b in combinations(TOGETHER, 2)}
     return "".join(
         [
             BEGIN,

@@ -32,7 +32,7 @@ from tools.features_page import asked, attempt, ranks
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
-PICTURE, SOUND = "ZImagePipeline", "StableAudioPipeline"
+PICTURE, SOUND, VIDEO = "ZImagePipeline", "StableAudioPipeline", "WanVACEPipeline"
 HARMLESS = frozenset(
     {
         *("several", "previews", "company", "components", "layers", "compile"),
@@ -50,6 +50,8 @@ ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (PICTURE, (*ASKED, "DBCache", "int8", "compile")),
     (SOUND, ("sound in", "several", "company", "DBCache", "int8")),
     (SOUND, ("sound in", "several", "company", "int4", "compile")),
+    (VIDEO, ("video in", "mask", "several", "company", "LoRA", "DBCache", "int8", "layers")),
+    (VIDEO, ("video in", "several", "company", "TeaCache", "int4", "compile")),
 )
 SHARED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (PICTURE, (*ASKED, "tensor", "components", "tiles on ranks")),
@@ -61,6 +63,7 @@ SHARED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (PICTURE, (*ASKED, "cfg", "exact", "DBCache", "int4", "components")),
     (PICTURE, (*ASKED, "cfg", "layers")),
     (SOUND, ("sound in", "several", "company", "cfg", "DBCache", "int8")),
+    (VIDEO, ("video in", "mask", "several", "company", "cfg", "LoRA", "int8")),
 )
 COMPILED = (PICTURE, (*ASKED, "cfg", "compile", "tiles on ranks"))
 NAMED = {feature.name: feature for feature in FEATURES}
