@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NoReturn
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -73,7 +73,7 @@ class Adapters:
         self._obstacle = obstacle
         self._rack = rack or Rack()
         self._known: dict[Named, tuple[Named, Adapter]] = {}  # the one asked for last is last
-        self._living: WeakSet[Adapter] = WeakSet()
+        self._living: WeakValueDictionary[Named, Adapter] = WeakValueDictionary()  # by stamp: remembered, or worn
 
     @staticmethod
     def none(why: str = "this pipeline has no networks of ours") -> Adapters:
@@ -83,7 +83,7 @@ class Adapters:
     @property
     def nbytes(self) -> int:
         """The memory of all that are remembered or worn."""
-        return sum(adapter.nbytes for adapter in self._living)
+        return sum(adapter.nbytes for adapter in self._living.values())
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -129,12 +129,12 @@ class Adapters:
         known = self._known.pop(named, None)
         if known is None or known[0] != stamp:
             known = None  # what the file was before is let go of first
-            same = next((adapter for other, adapter in self._known.values() if other == stamp), None)
-            known = stamp, same or self._make_room_for(lora.source, self._read(*named))
+            same = self._living.get(stamp)
+            known = stamp, same or self._make_room_for(lora.source, stamp, self._read(*named))
         self._known[named] = known
         return known[1]
 
-    def _make_room_for(self, source: str, adapter: Adapter) -> Adapter:
+    def _make_room_for(self, source: str, stamp: Named, adapter: Adapter) -> Adapter:
         size = adapter.nbytes
         if size > self.limit:
             raise RequestError(
@@ -152,7 +152,7 @@ class Adapters:
             )
         for site in adapter.products:
             self._dress(site, self._rack)
-        self._living.add(adapter)
+        self._living[stamp] = adapter
         return adapter
 
 

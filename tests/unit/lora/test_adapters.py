@@ -102,6 +102,18 @@ def test_adapters_of_requests_in_progress_are_not_let_go_of_and_who_needs_their_
     assert len(adapters.fetch([Lora("bb")])) == 1
 
 
+def test_who_asks_for_what_is_worn_just_now_is_given_it_though_it_was_to_make_room(
+    room_for: Make, shelf: Shelf
+) -> None:
+    adapters = room_for(1)
+    [worn] = adapters.fetch([Lora("a")])
+    with pytest.raises(CapacityError):
+        adapters.fetch([Lora("bb")])
+    [again] = adapters.fetch([Lora("a", 0.5)])
+    assert again.adapter is worn.adapter and adapters.nbytes == SIZE
+    assert shelf.reads == ["a", "bb"] and adapters.sources == ("a",)
+
+
 def test_an_adapter_that_never_has_room_is_refused(room_for: Make) -> None:
     with pytest.raises(RequestError, match="a takes 256 bytes, and adapters may take 0 bytes"):
         room_for(0).fetch([Lora("a")])
