@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -93,18 +94,18 @@ class Joined(NamedTuple):
     bias: Tensor
 
     @staticmethod
-    def of(shape: Sequence[int], worn: Sequence[tuple[Worn, Sequence[Product]]]) -> Joined:
-        """For a layer with weights of that `shape` [N, K], which has these products of what is worn."""
+    def of(weight: Tensor, worn: Sequence[tuple[Worn, Sequence[Product]]]) -> Joined:
+        """For a layer with weights like `weight` [N, K], perhaps on meta, which has these products of what is worn."""
         parts = [(product, each.scale) for each, products in worn for product in products]
-        any_one = next(iter(worn[0][0].adapter.products.values()))[0].down
-        rank = max(2, sum(len(product.down) for product, _ in parts))
-        down, scale = any_one.new_zeros(rank, shape[1]), any_one.new_zeros(rank)
-        up, bias, at = any_one.new_zeros(shape[0], rank), any_one.new_zeros(shape[0]), 0
+        any_one = next(iter(worn[0][0].adapter.products.values()))[0].down  # other layers may be of another format
+        zeros = partial(torch.zeros, dtype=weight.dtype, device=any_one.device)
+        (outputs, inputs), rank = weight.shape, max(2, sum(len(product.down) for product, _ in parts))
+        down, scale, up, bias, at = zeros(rank, inputs), zeros(rank), zeros(outputs, rank), zeros(outputs), 0
         for product, strength in parts:
-            mine, outputs = slice(at, at + len(product.down)), slice(product.start, product.start + len(product.up))
-            down[mine], scale[mine], up[outputs, mine] = product.down, strength, product.up
+            mine, rows = slice(at, at + len(product.down)), slice(product.start, product.start + len(product.up))
+            down[mine], scale[mine], up[rows, mine] = product.down, strength, product.up
             if product.bias is not None:
-                bias[outputs] += product.bias * strength
+                bias[rows] += product.bias * strength
             at = mine.stop
         for tensor, dim in ((down, 0), (scale, 0), (up, 1)):
             torch._dynamo.maybe_mark_dynamic(tensor, dim)

@@ -113,7 +113,7 @@ class Adapted(nn.Module):
     def join(self, worn: Sequence[Worn]) -> Joined:
         """The product of all that is worn here, of rank 2 at the least, which the compiler takes for any rank."""
         like = self.base.like() if isinstance(self.base, Packed) else self.weight
-        return Joined.of(like.shape, [(each, each.adapter.products.get(self.peg.site, ())) for each in worn])
+        return Joined.of(like, [(each, each.adapter.products.get(self.peg.site, ())) for each in worn])
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)

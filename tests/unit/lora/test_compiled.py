@@ -12,6 +12,8 @@ from omnimuse.layers.stack import Block, BlockStack, PlainRunner
 from omnimuse.lora.adapter import Adapter, Product, Worn
 from omnimuse.lora.adapters import adapt
 from omnimuse.lora.linear import Adapted, Rack
+from omnimuse.quant.linear import QuantizedLinear
+from omnimuse.quant.schemes import SCHEMES
 from tests.compiling import Counter
 from tests.toy_stack import WIDTH, ToyCond
 
@@ -63,3 +65,17 @@ def test_one_code_is_made_for_all_sets_of_adapters_and_another_for_none() -> Non
         counts.append(compiler.graphs)
     assert counts[:2] == [1, 2], "one for all blocks, and one more for all that wear something"
     assert counts[1:] == [counts[1]] * 5
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_a_layer_wears_is_joined_in_its_own_format_whatever_other_layers_compute_in(packed: bool) -> None:
+    """As in Wan, whose time embedding stays in float32."""
+    layer: nn.Module = nn.Linear(WIDTH, WIDTH, dtype=torch.bfloat16)
+    if packed:
+        layer = QuantizedLinear(nn.Linear(WIDTH, WIDTH, dtype=torch.bfloat16), SCHEMES["int8"], torch.bfloat16)
+    own = Product(torch.ones(1, WIDTH, dtype=torch.bfloat16), torch.ones(WIDTH, 1, dtype=torch.bfloat16))
+    other = Product(torch.ones(1, 3), torch.ones(5, 1))
+    worn = Worn(Adapter("both", {("net", "time"): (other,), ("net", "mine"): (own,)}), 0.5)
+    joined = Adapted(layer, ("net", "mine"), Rack()).join([worn])
+    x = torch.ones(2, WIDTH, dtype=torch.bfloat16)
+    assert torch.equal(joined.added(torch.zeros_like(x), x), torch.full_like(x, 0.5 * WIDTH))
