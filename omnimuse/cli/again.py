@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omnimuse.cli.app import Parser, option_of, parser_of
-from omnimuse.cli.engine import RANKS, add_engine_options, add_pool_options
+from omnimuse.cli.app import option_of, read_options
+from omnimuse.cli.engine import RANKS, engine_names
 from omnimuse.core.errors import RequestError
 
 LONGEST = 110
@@ -72,7 +72,9 @@ _NOT_IN_THE_FILE = ("image", "mask", "video", "audio", "lora", "plugin", "deploy
 
 
 def completed(args: argparse.Namespace) -> argparse.Namespace:
-    """`args` with what the settings in the file of `--from` say; what was said on the command line wins."""
+    """`args` with what the settings in the file of `--from` say: the command line counts before them, they before the
+    environment.
+    """
     if args.source is None:
         return args
     settings = read_settings(args.source)
@@ -91,7 +93,7 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
     if args.quality is not None:
         words = [word for word in words if not word.startswith(f"{option_of('num_inference_steps')}=")]
-    whole = parser_of("generate").read([*words, *args.words])
+    whole = read_options("generate", [*words, *args.words])
     if not whole.prompts and not whole.prompt and whole.file is None:
         text = _text(settings, "prompt", args.source)
         whole.prompts = [text] if text else []  # of a model that reads none
@@ -130,14 +132,7 @@ def engine_settings(given: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
 
 def engine_options() -> list[str]:
     """The options that choose how an engine computes, and not where: as they are written, without dashes."""
-    return [name.replace("_", "-") for name in _of_engines() if name not in _HERE]
-
-
-def _of_engines() -> list[str]:
-    parser = Parser()
-    add_engine_options(parser)
-    add_pool_options(parser)
-    return list(vars(parser.parse_args([])))
+    return [name.replace("_", "-") for name in engine_names() if name not in _HERE]
 
 
 def _mapping(settings: Mapping[str, Any], name: str, file: Path) -> Mapping[str, Any]:
@@ -169,7 +164,7 @@ def more(prompt: str, given: Mapping[str, tuple[str, ...]], file: str, seed: int
 
 def explained(model: str, given: Mapping[str, tuple[str, ...]]) -> str:
     """The command that tells what was chosen for the model, and why."""
-    said = [word for name in _of_engines() for word in given.get(name, ())]
+    said = [word for name in engine_names() for word in given.get(name, ())]
     return " ".join(["omnimuse explain", *map(quoted_word, [model, *said])])
 
 

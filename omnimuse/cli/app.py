@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
-from omnimuse.cli.layered import CONFIG, read_layered, said_by
+from omnimuse.cli.layered import read_layered, said_by, warn_of_others
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import FULL, ConfigError, ModelError, OmnimuseError, RequestCancelled, RequestError, reason
 from omnimuse.core.names import MEANINGS, absent, meant
@@ -116,7 +116,7 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
-        args.words, args.given = tuple(words), self._given(args)
+        args.words, args.given = tuple(words), self.given_in(args)
         return args
 
     def _check(self, words: Sequence[str]) -> None:
@@ -156,7 +156,8 @@ class Parser(argparse.ArgumentParser):
         near = meant(name, known)
         return f" Did you mean {known[near]}?" if near else ""
 
-    def _given(self, args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    def given_in(self, args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+        """By destination, the words of every option that is not at its default."""
         given: dict[str, tuple[str, ...]] = {}
         for action in self._actions:
             default = self.get_default(action.dest)
@@ -216,7 +217,7 @@ def _said(names: Sequence[str], value: str) -> tuple[str, ...]:
 
 
 def parser_of(name: str, *, quiet: bool = False) -> Parser:
-    """The parser of the command `name`; a `quiet` one tells what was given and no defaults."""
+    """The parser of the command `name`; a `quiet` one tells what was given, asks for nothing and has no defaults."""
     command = import_module(f"omnimuse.cli.{name.replace('-', '_')}")
     parser = Parser(
         prog=f"omnimuse {name}",
@@ -230,8 +231,13 @@ def parser_of(name: str, *, quiet: bool = False) -> Parser:
     parser.usage = usage(parser)
     if quiet:
         for action in parser.actions():
-            action.default = argparse.SUPPRESS
+            action.default, action.required = argparse.SUPPRESS, False
     return parser
+
+
+def read_options(name: str, words: Sequence[str]) -> argparse.Namespace:
+    """The options of the command `name`: those in `words`, and what the environment (and a file) say of others."""
+    return read_layered(parser_of(name), parser_of(name, quiet=True), words, Environment.options())
 
 
 def usage(parser: Parser) -> str:
@@ -337,11 +343,9 @@ def dispatch(words: Sequence[str]) -> int:
         hint = nearest(name, list(COMMANDS))
         raise RequestError(f"unknown {what} {name!r}.{hint} The commands are {', '.join(COMMANDS)}")
     command, parser = import_module(f"omnimuse.cli.{name.replace('-', '_')}"), parser_of(name)
-    layered = any(action.dest == CONFIG for action in parser.actions())
-    rest = words[1:]
-    args = (
-        read_layered(parser, parser_of(name, quiet=True), rest, Environment.options()) if layered else parser.read(rest)
-    )
+    args = read_options(name, words[1:])
+    if environment := Environment.options():
+        warn_of_others(environment, parser, parser_of("serve"))
     try:
         return int(command.run(args))
     except ConfigError as error:

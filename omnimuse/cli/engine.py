@@ -37,7 +37,11 @@ MOST_GIB = 2**20
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Where and in which format to compute, and every feature that a build pass adds."""
-    engine = parser.add_argument_group("the engine (`omnimuse explain MODEL` tells what is chosen, and why)")
+    engine = parser.add_argument_group(
+        "the engine (`omnimuse explain MODEL` tells what is chosen, and why)",
+        "What chooses an engine can be set in the environment, too: OMNIMUSE_OFFLOAD=layers is --offload layers."
+        " The command line counts before it.",
+    )
     _add_model_options(engine)
     engine.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")
     engine.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: auto)")
@@ -278,6 +282,14 @@ def add_pool_options(parser: argparse.ArgumentParser) -> None:
     pools.add_argument(
         "--strategy", type=Path, metavar="FILE", help="with --deploy: ranks and replicas of its stages, as YAML"
     )
+
+
+def engine_names() -> list[str]:
+    """What the options that choose an engine are called in what a parser has read."""
+    parser = argparse.ArgumentParser()
+    add_engine_options(parser)
+    add_pool_options(parser)
+    return list(vars(parser.parse_args([])))
 
 
 def with_pools(args: argparse.Namespace, config: Config) -> Config:

@@ -1,7 +1,8 @@
 """Options from four places: the command line counts before the environment, that before a file, that before defaults.
 
-Any command whose parser has `--config` is read this way (`cli/app.py`). There is no second list of options: what a file
-and the environment may set, and as what, is read off the parser.
+Every command is read this way (`cli/app.py`). There is no second list of options: what a file and the environment may
+set, and as what, is read off the parser. Of a command with `--config` it is everything, of others that start or explain
+an engine what chooses that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
+from omnimuse.cli.engine import engine_names
 from omnimuse.core.errors import ConfigError, RequestError, reason
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ OF_THE_COMMAND_LINE = frozenset({"help", "debug", CONFIG})
 YES, NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 OTHERS = frozenset({"CONFIG", "FAULT", "API_KEY"})
 """Names behind `OMNIMUSE_` that are no options: this file's, of tests, of clients that the page tells how to call."""
+OF_THE_BUILD = "dtype"
+"""What `auto` means for it, the build reads in the environment itself, whoever starts an engine."""
 
 
 class Reader(Protocol):
@@ -38,6 +42,9 @@ class Reader(Protocol):
 
     def actions(self) -> list[argparse.Action]:
         """Everything that can be given, positions included."""
+
+    def given_in(self, args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+        """By destination, the words of every option that is not at its default."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,15 @@ class Option:
 
 def options_of(parser: Reader) -> dict[str, Option]:
     """Everything that a file and the environment may set, by its name in a file."""
+    known = {action.dest for action in parser.actions()}
+    options = _all_of(parser)
+    if CONFIG in known:
+        return options
+    engine = set(engine_names()) - {OF_THE_BUILD} if OF_THE_BUILD in known else ()
+    return {name: option for name, option in options.items() if option.dest in engine}
+
+
+def _all_of(parser: Reader) -> dict[str, Option]:
     found = {}
     for action in parser.actions():
         word = action.option_strings[-1] if action.option_strings else ""
@@ -110,10 +126,10 @@ def read_layered(
 
     `quiet` is the same parser without defaults: it tells what was given. ConfigError for what makes no sense.
     """
-    given = vars(quiet.read(words))
     args = parser.read(words)
+    given = vars(quiet.read(words))
     options = options_of(parser)
-    path = given.get(CONFIG, environment.get(CONFIG.upper()))
+    path = given.get(CONFIG, environment.get(CONFIG.upper())) if CONFIG in vars(args) else None
     layers = _of_file(Path(path), options) if path is not None else {}
     layers |= _of_environment(environment, options)
     vars(args)[SAID] = {}
@@ -124,7 +140,19 @@ def read_layered(
             except RequestError as error:
                 raise ConfigError(f"{source}: {error}") from None
             vars(args)[SAID][source] = [word.partition("=")[2] for word in said]
+    args.given = parser.given_in(args)
     return args
+
+
+def warn_of_others(environment: Mapping[str, str], *parsers: Reader) -> None:
+    """Tell of what is set behind `OMNIMUSE_` and is no option of these commands. It may well be there: an orchestrator
+    sets some such names of its own.
+    """
+    known = {option.variable for parser in parsers for option in options_of(parser).values()}
+    for name in environment.keys() - known - OTHERS:
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean OMNIMUSE_{near[0]}?" if near else ""
+        logger.warning("OMNIMUSE_%s sets nothing here%s", name, hint)
 
 
 def said_by(args: argparse.Namespace, message: str) -> str:
@@ -172,10 +200,6 @@ def _of_environment(environment: Mapping[str, str], options: Mapping[str, Option
                 said.append((f"OMNIMUSE_{name}", known[name], known[name].read(text)))
             except ValueError as error:
                 raise ConfigError(f"OMNIMUSE_{name}={text!r} is not understood; use {error}") from None
-        elif name not in OTHERS:  # others may have reasons for such a name: an orchestrator sets some of its own
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean OMNIMUSE_{near[0]}?" if near else ""
-            logger.warning("OMNIMUSE_%s sets nothing here%s", name, hint)
     return _layer(said)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from omnimuse.cli.app import main, parser_of
-from omnimuse.cli.layered import Option, options_of, read_layered
+from omnimuse.cli.engine import engine_names, read_config
+from omnimuse.cli.layered import Option, options_of, read_layered, warn_of_others
 from omnimuse.cli.serve import chosen
 from omnimuse.core.errors import ConfigError, RequestError
 
@@ -125,8 +126,10 @@ def test_a_file_that_is_not_there_is_refused_and_the_environment_may_name_one(
 def test_a_variable_that_sets_nothing_is_told_with_the_nearest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    environment = {"MAX_QEUE": "3", "FAULT": "worker.step:1:kill"}
     with caplog.at_level(logging.WARNING):
-        read(MAX_QEUE="3", FAULT="worker.step:1:kill")
+        read(**environment)
+        warn_of_others(environment, parser_of("serve"))
     assert [record.getMessage() for record in caplog.records] == [
         "OMNIMUSE_MAX_QEUE sets nothing here; did you mean OMNIMUSE_MAX_QUEUE?"
     ]
@@ -163,3 +166,54 @@ def test_what_is_wrong_with_a_value_is_told_by_where_it_was_said(
     assert "(so says " in (told := capsys.readouterr().err) and "a.toml: quantize)" in told
     assert main(["serve", "omnimuse/shapes", "--cache", "fastt"]) == 2
     assert "so says" not in capsys.readouterr().err
+
+
+STARTING = ("generate", "chat", "speak", "explain", "warm", "calibrate", "parity")
+"""The commands, besides `serve`, that start or explain an engine."""
+WITH = {"speak": ["hello", "-m", "m"], "generate": ["a red circle", "-m", "m"], "chat": ["m"], "explain": ["m"]}
+
+
+@pytest.mark.parametrize("command", STARTING)
+def test_every_command_that_starts_an_engine_has_its_choices_from_the_environment_and_nothing_else(
+    command: str,
+) -> None:
+    words = WITH.get(command, ["m", "a red circle"] if command != "warm" else ["m"])
+
+    def told(*more: str, **environment: str) -> argparse.Namespace:
+        return read_layered(parser_of(command), parser_of(command, quiet=True), [*words, *more], environment)
+
+    chosen_there = {"ATTENTION": "sdpa", "ATTENTION_ROLE": "joint=reference", "COMPILE": "1"}
+    set_there = {**chosen_there, "SEED": "9", "CONFIG": "none"}
+    config = read_config(told(**set_there))
+    assert config.attention.default == "sdpa" and config.attention.per_role == {"joint": "reference"}
+    assert config.compile.mode == "blocks"
+    said = read_config(told("--attention", "reference", **set_there)).attention
+    assert (said.default, said.per_role) == ("reference", {"joint": "reference"})
+    with pytest.raises(ConfigError, match="OMNIMUSE_THREADS='many' is not understood; use a whole number"):
+        told(THREADS="many")
+    options = {option.dest for option in options_of(parser_of(command)).values()}
+    known = {action.dest for action in parser_of(command).actions()}
+    assert options == set(engine_names()) & known - {"dtype"}  # which the build reads, for all doors
+    assert told(**set_there).given["attention"] == ("--attention", "sdpa")
+
+
+@pytest.mark.parametrize("command", ["bench", "convert", "doctor", "models", "quantize", "simulate", "worker"])
+def test_the_environment_chooses_nothing_of_a_command_that_starts_no_engine(command: str) -> None:
+    assert options_of(parser_of(command)) == {}
+
+
+def test_a_choice_of_the_environment_is_named_where_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OMNIMUSE_QUANTIZE", "int9")
+    monkeypatch.setenv("OMNIMUSE_ATENTION", "sdpa")
+    monkeypatch.setenv("OMNIMUSE_PORT", "9000")  # an option of another command is no mistake
+    with caplog.at_level(logging.WARNING):
+        assert main(["explain", "omnimuse/shapes"]) == 2
+    assert "quantize='int9' is not allowed" in (said := capsys.readouterr().err) and "OMNIMUSE_QUANTIZE)" in said
+    assert [record.getMessage() for record in caplog.records] == [
+        "OMNIMUSE_ATENTION sets nothing here; did you mean OMNIMUSE_ATTENTION?"
+    ]
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "OMNIMUSE_OFFLOAD=layers is --offload layers" in " ".join(capsys.readouterr().out.split())

@@ -104,6 +104,20 @@ def test_a_choice_beside_from_changes_that_and_nothing_else(
     assert {**before, "prompt": "a ring", "height": 32} == after
 
 
+def test_what_the_environment_chose_is_in_the_file_which_then_counts_before_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chdir(tmp_path):
+        monkeypatch.setenv("OMNIMUSE_ATTENTION", "reference")
+        assert main(["generate", "a star", "-m", model, *NEAR, "--dtype", "float32", "-o", "a.png"]) == 0
+        assert "--attention reference" in capsys.readouterr().out  # in the line that promises the same picture again
+        monkeypatch.setenv("OMNIMUSE_ATTENTION", "sdpa")
+        assert main(["generate", "--from", "a.png", "-o", "b.png"]) == 0
+        assert main(["generate", "--from", "a.png", "--attention", "auto", "-o", "c.png"]) == 0
+        engines = [read_settings(Path(name)).get("engine") for name in ("a.png", "b.png", "c.png")]
+    assert engines == [{"attention": "reference"}, {"attention": "reference"}, None]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
