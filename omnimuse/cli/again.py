@@ -53,19 +53,26 @@ _HERE = frozenset(
         "threads",
         "company",
         "max_run",
+        "deadline_class",
+        "room",
         "plugin",
+        "writer_python",
         "use_hsdp",
+        "elastic",
+        "rank_wait",
         "deploy",
         "strategy",
         *(axis for axis, *_ in RANKS if axis != "vae_tiles"),
     }
-)  # dtype is told apart; the others say where and how, and change no picture, as tiles do. No file names a package
+)  # dtype is told apart; the others say where and how, and change no picture, as tiles do. No file names what is run
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
     "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",
     "negative_prompt", "seed", "model", "dtype",
 )  # fmt: skip
-_NOT_IN_THE_FILE = ("image", "mask", "video", "audio", "lora", "plugin", "deploy", "strategy", "output", "compression")
+_NOT_IN_THE_FILE = (
+    "image", "mask", "video", "audio", "lora", "plugin", "writer_python", "deploy", "strategy", "output", "compression",
+)  # fmt: skip
 
 
 # -- from a file to options -----------------------------------------------------------------------------------------
@@ -120,14 +127,18 @@ def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:
     for name, value in engine.items():
         if name not in known:  # whoever made the file must not choose where files go, or what else is read
             raise RequestError(f"the settings in {file} have the option {name!r}, which chooses no engine", "from")
-        words.append(f"--{name}" if value is True else f"--{name}={value}")
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}" if one is True else f"--{name}={one}" for one in values]
     return words
 
 
 def engine_settings(given: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """What a file must know of the engine that drew it besides dtype and device: the options that were given."""
-    words = {name.replace("_", "-"): said for name, said in given.items()}
-    return {name: True if len(words[name]) == 1 else words[name][1] for name in engine_options() if name in words}
+    values: dict[str, list[Any]] = {
+        name.replace("_", "-"): list(words[1::2]) or [True] for name, words in given.items()
+    }
+    said = {name: values[name] for name in engine_options() if name in values}
+    return {name: several if len(several) > 1 else several[0] for name, several in said.items()}
 
 
 def engine_options() -> list[str]:

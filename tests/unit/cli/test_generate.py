@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from omnimuse.cli.again import explained, words_of
+from omnimuse.cli.again import engine_settings, explained, words_of
 from omnimuse.cli.app import Terminated, parser_of, stopped, terminable
+from omnimuse.cli.engine import read_config
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
 from omnimuse.cli.plot import GAP, bars_of, line_of, spans
@@ -220,6 +221,24 @@ def test_a_file_says_nothing_of_pools_and_what_formats_several_had_is_theirs_to_
     assert job(["--from", f"{tmp_path}/a.png"]).config.model.dtype == "auto"
     with pytest.raises(RequestError, match="have the option 'deploy', which chooses no engine"):
         words_of({"engine": {"deploy": "/etc/x"}}, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--attention-role", "joint=sdpa", "--attention-role", "self=reference", "--exact"], 3),
+        (["--compile", "--cache", "fast", "--quantize", "int8"], 3),
+        (["--ulysses-degree", "2", "--elastic", "--rank-wait", "60"], 0),  # how this machine did it
+        (["--room", "1", "--deadline-class", "soon=2x", "--deadline-class", "late=never"], 0),
+    ],
+)
+def test_a_file_s_engine_is_as_it_was_given_without_what_was_this_machine_s(words: list[str], kept: int) -> None:
+    given = parsed(["a", "-m", "m", *words]).given
+    back = words_of({"engine": engine_settings(given)}, Path("a.png"))
+    again = parsed(["a", "-m", "m", *back])
+    assert len(back) == kept
+    assert again.given == (given if kept else {"model": given["model"]})
+    assert read_config(again).parallel.ranks == 1
 
 
 def test_a_short_line_says_everything_itself_and_a_long_one_lets_the_file_speak(tmp_path: Path) -> None:
