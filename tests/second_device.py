@@ -61,6 +61,20 @@ WAITING = READ | SIZED | UPLOADING
 MOVING = frozenset({"to", "_to_copy", "copy_"})
 
 
+def _efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, weighs: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What an accelerator's kernel returns, of the CPU's; the last two are for dropout."""
+    out, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
+    return out, weight, torch.zeros(()), torch.zeros(())
+
+
+STANDING_IN: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten._scaled_dot_product_efficient_attention.default: _efficient_attention
+}
+"""Operations that accelerators have and the CPU has by another name."""
+
+
 class Shelf:
     """What a second device's allocator would count of its memory: see `Counter` in `omnimuse.observe.profile`."""
 
@@ -188,7 +202,7 @@ def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], note: Cal
         _check_company(func, name, met.here, note)
     if met.draws or "rand" in name:
         raise RuntimeError(f"{name} cannot draw on {ELSEWHERE} as seeds promise it; draw on the CPU and move the noise")
-    found = func(*plain_args, **plain_kwargs)
+    found = STANDING_IN.get(func, func)(*plain_args, **plain_kwargs)
     if name == "copy_":
         return args[0]
     return found if goal.type == "cpu" else _there(found, met.there)

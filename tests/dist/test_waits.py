@@ -1,4 +1,5 @@
-"""What ranks exchange in a step makes no host wait for its device, for every registered pipeline.
+"""What ranks exchange in a step makes no host wait for its device, and they draw what they draw on CPUs, for every
+registered pipeline.
 
 The device is that of `tests/second_device.py`; what is sent from it goes through gloo, whose own threads wait, as no
 transport between devices would. Counted is what our side of an exchange reads, uploads or sizes.
@@ -14,10 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
-from omnimuse.core.output import Event, Failed
+from omnimuse.core.output import Done, Event, Failed
+from omnimuse.core.request import Request
 from omnimuse.worker.build import build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.plan import TickPlan
@@ -30,8 +33,14 @@ from tests.waits import Waits, long_asks, waits_of_steps
 
 pytestmark = [pytest.mark.dist, pytest.mark.crossed, pytest.mark.slow, pytest.mark.timeout(300)]
 
-EVERYWHERE = (ParallelConfig(ulysses=2, shard=2), ParallelConfig(pipe=2))
-"""In these, rows and tokens are taken apart by the family's own conditions."""
+EVERYWHERE = (
+    ParallelConfig(tensor=2),
+    ParallelConfig(ulysses=2, shard=2),
+    ParallelConfig(ring=2),
+    ParallelConfig(pipe=2),
+)
+"""In these, weights are cut by the family's own plan, and rows and tokens by its conditions."""
+Tick = Callable[[], Sequence[Event] | None]
 BESIDES = {"QwenImagePipeline": (ParallelConfig(cfg=2),)}
 
 
@@ -53,9 +62,9 @@ class Scene:
         )
 
 
-def waits_on(runner: Runner, device: SecondDevice, admit: TickPlan) -> Waits:
-    """Every rank makes the same plans by itself: all requests go on in every tick."""
-    plans = [admit]
+def ticks_of(runner: Runner, requests: Sequence[Request], made: dict[str, Tensor]) -> Tick:
+    """Ticks in which all requests go on: every rank makes the same plans by itself. What is drawn lies in `made`."""
+    plans = [TickPlan(admit=tuple(requests))]
 
     def tick() -> Sequence[Event] | None:
         plan = plans.pop() if plans else TickPlan(run=tuple(runner.states))
@@ -66,9 +75,11 @@ def waits_on(runner: Runner, device: SecondDevice, admit: TickPlan) -> Waits:
         for event in events:
             if isinstance(event, Failed):
                 raise event.error
+            if isinstance(event, Done):
+                made[event.request_id] = event.result.output
         return events
 
-    return waits_of_steps(runner, device, tick)
+    return tick
 
 
 def on_rank(rank: int, scene: Scene) -> None:
@@ -76,28 +87,38 @@ def on_rank(rank: int, scene: Scene) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{scene.folder}/meeting", rank=rank, world_size=2)
     [family] = [family for family in FAMILIES if family.name == scene.family]
-    subject, found = Subject(family, scene.checkpoint), dict[str, Waits]()
+    asks, found = long_asks(Subject(family, scene.checkpoint)), dict[str, Waits]()
     for parallel in scene.divisions:
         mesh = connect(parallel)
         built = build(scene.config(parallel), mesh)
-        requests = [
-            replace(built.door.make_request(ask, 0.0, 0), id=f"r{number}")
-            for number, ask in enumerate(long_asks(subject))
-        ]
-        with SecondDevice() as device:
-            runner = moved_runner(Runner(built.pipeline, scene.config(parallel).schedule, built.resources), device)
-            waits = waits_on(runner, device, TickPlan(admit=tuple(requests)))
-        components = runner.pipeline.ctx.components
-        stages = {stage.name: stage for stage in runner.pipeline.stages}
-        drawing = [name for name in waits if not isinstance(components.wherever(stages[name].uses[0]), Decoder)]
-        found[str(parallel)] = {name: waits[name] for name in drawing}
+        made = [replace(built.door.make_request(ask, 0.0, 0), id=f"r{number}") for number, ask in enumerate(asks)]
+        found[str(parallel)] = waits_of(Runner(built.pipeline, scene.config(parallel).schedule, built.resources), made)
         mesh.close()
         built.resources.close()
     (scene.folder / f"waits-{rank}.json").write_text(json.dumps(found))
 
 
+def waits_of(runner: Runner, requests: Sequence[Request]) -> Waits:
+    """What loops that draw wait for on the second device, where all is drawn that this rank draws on a CPU."""
+    expected, found = dict[str, Tensor](), dict[str, Tensor]()
+    tick = ticks_of(runner, requests, expected)
+    while tick() is not None:
+        """Go on."""
+    with SecondDevice() as device:
+        runner = moved_runner(runner, device)
+        waits = waits_of_steps(runner, device, ticks_of(runner, requests, found))
+    assert len(requests) == len(expected) == len(found)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    components = runner.pipeline.ctx.components
+    stages = {stage.name: stage for stage in runner.pipeline.stages}
+    drawing = [name for name in waits if not isinstance(components.wherever(stages[name].uses[0]), Decoder)]
+    return {name: waits[name] for name in drawing}
+
+
 @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
-def test_no_step_of_ranks_makes_the_host_wait(family: str, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_ranks_draw_what_they_draw_on_cpus_and_no_step_makes_the_host_wait(
+    family: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     divisions = (*EVERYWHERE, *BESIDES.get(family, ()))
     play(on_rank, Scene(family, divisions, tiny(family), tmp_path), ranks=2)
     for rank in (0, 1):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omnimuse.attention.backends.sdpa import Sdpa
 from tests.second_device import ELSEWHERE, Elsewhere, SecondDevice
 
 
@@ -54,6 +55,13 @@ def test_a_tensor_of_the_cpu_is_refused(there: Tensor, mix: Callable[[Tensor], T
 def test_a_single_number_of_the_cpu_may_come_along_in_arithmetic(there: Tensor, device: SecondDevice) -> None:
     assert (there * torch.tensor(2.0)).device == ELSEWHERE
     assert not device.waits
+
+
+def test_what_keys_weigh_is_told_there_as_on_the_cpu(device: SecondDevice) -> None:
+    plain = [torch.linspace(-1, 1, 24).view(1, 3, 2, 4) * scale for scale in (1.0, 0.5, -2.0)]
+    found = Sdpa().weigh(*(each.to(ELSEWHERE, non_blocking=True) for each in plain))
+    assert not device.waits
+    assert all(torch.equal(there.cpu(), here) for there, here in zip(found, Sdpa().weigh(*plain), strict=True))
 
 
 def test_nothing_is_drawn_there_and_no_array_is_made(there: Tensor) -> None:
