@@ -28,7 +28,7 @@ SAID = "said"
 OF_THE_COMMAND_LINE = frozenset({"help", "debug", CONFIG})
 """Options that are about the command line itself; the file can be named in the environment, too."""
 YES, NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
-OTHERS = frozenset({"CONFIG", "FAULT", "API_KEY"})
+OTHERS = frozenset({"CONFIG", "FAULT", "VLLM_PYTHON", "API_KEY"})
 """Names behind `OMNIMUSE_` that are no options: this file's, of tests, of clients that the page tells how to call."""
 OF_THE_BUILD = "dtype"
 """What `auto` means for it, the build reads in the environment itself, whoever starts an engine."""

@@ -126,7 +126,7 @@ def test_a_file_that_is_not_there_is_refused_and_the_environment_may_name_one(
 def test_a_variable_that_sets_nothing_is_told_with_the_nearest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    environment = {"MAX_QEUE": "3", "FAULT": "worker.step:1:kill"}
+    environment = {"MAX_QEUE": "3", "FAULT": "worker.step:1:kill", "VLLM_PYTHON": "python3"}
     with caplog.at_level(logging.WARNING):
         read(**environment)
         warn_of_others(environment, parser_of("serve"))
