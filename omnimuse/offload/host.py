@@ -196,7 +196,10 @@ class HostStore:
         self._ahead[arena] = slot
 
     def drop(self, arena: int) -> None:
-        if (slot := self._ahead.pop(arena, None)) is not None:
+        """And the slot that has it, in which blocks have taken turns."""
+        held = [slot for slot in self._slots if slot.arena == arena]
+        self._slots = [slot for slot in self._slots if slot.arena != arena]
+        for slot in (*held, *([self._ahead.pop(arena)] if arena in self._ahead else [])):
             self._lanes.forget(slot)
 
     def close(self) -> None:

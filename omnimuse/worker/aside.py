@@ -1,13 +1,11 @@
 """Blocks of a network that wait outside of the device for one forward: the last thing to try where memory ran out.
 
 Used by `forwards.py` when a single row does not fit beside the whole network. The weights of blocks go where those of
-offloaded ones wait, come in one block at a time, and are back afterwards, to the bit.
+offloaded ones wait, come in one block at a time, and are back afterwards, to the bit, as soon as there is room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from torch import nn
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.layers.few import FewLinear
 from omnimuse.layers.network import Network
-from omnimuse.layers.stack import Block, BlockStack, PlainRunner
+from omnimuse.layers.stack import BlockStack, PlainRunner
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Parcel
@@ -37,25 +35,45 @@ def can_wait(components: Residency, name: str) -> bool:
     )
 
 
-@contextmanager
-def waiting(network: Network, device: torch.device) -> Iterator[None]:
-    """For the length of a `with` block the blocks of `network` are on the device only while they run."""
-    store = FileStore() if device.type == "cpu" else HostStore(DeviceLanes(device))
-    with ExitStack() as after:
-        after.callback(store.close)
-        parcels = dict[Block[Any], Parcel]()
-        for stack in network.stacks().values():
-            for block in stack.blocks():
-                parcels[block] = written(block, store, lent=True)
-                after.callback(_back, parcels[block], device)
-                parcels[block].leave()
+class Aside:
+    """The blocks of `network` outside of the `device`, on which they are only while they run."""
+
+    def __init__(self, network: Network, device: torch.device) -> None:
+        self._network, self._device = network, device
+        self._store = FileStore() if device.type == "cpu" else HostStore(DeviceLanes(device))
+        stacks = network.stacks().values()
+        try:
+            blocks = [block for stack in stacks for block in stack.blocks()]
+            self._parcels = {block: written(block, self._store, lent=True) for block in blocks}
+        except BaseException:
+            self._store.close()
+            raise
+        for parcel in self._parcels.values():
+            parcel.leave()
         free_memory(device)
-        for stack in network.stacks().values():
+        for stack in stacks:
             owner, _ = _innermost(stack)
-            runner = LayerwiseOffload({block: parcels[block] for block in stack.blocks()})
-            after.callback(_set, owner, PlainRunner())
-            _set(owner, runner)
-        yield
+            _set(owner, LayerwiseOffload({block: self._parcels[block] for block in stack.blocks()}))
+
+    def end(self) -> None:
+        """All blocks are back; where memory runs out before, it is raised, and they go on as they did."""
+        for parcel in self._parcels.values():
+            self._store.drop(parcel.arena)
+        try:
+            for parcel in self._parcels.values():
+                _back(parcel, self._device)
+        except BaseException:
+            for parcel in self._parcels.values():
+                parcel.leave()
+            raise
+        for stack in self._network.stacks().values():
+            owner, _ = _innermost(stack)
+            _set(owner, PlainRunner())
+        self._store.close()
+
+    def close(self) -> None:
+        """Let go of what waits; nothing comes back."""
+        self._store.close()
 
 
 def _back(parcel: Parcel, device: torch.device) -> None:

@@ -23,9 +23,10 @@ from omnimuse.layers.network import Network
 from omnimuse.parallel.agree import agree_on_forward
 from omnimuse.parallel.branches import share
 from omnimuse.parallel.mesh import WORK, Mesh
+from omnimuse.parallel.shortage import is_shortage
 from omnimuse.pipeline.rows import forward, group
 from omnimuse.pipeline.stage import Context, Row
-from omnimuse.worker.aside import can_wait, waiting
+from omnimuse.worker.aside import Aside, can_wait
 from omnimuse.worker.clock import Clock, Span
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import free_memory, settle
@@ -64,6 +65,7 @@ class Forwards:
         self.divided: Counter[int] = Counter()
         self.fewer: dict[str, int] = {}
         self._until: dict[str, int] = {}
+        self._away: dict[str, Aside] = {}
         self._begun = 0
         self.pace = Pace()
         self.shares = Shares()
@@ -191,7 +193,24 @@ class Forwards:
     def _hope(self) -> None:
         """Others may have left memory behind since it ran out."""
         for network in [name for name, until in self._until.items() if self.count >= until]:
-            del self.fewer[network], self._until[network]
+            del self._until[network]
+            self.fewer.pop(network, None)
+            if network in self._away:
+                self._bring_back(network)
+
+    def _bring_back(self, network: str) -> None:
+        """Its blocks, which wait outside of the device. Where there is no room for them any more, as others took it,
+        they go on waiting, and it is tried again later.
+        """
+        free_memory(self.ctx.device)
+        try:
+            self._away[network].end()
+            del self._away[network]
+        except (MemoryError, RuntimeError) as problem:
+            if not is_shortage(problem):
+                raise
+            self._until[network] = self.count + AGAIN
+            log.warning("blocks of %s wait outside of the device until there is room: %s", network, problem)
 
     def _try(self, rows: Sequence[Row], found: dict[int, Tensor]) -> OmnimuseError | None:
         self.count, self._begun = self.count + 1, self._begun + 1
@@ -225,11 +244,14 @@ class Forwards:
         self.asides[name] += 1
         free_memory(self.ctx.device)
         try:
-            with waiting(components.wherever(name), self.ctx.device):
-                again = self._try(rows, found)
+            self._away[name] = Aside(components.wherever(name), self.ctx.device)
         except (OSError, MemoryError, RuntimeError, ConfigError) as problem:  # no room where blocks would wait
             log.warning("blocks of %s cannot wait outside of the device: %s", name, problem)
             return failure
+        try:
+            again = self._try(rows, found)
+        finally:
+            self._bring_back(name)
         told = f"memory ran out in a step of {name}, which was done with its blocks outside of the device"
         if again is None and told not in rows[0].state.said:
             rows[0].state.said.append(told)
@@ -245,6 +267,11 @@ class Forwards:
                 *(network, len(rows), parts, how, failure),
             )
         self.retries[network] += 1
+
+    def close(self) -> None:
+        """No network computes any more."""
+        for aside in self._away.values():
+            aside.close()
 
     def _share(
         self,

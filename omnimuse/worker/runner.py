@@ -197,6 +197,7 @@ class Runner:
         for request_id in list(self.jobs):
             self._drop(request_id)
         self.memo.clear()
+        self.forwards.close()
         self.rest.close()
         self.pipeline.ctx.components = Residency({})
         self.resources.close()

@@ -7,6 +7,7 @@ random choice, each only where an event lets it.
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -155,6 +156,26 @@ def test_a_try_that_finds_no_room_for_the_second_slot_leaves_the_first_to_the_ne
         pass
     with store.lend(arena):
         assert len({slot for _, slot in lanes.marks}) == 2, "memory of the first try is kept for nobody"
+
+
+def test_what_blocks_took_turns_in_is_let_go_of_with_the_last_of_them_and_is_there_again_for_the_next() -> None:
+    lanes = SimulatedLanes()
+    store = HostStore(lanes)
+    arenas = [store.add(8, lent=True) for _ in range(2)]
+    slots = []
+    for number, arena in enumerate(arenas):
+        store.content(arena).fill_(number)
+        with store.lend(arena) as content:
+            slots.append(weakref.ref(content._base))
+    lanes.run(random.Random(0))
+    lanes.marks.clear()
+    del content
+    for arena in arenas:
+        store.drop(arena)
+    assert [slot() for slot in slots] == [None, None]
+    with store.lend(arenas[1]) as content:
+        lanes.run(random.Random(0))
+        assert content.tolist() == [1] * 8
 
 
 class Broken(SimulatedLanes):

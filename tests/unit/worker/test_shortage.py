@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from omnimuse.core.config import Config, DecodeConfig, ModelConfig
 from omnimuse.core.errors import MemoryShortageError
@@ -166,6 +168,46 @@ def test_a_row_that_does_not_fit_beside_its_network_is_computed_while_blocks_wai
     assert short.runner.forwards.asides["transformer"] == told.count(False) == 6
     assert caplog.text.count("with its blocks outside of the device: transformer ran out of memory: CUDA out of") == 1
     assert all(torch.equal(each, before[name]) for name, each in weights(short).items())
+
+
+class Shared(TorchFunctionMode):
+    """A device that others use, too: of tensors that come back to it, so many find `room`."""
+
+    room = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.empty_strided:
+            if not self.room:
+                raise torch.OutOfMemoryError(TORCH_SAYS)
+            self.room -= 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_blocks_whose_room_others_have_taken_go_on_waiting_and_are_back_when_it_is_there_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnimuse.worker.forwards.AGAIN", 4)
+    whole, short, full = engine(), engine(), [True]
+
+    def refuse(network: Network, given: tuple[Sequence[object], ...]) -> None:
+        if full[0] and all(not part.is_meta for part in network.parameters()):
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    short.runner.pipeline.ctx.network("transformer").register_forward_pre_hook(refuse)
+    before = weights(short)
+    ask = replace(ASK, params=replace(ASK.params, num_inference_steps=3, width=64, height=64))
+    said = ("memory ran out in a step of transformer, which was done with its blocks outside of the device",)
+    expected = draw(whole, ask=ask)
+    with Shared() as device:
+        for told, device.room in ((said, 5), ((), 5), ((), 10**6)):
+            found = draw(short, told, ask=ask)
+            assert isinstance(expected, Tensor) and isinstance(found, Tensor)
+            assert torch.equal(found, expected)
+            full[0] = False
+    assert short.runner.forwards.asides == {"transformer": 1}
+    assert "blocks of transformer wait outside of the device until there is room: CUDA out of memory" in caplog.text
+    assert all(torch.equal(each, before[name]) for name, each in weights(short).items())
+    assert torch.equal(torch.as_tensor(draw(short, ask=ask)), expected)
 
 
 def test_a_row_that_fits_in_no_way_is_refused_with_the_figures_and_the_weights_are_back() -> None:
