@@ -21,6 +21,7 @@ from omnimuse.core.errors import (
     DeadlineError,
     EngineClosedError,
     EngineDeadError,
+    MemoryShortageError,
     RequestCancelled,
     RequestError,
 )
@@ -30,12 +31,12 @@ from omnimuse.engine.fitting import Fitting
 from omnimuse.engine.foretelling import Foretelling
 from omnimuse.engine.scheduler import FOREVER, Scheduler
 from omnimuse.observe.profile import Recorder, part_of
-from omnimuse.parallel.agree import words_of_all
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.governor import Governor
 from omnimuse.worker.handover import apart
 from omnimuse.worker.pace import Offer, Price
 from omnimuse.worker.plan import Heard, TickPlan, decode, encode, fingerprint
+from omnimuse.worker.rest import begin_together, end_together
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
@@ -254,13 +255,14 @@ class Engine:
         """
         self._refuse_if_over()
         self._tell(TickPlan(rest=True))
-        return begin_rest(self.runner)
+        self.runner.memo.clear()
+        return begin_together(self.runner.rest, self.mesh)
 
     def wake_up(self) -> None:
-        """Bring every weight back; comes between two ticks. Nothing where none is away."""
+        """Bring every weight back, between two ticks. MemoryShortageError, and all sleep on, if a rank has no room."""
         self._refuse_if_over()
         self._tell(TickPlan(rest=False))
-        self.runner.rest.end()
+        end_together(self.runner.rest, self.mesh)
 
     def close(self) -> None:
         """Free everything and release the other ranks. The engine cannot be used afterwards."""
@@ -449,30 +451,13 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
         elif plan.heard is not None:
             take_over(runner, apart(plan.heard))
         elif plan.rest:
+            runner.memo.clear()
             with suppress(ConfigError):  # rank 0 tells it
-                begin_rest(runner)
+                begin_together(runner.rest, mesh)
         elif plan.rest is False:
-            runner.rest.end()
+            with suppress(MemoryShortageError):
+                end_together(runner.rest, mesh)
         else:
             execute(runner, plan, [], governor)
     mesh.close()
     runner.close()
-
-
-def begin_rest(runner: Runner) -> int:
-    """Let the weights of all ranks go; how many bytes left this one. ConfigError if any rank cannot, and all stay."""
-    failure, size = None, 0
-    try:
-        runner.memo.clear()
-        size = runner.rest.begin()
-    except (ConfigError, OSError, RuntimeError) as error:
-        failure = error
-    try:
-        every = words_of_all(runner.pipeline.ctx.mesh, failure)
-    except RuntimeError as error:
-        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
-    wrong = [f"rank {rank}: {text}" if len(every) > 1 else text for rank, text in enumerate(every) if text]
-    if wrong:
-        runner.rest.end()
-        raise ConfigError(f"the weights cannot leave: {'; '.join(wrong)}") from failure
-    return size

@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from omnimuse.core.errors import ConfigError, EngineDeadError, MemoryShortageError
 from omnimuse.layers.few import FewLinear
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.parcels import Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
-from omnimuse.worker.failures import free_memory
+from omnimuse.parallel.agree import words_of_all
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.failures import free_memory, settle
 
 
 class Rest:
@@ -28,7 +31,7 @@ class Rest:
     """
 
     def __init__(self, components: Residency, device: torch.device, folder: Path | None = None) -> None:
-        self._components, self._device, self._folder = components, device, folder
+        self._components, self.device, self._folder = components, device, folder
         self._store: Store | None = None
         self._parcels: list[Parcel] = []
 
@@ -41,7 +44,7 @@ class Rest:
         """Let the weights go; how many bytes that were on the device wait now. ConfigError if there is no room."""
         if self._store is not None:
             return 0
-        store = FileStore(self._folder) if self._device.type == "cpu" else HostStore(DeviceLanes(self._device))
+        store = FileStore(self._folder) if self.device.type == "cpu" else HostStore(DeviceLanes(self.device))
         self._components.leave()
         try:
             self._parcels = [written(module, store) for module in self._modules() if _here(module)]
@@ -53,16 +56,21 @@ class Rest:
         for part in (part for module in self._modules() for part in module.modules() if isinstance(part, FewLinear)):
             part.unpack()
         self._store = store
-        free_memory(self._device)
+        free_memory(self.device)
         return sum(parcel.size for parcel in self._parcels)
 
     def end(self) -> None:
-        """Every weight is where it was."""
-        store, self._store = self._store, None
-        if store is None:
+        """Every weight is where it was; where memory runs out before, it is raised, and all of them stay away."""
+        if self._store is None:
             return
-        for parcel in self._parcels:
-            parcel.enter()
+        try:
+            for parcel in self._parcels:
+                parcel.enter()
+        except BaseException:
+            for parcel in self._parcels:
+                parcel.leave()
+            raise
+        store, self._store = self._store, None
         self._parcels = []
         store.close()
 
@@ -75,6 +83,43 @@ class Rest:
         """Every network, once."""
         found = [self._components.wherever(name) for name in self._components]
         return list(dict.fromkeys(part for part in found if isinstance(part, nn.Module)))
+
+
+def begin_together(rest: Rest, mesh: Mesh) -> int:
+    """Let the weights of all ranks go; how many bytes left this one. ConfigError if any rank cannot, and all stay."""
+    failure, size = None, 0
+    try:
+        size = rest.begin()
+    except (ConfigError, OSError, RuntimeError) as error:
+        failure = error
+    if wrong := _told(mesh, failure):
+        rest.end()
+        raise ConfigError(f"the weights cannot leave: {wrong}") from failure
+    return size
+
+
+def end_together(rest: Rest, mesh: Mesh) -> None:
+    """Bring the weights of all ranks back. MemoryShortageError if any rank has no room for its own: all stay away."""
+    failure: Exception | None = None
+    try:
+        rest.end()
+    except (OSError, MemoryError, RuntimeError) as error:
+        failure = error
+    if failure is not None:
+        failure = settle(failure, "waking up")
+        free_memory(rest.device)
+    if wrong := _told(mesh, failure):
+        rest.begin()
+        raise MemoryShortageError(f"the weights cannot come back: {wrong}; wake up again once there is room")
+
+
+def _told(mesh: Mesh, failure: Exception | None) -> str:
+    """What went wrong on any rank, here the `failure`; empty where nothing did."""
+    try:
+        every = words_of_all(mesh, failure)
+    except RuntimeError as error:
+        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
+    return "; ".join(f"rank {rank}: {text}" if len(every) > 1 else text for rank, text in enumerate(every) if text)
 
 
 def written(module: nn.Module, store: Store, *, lent: bool = False) -> Parcel:

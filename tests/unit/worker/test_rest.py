@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.core.config import OffloadConfig, QuantConfig
-from omnimuse.core.errors import DeadlineError
+from omnimuse.core.errors import DeadlineError, MemoryShortageError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Event, Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.offload.residency import Residency
+from omnimuse.offload.stores import FileStore
 from omnimuse.worker.rest import Rest
 from tests.checkpoints import z_image
 from tests.checkpoints.adapters import layers_of, write
@@ -98,3 +99,29 @@ def test_what_leaves_is_no_memory_of_the_process_any_more() -> None:
     assert full - resident() > 0.9 * weight.nbytes, f"of {full - before} bytes for two copies"
     rest.end()
     assert torch.equal(linear.weight, weight) and not rest.begun
+
+
+def test_where_there_is_no_room_for_all_weights_they_stay_away_until_there_is(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, plain, room = start(subject.config()), FileStore.fetch, [1]
+    expected = run(engine, subject.ask(0))
+    left = engine.sleep()
+
+    def fetch(store: FileStore, arena: int) -> Tensor:
+        room[0] -= 1
+        if room[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(store, arena)
+
+    monkeypatch.setattr(FileStore, "fetch", fetch)
+    for _ in range(2):
+        with pytest.raises(
+            MemoryShortageError, match=r"cannot come back: waking up ran out of memory: CUDA out of mem"
+        ):
+            engine.wake_up()
+        assert engine.asleep and held(engine) == 0 < left
+    room[0] = 10
+    engine.wake_up()
+    assert torch.equal(*run(engine, subject.ask(0)), *expected)
+    engine.close()
