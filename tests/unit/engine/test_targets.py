@@ -6,7 +6,9 @@ import random
 from dataclasses import dataclass
 from itertools import combinations
 
-from omnimuse.engine.targets import MARGIN, Targets
+import pytest
+
+from omnimuse.engine.targets import KEEP, MARGIN, STALL, Targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,24 @@ def test_a_stall_counts_for_no_more_than_some_ticks() -> None:
     targets = timed()
     targets.begin(10.0, 1)
     targets.begin(10_000.0, 1)
-    assert targets.pace is not None and targets.pace < 2.0
+    assert targets.pace == pytest.approx((KEEP * 10 + STALL * 1) / (KEEP * 10 + 1))
+
+
+def test_of_a_speed_that_has_changed_half_is_known_after_fourteen_ticks() -> None:
+    targets, now = Targets(), 100.0
+    for seconds, ticks in ((1.0, 100), (3.0, 15)):
+        for _ in range(ticks):
+            targets.begin(now, 10)
+            now += 10 * seconds
+    assert targets.pace == pytest.approx(2.0, rel=0.02)
+
+
+def test_what_a_tick_has_more_counts_with_it() -> None:
+    targets = Targets()
+    targets.begin(5.0, 2)
+    targets.more(6)
+    targets.begin(21.0, 0)
+    assert targets.pace == 2.0
 
 
 def test_the_longest_of_those_that_cannot_all_be_in_time_is_given_up() -> None:
@@ -73,11 +92,8 @@ def fewest(wishes: list[Wish]) -> int:
     raise AssertionError("nothing is always possible")
 
 
-def test_company_is_welcome_while_it_makes_nobody_late() -> None:
-    wish = Wish(MARGIN * 20.0, 10)
-    assert timed().allow([wish], (1, 1), 0.0)
-    assert not timed().allow([wish], (1, 2), 0.0)
-
-
-def test_who_is_late_anyway_does_not_keep_company_away() -> None:
-    assert timed().allow([Wish(5.0, 10)], (1, 100), 0.0)
+def test_company_is_welcome_while_it_makes_nobody_late_who_would_be_in_time_alone() -> None:
+    targets, now, half_a_step = timed(0.5), 100.0, MARGIN * 0.5 * 10
+    alone, together = now + 2 * half_a_step, now + 5 * half_a_step
+    for deadline, welcome in ((alone - 1, True), (alone, False), (together - 1, False), (together, True)):
+        assert targets.allow([Wish(deadline, 10)], (2, 3), now) == welcome

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.offload.parcels import Away
@@ -17,11 +17,20 @@ CPU = torch.device("cpu")
 
 
 class Reader(FileStore):
-    """A store that remembers what it was told to read ahead."""
+    """A store that remembers what it was told to read ahead, which of that is dropped, and what is fetched."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.ahead: list[int] = []
+        self.dropped: list[int] = []
+        self.fetched: list[int] = []
+
+    def fetch(self, arena: int) -> Tensor:
+        self.fetched.append(arena)
+        return super().fetch(arena)
+
+    def drop(self, arena: int) -> None:
+        self.dropped.append(arena)
 
     def read_ahead(self, arena: int) -> None:
         self.ahead.append(arena)
@@ -105,3 +114,26 @@ def test_what_is_expected_comes_behind_what_a_stage_uses_that_runs(residency: Re
     residency.leave()
     residency["encoder"]
     assert store.ahead == [1, 2], "nobody is expected any more"
+
+
+def test_what_came_ahead_gives_its_room_to_who_is_asked_for_instead_and_to_all_when_everything_leaves(
+    residency: Residency, store: Reader
+) -> None:
+    residency["encoder"]
+    residency.expect(("denoiser",))
+    store.dropped.clear()
+    residency["decoder"]
+    assert store.dropped == [], "the denoiser is expected, the decoder is asked for, and the encoder was in"
+    residency.expect(("encoder",))
+    residency["encoder"]
+    assert store.dropped == [1], "the denoiser has its turn no more"
+    residency.leave()
+    assert store.dropped == [1, 0, 1, 2] and inside(residency) == []
+    assert residency["encoder"] is residency["encoder"] and inside(residency) == ["encoder"]
+    assert store.fetched == [0, 2, 0, 0], "who is in is not fetched again"
+
+
+def test_who_takes_turns_does_not_stay(residency: Residency) -> None:
+    assert residency.moves and [residency.stays(name) for name in ("encoder", "tokenizer")] == [False, True]
+    settled = Residency({"tokenizer": "words"})
+    assert not settled.moves and settled.stays("tokenizer")
