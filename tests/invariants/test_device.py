@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,15 +14,13 @@ import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.config import CacheConfig, CompileConfig, ScheduleConfig
 from omnimuse.core.output import Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from omnimuse.layers.network import Network
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick
-from tests.invariants.test_caches import asks_of, choosing
+from tests.invariants.test_caches import asks_of, choosing, measured
 from tests.second_device import Lanes, SecondDevice, moved
 from tests.waits import Waits, long_asks, loops, waits_of_steps
 
@@ -65,22 +62,6 @@ LOOKING = (
 )
 """Step caches that look at what a row is like, at each step that there is a choice about."""
 BLIND = ("magcache,threshold=9,warm_up=1", "dbcache,first=0,forced=true,mask=MASK")
-
-
-def measured(engine: Engine) -> Engine:
-    """The engine, of whose model it is known that residuals do not grow."""
-    ratios = (1.0,)
-    engine.door = replace(engine.door, fits=replace(engine.door.fits, ratios=ratios))
-    for cache in caches(engine):
-        cache.fits = replace(cache.fits, ratios=ratios)
-    return engine
-
-
-def caches(engine: Engine) -> list[StepCache]:
-    components = engine.runner.pipeline.ctx.components
-    networks = [part for name in components if isinstance(part := components.wherever(name), Network)]
-    runners = [stack.runner for network in networks for stack in network.stacks().values()]
-    return [runner for runner in runners if isinstance(runner, StepCache)]
 
 
 @pytest.mark.slow
