@@ -49,7 +49,7 @@ class Policy:
         masked = choice.mask[memory.at] == "0" if choice.mask else None
         if not row.added.terms or masked is False:
             return COMPUTE
-        if masked and choice.forced:
+        if choice.forced:
             return Verdict(skip=True)
         if masked is None and memory.step < self.warm_up(memory):
             return COMPUTE

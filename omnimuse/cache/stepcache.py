@@ -40,9 +40,11 @@ class Visit:
     before: Tensor | None = None  # [S, D], where the middle begins
     after: Row | None = None
 
-    def runs(self, start: int, stop: int) -> bool:
-        """Whether this row runs those blocks, which are all in its middle or all outside."""
-        return stop <= self.start or start >= self.stop or not self.verdict.skip
+    def runs(self, start: int) -> bool:
+        """Whether this row runs blocks from `start` on, none of them beyond an end of its middle; a verdict has it only
+        from where that begins.
+        """
+        return start >= self.stop or not self.verdict.skip
 
 
 class StepCache:
@@ -70,7 +72,7 @@ class StepCache:
         begun = cond.layout.unpack(hidden)
         for start, stop in pairwise(sorted({0, len(blocks), *(v.start for v in visits), *(v.stop for v in visits)})):
             self._decide(blocks, hidden, cond, begun, {n: v for n, v in enumerate(visits) if v.start == start})
-            rows = [number for number, visit in enumerate(visits) if visit.runs(start, stop)]
+            rows = [number for number, visit in enumerate(visits) if visit.runs(start)]
             here = cond.after(start) if isinstance(cond, Counting) else cond
             hidden = self._run(blocks[start:stop], hidden, here, memories, rows)
             hidden = _ended(hidden, cond, {n: v for n, v in enumerate(visits) if v.stop == stop > v.start})

@@ -26,14 +26,6 @@ MOST_ORDER = 4
 """A forecast of a higher order is noise: differences of differences of rounded numbers."""
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
 class CacheConfig:
     """What lets a step skip blocks of the network, and when. `None` is what the kind, or the model's fit, has.
@@ -60,14 +52,14 @@ class CacheConfig:
         check_kinds(self, "cache")
         if self.kind not in KINDS and self.kind not in (others := brought(CACHES, KINDS)):
             raise ConfigError(f"cache kind={self.kind!r} is not known; use one of {', '.join((*KINDS, *others))}")
-        if self.threshold is not None and not (_is_number(self.threshold) and 0 <= self.threshold < math.inf):
+        if self.threshold is not None and not 0 <= self.threshold < math.inf:
             raise ConfigError(f"cache threshold={self.threshold} is not allowed; use a number >= 0 (0 never skips)")
         least = {"first": 0, "last": 0, "warm_up": 0, "most": 0, "in_a_row": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is not None and not (_is_whole(value) and value >= low):
+            if value is not None and value < low:
                 raise ConfigError(f"cache {name}={value!r} is not allowed; use a whole number, at least {low}")
-        if not (_is_whole(self.order) and 0 <= self.order <= MOST_ORDER):
+        if not 0 <= self.order <= MOST_ORDER:
             raise ConfigError(f"cache order={self.order!r} is not allowed; use a whole number from 0 to {MOST_ORDER}")
         self._check_mask()
         self._check_belonging()

@@ -25,7 +25,7 @@ def test_an_observer_changes_nothing_counts_blocks_and_notes_changes_between_ste
         assert torch.equal(out, plain(hidden, ToyCond(layout, shift)))
         inputs.append(layout.unpack(plain.blocks()[0].probe(hidden, ToyCond(layout, shift))))
         added.append(layout.unpack(out - hidden))
-    assert observer.work == 2 * 2 * 3
+    assert observer.work == 2 * 2 * 3 and len(observer.seen) == 2
     for row, seen in enumerate(observer.seen):
         expected = [
             float((new - old).abs().mean() / old.abs().mean())
@@ -36,11 +36,15 @@ def test_an_observer_changes_nothing_counts_blocks_and_notes_changes_between_ste
         assert (seen.probe, seen.added, seen.growth) == pytest.approx((*expected, growth), rel=1e-5)
 
 
-def test_a_run_of_some_blocks_is_counted_and_not_noted() -> None:
+@pytest.mark.parametrize(("blocks", "memories"), [(1, [Memory()]), (3, None)])
+def test_a_run_of_some_blocks_or_that_nothing_is_remembered_of_is_counted_and_not_noted(
+    blocks: int, memories: list[Memory] | None
+) -> None:
     stack, ((part,), shift) = toy_stack(), toy_rows((4,))
     observer = Observer(PlainRunner(), 3)
-    observer(stack.blocks()[:1], part[None], ToyCond(Layout((4,)), shift), [Memory()])
-    assert (observer.work, observer.seen) == (1, [])
+    for _ in range(2):
+        observer(stack.blocks()[:blocks], part[None], ToyCond(Layout((4,)), shift), memories)
+    assert (observer.work, observer.seen) == (2 * blocks, [])
 
 
 def made(curve: list[float], noise: float = 0.0, rows: int = 5) -> list[Seen]:

@@ -142,12 +142,17 @@ def test_rows_at_different_steps_decide_each_by_its_own():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_moving_the_memory_away_and_back_changes_nothing(kind):
+def test_moving_the_memory_away_takes_all_of_it_and_back_changes_nothing(kind):
     here, moved = Memory(), Memory()
     expected = walk(cached(kind), (4,), [0.01], [here])
     stack = cached(kind)
     first = walk(stack, (4,), [0.01], [moved], steps=range(3))
-    moved.to(torch.device("cpu"))
+    kept = moved.data["stepcache"]
+    assert kept.nbytes == sum(each.nbytes for each in (kept.seen, *kept.added.terms) if each is not None) > 0
+    moved.to(torch.device("meta"))
+    away = moved.data["stepcache"]
+    assert all(each.is_meta for each in (away.seen, *away.added.terms) if each is not None)
+    moved.data["stepcache"] = kept
     assert same(first + walk(stack, (4,), [0.01], [moved], steps=range(3, STEPS)), expected)
 
 
@@ -230,11 +235,33 @@ def test_a_word_for_a_mask_is_drawn_for_the_steps_there_are():
     ]
 
 
+def test_what_is_evaluated_once_needs_no_choice_and_of_two_steps_one_may_be_skipped():
+    stack, memory = cached("dbcache,first=9,mask=1011"), Memory()
+    walk(stack, (4,), [0.0], [memory], steps=[0], every=1)
+    assert "stepcache" not in memory.data
+    assert skipped_steps("dbcache,threshold=9,warm_up=0", steps=2) == [1]
+
+
 def test_a_first_step_that_a_forced_mask_skips_is_computed_as_there_is_nothing_to_repeat():
     assert skipped_steps("dbcache,mask=00101111,forced=true") == [1, 3]
 
 
 # -- the kinds --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("speed", [0.05, 0.2])
+def test_teacache_adds_up_changes_from_each_step_to_the_next(speed):
+    stack, ((part,), shift), layout = toy_stack(), toy_rows((4,)), Layout((4,))
+    seen = [stack[0].probe(part[None] * (1 + speed * step), ToyCond(layout, shift)) for step in range(STEPS)]
+    expected, drift = [], 0.0
+    for step in range(1, STEPS - 1):
+        drift += float((seen[step] - seen[step - 1]).abs().mean() / seen[step - 1].abs().mean())
+        if drift < 1.5 * speed:
+            expected.append(step)
+        else:
+            drift = 0.0
+    assert 1 < len(expected) < STEPS - 2
+    assert skipped_steps("teacache", speed, fits=Fits(TeaFit((1.0, 0.0), 1.5 * speed))) == expected
 
 
 def test_teacache_always_runs_the_first_and_the_last_step():
@@ -275,6 +302,19 @@ def test_of_a_skipped_step_the_first_and_the_last_blocks_run():
     stack, memory = cached("dbcache,threshold=9,first=2,last=1,warm_up=1,in_a_row=99", blocks=5), Memory()
     walk(stack, (4,), [0.1], [memory])
     assert [block.rows_run for block in stack] == [STEPS, STEPS, 1, 1, STEPS]
+
+
+@pytest.mark.parametrize("kind", ["teacache", "magcache"])
+def test_of_a_step_that_is_skipped_by_what_comes_before_the_blocks_none_runs(kind):
+    stack, memory = cached(f"{kind},threshold=9"), Memory()
+    walk(stack, (4,), [0.1], [memory])
+    computed, skipped = counts(memory)
+    assert skipped and [block.rows_run for block in stack] == [computed] * 3
+
+
+@pytest.mark.parametrize(("steps", "first"), [(2, 1), (7, 1), (8, 2), (12, 2), (13, 3)])
+def test_magcache_computes_a_fifth_of_the_steps_to_the_nearest_before_it_skips(steps, first):
+    assert skipped_steps("magcache,threshold=9", steps=steps)[0] == first
 
 
 @pytest.mark.parametrize("threshold", [0.03, 0.1, 0.25, 0.6])
