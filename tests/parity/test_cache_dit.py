@@ -21,6 +21,7 @@ from omnimuse.core.caches import CacheConfig, cache_named, completed
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
+from omnimuse.core.step_masks import MASKS, step_mask
 from omnimuse.loader.components import quiet
 from tests.checkpoints.foreign import Foreign, foreign
 
@@ -55,6 +56,16 @@ def librarys(entry: Foreign, folder: Path, seed: int, choice: str) -> Tensor:
             return pipe(prompt=PROMPT, generator=generator, output_type="pt", **longer.arguments())[0][0]  # type: ignore[no-any-return]
         finally:
             disable_cache(pipe)
+
+
+@here
+def test_words_for_masks_are_drawn_as_cache_dit_draws_them_for_every_number_of_steps() -> None:
+    from cache_dit import steps_mask
+
+    for word in MASKS:
+        for steps in (4, 6, *range(8, 101)):  # of others under 8 it draws none
+            theirs = steps_mask(mask_policy=word, total_steps=steps)
+            assert step_mask(word, steps) == "".join(map(str, theirs))
 
 
 @here

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 
-from omnimuse.core.cache_names import documented
+from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.caches import BY_NAME, OFF, PRESETS, CacheConfig, Fits, TeaFit, asked_for, cache_named, completed
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.step_masks import MASKS, step_mask
@@ -19,6 +22,7 @@ from omnimuse.models import REGISTRY
         ("taylorseer", CacheConfig("dbcache", order=1)),
         ("taylorseer, order=2, threshold=1e-1", CacheConfig("dbcache", 0.1, order=2)),
         ("dbcache,first=2,last=1,warm_up=0,most=9,in_a_row=2", CacheConfig("dbcache", None, 2, 1, 0, 9, 2)),
+        ("dbcache,first=0,last=0,warm_up=0,most=0,in_a_row=1,order=4", CacheConfig("dbcache", None, 0, 0, 0, 0, 1, 4)),
         ("magcache,mask=10110,forced=true", CacheConfig("magcache", mask="10110", forced=True)),
         *((name, CacheConfig(name)) for name in PRESETS),  # type: ignore[arg-type]
     ],
@@ -33,7 +37,8 @@ def test_a_text_makes_a_choice_and_the_choice_its_text(text: str, choice: CacheC
     [
         ("dbcashe", "did you mean 'dbcache'"),
         ("", "use one of none, auto"),
-        ("dbcache,first", "is not NAME=VALUE"),
+        ("dbcache,first", "is not NAME=VALUE with one of threshold, first, last"),
+        ("dbcache,treshold=1", "is not NAME=VALUE; did you mean 'threshold'"),
         ("dbcache,kind=none", "is not NAME=VALUE"),
         ("dbcache,first=1,first=2", "first is there twice"),
         ("dbcache,first=x", "not a whole number"),
@@ -59,11 +64,29 @@ def test_a_text_that_makes_no_sense_is_refused_with_what_is_allowed(text: str, s
         cache_named(text)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: TeaFit(()),
+        lambda: TeaFit((1.0, math.inf)),
+        lambda: TeaFit((1.0,), -1.0),
+        lambda: Fits(ratios=(1.0, -0.1)),
+        lambda: Fits(ratios=(math.nan, 1.0)),
+        lambda: Fits(dbcache=math.nan),
+        lambda: Fits(magcache=-1.0),
+    ],
+)
+def test_what_cannot_have_been_measured_of_a_model_is_refused(made: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError, match=r"must be finite numbers|use a number >= 0"):
+        made()
+
+
 def test_what_is_left_open_is_the_model_s_or_the_kind_s_and_nothing_stays_open() -> None:
     fits = Fits(TeaFit((1.0,), 0.4), (1.0, 1.1), "taylorseer,threshold=0.1")
     assert completed(cache_named("teacache"), fits) == CacheConfig("teacache", 0.4, warm_up=1)
     assert completed(cache_named("auto"), fits) == CacheConfig("dbcache", 0.1, 1, 0, 4, in_a_row=3, order=1)
     assert completed(cache_named("balanced"), fits) == CacheConfig("teacache", 0.48, warm_up=1, in_a_row=2)
+    assert completed(cache_named("fast"), fits) == CacheConfig("teacache", 0.56, warm_up=3, in_a_row=2)
     assert completed(cache_named("dbcache,mask=fast"), fits, 9).mask == "111101001"
     for name in BY_NAME:
         once = completed(cache_named(name), fits, 9)
@@ -74,6 +97,13 @@ def test_a_choice_that_leaves_no_block_to_skip_is_refused_where_the_network_is_k
     assert asked_for("dbcache,first=2", Fits(), 9) == asked_for("dbcache,first=2", Fits(blocks=3), 9)
     with pytest.raises(RequestError, match=r"first=2 and last=1 leave no block to skip: the network has 3; .* most 2"):
         asked_for("dbcache,first=2,last=1", Fits(blocks=3), 9)
+
+
+def test_who_names_no_cache_is_told_where_the_mask_of_all_such_requests_is_for_other_steps() -> None:
+    usual = cache_named("dbcache,mask=10101")
+    with pytest.raises(RequestError, match=r"is for 5 steps .* 4 times.*name no cache are drawn so; name one"):
+        asked_for(None, Fits(), 4, usual)
+    assert [asked_for(None, Fits(), evaluations, usual) for evaluations in (1, 5)] == [None, None]
 
 
 def test_the_threshold_of_every_family_s_fit_is_one_that_can_skip() -> None:
@@ -140,6 +170,20 @@ def test_a_mask_for_another_number_of_steps_is_refused(mask: str, steps: int) ->
         ("cache_dit", {"steps_computation_mask": [1, 0, 1], "enable_separate_cfg": True}, "dbcache,mask=101"),
         ("cache_dit", {"enable_taylorseer": False, "taylorseer_order": 1, "scm_steps_mask_policy": None}, "dbcache"),
         ("none", {}, "none"),
+        (
+            "cache_dit",
+            {
+                "warmup_interval": 1,
+                "enable_separate_cfg": None,
+                "cfg_compute_first": False,
+                "cfg_diff_compute_separate": True,
+                "max_accumulated_residual_diff_threshold": 0,
+                "force_refresh_step_hint": None,
+                "force_refresh_step_policy": "once",
+                "num_inference_steps": None,
+            },
+            "dbcache",
+        ),
     ],
 )
 def test_documented_settings_are_honoured(backend: str, settings: dict[str, object], text: str) -> None:
@@ -156,6 +200,8 @@ def test_documented_settings_are_honoured(backend: str, settings: dict[str, obje
         ("cache_dit", {"enable_separate_cfg": False}, "never share what is remembered"),
         ("cache_dit", {"scm_steps_policy": "sometimes"}, "'dynamic' or 'static'"),
         ("cache_dit", {"steps_computation_mask": "1011"}, "not a list of ones and zeros"),
+        ("cache_dit", {"steps_computation_mask": 7}, "not a list of ones and zeros"),
+        ("cache_dit", {"Fn_compute_blocks": -1}, "at least 0"),
         ("cache_dit", {"enable_taylorseer": "yes"}, "not true or false"),
         ("tea_cache", {"coefficients": [1, 0]}, "omnimuse calibrate"),
     ],
@@ -165,3 +211,13 @@ def test_documented_settings_that_mean_something_else_are_refused_by_name(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         documented(backend, settings)
+
+
+@pytest.mark.parametrize("given", [[], 7, "1", ["1"], [True]])
+def test_coefficients_of_teacache_are_taken_out_of_its_settings_and_are_numbers(given: object) -> None:
+    settings = {"coefficients": [1, 0.5], "rel_l1_thresh": 0.2}
+    assert polynomial("tea_cache", settings) == ((1.0, 0.5), {"rel_l1_thresh": 0.2})
+    for backend in ("cache_dit", "unknown"):  # who does not take them refuses them by name
+        assert polynomial(backend, settings) == ((), settings)
+    with pytest.raises(ConfigError, match=r"coefficients=.* is not a list of numbers"):
+        polynomial("tea_cache", {"coefficients": given})

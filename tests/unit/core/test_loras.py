@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import Lora, loras_of, told
+from omnimuse.core.loras import Lora, component_of, loras_of, told
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,14 @@ from omnimuse.core.loras import Lora, loras_of, told
         ("style.safetensors:0.8", (Lora("style.safetensors", 0.8),)),
         (["a:-1e-1", "b:.5"], (Lora("a", -0.1), Lora("b", 0.5))),
         ("C:/styles/a.safetensors", (Lora("C:/styles/a.safetensors"),)),
+        ("D:/styles/ink", (Lora("D:/styles/ink"),)),
         ([{"path": "a", "scale": 2}], (Lora("a", 2.0),)),
         ([{"name": "a"}, Lora("b", 0.0)], (Lora("a"), Lora("b", 0.0))),
         ("transformer_2=low.safetensors:0.8", (Lora("low.safetensors", 0.8, "transformer_2"),)),
         ("of=one.safetensors", (Lora("of=one.safetensors"),)),
         (["a", "transformer=a:2"], (Lora("a"), Lora("a", 2.0, "transformer"))),
         ([{"path": "a", "component": "transformer_2"}], (Lora("a", 1.0, "transformer_2"),)),
+        ([f"{number}:-100" for number in range(16)], tuple(Lora(f"{number}", -100.0) for number in range(16))),
         ([], None),
         (None, None),
     ],
@@ -64,6 +66,15 @@ def test_what_makes_no_sense_is_refused_with_the_field(given: Any, said: str) ->
     with pytest.raises(RequestError, match=said) as caught:
         loras_of(given)
     assert caught.value.param == "loras"
+
+
+def test_a_target_of_sglang_is_the_component_of_that_name() -> None:
+    found = {target: component_of(target) for target in (None, "all", "transformer", "transformer_2")}
+    assert found == {None: "", "all": "", "transformer": "transformer", "transformer_2": "transformer_2"}
+    for target in ("", "vae", "transformer_22"):
+        with pytest.raises(RequestError, match="use all, transformer or transformer_2") as caught:
+            component_of(target)
+        assert caught.value.param == "target"
 
 
 def test_a_registered_name_may_have_a_colon_at_its_end() -> None:
