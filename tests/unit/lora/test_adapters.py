@@ -75,6 +75,22 @@ def test_a_layer_wears_an_adapter_only_inside_of_wearing(room_for: Make, net: Ne
     assert net.layer.weight is weight, "the layer's own weight is untouched"
 
 
+def test_a_layer_wears_several_once_each_and_what_it_wore_again_when_others_are_off(room_for: Make, net: Net) -> None:
+    adapters, x = room_for(2), torch.randn(3, 8)
+    before = net.layer(x)
+    both = adapters.fetch([Lora("a", 0.5), Lora("bb", -2.0)])
+    expected = before.clone()
+    for worn in both:
+        [product] = worn.adapter.products["transformer", "layer"]
+        expected += worn.scale * x @ product.down.T @ product.up.T
+    with adapters.wearing(both):
+        assert torch.allclose(net.layer(x), expected, atol=1e-5)
+        with adapters.wearing(()):
+            assert torch.equal(net.layer(x), before)
+        assert adapters.worn == both and torch.allclose(net.layer(x), expected, atol=1e-5)
+    assert adapters.worn == ()
+
+
 def test_after_a_failure_nothing_is_worn(room_for: Make, net: Net) -> None:
     adapters, x = room_for(2), torch.randn(3, 8)
     before = net.layer(x)
