@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
 from queue import SimpleQueue
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.config import Config, ScheduleConfig
-from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError, OmnimuseError
+from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
 from omnimuse.core.loras import loras_of, told
 from omnimuse.core.output import Done, Event, Failed, Part, Result, is_last
 from omnimuse.core.params import DiffusionParams
@@ -36,7 +36,7 @@ from omnimuse.media.video import to_video
 from omnimuse.parallel.agree import agree_on_start
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop
-from omnimuse.worker.build import build
+from omnimuse.worker.build import Built, build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.pace import Shared
 from omnimuse.worker.place import free_bytes
@@ -54,22 +54,30 @@ def start(config: Config) -> Engine:
     end their process: what comes after in a script is rank 0's alone.
     """
     mesh = connect(config.parallel)
-    try:
-        built = build(config, mesh)
-    except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
-        agree_on_start(mesh, error)
-        raise
-    agree_on_start(mesh, None)
-    ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
-    here = [name for name in ctx.components if ctx.lent.get(name, mesh.rank) == mesh.rank]
-    parts = {name: ctx.components.wherever(name) for name in here}
-    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise).within(config.host.room)
-    schedule = bounded(config.schedule, built.pipeline, space)
-    runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
+    with ExitStack() as opened:
+        try:
+            built = build(config, mesh)
+            opened.callback(built.resources.close)
+            runner, space = _running(config, built)
+        except Exception as error:
+            agree_on_start(mesh, error)
+            raise
+        agree_on_start(mesh, None)
+        opened.pop_all()
     if not mesh.is_leader:
         follow(runner, built.governor)
         raise SystemExit(0)
     return Engine(runner, built.door, governor=built.governor, space=space)
+
+
+def _running(config: Config, built: Built) -> tuple[Runner, Space]:
+    """What carries out the plans for this rank, and the space that it has for that."""
+    ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
+    here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
+    parts = {name: ctx.components.wherever(name) for name in here}
+    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise).within(config.host.room)
+    schedule = bounded(config.schedule, built.pipeline, space)
+    return Runner(built.pipeline, schedule, built.resources, crew=built.crew), space
 
 
 def finished(engine: Engine, *requests: Request, brief: float = 0.0) -> list[Result]:

@@ -190,7 +190,8 @@ def build(config: Config, mesh: Mesh | None = None) -> Built:
     under = begin(config, mesh or Mesh.single())
     compute_on(under.device)
     keep_memory(under.device)
-    return _assemble(run(under, (*SHAPES, *WEIGHTS)))
+    with run(under, (*SHAPES, *WEIGHTS)).resources as opened:
+        return replace(_assemble(under), resources=opened.pop_all())
 
 
 def import_libraries(config: Config) -> None:
@@ -451,12 +452,10 @@ def begin(config: Config, mesh: Mesh) -> Build:
 
 def run(under: Build, passes: tuple[Pass, ...]) -> Build:
     """Run `passes` in order; what they opened is closed if one fails."""
-    try:
+    with under.resources as opened:
         for build_pass in passes:
             build_pass(under)
-    except BaseException:
-        under.resources.close()
-        raise
+        under.resources = opened.pop_all()
     return under
 
 

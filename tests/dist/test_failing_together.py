@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -219,10 +220,23 @@ def could_not_start(rank: int, folder: Path) -> None:
         start(config(folder, TWO))
 
 
+def failed_behind_its_build(rank: int, folder: Path) -> None:
+    if rank:
+        with patch("omnimuse.engine.local.bounded", side_effect=KeyError("no such room")), pytest.raises(KeyError):
+            start(config(folder, TWO))
+        return
+    with pytest.raises(EngineDeadError, match="rank 1 could not start: KeyError: 'no such room'"):
+        start(config(folder, TWO))
+
+
 Scene = tuple[Callable[[int, Path], None], ...]
 """What is played in one start of two ranks: after the last part, they cannot talk any more or have ended."""
 QUICK: dict[str, Scene] = {
-    "one could not start, and in the next engine both failed alike": (could_not_start, failed_alike),
+    "one could not start, nor behind its build, and in the next engine both failed alike": (
+        could_not_start,
+        failed_behind_its_build,
+        failed_alike,
+    ),
     "one was killed": (was_killed,),
 }
 IN_VAIN: dict[str, Scene] = {

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
 from omnimuse.core.spec import Component
 from omnimuse.engine.local import start
+from omnimuse.offload.stores import FileStore
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import SHAPES, begin, build, find, run
 from omnimuse.worker.connect import connect
@@ -288,6 +290,24 @@ def test_a_cache_that_leaves_no_block_is_refused_at_the_door_and_by_an_engine_be
     with pytest.raises(RequestError, match="leave no block to skip"):
         engine.submit(elsewhere)
     engine.close()
+
+
+@pytest.mark.parametrize("place", ["omnimuse.worker.build.pipeline_for", "omnimuse.engine.local.bounded"])
+def test_what_a_start_has_opened_is_closed_when_it_fails_behind_the_last_pass(
+    z_image_folder: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    closed = list[FileStore]()
+
+    class Seen(FileStore):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr("omnimuse.worker.build.FileStore", Seen)
+    monkeypatch.setattr(place, Mock(side_effect=ConfigError("no room")))
+    with pytest.raises(ConfigError, match="no room"):
+        start(replace(config(z_image_folder), offload=OffloadConfig("components")))
+    assert len(closed) == 1
 
 
 def test_ranks_that_keep_columns_of_packed_rows_keep_no_parts_of_these(tiny: Callable[[str], Path]) -> None:
