@@ -54,6 +54,14 @@ class FamilyParams:
         """
         return self
 
+    @property
+    def sizing(self) -> tuple[object, ...]:
+        """Those of these choices by which a request of one size may take more or less memory. Of numbers that are
+        fractions, that is whether they are 0 or 1, since with these something may be left out.
+        """
+        values = [getattr(self, each.name) for each in fields(self)]
+        return tuple(None if isinstance(value, float) and value not in (0, 1) else value for value in values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleParams:
@@ -117,6 +125,11 @@ class TokenParams(FamilyParams):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             return f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; use at most that"
         return None
+
+    @property
+    def sizing(self) -> tuple[object, ...]:
+        """None: how many tokens are made is known otherwise, and how they are chosen takes nothing."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import NamedTuple
 
 from omnimuse.core.amounts import told_bytes
-from omnimuse.core.params import AnswerParams, SpeechParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.extents import Area, extent_of, frames
@@ -133,10 +132,7 @@ class Foretelling:
         p = request.params
         shown = len(request.images), len(request.videos), len(request.sounds), request.region is None
         tiled = isinstance(self.extent, Area) and self.extent.tile(request) is not None
-        choices = repr(request.extra)
-        if isinstance(request.extra, SpeechParams | AnswerParams):
-            choices = ""  # how they are said, or how many there are
-        return p.num_frames, p.output_type == "latent", tiled, request.branches, shown, choices
+        return p.num_frames, p.output_type == "latent", tiled, request.branches, shown, repr(request.extra.sizing)
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:

@@ -75,6 +75,10 @@ class BagelParams(GenerationParams):
     def brief(self, params: DiffusionParams, pictures: Sequence[Size], size_multiple: int) -> FamilyParams:
         return replace(self, max_tokens=1, min_tokens=0)
 
+    @property
+    def sizing(self) -> tuple[object, ...]:
+        return self.modalities, self.think, self.picture_scale > 1
+
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
         return None

@@ -32,6 +32,11 @@ class CogView4Params(FamilyParams):
             return f"extra.crops_coords_top_left has {len(self.crops_coords_top_left)} numbers; give two, such as 0, 0"
         return None
 
+    @property
+    def sizing(self) -> tuple[object, ...]:
+        """None: the network is told four numbers, whichever they are."""
+        return ()
+
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: its transformer says how many patches a side may have. ModelError for an

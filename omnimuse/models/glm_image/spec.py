@@ -50,6 +50,11 @@ class GlmImageParams(FamilyParams):
         shown = sum(max(width // step, 1) * max(height // step, 1) for width, height in pictures)
         return GlmImageParams((0,) * patches(params, size_multiple), (0,) * shown)
 
+    @property
+    def sizing(self) -> tuple[object, ...]:
+        """None: small ones are tried with given tokens, as `brief` has it."""
+        return ()
+
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:
         return cls((0,) * patches(params, size_multiple))

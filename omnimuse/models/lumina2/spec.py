@@ -30,6 +30,11 @@ class LuminaParams(FamilyParams):
     cfg_trunc_ratio: float = field(default=1.0, metadata={"low": 0.0, "high": 1.0})
     cfg_normalization: bool = True
 
+    @property
+    def sizing(self) -> tuple[object, ...]:
+        """But for `system_prompt`, which is read as the prompt is."""
+        return super().sizing[1:]
+
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: the image stands behind the caption on the axis of the caption's tokens."""

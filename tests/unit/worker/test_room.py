@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,13 +15,19 @@ from torch.profiler import record_function
 
 from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
-from omnimuse.core.params import DiffusionParams
+from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.scheduler import Scheduler
+from omnimuse.models.bagel.spec import BagelParams
+from omnimuse.models.cogview4.spec import CogView4Params
+from omnimuse.models.glm_image.spec import GlmImageParams
+from omnimuse.models.lumina2.spec import LuminaParams
+from omnimuse.models.qwen_image_edit.spec import EditParams
+from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import COUNTERS, most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
@@ -57,6 +64,28 @@ def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch
     assert [engine.foretelling.can_learn(request) for request in kinds] == [True, True, False, False]
     assert engine.foretelling.kinds == 4
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("extra", "alike", "other"),
+    [
+        (ZImageParams(cfg_normalization=2.5), ZImageParams(cfg_normalization=1.5), ZImageParams(cfg_normalization=0.0)),
+        (EditParams(), EditParams(), EditParams(shown_area=32 * 32)),
+        (LuminaParams("Be brief."), LuminaParams("Be kind."), LuminaParams(cfg_normalization=False)),
+        (GlmImageParams((1, 2)), GlmImageParams(), None),
+        (CogView4Params((64, 64)), CogView4Params(), None),
+        (GenerationParams(stop=("end",)), GenerationParams(temperature=0.5, max_tokens=8), None),
+        (BagelParams(think=True), BagelParams(think=True, top_p=0.5), BagelParams()),
+    ],
+)
+def test_choices_that_take_no_memory_make_no_kind_of_their_own(
+    subject: Subject, extra: FamilyParams, alike: FamilyParams, other: FamilyParams | None
+) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request = engine.make_request(Ask("a fox", LARGE))
+        engine.foretelling.learn(replace(request, extra=extra), lambda small: False)
+        assert not engine.foretelling.can_learn(replace(request, extra=alike))
+        assert other is None or engine.foretelling.can_learn(replace(request, extra=other))
 
 
 def limited(subject: Subject, room: int) -> Engine:
