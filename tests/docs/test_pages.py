@@ -125,6 +125,15 @@ def tracked(*patterns: str) -> list[str]:
     return told.stdout.split()
 
 
+def test_what_people_make_who_follow_the_first_page_leaves_their_clone_as_it_was() -> None:
+    text = (ROOT / FIRST).read_text(encoding="utf-8")
+    made = re.findall(r'-o ([\w.]+/?)|save\("([\w.]+)"\)', text)
+    names = sorted({given or saved for given, saved in made} | {"demo-1.png"})
+    assert len(names) > 5
+    told = subprocess.run(["git", "check-ignore", *names], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.stdout.split() == names
+
+
 ELSEWHERE = {"NAME.py", "parity.md", "inferencer.py", "siglip_navit.py", "qwen2_navit.py"}
 """Files that readers write themselves, and those of the code that a model was published with."""
 
