@@ -280,14 +280,8 @@ class Engine:
             broadcast_bytes(self.mesh, encode(replace(plan, alive=fingerprint(self.runner.states))))
 
     def _plan(self, events: list[Event], brief: float) -> TickPlan:
-        for request_id in self.scheduler.expired(self.clock()):
-            self._cancelled.setdefault(request_id, DeadlineError("the deadline of the request has passed"))
-        for request_id in self.scheduler.overrun(self.clock()):
-            limit = f"max_run={self.runner.config.max_run:g} seconds"
-            late = DeadlineError(f"the request was in progress for more than {limit}; ask for less")
-            self._cancelled.setdefault(request_id, late)
-        dropped = {id_: error for id_, error in self._cancelled.items() if id_ in self.scheduler.entries}
-        self._cancelled = {}
+        cancelled, self._cancelled = too_late(self.scheduler, self.clock()) | self._cancelled, {}
+        dropped = {id_: error for id_, error in cancelled.items() if id_ in self.scheduler.entries}
         for request_id, error in dropped.items():
             events.append(Failed(request_id, error))
             self._forget(request_id)
@@ -324,7 +318,8 @@ class Engine:
             for way in admit:
                 entries[way.id].request = way
             together = [entry.request for entry in entries.values() if entry.active]
-        self.fitting.learn(together, self.space)
+            kept = self.scheduler.kept.all
+        self.fitting.learn(together, self.space.less(kept))
         if self.foretelling.kinds != known:
             self.reckon(way.id for way in admit)
             refused, admit = refused | {way.id for way in admit}, []
@@ -363,6 +358,10 @@ class Engine:
         return entry.request, Offer(state_id, tokens, entry.steps, network)
 
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
+        if plan.run:
+            with self._lock:
+                taken = self.scheduler.taken(self.foretelling.extent.guess)
+            plan = replace(plan, memo=self.space.less(taken).room)
         self._tell(plan)
         execute(self.runner, plan, events, self.governor)
         with self._lock:
@@ -397,6 +396,17 @@ class Engine:
             raise EngineDeadError(str(self.dead))
         if self._closed:
             raise EngineClosedError("this engine is closed; make a new one")
+
+
+def too_late(scheduler: Scheduler, now: float) -> dict[str, RequestCancelled]:
+    """Who has passed its deadline, or was in progress for longer than one may be, and what is said of it."""
+    late = dict[str, RequestCancelled]()
+    for id_ in scheduler.overrun(now):
+        limit = f"max_run={scheduler.config.max_run:g} seconds"
+        late[id_] = DeadlineError(f"the request was in progress for more than {limit}; ask for less")
+    for id_ in scheduler.expired(now):
+        late[id_] = DeadlineError("the deadline of the request has passed")
+    return late
 
 
 def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[Heard]] | None) -> list[list[Handed]]:

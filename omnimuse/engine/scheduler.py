@@ -206,6 +206,15 @@ class Scheduler:
             run=tuple(self._advancing(now, cost, company, waits)),
         )
 
+    def taken(self, guess: Callable[[Request], Need]) -> int:
+        """The bytes that all take who have a place, by what is foretold of them, or where nobody knows by a `guess`,
+        and those that are kept.
+        """
+        active = self._active()
+        needs = [(entry.need if entry.need.most else guess(entry.request)).times(len(entry.live)) for entry in active]
+        remembered = sum(entry.bytes * len(entry.live) for entry in active)
+        return max(reduce(Need.and_of, needs, NOTHING).most, remembered) + self.kept.all
+
     def postpone(self, request_ids: Iterable[str], now: float) -> None:
         """These, which were to begin in this tick, wait on, and have done nothing in it."""
         waiting = [self.entries[id_] for id_ in request_ids]
@@ -233,7 +242,7 @@ class Scheduler:
         waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
         if not waiting:
             return fitting
-        room = Room(self.config, self._active(), self._room, self._kept)
+        room = Room(self.config, self._active(), self._room, self.kept)
         for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
@@ -259,7 +268,7 @@ class Scheduler:
         for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
-            room = Room(self.config, staying, self._room, self._kept)
+            room = Room(self.config, staying, self._room, self.kept)
             order = self._ordered([*staying, first], now)
             behind = reversed(order[order.index(first) + 1 :])
             ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
@@ -279,7 +288,7 @@ class Scheduler:
         return entries
 
     @property
-    def _kept(self) -> Kept:
+    def kept(self) -> Kept:
         """What all of them keep."""
         return reduce(Kept.and_of, (entry.kept for entry in self.entries.values()), NONE)
 
@@ -308,7 +317,7 @@ class Scheduler:
                 queues.setdefault(entry.request.tenant, deque()).extend(able)
         chosen = Party()
         hopeful: list[Entry] = []
-        budget, reckoned, needed, room = self.config.tick_tokens, 0, NOTHING, self._room - self._kept.all
+        budget, reckoned, needed, room = self.config.tick_tokens, 0, NOTHING, self._room - self.kept.all
         while queues:
             name = next(iter(queues)) if len(queues) == 1 else min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()

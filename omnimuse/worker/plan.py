@@ -40,7 +40,8 @@ class TickPlan:
     `record` begins a recording, `write` ends it and names the file. With `rest` weights leave, or come back (None:
     neither). What was `heard` from the pool before this one every rank takes over. `stop` ends the loop. `alive` stands
     for the states that rank 0 had before, which every rank must have. In several `teams`, ranks evaluate some of the
-    states each. Where all of them write a token, they write as many as `steps`.
+    states each. Where all of them write a token, they write as many as `steps`. The memo has no more than `memo` bytes
+    (None: as many as it may), but for what those in progress have as well.
     """
 
     drop: tuple[str, ...] = ()
@@ -56,9 +57,10 @@ class TickPlan:
     alive: int = 0
     teams: int = 1
     steps: int = 1
+    memo: int | None = None
 
 
-MARKS = ("record", "write", "rest", "stop", "alive", "teams", "steps")
+MARKS = ("record", "write", "rest", "stop", "alive", "teams", "steps", "memo")
 
 
 def fingerprint(states: Iterable[str]) -> int:

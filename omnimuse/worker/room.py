@@ -51,6 +51,10 @@ class Space:
         """The same, with no more beside the weights than `room` (None: as much as there is)."""
         return self if room is None else replace(self, room=room if self.room is None else min(room, self.room))
 
+    def less(self, taken: int) -> Space:
+        """The same, where so many bytes of the room are `taken`."""
+        return self if self.room is None else replace(self, room=max(0, self.room - taken))
+
     def in_a_tick(self) -> int | None:
         """The row tokens for which there is room, at least one; None where nobody knows."""
         widest = max(self.tokens.values(), default=0)

@@ -171,8 +171,10 @@ class Runner:
             self._admit(request)
         for request_id in plan.park:
             self._each_state(request_id, "parking", State.park)
+            self.memo.leave(request_id)
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
+        self.memo.within(plan.memo, self.jobs)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
         self.repeated, steps = 0, shared_out(self.pipeline, chosen, plan.steps)
         for track in range(max(1, len(self.pipeline.tracks))):
@@ -327,7 +329,7 @@ class Runner:
             recalls = not state.request.tried or label_of(stage.name) == LABELS["encode prompt"]
             content = stage.key(ctx, state) if recalls else None
         key: Hashable = (type(stage), content, ctx.version, state.adapters(stage.uses))
-        known = None if content is None else self.memo.get(key)
+        known = None if content is None else self.memo.get(key, state.request.id)
         with self.pipeline.opened(stage, state):
             if known is not None:
                 *slots, note = known
@@ -339,7 +341,8 @@ class Runner:
                 lent.run(stage, ctx, state)
             check()
             if known is None and content is not None:
-                self.memo.put(key, (*(state[slot] for slot in stage.writes), state.notes.get(stage.name)))
+                values = (*(state[slot] for slot in stage.writes), state.notes.get(stage.name))
+                self.memo.put(key, values, holder=state.request.id)
 
     # -- loops ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
+from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints import z_image
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
@@ -41,8 +42,22 @@ def on_rank(rank: int, folder: Path, home: Path) -> None:
     assert torch.equal(outputs(events, small), alone)
     with pytest.raises(RequestError, match="iB at the least"):
         outputs(events, refused)
+    forgotten(engine, subject)
     engine.close()
     (home / "whole").touch()
+
+
+def forgotten(engine: Engine, subject: Subject) -> None:
+    """What one rank has forgotten and another has not, only one of them would read again, and both would wait."""
+    engine.space = replace(engine.space, room=2**40)
+    [before] = run(engine, subject.ask(0))
+    there, request = engine.runner.memo.bytes, engine.make_request(subject.ask(1))
+    engine.space = replace(engine.space, room=engine.foretelling.at_most(request, 0).most)
+    engine.submit(request)
+    drain(engine)
+    assert engine.runner.memo.bytes < there
+    [again] = run(engine, subject.ask(0))
+    assert torch.equal(before, again)
 
 
 def test_ranks_try_small_requests_together_and_refuse_what_never_fits(z_image_folder: Path, tmp_path: Path) -> None:

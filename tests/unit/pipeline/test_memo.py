@@ -37,6 +37,40 @@ def test_every_tensor_of_a_slot_that_holds_several_is_counted() -> None:
     assert memo.bytes == 2256
 
 
+def test_where_memory_is_short_it_remembers_less_until_there_is_enough_again() -> None:
+    memo = Memo(limit=3000)
+    for name in "ab":
+        memo.put(name, (torch.zeros(256),))
+    memo.within(1500)
+    assert memo.get("a") is None and memo.get("b") is not None
+    memo.put("c", (torch.zeros(256),))
+    assert memo.get("b") is None and memo.get("c") is not None
+    memo.within(0)
+    memo.put("d", (torch.zeros(256),))
+    assert memo.bytes == 0
+    memo.within(None)
+    for name in "abc":
+        memo.put(name, (torch.zeros(256),))
+    assert memo.bytes == 2 * 1280
+
+
+def test_what_somebody_present_has_anyway_stays_as_long_as_the_limit_lasts() -> None:
+    memo, present = Memo(limit=3000), {"first", "second"}
+    memo.put("a", (torch.zeros(256),), holder="first")
+    memo.put("b", (torch.zeros(256),))
+    memo.within(0, present)
+    assert memo.get("b") is None and memo.get("a", "second") is not None
+    present.remove("first")
+    memo.put("c", (torch.zeros(256),), holder="second")
+    memo.within(0, present)
+    assert memo.bytes == 2 * 1280, "it is of whoever asked last"
+    memo.put("d", (torch.zeros(256),), holder="second")
+    assert memo.bytes <= memo.limit
+    memo.leave("second")
+    memo.within(0, present)
+    assert memo.bytes == 0
+
+
 def test_hits_are_counted_and_clearing_forgets() -> None:
     memo = Memo(limit=1000)
     memo.put("a", (None, torch.ones(1)))

@@ -11,7 +11,7 @@ DOOR = Door.of(SPEC, {}, "fake")
 
 def test_a_plan_comes_back_as_it_was_sent() -> None:
     request = DOOR.make_request(ask("é ☃", guidance_scale=2, timeout=3.0, tenant="t", previews=2), 1.0, 5)
-    plan = TickPlan(("gone",), (request,), ("held",), ("back",), ("a/0", "b/1"))
+    plan = TickPlan(("gone",), (request,), ("held",), ("back",), ("a/0", "b/1"), memo=5)
     assert decode(encode(plan), SPEC) == plan
     assert decode(encode(TickPlan(stop=True)), SPEC).stop
     assert decode(encode(TickPlan(record=True)), SPEC) == TickPlan(record=True)

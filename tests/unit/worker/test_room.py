@@ -21,6 +21,7 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
+from omnimuse.engine.needs import Need
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.models.bagel.spec import BagelParams
 from omnimuse.models.cogview4.spec import CogView4Params
@@ -348,6 +349,83 @@ def test_finished_outputs_are_counted_as_what_torch_has_for_them_while_others_ar
     back = -sum(size for at, size in allocated(events) if at >= gone)
     assert kept[0] == 2 * 3 * 640 * 640 * 4, "both have their places when the first is there"
     assert sum(kept) == pytest.approx(back, rel=0.02)
+    engine.close()
+
+
+TEXT = 5 * 2**20
+"""Bytes of a text that is remembered."""
+
+
+def read(engine: Engine, texts: int) -> None:
+    """So many are remembered that nobody in progress reads."""
+    for number in range(texts):
+        engine.runner.memo.put(("read", number), (torch.zeros(TEXT, dtype=torch.uint8),))
+
+
+def known_to(engine: Engine, **choices: object) -> tuple[Request, Need]:
+    """One of a kind of which small ones were drawn, and what it needs."""
+    request = engine.make_request(Ask("a red circle", replace(LARGE, num_inference_steps=2, **choices)))  # type: ignore[arg-type]
+    engine.foretelling.learn(request)
+    return request, engine.foretelling.needs(request, 0)
+
+
+@pytest.mark.parametrize(("several", "spare"), [(1, 2 * TEXT), (2, 0)], ids=["alone", "in company"])
+def test_what_is_remembered_gives_way_to_who_has_no_room_beside_it(several: int, spare: int) -> None:
+    engine = start(
+        Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
+    )
+    request, need = known_to(engine)
+    room = need.times(several).most + spare
+    engine.space = replace(engine.space, room=room)
+    engine.runner.memo.clear()  # torch tells of no block that was there before
+    engine.runner.forwards.count = 0
+
+    def draw() -> None:
+        read(engine, 10)
+        finished(engine, *(replace(request, id=str(number)) for number in range(several)))
+
+    took = most_allocated(torch.device("cpu"), draw)
+    assert took is not None and max(took.values()) < room * 1.02
+    assert engine.runner.forwards.count == 2, "nobody waits for another"
+    engine.close()
+
+
+def test_what_is_remembered_stays_where_there_is_room_for_all() -> None:
+    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
+    request, need = known_to(engine)
+    finished(engine, request)
+    read(engine, 10)
+    there = engine.runner.memo.bytes
+    engine.space = replace(engine.space, room=need.most + there)
+    finished(engine, replace(request, id="again"))
+    assert engine.runner.memo.bytes == there
+    engine.close()
+
+
+def test_what_is_remembered_gives_way_to_who_may_have_no_room_beside_it_by_any_guess() -> None:
+    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
+    request = engine.make_request(Ask("a red circle", LARGE))
+    read(engine, 10)
+    engine.space = replace(engine.space, room=engine.foretelling.extent.guess(request).most + 2 * TEXT)
+    finished(engine, request)
+    assert not engine.foretelling.kinds
+    assert TEXT < engine.runner.memo.bytes < 2 * TEXT
+    engine.close()
+
+
+def test_a_text_is_read_once_for_all_outputs_where_nothing_more_can_be_remembered() -> None:
+    engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
+    request, need = known_to(engine, num_outputs_per_prompt=3)
+    memo, hits = engine.runner.memo, list[int]()
+    for room in (engine.space.room, need.most):
+        memo.clear()
+        engine.space, memo.hits = replace(engine.space, room=room), 0
+        finished(engine, request)
+        hits.append(memo.hits)
+    assert hits[0] == hits[1] > 0
+    there = memo.bytes
+    finished(engine, engine.make_request(Ask("a blue star", request.params)))
+    assert memo.bytes == there, "of the first nobody is left"
     engine.close()
 
 
