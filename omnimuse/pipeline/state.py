@@ -58,7 +58,7 @@ class State:
     any. `notes` is what stages, by name, have to tell people, `said` what a library warned of that runs the whole
     pipeline, `timed` how many seconds parts of a stage took that somebody else has timed, by name. `grown` are pieces
     of the output that are finished and not yet told to who waits for it: medium, where the piece begins, what it is,
-    and the tokens that it was written in.
+    and the tokens that it was written in. Of one that is `parked` only what is no tensor can be asked.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class State:
         self.grown: list[tuple[str, int, Any, tuple[int, ...]]] = []
         self._slots: dict[str, Any] = {}
         self.strict = strict
+        self.parked = False
         self._open: tuple[frozenset[str], frozenset[str]] | None = None
 
     def __getitem__(self, name: str) -> Any:
@@ -167,6 +168,7 @@ class State:
 
     def park(self) -> None:
         """Move every tensor of this state to the CPU; `wake` brings back those that were elsewhere."""
+        self.parked = True
         self._slots = park(self._slots)
         for track in range(len(self._waiting)):
             self.turn(track)
@@ -175,6 +177,7 @@ class State:
 
     def wake(self, device: torch.device) -> None:
         """The reverse of `park`; `device` is where the state is worked on."""
+        self.parked = False
         self._slots = wake(self._slots)
         for track in range(len(self._waiting)):
             self.turn(track)

@@ -136,9 +136,9 @@ class Runner:
         return self._taken(request_id, lambda job: [job.made, job.carried])
 
     def cost(self, state_id: str) -> Price | None:
-        """The work of that state's next step; None where it has no plan yet."""
+        """The work of that state's next step; None where it has no plan yet, or wakes when the tick begins."""
         state = self.states.get(state_id)
-        if state is None:
+        if state is None or state.parked:
             return None
         stage = self.pipeline.foremost(state)
         if not state.plan or not isinstance(stage, Loop):
@@ -150,7 +150,7 @@ class Runner:
         if self.hand.first and not self.writers:
             return False
         state = self.states.get(state_id)
-        if state is None or not (self.writers or self.hand.awaits(state.request.id)):
+        if state is None or state.parked or not (self.writers or self.hand.awaits(state.request.id)):
             return False
         return not any(self.pipeline.ready(state) for _ in self.pipeline.turns(state))
 

@@ -167,6 +167,20 @@ def test_a_request_is_dropped_when_its_deadline_passes() -> None:
     assert subject.idle
 
 
+def test_what_wakes_with_the_next_tick_is_not_asked_before_what_its_step_takes() -> None:
+    subject = engine()
+    [id_] = submit(subject, ask(num_inference_steps=4))
+    subject.tick()
+    [state] = subject.runner.states
+    assert subject.runner.cost(state) is not None
+    subject.pause(id_)
+    subject.tick()
+    subject.resume(id_)
+    assert subject.runner.cost(state) is None, "its tensors, of which a loop may reckon it, are not where they belong"
+    subject.tick()
+    assert subject.runner.cost(state) is not None
+
+
 def test_a_paused_request_waits_and_then_gives_the_same_result() -> None:
     expected_engine = engine()
     [id_] = submit(expected_engine, ask(seed=9, num_inference_steps=6))
