@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,8 @@ import omnimuse
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
+from omnimuse.loader.adapters import Reader
+from omnimuse.lora.adapters import Adapters
 from omnimuse.offload.host import HostStore, Slot
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Parcel
@@ -351,9 +354,20 @@ def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none", la
             part.to(ELSEWHERE)
     mesh = replace(ctx.mesh, axes={name: _reaching(axis) for name, axis in ctx.mesh.axes.items()})
     components = Residency(dict(ctx.components), parcels)
-    there = replace(ctx, device=ELSEWHERE, send=device.send, mesh=mesh, components=components)
+    adapters = _moved_adapters(ctx.adapters)
+    there = replace(ctx, device=ELSEWHERE, send=device.send, mesh=mesh, components=components, adapters=adapters)
     pipeline = type(runner.pipeline)(there)
     return Runner(pipeline, runner.config, clock=HostClock())  # it has no events
+
+
+def _moved_adapters(adapters: Adapters) -> Adapters:
+    """For the same layers: what was read before is forgotten, and what is read from now on lies there."""
+    moved = copy(adapters)
+    moved._known, moved._living = {}, weakref.WeakSet()
+    if isinstance(moved._read, Reader):
+        moved._read = copy(moved._read)
+        moved._read._device = ELSEWHERE
+    return moved
 
 
 def _reaching(axis: Axis) -> Axis:

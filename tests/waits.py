@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from omnimuse.core.output import Event, Progress
 from omnimuse.core.request import Ask
+from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.runner import Runner
 from tests.invariants.conftest import Subject
@@ -13,6 +17,10 @@ from tests.second_device import SecondDevice
 
 Waits = dict[str, list[tuple[int, list[str]]]]
 """By loop, for each tick in which all states took a step in the middle of it: forwards, and waits of the host."""
+
+READ = 6
+"""Steps in which the longest of what is told something is read, and with what was read begins to speak."""
+_WAIT = re.compile(r"\(.*\) to the host at (\w+)\.py:")
 
 
 def long_asks(subject: Subject) -> list[Ask]:
@@ -39,3 +47,18 @@ def waits_of_steps(runner: Runner, device: SecondDevice, tick: Callable[[], Sequ
         [*stages] = {step.stage for step in steps}
         if len(stages) == 1 and stages[0] in found and all(1 < step.step < (step.steps or 0) for step in steps):
             found[stages[0]].append((runner.forwards.count - forwards, list(device.waits)))
+
+
+def waits_of_words(
+    engine: Engine, device: SecondDevice, stages: AbstractSet[str]
+) -> Iterator[tuple[int, list[Progress], Counter[str]]]:
+    """For each tick in which all went on to write or speak, steps of `stages` alone, and nobody began: forwards, steps,
+    and how often the host waited for what came to it in which module, or for anything else.
+    """
+    while not engine.idle:
+        device.waits.clear()
+        forwards = engine.runner.forwards.count
+        steps = [event for event in engine.tick() if isinstance(event, Progress)]
+        if steps and {step.stage for step in steps} <= stages and min(step.step for step in steps) > READ:
+            found = Counter(match[1] if (match := _WAIT.match(wait)) else wait for wait in device.waits)
+            yield engine.runner.forwards.count - forwards, steps, found

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.core.config import CacheConfig, CompileConfig, ScheduleConfig
-from omnimuse.core.output import Preview, Progress
+from omnimuse.core.output import Event, Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from tests.checkpoints.families import FAMILIES
-from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick
+from tests.invariants import test_lora
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
 from tests.invariants.test_caches import asks_of, choosing, measured
 from tests.second_device import Lanes, SecondDevice, moved
 from tests.waits import Waits, long_asks, loops, waits_of_steps
@@ -29,6 +31,8 @@ pytestmark = pytest.mark.crossed
 Make = Callable[..., Engine]
 FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
 """The default on an accelerator, where nothing is known about the bits of other tiers."""
+
+adapters = test_lora.adapters
 
 
 @pytest.fixture
@@ -104,6 +108,53 @@ def test_previews_come_from_the_second_device(subject: Subject, engine_with: Mak
     events = drain(engine)
     assert any(isinstance(event, Preview) for event in events)
     assert torch.equal(outputs(events, id_), expected)
+
+
+def everything(subject: Subject, adapters: tuple[Path, Path]) -> list[Ask]:
+    """Every wish, twice, to the end and with previews, each with other adapters."""
+    one, two = map(str, adapters)
+    worn = ([f"{one}:0.8"], [two], [one, f"{two}:-0.5"])
+    return [
+        subject.ask(index, output_type="pt", num_outputs_per_prompt=2, loras=worn[index % 3], previews=1)
+        for index in range(len(subject.family.wishes))
+    ]
+
+
+def interrupted(engine: Engine, asks: list[Ask]) -> list[Tensor]:
+    """What all of them become, the first of which waits for a tick when it has been seen."""
+    first, *others = submit(engine, *asks)
+    events: list[Event] = []
+    while not any(isinstance(event, Preview) and event.request_id == first for event in events):
+        events += tick(engine)
+    engine.pause(first)
+    events += tick(engine)
+    engine.resume(first)
+    events += drain(engine)
+    return [outputs(events, id_) for id_ in (first, *others)]
+
+
+@pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
+def test_a_second_device_draws_all_at_once_as_the_cpu_does(
+    subject: Subject, engine_with: Make, device: SecondDevice, adapters: tuple[Path, Path], offload: str
+) -> None:
+    """What requests begin with, several outputs, adapters, previews, a step cache and a pause, together."""
+    engine = engine_with(schedule=FAST, cache=CacheConfig("teacache", 0.2))
+    asks = everything(subject, adapters)
+    expected = interrupted(engine, asks)
+    for found, plain in zip(interrupted(moved(engine, device, offload), asks), expected, strict=True):
+        assert len(found) == 2
+        assert torch.equal(found, plain)
+
+
+def test_what_is_worn_makes_no_step_wait(
+    subject: Subject, engine_with: Make, device: SecondDevice, adapters: tuple[Path, Path]
+) -> None:
+    engine = moved(engine_with(schedule=FAST), device)
+    one, two = map(str, adapters)
+    asks = [with_params(ask, loras=[one, f"{two}:-0.5"]) for ask in long_asks(subject)]
+    ticks = waits(engine, device, *asks)["denoise"]
+    assert ticks, "no tick took only steps"
+    assert [waited for _, waited in ticks if waited] == []
 
 
 WAYS: dict[str, tuple[dict[str, Any], str]] = {
