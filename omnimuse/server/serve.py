@@ -175,7 +175,7 @@ async def open_parts(
     )
     jobs = Jobs(store, files, pool, admission, metrics, rules)
     closings.push_async_callback(closed, partial(jobs.close, 0.0))
-    life, tracer, shelf = Lifecycle(), rules.tracer, Shelf(found.config.lora.folder)
+    life, tracer, shelf = Lifecycle(), rules.tracer, Shelf(found.config.lora.folder, found.networks)
     door = replace(found.door, adapters=shelf.files, worn=shelf.worn)
     return Service(
         options, door, pool, admission, files, jobs, keys, metrics, life, uploads, tracer, found.taught, shelf, voices

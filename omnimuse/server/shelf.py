@@ -7,7 +7,7 @@ it when a request first names it. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +22,13 @@ LONGEST = 256
 class Shelf:
     """Names of adapters -> files in `folder`, by what they are called there. Without a folder there are none.
 
-    `chosen` were set for everybody, by name; `worn` is what requests wear of them now: all, or nothing.
+    `chosen` were set for everybody, by name; `worn` is what requests wear of them now: all, or nothing. The model has
+    these `networks`, where that is known here.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, networks: Collection[str] = ()) -> None:
         self.folder = folder
+        self.networks = networks
         there = [] if folder is None else sorted(folder.glob("*.safetensors"))
         self.files: dict[str, str] = {file.stem: file.name for file in there[:MOST]}
         for name in self.files:
@@ -74,6 +76,10 @@ class Shelf:
             if path is not None:
                 files[lora.source] = self._checked(lora.source, path, files)
         loras_of(list(loras), files)
+        for lora in loras:
+            if lora.component and self.networks and lora.component not in self.networks:
+                why = "which this model does not have; use all, or leave it out"
+                raise RequestError(f"{lora.source} cannot be for {lora.component}, {why}", "target")
         self.files.update(files)
         self.chosen = tuple(loras)
         self.wear()

@@ -49,6 +49,12 @@ class Found:
     taught: Taught | None = None
 
     @property
+    def networks(self) -> frozenset[str]:
+        """The components that are networks of ours, of those that this checkpoint has."""
+        ours = (name for name, component in self.spec.components.items() if component.network)
+        return frozenset(ours) & self.checkpoint.configs.keys()
+
+    @property
     def about_defaults(self) -> str:
         """Whose defaults these are, which, and why."""
         values = {"steps": self.door.defaults.num_inference_steps, "guidance": self.door.defaults.guidance_scale}

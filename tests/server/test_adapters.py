@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -40,12 +40,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def with_app(
-    data: Path, folder: Path | None, act: Act, change: Callable[[ServeOptions], ServeOptions] = lambda o: o
+    data: Path,
+    folder: Path | None,
+    act: Act,
+    change: Callable[[ServeOptions], ServeOptions] = lambda o: o,
+    networks: Collection[str] = (),
 ) -> None:
     """Run `act` with a client of a server whose adapters are in `folder`."""
 
     async def run() -> None:
-        async with service_in(data, change=change, shelf=Shelf(folder)) as (app, service):
+        async with service_in(data, change=change, shelf=Shelf(folder, networks)) as (app, service):
             place = httpx2.ASGITransport(app=cast("Any", app))
             async with httpx2.AsyncClient(transport=place, base_url="http://localhost:8000") as client:
                 await act(client, service)
@@ -238,6 +242,7 @@ def test_what_is_set_is_worn_by_requests_that_do_not_say_what_they_wear(tmp_path
         ("set_lora", {"lora_nickname": "ink", "strength": 1e9}, "lora_nickname"),
         ("set_lora", {"lora_nickname": "ink", "target": "critic"}, "target"),
         ("set_lora", {"lora_nickname": "ink", "target": ["all", "transformer"]}, "target"),
+        ("set_lora", {"lora_nickname": ["ink", "night"], "target": ["transformer", "transformer_2"]}, "target"),
         ("merge_lora_weights", {"target": "transformer"}, "target"),
         ("set_lora", {"lora_nickname": "ink", "scale": 1}, "scale"),
         ("merge_lora_weights", {}, "lora_nickname"),
@@ -253,7 +258,7 @@ def test_what_cannot_be_set_is_refused_and_nothing_is_worn_or_registered(
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
         assert not service.shelf.worn and service.shelf.files == before
 
-    with_app(tmp_path / "data", folder, act)
+    with_app(tmp_path / "data", folder, act, networks=("transformer",))
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"two\nlines", b"\x1b[31m"])

@@ -120,7 +120,7 @@ def _done(shelf: Shelf) -> Response:
 
 def _field_of(error: RequestError) -> str:
     """The field of these endpoints that an error is about."""
-    return "lora_path" if error.param == "lora_path" else "lora_nickname"
+    return error.param if error.param in ("lora_path", "target") else "lora_nickname"
 
 
 def _component(target: str | None) -> str:
