@@ -60,6 +60,15 @@ def layers_telling(folder: Path, begins: str = r"(thinker\.)?model\.layers\.") -
     return found
 
 
+def telling(folder: Path) -> Path | None:
+    """An adapter, as PEFT writes one, of all that writes or speaks in the checkpoint `folder`; none where names of its
+    files fit none.
+    """
+    layers = layers_telling(folder, r"(thinker\.|talker\.)?model\.layers\.")
+    file = folder.with_name(f"{folder.name}.telling.safetensors")
+    return write(file, layers, peft("base_model.model.")) if layers else None
+
+
 def merged(folder: Path, changed: Path, adapter: Path, scale: float) -> Path:
     """A copy of the checkpoint in `folder` to whose weights is added what `adapter`, as PEFT names it, adds to them."""
     shutil.copytree(folder, changed)

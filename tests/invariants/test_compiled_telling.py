@@ -16,7 +16,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.worker.build import build
 from tests.checkpoints import qwen25_omni
-from tests.checkpoints.adapters import layers_telling, peft, write
+from tests.checkpoints.adapters import telling
 from tests.compiling import Counter, compile_each
 from tests.dist.test_formats import EVERY
 from tests.dist.test_telling_together import Teller, check, likeliest, spread
@@ -27,7 +27,6 @@ from tests.once import Once
 PIECES, FORMS = 2, 4
 """Of a block, and of a piece: for one token, of one row or of several, and for more, of rows that are equal or not."""
 COMPILED = CompileConfig("blocks")
-LAYERS = r"(thinker\.|talker\.)?model\.layers\."
 PAUSED = 4
 """Ticks after which one waits while the others go on."""
 
@@ -39,10 +38,9 @@ def asked(folder: Path) -> Config:
 
 def wanted(teller: Teller, folder: Path) -> list[Ask]:
     """What a teller is asked for, the first once more with an adapter, where names of its files fit one."""
-    asks, layers = teller.asks(folder), layers_telling(folder, LAYERS)
-    if not layers or any(ask.params.loras for ask in asks):
+    asks, adapter = teller.asks(folder), telling(folder)
+    if adapter is None or any(ask.params.loras for ask in asks):
         return asks
-    adapter = write(folder.with_name(f"{folder.name}.compiled.safetensors"), layers, peft("base_model.model."))
     return [*asks, with_params(asks[0], loras=[f"{adapter}:0.8"])]
 
 

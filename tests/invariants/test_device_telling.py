@@ -7,8 +7,6 @@ The device is that of `tests/second_device.py`.
 from __future__ import annotations
 
 import gc
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,22 +14,21 @@ import pytest
 import torch
 
 from omnimuse.core.config import ScheduleConfig
-from omnimuse.core.output import Progress, Result
+from omnimuse.core.output import Result
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from tests.checkpoints.adapters import telling
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.library_text import EVERY
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.invariants import test_answering, test_speaking, test_writing
-from tests.invariants.conftest import config, drain, results, submit
+from tests.invariants.conftest import config, drain, results, submit, tick, with_params
 from tests.second_device import SecondDevice, moved
+from tests.waits import waits_of_words
 
 Teller = Writer | Speaker | Answerer
 TELLERS: tuple[Teller, ...] = (*WRITERS, *EVERY, *SPEAKERS, *ANSWERERS)
-READ = 6
-"""Steps in which the longest of them is read, and with what was read begins to speak."""
-WAIT = re.compile(r"\(.*\) to the host at (\w+)\.py:")
 KNOWN = {"remembering", "experts", "talking"}
 """Where the host may wait in a step: for what rows say, for which experts are asked, for the first code of a frame."""
 
@@ -72,6 +69,19 @@ def told(engine: Engine, asks: Sequence[Ask]) -> list[Result]:
     return results(engine, drain(engine), ids)
 
 
+def same(found: Result, expected: Result) -> bool:
+    """Whether both have the same words, and the same pictures and sounds to the bit."""
+    return (
+        found.written == expected.written
+        and found.tensors.keys() == expected.tensors.keys()
+        and all(
+            torch.equal(*pair)
+            for name, made in found.tensors.items()
+            for pair in zip(made, expected.tensors[name], strict=True)
+        )
+    )
+
+
 @pytest.mark.crossed
 @pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
 def test_a_second_device_tells_what_the_cpu_tells(
@@ -79,10 +89,7 @@ def test_a_second_device_tells_what_the_cpu_tells(
 ) -> None:
     expected = told(resident, asks_of(teller))
     for found, plain in zip(told(moved(resident, device, offload), asks_of(teller)), expected, strict=True):
-        assert found.written == plain.written
-        assert found.tensors.keys() == plain.tensors.keys()
-        for name, made in found.tensors.items():
-            assert all(torch.equal(*pair) for pair in zip(made, plain.tensors[name], strict=True))
+        assert same(found, plain)
 
 
 @pytest.mark.crossed
@@ -95,21 +102,37 @@ def test_a_step_waits_for_what_was_chosen_and_for_nothing_else(
     engine = moved(resident, device)
     submit(engine, *asks_of(teller))
     seen = 0
-    while not engine.idle:
-        device.waits.clear()
-        forwards = engine.runner.forwards.count
-        steps = [event for event in engine.tick() if isinstance(event, Progress)]
-        if (
-            not steps
-            or {step.stage for step in steps} - {"generate", "talk", "paint"}
-            or min(step.step for step in steps) <= READ
-        ):
-            continue  # somebody begins
-        found = [match[1] if (match := WAIT.match(wait)) else wait for wait in device.waits]
-        each = Counter(found)
-        assert each.keys() <= KNOWN, device.waits
+    for forwards, steps, found in waits_of_words(engine, device, {"generate", "talk", "paint"}):
+        assert found.keys() <= KNOWN, found
         seen += 1
-        forwards = engine.runner.forwards.count - forwards
-        assert each["remembering"] <= 2 * forwards, device.waits
-        assert each["talking"] <= sum(step.stage == "talk" for step in steps), device.waits
+        assert found["remembering"] <= 2 * forwards, found
+        assert found["talking"] <= sum(step.stage == "talk" for step in steps), found
     assert seen
+
+
+def haltingly(engine: Engine, ask: Ask) -> Result:
+    """What somebody is answered who waits after every few ticks."""
+    [id_] = submit(engine, ask)
+    events = tick(engine)
+    while id_ in engine.scheduler.entries:
+        engine.pause(id_)
+        events += engine.tick()
+        assert engine.idle, "it is parked"
+        engine.resume(id_)
+        for _ in range(3):
+            events += [] if engine.idle else engine.tick()
+    [found] = results(engine, events, [id_])
+    return found
+
+
+@pytest.mark.crossed
+def test_who_waits_and_wears_an_adapter_tells_what_it_tells_on_the_cpu(
+    teller: Teller, resident: Engine, folder: Path, device: SecondDevice
+) -> None:
+    """An adapter is worn where names of its files fit one."""
+    plain, adapter = asks_of(teller)[0], telling(folder)
+    ask = plain if adapter is None else with_params(plain, loras=[f"{adapter}:0.8"])
+    bare, expected = told(resident, [plain, ask])
+    assert adapter is None or not same(bare, expected)
+    [expected] = told(resident, [ask])
+    assert same(haltingly(moved(resident, device), ask), expected)
