@@ -22,6 +22,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import StorageError, reason
 from omnimuse.loader.headers import PACKED
+from omnimuse.media.destination import Sync, sync_path
 from omnimuse.quant.packings import Rows
 
 SHARD = 2 * 2**30
@@ -30,8 +31,9 @@ _PART = ".part"
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder that is yet to be made, which is `target` when the block has ended: all of it, or nothing.
+def new_folder(target: Path, sync: Sync = os.fsync) -> Iterator[Path]:
+    """A folder that is yet to be made, which is `target` when the block has ended: all of it, or nothing, also where
+    the power goes. `sync` puts onto the disk what was written; what is linked is there.
 
     Several processes may write the same `target`, of which the first to end has it. What those left that were killed is
     removed. StorageError where the disk refuses.
@@ -42,6 +44,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         lock, room = _begin(target)
         part = room / target.name
         yield part
+        for path in (part, *part.rglob("*")):
+            if not path.is_symlink():
+                sync_path(path, sync)
         part.rename(target)
     except (OSError, SafetensorError) as problem:
         why = f"{_why(problem)}; free some space, or choose another place"

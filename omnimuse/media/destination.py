@@ -25,6 +25,9 @@ _PART = (".omnimuse-", ".part")
 """How names of files begin and end that are being written."""
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
+Sync = Callable[[int], object]
+"""Makes what an open file or folder holds survive a power loss: `os.fsync`."""
+
 
 def check_destination(path: Path, suffixes: Collection[str]) -> None:
     """RequestError unless a file can be written at `path` and its suffix is one of `suffixes` (".png" ...).
@@ -97,7 +100,7 @@ def write_whole(
     *,
     replace: bool = True,
     mode: int = 0o644,
-    sync: Callable[[int], object] = os.fsync,
+    sync: Sync = os.fsync,
 ) -> None:
     """Write `content` to `path` through a temporary file beside it: readers see the old file or the new one.
 
@@ -113,7 +116,16 @@ def write_whole(
         raise refused(problem, path) from problem
 
 
-def _write_whole(path: Path, content: bytes, replace: bool, mode: int, sync: Callable[[int], object]) -> None:
+def sync_path(path: Path, sync: Sync = os.fsync) -> None:
+    """Make the content of a file, or the names in a folder, survive a power loss."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_whole(path: Path, content: bytes, replace: bool, mode: int, sync: Sync) -> None:
     handle, part = _begin(path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from omnimuse.core.errors import ConfigError
-from omnimuse.media.destination import write_whole
+from omnimuse.media.destination import Sync, sync_path, write_whole
 
 KEY_BYTES = 32
 _NAME = "links.key"
-
-Sync = Callable[[int], object]
-"""Makes what an open file or folder holds survive a power loss: `os.fsync`."""
 
 
 def own_key(data: Path, sync: Sync = os.fsync) -> bytes:
@@ -33,7 +29,7 @@ def own_key(data: Path, sync: Sync = os.fsync) -> bytes:
         if not os.path.lexists(path):
             with suppress(FileExistsError):  # a second server came first; the lock of the job store sends it away
                 write_whole(path, secrets.token_bytes(KEY_BYTES), replace=False, mode=0o600, sync=sync)
-        sync_folder(data, sync)  # whoever made the file may have come no further
+        sync_path(data, sync)  # whoever made the file may have come no further
         key = path.read_bytes()
     except OSError as error:
         raise ConfigError(
@@ -43,12 +39,3 @@ def own_key(data: Path, sync: Sync = os.fsync) -> bytes:
     if len(key) != KEY_BYTES:
         raise ConfigError(f"{path} is damaged; remove it and start again (links given out before become invalid)")
     return key
-
-
-def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
-    """Make the names in a folder survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        sync(handle)
-    finally:
-        os.close(handle)

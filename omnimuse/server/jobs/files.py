@@ -22,7 +22,8 @@ from typing import BinaryIO
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import ConfigError, StorageError
 from omnimuse.deploy.wire import MadeFile
-from omnimuse.server.own_key import Sync, own_key, sync_folder
+from omnimuse.media.destination import Sync, sync_path
+from omnimuse.server.own_key import own_key
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Files:
             raise StorageError(f"a result has {source.stat().st_size} bytes on disk and {made.bytes} were made")
         name = file_id + source.suffix
         source.rename(self._kept / name)
-        sync_folder(self._kept, self._sync)
+        sync_path(self._kept, self._sync)
         return name
 
     def new_link_id(self, tenant: str) -> str:
@@ -175,7 +176,7 @@ def _make_private(folder: Path, sync: Sync) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for made in missing:
-            sync_folder(made.absolute().parent, sync)
+            sync_path(made.absolute().parent, sync)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError("it cannot be written")
     except OSError as error:

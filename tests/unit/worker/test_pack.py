@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from omnimuse.worker.pack import pack_checkpoint
 from tests.checkpoints import qwen3, qwen25_omni, wan, z_image
 from tests.checkpoints.single_file import weights
 from tests.invariants.conftest import Subject, run
+from tests.power import PowerCutError, PoweredFolder
 
 Z_IMAGE = z_image.FAMILIES[0]
 
@@ -173,6 +175,21 @@ def test_a_folder_that_the_disk_refuses_is_told_in_words_and_leaves_nothing(
     ):
         write()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("names_survive", [False, True])
+def test_a_folder_is_whole_or_not_there_whenever_the_power_goes(tmp_path: Path, names_survive: bool) -> None:
+    for cut_at in range(1, 5):  # a folder, one in it, its file, and after these
+        root = tmp_path / str(cut_at)
+        root.mkdir()
+        power = PoweredFolder(root, cut_at)
+        with suppress(PowerCutError), new_folder(root / "small", power.sync) as part:
+            (part / "vae").mkdir(parents=True)
+            (part / "vae/mine").write_text("whole")
+        power.restart(names_survive)
+        target = root / "small"
+        assert not target.exists() or (target / "vae/mine").read_text() == "whole"
+        assert target.exists() == (names_survive and cut_at == 4)
 
 
 WRITING = """
