@@ -169,7 +169,7 @@ class IdleTeams:
             event.wait()
 
     def release(self) -> None:
-        """End the teams, and wait until they have."""
+        """Have the teams end: their threads go a moment later, and until then those that compute sleep."""
         self._release.set()
         for thread in self._held:
             thread.join()
