@@ -146,6 +146,8 @@ class Scheduler:
         """Pause a request, or let it go on; False for one that is not known."""
         entry = self.entries.get(request_id)
         if entry is not None:
+            if entry.held and not (held or entry.active):
+                self._enter(entry.request.tenant)
             entry.held = held
         return entry is not None
 
@@ -360,15 +362,18 @@ class Scheduler:
         return sorted(entries, key=rank)
 
     def _enter(self, name: str) -> None:
-        """A tenant that was away starts level with the least served one present: absence earns no credit."""
-        present = {entry.request.tenant for entry in self.entries.values()}
+        """A tenant that was away starts level with the least served one present: absence earns no credit. Away
+        is, too, who has paused all of its requests.
+        """
+        known = {entry.request.tenant for entry in self.entries.values()}
+        present = {entry.request.tenant for entry in self.entries.values() if entry.active or not entry.held}
         if name in present:
             return
         if present:
             floor = min(self.tenants[other].served for other in present)
         else:  # nobody was kept waiting, so nobody owes anything
             floor = max((tenant.served for tenant in self.tenants.values()), default=0.0)
-        owing = {other: tenant for other, tenant in self.tenants.items() if other in present or tenant.served > floor}
+        owing = {other: tenant for other, tenant in self.tenants.items() if other in known or tenant.served > floor}
         before = owing.get(name, Tenant())
         self.tenants = {**owing, name: Tenant(max(before.served, floor))}
 

@@ -233,6 +233,20 @@ def test_a_tenant_that_was_away_earns_no_credit() -> None:
     assert served.count("steady") == 5
 
 
+def test_a_paused_request_earns_its_tenant_no_credit_and_whoever_comes_meanwhile_none() -> None:
+    queue = Queue(tick_tokens=1)
+    queue.add("paused", 1, tenant="pausing")
+    queue.pick()
+    queue.scheduler.hold("paused", True)
+    queue.add("steady", 1, tenant="steady")
+    for _ in range(100):
+        queue.pick()
+    queue.add("fresh", 1, tenant="fresh")
+    assert Counter(queue.run()[0] for _ in range(10)) == {"steady": 5, "fresh": 5}
+    queue.scheduler.hold("paused", False)
+    assert Counter(queue.run()[0] for _ in range(12)) == {"steady": 4, "fresh": 4, "paused": 4}
+
+
 def test_a_full_queue_refuses_with_a_capacity_error() -> None:
     queue = Queue(max_queue=2)
     queue.add("a", 1)
