@@ -62,7 +62,7 @@ MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _O
 """Another program's name -> ours; all with underscores, in lower case."""
 
 BACKENDS: Mapping[str, str] = MappingProxyType(
-    {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "FLASH_ATTN": "flash", "SAGE_ATTN": "sage", "AUTO": "auto"}
+    {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "FLASH_ATTN": "flash_attn_2", "SAGE_ATTN": "sage", "AUTO": "auto"}
 )
 """What vLLM-Omni calls attention backends -> ours."""
 

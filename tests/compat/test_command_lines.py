@@ -32,7 +32,7 @@ SERVED: dict[str, dict[str, Any]] = {
     f"{ANY} --cfg-parallel-size 2": {"parallel": ParallelConfig(cfg=2)},
     f"{ANY} --usp 2 --use-hsdp": {"parallel": ParallelConfig(ulysses=2, shard=2)},
     f"{ANY} --enforce-eager": {},
-    f"{ANY} --diffusion-attention-backend FLASH_ATTN": {"attention": AttentionConfig("flash")},
+    f"{ANY} --diffusion-attention-backend FLASH_ATTN": {"attention": AttentionConfig("flash_attn_2")},
     f"{ANY} --diffusion-attention-config.per_role.self.backend SAGE_ATTN": {
         "attention": AttentionConfig(per_role={"self": "sage"})
     },

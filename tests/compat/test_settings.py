@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from omnimuse import Config, ModelConfig, Omni
+from omnimuse.attention import selection
 from omnimuse.cli.app import parser_of
 from omnimuse.cli.contract import with_contract
 from omnimuse.cli.engine import read_config
@@ -18,9 +20,11 @@ from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.make import config_of as told_to
 from omnimuse.compat.contract.settings import FLAGS, OPTIONS, PARALLEL, TOLD, Setting
 from omnimuse.compat.door import Place
+from omnimuse.compat.sglang.runtime.entrypoints import options as sglang
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
+from omnimuse.core import names
 from omnimuse.core.config import ContractConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.foreign import SETTINGS
@@ -182,11 +186,16 @@ def test_flags_of_theirs_and_ours_that_contradict_each_other_are_refused(line: s
         served(line)
 
 
+@pytest.mark.parametrize("theirs", [names.BACKENDS, sglang.BACKENDS])
+def test_what_other_programs_call_attention_backends_are_backends_that_there_are(theirs: Mapping[str, str]) -> None:
+    assert set(theirs.values()) - {selection.AUTO, *selection.BACKENDS} == set()
+
+
 def test_the_environment_names_the_attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "TORCH_SDPA")
     assert chosen().attention.default == "sdpa"
     assert served("").attention.default == "sdpa"
-    assert served("--attention flash").attention.default == "flash"
+    assert served("--attention reference").attention.default == "reference"
     assert chosen(diffusion_attention_backend="AUTO").attention.default == "auto"
     monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "SAGE")
     with pytest.raises(ConfigError, match="diffusion_attention_backend='SAGE' is not here"):
