@@ -183,7 +183,7 @@ class Fp8(Scaled):
         return product(self.floats(small.view(torch.uint8)), self.floats(weight)) * size * scale.t()
 
     def floats(self, codes: Tensor) -> Tensor:
-        """What these bits are, uint8 -> float32, the same to the bit."""
+        """What these bits are, uint8 -> float32, to the bit where they are a number; `scales` tells where not."""
         if codes.device.type != "cpu" or self.kind != FP8:
             return codes.view(self.kind).float()
         # Those of float16 with a smaller exponent, which the processor converts many at once: torch does one by one.

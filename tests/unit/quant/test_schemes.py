@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
-from omnimuse.quant.codes import CODES, MICRO
+from omnimuse.quant.codes import CODES, MICRO, Small
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
-from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import SCHEMES, Int4, Int8, Scheme, few_rows, held, whole_product
+from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
+from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Int8, Scheme, few_rows, held, whole_product
 from omnimuse.quant.stacked import Stacked
 from tests.checkpoints.gguf_file import random_blocks
 
@@ -158,6 +158,19 @@ def test_a_token_is_rounded_by_itself() -> None:
     loud = x.clone()
     loud[2] *= 1000
     assert torch.equal(made(loud)[[0, 1, 3]], made(x)[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("packing", ["fp8", "fp8-dynamic", WIDE_FP8, "mxfp8", "mxfp8-e5m2"])
+def test_the_scale_of_a_row_is_no_number_where_one_of_its_small_floats_is_none(packing: str) -> None:
+    scheme = PACKINGS[packing]
+    assert isinstance(scheme, Fp8 | Small)
+    parts = {name: torch.zeros(512, *each.shape[1:], dtype=each.dtype) for name, each in scheme.empty(1, 32).items()}
+    parts["weight_scale"] += 1
+    parts["weight"][:, 5] = torch.arange(512) % 256
+    expected = parts["weight"].view(scheme.kind).float().isfinite().all(1)
+    assert 0 < int((~expected).sum()) < 20
+    assert torch.equal(scheme.scales(parts).isfinite().all(1), expected)
+    assert scheme.outputs(parts) == 512
 
 
 def codes(packing: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
