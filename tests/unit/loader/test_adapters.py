@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from omnimuse.core.errors import RequestError
 from omnimuse.loader.adapter_file import find_file, stamp
 from omnimuse.loader.adapter_names import Layer, Named, layer_of, named
+from omnimuse.loader.adapter_settings import Strength
 from omnimuse.loader.adapters import Reader
 from omnimuse.loader.rules import Alias, Fuse, Rename
 from omnimuse.loader.sites import Sites
@@ -150,6 +151,12 @@ def test_alphas_in_the_metadata_count_by_pattern(reader: Reader, tmp_path: Path)
     assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=0.5)[1], atol=1e-6)
 
 
+def test_an_alpha_that_the_metadata_say_of_no_component_counts_for_all(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": '{"lora_alpha": 8}'})
+    found = reader(str(file)).products
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=2.0)[1], atol=1e-6)
+
+
 def test_a_folder_of_peft_counts_with_its_settings(reader: Reader, tmp_path: Path) -> None:
     folder = tmp_path / "trained"
     folder.mkdir()
@@ -157,6 +164,33 @@ def test_a_folder_of_peft_counts_with_its_settings(reader: Reader, tmp_path: Pat
     (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 4, "use_rslora": True}))
     found = reader(str(folder)).products
     assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=2.0)[1], atol=1e-6)
+
+
+def test_settings_beside_a_file_that_is_not_of_peft_are_not_about_it(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "other.safetensors", LAYERS)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 64}))
+    assert torch.allclose(whole(reader(str(file)).products, "stack.0.final", 8, 6), expected()[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "own", "alpha"),
+    [
+        ("blocks.0.out", None, 2.0),
+        ("out", None, 2.0),
+        ("blocks.0.layout", None, 8.0),
+        ("blocks.0.out.0", None, 8.0),
+        ("blocks.0.to_q", None, 12.0),
+        ("transformer.blocks.0.to_q", None, 12.0),
+        ("blocks.0.out", 6.0, 6.0),
+    ],
+)
+def test_an_alpha_counts_over_the_rank_or_its_root_by_whole_pieces_of_a_name_and_first_where_it_stands(
+    layer: str, own: float | None, alpha: float
+) -> None:
+    patterns = {"out": 2.0, "^blocks.0.to_.": 12.0, "to_q": 20.0}
+    assert Strength(8.0, patterns).factor(layer, 16, own) == alpha / 16
+    assert Strength(8.0, patterns, rooted=True).factor(layer, 16, own) == alpha / 4
+    assert Strength().factor(layer, 16, own) == (1.0 if own is None else own / 16)
 
 
 def two_networks(home: Path) -> Reader:
@@ -290,6 +324,9 @@ def test_a_damaged_file_is_refused(reader: Reader, tmp_path: Path) -> None:
         ("no json", "no settings"),
         ('["a"]', "no settings"),
         ('{"transformer.lora_alpha": "8"}', "lora_alpha='8'"),
+        ('{"transformer.lora_alpha": true}', "lora_alpha=True"),
+        ('{"transformer.lora_alpha": -1e7}', "no number up to 1e+06"),
+        ('{"lora_alpha": "8"}', "lora_alpha='8'"),
         ('{"transformer.lora_alpha": NaN}', "lora_alpha=nan"),
         ('{"transformer.lora_alpha": 1e999}', "lora_alpha=inf"),
         ('{"transformer.lora_alpha": 1' + "0" * 400 + "}", "no number up to"),
@@ -302,6 +339,13 @@ def test_settings_that_make_no_sense_are_refused(reader: Reader, tmp_path: Path,
     file = write(tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": settings})
     assert said in (found := refused(reader, file)) and "again" in found
     assert found.count(str(tmp_path)) == 1  # as whoever asked called it
+
+
+def test_settings_of_dora_are_refused_by_its_name(reader: Reader, tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": '{"transformer.use_dora": true}'}
+    )
+    assert "its settings say that it is DoRA; only adapters of low-rank products" in refused(reader, file)
 
 
 def with_alpha(alpha: Tensor) -> Style:
