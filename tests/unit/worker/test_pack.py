@@ -21,7 +21,7 @@ from omnimuse.core.errors import ConfigError, ModelError, RequestError, StorageE
 from omnimuse.core.plans import Slices
 from omnimuse.engine.local import start
 from omnimuse.loader.headers import stored_in
-from omnimuse.loader.packed import new_folder
+from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.voices import VOICES
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import quantized_layers
@@ -190,6 +190,25 @@ def test_a_folder_is_whole_or_not_there_whenever_the_power_goes(tmp_path: Path, 
         target = root / "small"
         assert not target.exists() or (target / "vae/mine").read_text() == "whole"
         assert target.exists() == (names_survive and cut_at == 4)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(80, [5]), (79, [4, 1]), (32, [2, 2, 1]), (8, [1] * 5)])
+def test_files_hold_at_most_so_many_bytes_or_one_tensor_and_an_index_says_which_has_what(
+    tmp_path: Path, most: int, sizes: list[int]
+) -> None:
+    contents = {f"a{number}": torch.full((4,), float(number)) for number in range(5)}  # of 16 bytes each
+    save_in_shards(contents.items(), tmp_path, "model", most)
+    files = [f"model-{number:05d}-of-{len(sizes):05d}.safetensors" for number in range(1, len(sizes) + 1)]
+    files = files if len(sizes) > 1 else ["model.safetensors"]
+    found = [load_file(tmp_path / file) for file in files]
+    assert [len(each) for each in found] == sizes
+    assert all(torch.equal(found_in[name], contents[name]) for found_in in found for name in found_in)
+    index = tmp_path / "model.safetensors.index.json"
+    assert {each.name for each in tmp_path.iterdir()} == {*files, *([index.name] if len(sizes) > 1 else [])}
+    if len(sizes) > 1:
+        told = json.loads(index.read_text())
+        assert told["metadata"] == {"total_size": 80}
+        assert told["weight_map"] == {name: file for file, each in zip(files, found, strict=True) for name in each}
 
 
 WRITING = """
