@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ class SimulatedLanes:
     free: int = 2**30
 
     def pinned(self, size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.uint8)
+        return torch.frombuffer(bytearray(size), dtype=torch.uint8)  # as with pages, there are none of no size
 
     def slot(self, size: int) -> Slot:
         return Slot(torch.zeros(size, dtype=torch.uint8))
@@ -238,6 +239,55 @@ def test_nothing_comes_ahead_where_there_is_no_room_and_what_did_can_be_dropped(
     lanes.free = 0
     store.read_ahead(arena)
     assert sum(work.__name__ == "reach" for work in lanes.copies) == 1
+
+
+def test_what_comes_ahead_finds_no_room_in_one_piece_and_comes_in_its_turn() -> None:
+    store = HostStore(Crowded())
+    arenas = [store.add(64, lent=False) for _ in range(2)]
+    store.content(arenas[1]).fill_(7)
+    for arena in arenas:
+        store.read_ahead(arena)
+    assert store.fetch(arenas[1]).tolist() == [7] * 64
+
+
+class Remembering(SimulatedLanes):
+    """Lanes that know a slot until they are to forget it, or all, as those of a device do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = WeakSet[Slot]()
+
+    def slot(self, size: int) -> Slot:
+        slot = super().slot(size)
+        self.there.add(slot)
+        return slot
+
+    def forget(self, slot: Slot) -> None:
+        super().forget(slot)
+        self.marks = {key: mark for key, mark in self.marks.items() if key[1] is not slot}
+
+    def close(self) -> None:
+        self.marks.clear()
+
+
+def test_memory_of_what_is_dropped_is_free_and_all_of_it_when_the_store_closes() -> None:
+    lanes = Remembering()
+    store = HostStore(lanes)
+    component, block, empty = store.add(64, lent=False), store.add(16, lent=True), store.add(0, lent=True)
+    for _ in range(2):
+        store.read_ahead(component)
+        for arena in (block, empty):
+            with store.lend(arena):
+                pass
+        lanes.run(random.Random(1))
+        assert len(lanes.there) == 3
+        store.drop(component)
+        lanes.run(random.Random(1))
+        assert len(lanes.there) == 2
+    store.read_ahead(component)
+    lanes.run(random.Random(1))
+    store.close()
+    assert not lanes.there
 
 
 def test_a_closed_store_says_so() -> None:

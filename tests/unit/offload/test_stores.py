@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, EngineDeadError
 from omnimuse.offload.stores import FileStore
 
 PROGRAM = """
@@ -47,6 +48,20 @@ def test_arenas_keep_what_was_written_apart_from_each_other(tmp_path: Path) -> N
     with store.lend(arenas[1]) as lent:
         lent.fill_(9)
     assert store.fetch(arenas[1])[0] == 1, "what is lent is a copy"
+
+
+def test_an_arena_is_read_to_its_end_whatever_comes_at_once_and_one_that_was_cut_ends_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, preadv = FileStore(tmp_path), os.preadv
+    first, second = (store.add(10_000, lent=False) for _ in range(2))
+    for arena in (first, second):
+        store.content(arena).copy_(torch.arange(10_000) % 251)
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: preadv(file, [parts[0][:999]], at))
+    assert torch.equal(store.fetch(first), store.content(first))
+    os.ftruncate(store._file, store._places[second][0] + 5000)
+    with pytest.raises(EngineDeadError, match="was cut"):
+        store.fetch(second)
 
 
 def test_a_folder_that_is_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
