@@ -363,7 +363,7 @@ def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none", la
 def _moved_adapters(adapters: Adapters) -> Adapters:
     """For the same layers: what was read before is forgotten, and what is read from now on lies there."""
     moved = copy(adapters)
-    moved._known, moved._living = {}, weakref.WeakSet()
+    moved._known, moved._living = {}, weakref.WeakValueDictionary()
     if isinstance(moved._read, Reader):
         moved._read = copy(moved._read)
         moved._read._device = ELSEWHERE

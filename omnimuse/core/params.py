@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import MappingProxyType, UnionType
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from omnimuse.core.bounds import finite
 from omnimuse.core.errors import RequestError
@@ -23,7 +23,12 @@ OutputType = Literal["pil", "pt", "latent"]
 
 @dataclass(frozen=True)
 class FamilyParams:
-    """Base of the typed extensions that model families declare in their `spec.py`."""
+    """Base of the typed extensions that model families declare in their `spec.py`.
+
+    By a choice a request may take more memory, or less, if its metadata say `sizing`; those that do not, if it `sizes`.
+    """
+
+    sizes: ClassVar[bool] = True
 
     @property
     def pictures(self) -> int:
@@ -59,7 +64,7 @@ class FamilyParams:
         """Those of these choices by which a request of one size may take more or less memory. Of numbers that are
         fractions, that is whether they are 0 or 1, since with these something may be left out.
         """
-        values = [getattr(self, each.name) for each in fields(self)]
+        values = [getattr(self, each.name) for each in fields(self) if each.metadata.get("sizing", self.sizes)]
         return tuple(None if isinstance(value, float) and value not in (0, 1) else value for value in values)
 
 
@@ -110,6 +115,8 @@ class TokenParams(FamilyParams):
     read or made less likely.
     """
 
+    sizes = False
+
     max_tokens: int | None = field(default=None, metadata={"low": 1})
     min_tokens: int = field(default=0, metadata={"low": 0})
     temperature: float | None = field(default=None, metadata={"low": 0, "high": 100})
@@ -125,11 +132,6 @@ class TokenParams(FamilyParams):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             return f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}; use at most that"
         return None
-
-    @property
-    def sizing(self) -> tuple[object, ...]:
-        """None: how many tokens are made is known otherwise, and how they are chosen takes nothing."""
-        return ()
 
 
 @dataclass(frozen=True)

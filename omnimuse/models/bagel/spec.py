@@ -37,8 +37,8 @@ class BagelParams(GenerationParams):
     before the pictures' part, token by token ("text_channel", which suits changes to a picture).
     """
 
-    modalities: tuple[str, ...] = ("image",)
-    think: bool = False
+    modalities: tuple[str, ...] = field(default=("image",), metadata={"sizing": True})
+    think: bool = field(default=False, metadata={"sizing": True})
     picture_scale: float = field(default=1.5, metadata={"low": 0, "high": 1000})
     guided_above: float = field(default=0.4, metadata={"low": 0, "high": 1})
     renorm: Literal["global", "text_channel"] = "global"
@@ -74,10 +74,6 @@ class BagelParams(GenerationParams):
 
     def brief(self, params: DiffusionParams, pictures: Sequence[Size], size_multiple: int) -> FamilyParams:
         return replace(self, max_tokens=1, min_tokens=0)
-
-    @property
-    def sizing(self) -> tuple[object, ...]:
-        return self.modalities, self.think, self.picture_scale > 1
 
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:

@@ -22,6 +22,8 @@ class CogView4Params(FamilyParams):
     (`original_size`; empty: those that it is drawn in), and the corner, from above and from the left, at which it was
     cut from that (`crops_coords_top_left`)."""
 
+    sizes = False
+
     original_size: tuple[int, ...] = ()
     crops_coords_top_left: tuple[int, ...] = (0, 0)
 
@@ -31,11 +33,6 @@ class CogView4Params(FamilyParams):
         if len(self.crops_coords_top_left) != 2:
             return f"extra.crops_coords_top_left has {len(self.crops_coords_top_left)} numbers; give two, such as 0, 0"
         return None
-
-    @property
-    def sizing(self) -> tuple[object, ...]:
-        """None: the network is told four numbers, whichever they are."""
-        return ()
 
 
 def limits(configs: Configs) -> Limits:

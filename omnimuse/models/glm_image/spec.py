@@ -28,6 +28,8 @@ class GlmImageParams(FamilyParams):
     """What the language model would say, given: `prior_token_ids` of every patch of 16 x 16 pixels, row by row;
     `prior_token_image_ids`, the same of every picture that is shown, one after the other. Empty: it says them."""
 
+    sizes = False  # small ones are tried with given tokens, as `brief` has it
+
     prior_token_ids: tuple[int, ...] = ()
     prior_token_image_ids: tuple[int, ...] = ()
 
@@ -49,11 +51,6 @@ class GlmImageParams(FamilyParams):
         step = size_multiple // COARSE
         shown = sum(max(width // step, 1) * max(height // step, 1) for width, height in pictures)
         return GlmImageParams((0,) * patches(params, size_multiple), (0,) * shown)
-
-    @property
-    def sizing(self) -> tuple[object, ...]:
-        """None: small ones are tried with given tokens, as `brief` has it."""
-        return ()
 
     @classmethod
     def made_up(cls, params: DiffusionParams, size_multiple: int) -> FamilyParams | None:

@@ -26,14 +26,9 @@ class LuminaParams(FamilyParams):
     """The text encoder reads `system_prompt` before the prompt. Steps after the share `cfg_trunc_ratio` of all are not
     guided; with `cfg_normalization` every line of latents keeps the norm that it has without guidance."""
 
-    system_prompt: str = SYSTEM
+    system_prompt: str = field(default=SYSTEM, metadata={"sizing": False})
     cfg_trunc_ratio: float = field(default=1.0, metadata={"low": 0.0, "high": 1.0})
     cfg_normalization: bool = True
-
-    @property
-    def sizing(self) -> tuple[object, ...]:
-        """But for `system_prompt`, which is read as the prompt is."""
-        return super().sizing[1:]
 
 
 def limits(configs: Configs) -> Limits:
