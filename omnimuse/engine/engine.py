@@ -29,6 +29,7 @@ from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
 from omnimuse.engine.foretelling import Foretelling
+from omnimuse.engine.given import Given
 from omnimuse.engine.scheduler import FOREVER, Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.collectives import broadcast_bytes, meet
@@ -85,6 +86,7 @@ class Engine:
             door.limits, runner.pipeline, self._draws, lambda request: runner.remembers(request)[0]
         )
         self.fitting = Fitting(runner, self.foretelling)
+        self.given = Given(runner.pipeline.ctx.device)
         self.woken: Callable[[], None] = lambda: None
         self.moved: Callable[[], None] = lambda: None
         for writer in runner.writers:
@@ -288,7 +290,8 @@ class Engine:
         drop, self._unwanted = (*dropped, *self._unwanted), []
         if self.asleep:
             return TickPlan(drop)
-        room, runner = FOREVER if self.space.room is None else self.space.room, self.runner
+        left, runner = self.space.less(self.given.bytes).room, self.runner
+        room = FOREVER if left is None else left
         pick = self.scheduler.pick(self.clock(), runner.cost, runner.joins, runner.waits, room, runner.keeps)
         for request in pick.admit:
             self._waited[request.id] = self.clock() - self._arrived[request.id]
@@ -318,7 +321,7 @@ class Engine:
             for way in admit:
                 entries[way.id].request = way
             together = [entry.request for entry in entries.values() if entry.active]
-            kept = self.scheduler.kept.all
+            kept = self.scheduler.kept.all + self.given.bytes
         self.fitting.learn(together, self.space.less(kept))
         if self.foretelling.kinds != known:
             self.reckon(way.id for way in admit)
@@ -360,7 +363,7 @@ class Engine:
     def _execute(self, plan: TickPlan, events: list[Event]) -> None:
         if plan.run:
             with self._lock:
-                taken = self.scheduler.taken(self.foretelling.extent.guess)
+                taken = self.scheduler.taken(self.foretelling.extent.guess) + self.given.bytes
             plan = replace(plan, memo=self.space.less(taken).room)
         self._tell(plan)
         execute(self.runner, plan, events, self.governor)
@@ -376,6 +379,7 @@ class Engine:
         if isinstance(event, Done):
             timings = {"queue": self._waited.get(event.request_id, 0.0), **event.result.timings}
             event = Done(event.request_id, replace(event.result, timings=timings))
+            self.given.add(event.result)
         if is_last(event):
             self._forget(event.request_id)
         return event

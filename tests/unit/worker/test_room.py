@@ -473,6 +473,19 @@ def test_a_pool_in_which_nothing_was_tried_goes_by_guesses_and_then_by_what_it_k
     engine.close()
 
 
+def test_a_pool_forgets_for_what_its_own_stages_take() -> None:
+    pools = DeployConfig((PoolConfig("texts", ("encode prompt", "encode negative prompt")), PoolConfig("rest", ("*",))))
+    model = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")
+    engine = start(Config(model, deploy=replace(pools, pool="texts")))
+    request = engine.make_request(Ask("a red circle", LARGE))
+    read(engine, 10)
+    engine.space = replace(engine.space, room=engine.foretelling.extent.guess(request).most + 2 * TEXT)
+    engine.submit(request)
+    drain(engine)
+    assert TEXT < engine.runner.memo.bytes < 2 * TEXT
+    engine.close()
+
+
 def test_what_may_have_no_room_beside_others_is_tried_before_it_begins_and_then_waits_for_its_turn(
     subject: Subject,
 ) -> None:
