@@ -30,6 +30,7 @@ from benchmarks.steps import Case, Ours, Theirs, busy_share, memory_rate, produc
 Row = dict[str, Any]
 SIDES = (512, 1024)
 LIMIT = 8 * 60.0
+PUBLISHED = Path(__file__).resolve().parents[1] / "docs" / "gpu.json"
 MODES = ("eager", "compiled", "layers", "teacache", "fp8")
 NAMED = ("model", "engine", "mode", "case")
 """What tells one row from another."""
@@ -93,21 +94,21 @@ def main() -> None:
     parser.add_argument("--mode", nargs="+", default=list(MODES), choices=Ours.modes, help="of both engines")
     parser.add_argument("--tiny", action="store_true", help="the tiny checkpoints, on any device")
     parser.add_argument("--seconds", type=float, default=LIMIT, help="leave out what does not fit (default: 480)")
-    parser.add_argument(
-        "--json", type=Path, help="rows there are kept (default: docs/gpu.json, without a GPU in build)"
-    )
+    parser.add_argument("--json", type=Path, help="rows there are kept (default: docs/gpu.json, of tiny ones in build)")
     parser.add_argument("--page", action="store_true", help="write the page beside the rows, and measure nothing")
     args = parser.parse_args()
     on = torch.accelerator.is_available()
-    args.json = args.json or Path("docs" if on else "build", "gpu.json")
+    tiny = args.tiny or not on
+    args.json = args.json or (Path("build", "gpu.json") if tiny else PUBLISHED)
+    if tiny and not args.page and args.json.resolve() == PUBLISHED:
+        parser.error(f"{args.json} has what GPUs showed of published sizes, and nothing else; name another file")
     before: dict[str, Row] = json.loads(args.json.read_text()) if args.json.exists() else {}
     if args.page:
         args.json.with_suffix(".md").write_text(HEAD + "".join(page(device, each) for device, each in before.items()))
         return
     device = torch.accelerator.current_accelerator() if on else torch.device("cpu")
     assert device is not None
-    tiny, facts = args.tiny or not on, machine(device)
-    facts |= {"run": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
+    facts = machine(device) | {"run": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
     print(json.dumps(facts), flush=True)
     rows = before.get(facts["device"], {}).get("rows", [])
     taken = {tuple(row[key] for key in NAMED): row["seconds"] for row in rows if "seconds" in row}

@@ -50,9 +50,12 @@ def compute_on(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """The memory of `device` that this process may still take."""
+    """The memory of `device` that this process may still take: of a GPU, what no process has, and what torch keeps here
+    for tensors to come.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return max(0, memory() - resident())
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from omnimuse.core.machine import memory, resident
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.offload.visited import block_lists
 from omnimuse.quant.linear import QuantizedLinear
+from omnimuse.worker.place import free_bytes
 
 Size = tuple[int, int]
 
@@ -45,7 +45,7 @@ class Space:
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
         tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
         coming = max((brought(part, blocks[name]) for name, part in modules.items() if tokens[name]), default=0)
-        return Space(max(0, most_bytes(device) - coming), coming, weights, tokens)
+        return Space(max(0, free_bytes(device) - coming), coming, weights, tokens)
 
     def within(self, room: int | None) -> Space:
         """The same, with no more beside the weights than `room` (None: as much as there is)."""
@@ -96,13 +96,6 @@ def token_bytes(module: nn.Module, dtype: torch.dtype) -> int:
         if isinstance(part, QuantizedLinear | nn.Linear | SteadyLinear)
     ]
     return max(map(sum, shapes), default=0) * dtype.itemsize
-
-
-def most_bytes(device: torch.device) -> int:
-    """All that requests can have of `device`, once nobody else has any: what this process does not hold already."""
-    if device.type == "cuda":
-        return max(0, torch.cuda.mem_get_info(device)[1] - torch.cuda.memory_allocated(device))
-    return max(0, memory() - resident())
 
 
 def nearest_size(size: Size, step: int, fits: Callable[[Size], bool]) -> Size | None:

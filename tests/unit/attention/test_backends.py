@@ -232,6 +232,16 @@ def test_few_queries_that_are_filled_up_see_the_same_with_any_number_of_threads(
     torch.testing.assert_close(found[0], Sdpa()(q, k, v, seen))
 
 
+@pytest.mark.parametrize("queries", [1, 32, 77])
+def test_what_keys_weigh_by_the_kernel_of_a_gpu_is_told_of_each_query_and_of_no_other(queries: int) -> None:
+    """By the shapes that torch has for it: its weights are of a multiple of 32 queries."""
+    q, k = (torch.empty(1, length, 2, 64, dtype=HALF, device="meta") for length in (queries, 50))
+    whole = torch.ops.aten._scaled_dot_product_efficient_attention(*(x.transpose(1, 2) for x in (q, k, k)), None, True)
+    assert whole[1].shape == (1, 2, -(-queries // 32) * 32)
+    out, weight = Sdpa().weigh(q, k, k)
+    assert (out.shape, weight.shape) == ((1, queries, 2, 64), (1, queries, 2))
+
+
 def test_a_layout_makes_the_ends_of_its_rows_once() -> None:
     layout = Layout((3, 5, 2))
     assert layout.ends(CPU).tolist() == [0, 3, 8, 10] and layout.ends(CPU).dtype == torch.int32

@@ -13,33 +13,67 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import NAMED, Budget, Cell, Row, aims, in_order, planned
+from benchmarks.gpu import FIRST, NAMED, PUBLISHED, Budget, Cell, Row, aims, in_order, main, planned
+from benchmarks.published import MODELS
 from benchmarks.steps import Ours
 
 ROOT = Path(__file__).resolve().parents[3]
 CELLS = planned(("z_image", "wan"), ("eager", "compiled", "layers"), (512, 1024), (1, 2, 8), 6)
 
 
-@pytest.mark.costly
-def test_the_figures_of_a_gpu_are_measured_at_tiny_size_without_one(tmp_path: Path) -> None:
-    figures = tmp_path / "gpu.json"
-    figures.write_text(json.dumps({"A GPU": {"torch": "3", "tflops": 1.0, "run": "", "rows": [], "left_out": []}}))
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--json", str(figures)]
-    modes = ["--mode", "eager", "plain", "layers", "teacache", "fp8"]
-    asked = ["--tiny", "--model", "z_image", "--requests", "1", "2", *modes]
+def figures(file: Path, *given: str) -> dict[tuple[str, ...], Row]:
+    """What the command measures there on a machine without a GPU, by what tells one row from another."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--json", str(file), *given]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    for more in (asked, ["--page"]):
-        done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
-    measured = json.loads(figures.read_text())["cpu"]
-    cases = {(row["engine"], row["mode"], row["case"]) for row in measured["rows"]}
-    assert {("omnimuse", "eager", "32 x 2"), ("diffusers", "eager", "32 x 1 guided")} <= cases
-    assert {("omnimuse", mode, "32 x 1") for mode in ("plain", "layers", "teacache", "fp8")} <= cases
-    assert all(row["step_ms"] > 0 for row in measured["rows"] if "step_ms" in row)
-    page = figures.with_suffix(".md").read_text()
-    assert "| z_image | 32 x 1 |" in page
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(file.read_text())["cpu"]["rows"]
+    assert all(row.get("step_ms", row.get("ms", row.get("first_s"))) > 0 for row in rows)
+    return {tuple(row[key] for key in NAMED): row for row in rows}
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(300)
+def test_every_network_of_a_gpu_is_measured_at_tiny_size_without_one_and_the_page_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({"A GPU": {"torch": "3", "tflops": 1.0, "run": "", "rows": [], "left_out": []}}))
+    found = figures(file, "--requests", "1", "2", "--mode", "eager")
+    cases = ("start", "32 x 1", "32 x 1 guided", "32 x 2", "decode 32")
+    assert {*found} == {*itertools.product(MODELS, ("omnimuse", "diffusers"), ("eager",), cases)}
+    figures(file, "--page")
+    page = file.with_suffix(".md").read_text()
+    assert all(f"| {model} | {case} |" in page for model in MODELS for case in cases[1:])
     assert "no GPU" in page, "the page must say that this was none"
     assert "## A GPU" in page, "what another device showed stays"
+
+
+@pytest.mark.costly
+def test_every_mode_of_a_gpu_is_measured_at_tiny_size_without_one(tmp_path: Path) -> None:
+    modes = ("plain", "layers", "teacache", "fp8")
+    found = figures(tmp_path / "gpu.json", "--model", FIRST, "--requests", "1", "--mode", *modes)
+    assert {*itertools.product((FIRST,), ("omnimuse",), modes, ("start", "32 x 1"))} <= {*found}
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(600)
+def test_what_is_compiled_is_measured_at_tiny_size_from_a_cold_start_and_a_warmed_one(tmp_path: Path) -> None:
+    found = figures(tmp_path / "gpu.json", "--model", FIRST, "--requests", "1", "--mode", "compiled")
+    steps = {(FIRST, engine, "compiled", "32 x 1") for engine in ("omnimuse", "diffusers")}
+    assert steps | {(FIRST, "diffusers", "compiled", "start")} <= {*found}
+    cold, warmed = (found[FIRST, "omnimuse", "compiled", case]["first_s"] for case in ("start", "start warmed"))
+    assert warmed < cold
+
+
+def test_figures_of_tiny_networks_are_not_published(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = PUBLISHED.read_bytes()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--json", "docs/gpu.json"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "docs/gpu.json has what GPUs showed of published sizes" in capsys.readouterr().err
+    assert PUBLISHED.read_bytes() == before
 
 
 def row_of(cell: Cell, **besides: object) -> Row:

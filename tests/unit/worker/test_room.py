@@ -51,6 +51,16 @@ def test_the_nearest_size_keeps_proportions_and_the_grid() -> None:
     assert nearest_size((256, 256), 16, lambda size: False) is None
 
 
+def test_what_another_process_has_of_a_gpu_is_no_room_and_what_torch_keeps_of_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """80 bytes: 50 of another process, 20 of this one, of which tensors have 12."""
+    told = {"mem_get_info": (10, 80), "memory_reserved": 20, "memory_allocated": 12}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert Space.of({}, torch.device("cuda"), torch.bfloat16).room == 10 + 8
+
+
 def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnimuse.engine.foretelling.MOST_KINDS", 2)
     engine = start(subject.config())
