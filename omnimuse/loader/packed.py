@@ -33,13 +33,15 @@ _PART = ".part"
 @contextmanager
 def new_folder(target: Path, sync: Sync = os.fsync) -> Iterator[Path]:
     """A folder that is yet to be made, which is `target` when the block has ended: all of it, or nothing, also where
-    the power goes. `sync` puts onto the disk what was written; what is linked is there.
+    the power goes. `sync` puts onto the disk what was written; what is linked is there. Folders around it are
+    made, too.
 
     Several processes may write the same `target`, of which the first to end has it. What those left that were killed is
     removed. StorageError where the disk refuses.
     """
     lock = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         lock, room = _begin(target)
         part = room / target.name

@@ -177,6 +177,15 @@ def test_a_folder_that_the_disk_refuses_is_told_in_words_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_around_a_new_one_are_made_as_those_of_pictures_are(tmp_path: Path) -> None:
+    target = tmp_path / "not" / "there" / "small"
+    with new_folder(target) as part:
+        part.mkdir()
+        (part / "a").touch()
+    assert [path.name for path in target.iterdir()] == ["a"]
+    assert [path.name for path in target.parent.iterdir()] == ["small"]
+
+
 @pytest.mark.parametrize("names_survive", [False, True])
 def test_a_folder_is_whole_or_not_there_whenever_the_power_goes(tmp_path: Path, names_survive: bool) -> None:
     for cut_at in range(1, 5):  # a folder, one in it, its file, and after these
