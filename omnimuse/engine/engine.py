@@ -250,10 +250,8 @@ class Engine:
         return parts
 
     def sleep(self) -> int:
-        """Let every weight leave the device; comes between two ticks. How many bytes wait elsewhere on this rank.
-
-        Requests, also those in progress, wait until `wake_up`; their deadlines pass. ConfigError, and all stay awake,
-        where a rank has no room for its weights.
+        """Let every weight leave the device, between two ticks; how many bytes wait elsewhere on this rank. Requests
+        wait until `wake_up`, their deadlines pass. ConfigError, and all stay awake, where a rank has no room for that.
         """
         self._refuse_if_over()
         self._tell(TickPlan(rest=True))
