@@ -273,7 +273,7 @@ def test_ranks_fail_together(scene: str, folder: Path, tmp_path: Path) -> None:
     play(on_rank, QUICK[scene], folder, tmp_path / "meeting", ranks=2)
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_ranks_fail_together_where_one_waits_in_vain(folder: Path, tmp_path: Path) -> None:
     """All of them at once: they wait, and compute next to nothing."""
     ends = {name: begin(on_rank, scene, folder, tmp_path / name, ranks=2) for name, scene in IN_VAIN.items()}

@@ -19,7 +19,7 @@ from tests.once import Once
 from tests.unit.media.test_kept_sound import SMALL
 from tests.unit.media.test_track import RATE, damaged, filmed
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.dist, pytest.mark.costly, pytest.mark.timeout(300)]
 READ = PoolConfig("read", ("encode prompt", "encode negative prompt"), connector="tcp")
 REST = PoolConfig("rest", ("*",), parallel=ParallelConfig(ulysses=2))
 

@@ -70,7 +70,7 @@ PACKED: dict[str, tuple[str, Pack]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_ranks_draw_what_one_does_of_weights_that_a_file_has_packed(
     tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

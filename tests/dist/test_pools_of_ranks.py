@@ -153,9 +153,11 @@ def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, once: 
 @pytest.mark.parametrize(
     ("keys", "several"),
     [
-        *((keys, ParallelConfig(tensor=ranks)) for keys, ranks in [(2, 2), (1, 2), (2, 3)]),
-        (2, ParallelConfig(pipe=2)),
-        (2, ParallelConfig(pipe=2, tensor=2)),
+        (2, TWO),
+        pytest.param(1, TWO, marks=pytest.mark.costly),
+        pytest.param(2, ParallelConfig(tensor=3), marks=pytest.mark.costly),
+        pytest.param(2, ParallelConfig(pipe=2), marks=pytest.mark.costly),
+        pytest.param(2, ParallelConfig(pipe=2, tensor=2), marks=pytest.mark.costly),
     ],
     ids=str,
 )

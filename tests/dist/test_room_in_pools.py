@@ -145,6 +145,7 @@ def test_who_is_known_is_drawn_while_small_ones_of_another_kind_are_tried(
     assert isinstance(unknown.end(), Done | Failed)
 
 
+@pytest.mark.costly("room in pools, one of which is lost")
 @pytest.mark.parametrize("pool", [1, 2])
 def test_a_pool_that_comes_back_knows_it_again(group: Pools, pool: int) -> None:
     said = refused(group, large())
@@ -154,6 +155,7 @@ def test_a_pool_that_comes_back_knows_it_again(group: Pools, pool: int) -> None:
     assert isinstance(Told(group, large(figures(said)[1])).end(), Done)
 
 
+@pytest.mark.costly("room in pools, one of which is lost")
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_pool_that_is_lost_while_small_ones_are_tried_in_it_tries_them_once_more(
     group: Pools, monkeypatch: pytest.MonkeyPatch, times: int
@@ -183,6 +185,7 @@ def kill(seat: Seat) -> int:
     return pid
 
 
+@pytest.mark.costly
 def test_a_pool_of_two_ranks_refuses_what_never_fits() -> None:
     before = replace(POOLS[0], replicas=1)
     pools = (before, replace(POOLS[1], parallel=ParallelConfig(tensor=2)), replace(POOLS[2], connector="local"))
@@ -193,6 +196,7 @@ def test_a_pool_of_two_ranks_refuses_what_never_fits() -> None:
         assert refused(group, large(seed=8)) == said
 
 
+@pytest.mark.costly
 def test_an_answer_aloud_that_never_fits_is_refused_before_anybody_thinks(once: Once) -> None:
     answerer = ANSWERERS[0]
     config = test_answering.config(once.folder(answerer.name, answerer.build))

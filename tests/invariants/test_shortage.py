@@ -42,6 +42,7 @@ def narrow(patch: pytest.MonkeyPatch, room: int) -> None:
         patch.setattr(video, name, refused(getattr(video, name)))
 
 
+@pytest.mark.crossed
 @of(FILMS)
 def test_a_video_whose_tiles_are_too_large_is_decoded_anew_in_smaller_ones(
     subject: Subject, engine_with: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch

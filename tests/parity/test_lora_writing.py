@@ -25,6 +25,7 @@ CHOICES: tuple[dict[str, Any], ...] = (
 )
 
 
+@pytest.mark.crossed
 @pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("writer", [*qwen3.WRITERS[:1], *library_text.EVERY], ids=lambda writer: writer.kind)
 def test_what_is_written_with_adapters_is_what_peft_writes_with_them(

@@ -16,7 +16,7 @@ from omnimuse.engine.given import Given
 from omnimuse.engine.local import finished, start
 from omnimuse.worker.place import most_allocated
 from tests.invariants.conftest import tick
-from tests.unit.worker.test_room import LARGE, known_to
+from tests.unit.worker.test_room import LARGE, known_to, small_tries  # noqa: F401  a fixture
 
 CPU = torch.device("cpu")
 

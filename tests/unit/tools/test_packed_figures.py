@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.costly
 def test_what_packed_weights_cost_is_measured_at_tiny_size() -> None:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.packed", "--width", "64", "--layers", "1"]
     command += ["--tokens", "2", "--rounds", "1", "--batches", "1", "2", "--schemes", "int8", "int4"]

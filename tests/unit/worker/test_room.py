@@ -36,7 +36,13 @@ from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
 from tests.second_device import ELSEWHERE, SHELF, SecondDevice, moved
 
-LARGE = DiffusionParams(width=640, height=640, num_inference_steps=1, seed=1, output_type="pt")
+LARGE = DiffusionParams(width=320, height=320, num_inference_steps=1, seed=1, output_type="pt")
+
+
+@pytest.fixture(autouse=True)
+def small_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried is small, so that little may be asked for."""
+    monkeypatch.setattr("omnimuse.engine.extents.SIDES", (128, 256))
 
 
 @pytest.fixture
@@ -136,7 +142,7 @@ def test_what_two_sizes_took_foretells_what_a_larger_one_takes(fewer: int, more:
     assert Line((100, fewer), (400, more)).at(1600) == foretold
 
 
-def large(subject: Subject, side: int = 1024) -> Ask:
+def large(subject: Subject, side: int = 448) -> Ask:
     return with_params(subject.ask(0), width=side, height=side)
 
 
@@ -262,7 +268,8 @@ def test_rows_that_have_no_room_beside_others_wait_for_the_next_tick(subject: Su
 
 @pytest.mark.costly("room")
 def test_what_has_no_room_as_a_whole_is_decoded_in_tiles_and_says_so() -> None:
-    model, ask = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), Ask("a red circle", LARGE)
+    model = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")
+    ask = Ask("a red circle", replace(LARGE, width=640, height=640))
     short = start(Config(model, host=HostConfig(room=80 * 2**20)))
     assert short.space.room == 80 * 2**20
     found = [finished(short, short.make_request(ask))[0] for _ in range(2)]  # it is not known before, and then it is
@@ -357,12 +364,12 @@ def test_finished_outputs_are_counted_as_what_torch_has_for_them_while_others_ar
     events = recorded_events(draw)
     [gone] = [float(each["ts"]) for each in events if each.get("name") == "gone" and "dur" in each]
     back = -sum(size for at, size in allocated(events) if at >= gone)
-    assert kept[0] == 2 * 3 * 640 * 640 * 4, "both have their places when the first is there"
+    assert kept[0] == 2 * 3 * 320 * 320 * 4, "both have their places when the first is there"
     assert sum(kept) == pytest.approx(back, rel=0.02)
     engine.close()
 
 
-TEXT = 5 * 2**20
+TEXT = 2**20
 """Bytes of a text that is remembered."""
 
 
@@ -443,7 +450,7 @@ def test_small_ones_of_whose_kind_nobody_knows_do_not_take_more_than_there_is_to
     engine = start(
         Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), schedule=ScheduleConfig(company="always"))
     )
-    params = replace(LARGE, width=256, height=256, num_inference_steps=2, output_type="latent")
+    params = replace(LARGE, width=128, height=128, num_inference_steps=2, output_type="latent")
     request = engine.make_request(Ask("a red circle", params))
     assert engine.foretelling.extent.smaller(request) is None, "nothing smaller is tried for it"
 
@@ -500,7 +507,7 @@ def test_what_may_have_no_room_beside_others_is_tried_before_it_begins_and_then_
     subject: Subject,
 ) -> None:
     engine = start(subject.config())
-    request = engine.make_request(large(subject, 576))
+    request = engine.make_request(large(subject, 320))
     guess = engine.foretelling.extent.guess(request)
     engine.space = replace(engine.space, room=guess.and_of(guess).most - 1)
     first, second = (engine.submit(replace(request, id=id_)) for id_ in ("first", "second"))
