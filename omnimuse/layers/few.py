@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, agreeing, cut, equal_rows, tiled
+from omnimuse.layers.steady import ALIGNMENT, SteadyLinear, Weighing, agreeing, cut, equal_rows, tiled
 
 HEIGHTS = (64, 32, *range(16, 0, -1))
 LARGE = 2**17
@@ -37,20 +37,20 @@ class Few:
 class FewLinear(SteadyLinear):
     """`SteadyLinear`, but where every row is one token, [R, 1, K], as `few` has it."""
 
-    def __init__(self, linear: nn.Linear, heights: Sequence[int], few: Few) -> None:
+    def __init__(self, linear: Weighing, heights: Sequence[int], few: Few) -> None:
         super().__init__(linear, heights)
         self.few = few
         self._whole = frozenset(few.heights)
         self._packed: tuple[int, Tensor] | None = None  # made of what lay there
 
-    def forward(self, x: Tensor) -> Tensor:
+    def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if x.shape[1:-1] != (1,):
-            return super().forward(x)
+            return super().made(x, bias)
         if not self.few.packed:
             if x.shape[0] in self._whole:
-                return _plain(x, self.weight, self.bias)
-            return tiled(x, self.weight, self.bias, self.few.heights)
-        return multiplied(x[:, 0], self._weights(), self.bias, self.few)[:, None]
+                return _plain(x, self.weight, bias)
+            return tiled(x, self.weight, bias, self.few.heights)
+        return multiplied(x[:, 0], self._weights(), bias, self.few)[:, None]
 
     def unpack(self) -> None:
         """Let go of the packed weights, until they are asked for."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from math import lcm
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +32,31 @@ ALONE = 16384  # elements up to which no function shares them out; of more, GELU
 LANES = 64  # elements; a multiple of what every kernel takes at once
 
 
+class Weighing(Protocol):
+    """A layer with weights [N, K], and perhaps a bias [N]."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
 class SteadyLinear(nn.Module):
     """`nn.Linear`, by the same names, in tiles whose heights are some of `heights` (tallest first)."""
 
-    def __init__(self, linear: nn.Linear, heights: Sequence[int]) -> None:
+    def __init__(self, linear: Weighing, heights: Sequence[int]) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
         self.heights = tuple(heights)
 
     def forward(self, x: Tensor) -> Tensor:
-        return tiled(x, self.weight, self.bias, self.heights)
+        return self.made(x, self.bias)
+
+    def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product, and `bias` added to it."""
+        return tiled(x, self.weight, bias, self.heights)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.weight.shape[0]}, heights={self.heights}"
@@ -117,7 +132,7 @@ def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]
     tokens = x.reshape(-1, x.shape[-1])  # [T, K]
     cuts = places(len(tokens), tuple(heights))
     if len(cuts) == 1:
-        return _whole(tokens, weight, bias, cuts[0]).view(*x.shape[:-1], -1)
+        return _whole(tokens, weight, bias, cuts[0]).view(*x.shape[:-1], len(weight))
     out = tokens.new_empty(sum(cuts), len(weight))  # [T rounded up, N]
     start = 0
     for height in cuts:
@@ -126,7 +141,7 @@ def tiled(x: Tensor, weight: Tensor, bias: Tensor | None, heights: Sequence[int]
             tile = F.pad(tile, (0, 0, 0, height - len(tile)))
         product(tile, weight, bias, out[start : start + height])
         start += height
-    return out[: len(tokens)].view(*x.shape[:-1], -1)
+    return out[: len(tokens)].view(*x.shape[:-1], len(weight))
 
 
 def _whole(tokens: Tensor, weight: Tensor, bias: Tensor | None, height: int) -> Tensor:

@@ -54,12 +54,19 @@ def words_of_all(mesh: Mesh, failure: Exception | None) -> list[str]:
     """
     if mesh.size == 1:
         return ["" if failure is None else str(failure)]
-    words = b"" if failure is None else f"{type(failure).__name__}: {failure}".encode()[:WORDS]
+    return said_by_all(mesh, "" if failure is None else f"{type(failure).__name__}: {failure}")
+
+
+def said_by_all(mesh: Mesh, said: str) -> list[str]:
+    """What every rank says, this one `said`; where there is nobody to talk to, that alone."""
+    if (control := mesh.axis(ALL).control) is None:
+        return [said]
+    words = said.encode()[:WORDS]
     here = torch.zeros(WORDS, dtype=torch.uint8)
     here[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8) if words else here[:0]
     every = [torch.empty_like(here) for _ in range(mesh.size)]
-    dist.all_gather(every, here, group=mesh.axis(ALL).control)
-    return [bytes(said.tolist()).rstrip(b"\0").decode(errors="replace") for said in every]
+    dist.all_gather(every, here, group=control)
+    return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in every]
 
 
 def _agree(group: dist.ProcessGroup | None, size: int, what: str, failure: Exception) -> None:

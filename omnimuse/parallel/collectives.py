@@ -6,6 +6,7 @@ Requests and objects are never pickled. Every rank of a group must call in the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 import torch.distributed as dist
@@ -85,13 +86,20 @@ def _silent(error: RuntimeError) -> EngineDeadError:
 
 
 def summed(axis: Axis, part: Tensor) -> Tensor:
-    """The sum of every rank's `part`, to the same bits on every rank; `part` may be overwritten."""
+    """The sum of every rank's `part`, to the same bits on every rank; `part` may be overwritten.
+
+    Between CPUs it is the same wherever a number lies: gloo's own sum of three and more has an order for each place.
+    """
     if axis.size == 1:
         return part
     if torch.compiler.is_compiling():  # code that is compiled knows exchanges that return what came
         assert axis.group is not None
         return functional.wait_tensor(functional.all_reduce(part, "sum", axis.group))
     part = part.contiguous()
+    if axis.size > 2 and part.device.type == "cpu":
+        every = [torch.empty_like(part) for _ in axis.ranks]
+        dist.all_gather(every, part, group=axis.group)
+        return reduce(Tensor.add_, every)
     dist.all_reduce(part, group=axis.group)
     return part
 

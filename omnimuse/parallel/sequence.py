@@ -41,12 +41,37 @@ class SequenceRunner:
     ) -> Tensor:
         layout, axis = cond.layout, self.mesh.now.axis(SEQUENCE)
         part = Cut(axis.index, axis.size)
-        if axis.size == 1 or (here := cond.cut(part)) is None:
+        if axis.size == 1:
             return self.inner(blocks, hidden, cond, memories)
+        if (here := cond.cut(part)) is None:
+            return self._apart(blocks, hidden, cond, memories, part)
         local = self.inner(blocks, layout.share(hidden, part), here, memories)
         flats = gathered(axis, local.flatten(0, 1), [sum(lengths) for lengths in here.layout.everywhere])
         rows = len(layout.lengths) if here.layout.dense else 1
         return layout.join([flat.unflatten(0, (rows, len(flat) // rows)) for flat in flats])
+
+    def _apart(
+        self,
+        blocks: Sequence[Block[Any]],
+        hidden: Tensor,
+        cond: Conditioning,
+        memories: Sequence[Memory] | None,
+        part: Cut,
+    ) -> Tensor:
+        """Rows that cannot be cut, all of them on every rank, and apart from these those that can: a row is cut or not
+        in any company.
+        """
+        layout = cond.layout
+        whole = [row for row in range(len(layout.lengths)) if cond.select([row]).cut(part) is None]
+        others = [row for row in range(len(layout.lengths)) if row not in whole]
+        if not others:
+            return self.inner(blocks, hidden, cond, memories)
+        found = dict[int, Tensor]()
+        for rows in (whole, others):
+            memory = None if memories is None else [memories[row] for row in rows]
+            out = self(blocks, layout.take(hidden, rows), cond.select(rows), memory)
+            found |= zip(rows, layout.select(rows).unpack(out), strict=True)
+        return layout.pack([found[row] for row in range(len(layout.lengths))])
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
         return self.inner.probe(blocks, hidden, cond)

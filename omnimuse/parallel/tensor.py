@@ -8,7 +8,7 @@ of it: they ask the attention beside a layer for its heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -24,8 +24,43 @@ from omnimuse.parallel.collectives import gathered, summed
 from omnimuse.parallel.mesh import Axis
 
 
-class GatheredLinear(nn.Module):
-    """A linear layer of which this rank computes some outputs, and is given the rest; `counts` by rank."""
+class Gathering(nn.Module):
+    """A layer, however it is `made`, of which this rank computes some outputs, and is given the rest; `counts` by
+    rank.
+    """
+
+    axis: Axis
+    counts: tuple[int, ...]
+    bias: Tensor | None
+    made: Callable[[Tensor, Tensor | None], Tensor]
+    """What the weights here make of inputs, and a bias added to it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = self.made(x, self.bias).movedim(-1, 0)  # [N_i, ...]
+        return torch.cat(gathered(self.axis, part, self.counts)).movedim(0, -1)
+
+
+class Summing(nn.Module):
+    """A layer, however it is `made`, of which this rank has some inputs; the outputs of all ranks are added up, then
+    the bias.
+    """
+
+    axis: Axis
+    bias: Tensor | None
+    made: Callable[[Tensor, Tensor | None], Tensor]
+    """The same as of `Gathering`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.total(self.made(x, None))
+        return out if self.bias is None else (out + self.bias).to(x.dtype)
+
+    def total(self, part: Tensor) -> Tensor:
+        """What all ranks made of their inputs, added up."""
+        return summed(self.axis, part)
+
+
+class GatheredLinear(Gathering):
+    """A linear layer of which this rank has some rows of the weights."""
 
     def __init__(self, linear: nn.Linear, axis: Axis, counts: Sequence[int]) -> None:
         super().__init__()
@@ -33,26 +68,20 @@ class GatheredLinear(nn.Module):
         self.axis = axis
         self.counts = tuple(counts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        part = F.linear(x, self.weight, self.bias).movedim(-1, 0)  # [N_i, ...]
-        return torch.cat(gathered(self.axis, part, self.counts)).movedim(0, -1)
+    def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight, bias)
 
 
-class SummedLinear(nn.Module):
-    """A linear layer of which this rank has some inputs; the outputs of all ranks are added up, then the bias."""
+class SummedLinear(Summing):
+    """A linear layer of which this rank has some columns of the weights."""
 
     def __init__(self, linear: nn.Linear, axis: Axis) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.axis = axis
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.total(F.linear(x, self.weight))
-        return out if self.bias is None else out + self.bias
-
-    def total(self, part: Tensor) -> Tensor:
-        """What all ranks made of their inputs, added up."""
-        return summed(self.axis, part)
+    def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight, bias)
 
 
 class Summed(nn.Module):

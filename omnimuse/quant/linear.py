@@ -6,7 +6,6 @@ A build pass (`worker/quantize.py`) puts `QuantizedLinear` in the place of `nn.L
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
-from omnimuse.layers.steady import tiled
+from omnimuse.layers.steady import Weighing, tiled
 from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.quant.schemes import Largest, Packing, Scheme, few_product, few_rows, own
 
@@ -28,16 +27,6 @@ FEW = 8
 """Rows of one token each up to which reading the packed weights once is faster; where a row must not depend on its
 company, it is done for all.
 """
-
-
-class Weighing(Protocol):
-    """A layer with weights [N, K], and perhaps a bias [N]."""
-
-    @property
-    def weight(self) -> Tensor: ...
-
-    @property
-    def bias(self) -> Tensor | None: ...
 
 
 class QuantizedLinear(nn.Module):
@@ -82,7 +71,7 @@ class QuantizedLinear(nn.Module):
             out = self.scheme.multiply(tokens.to(self.arithmetic), self.packed, self._product)
         if bias is not None:
             out = out + bias
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        return out.to(x.dtype).view(*x.shape[:-1], out.shape[-1])
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         return tiled(x, weight, None, self.heights) if self.heights else F.linear(x, weight)

@@ -18,10 +18,9 @@ from omnimuse.loader.adapters import Reader
 from omnimuse.loader.sites import Sites
 from omnimuse.lora.adapters import Adapters, adapt
 from omnimuse.lora.linear import Adapted
-from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
+from omnimuse.parallel.tensor import GatheredLinear, Gathering, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.named import import_named, rules_of
-from omnimuse.worker.packed_shares import GatheredPacked
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
@@ -99,9 +98,7 @@ def _shares(under: Build, name: str) -> dict[str, Slices]:
 
     A layer whose outputs every rank is given has all of them.
     """
-    whole = {
-        path for path, part in under.modules[name].named_modules() if isinstance(part, GatheredLinear | GatheredPacked)
-    }
+    whole = {path for path, part in under.modules[name].named_modules() if isinstance(part, Gathering)}
     found = {tensor.removesuffix(".weight"): share for tensor, share in under.held.shares.get(name, {}).items()}
     return {path: share for path, share in found.items() if path not in whole}
 

@@ -332,7 +332,7 @@ def tier(under: Build) -> None:
         under.choices.append(Choice("batching", "tier", tier, reason))
         return
     policies = {network: under.formats[name] for name, network in under.networks.items()}
-    chosen = choose_tier(under.found.config, under.device, policies)
+    chosen = choose_tier(under.found.config, under.device, policies, under.mesh)
     under.choices.append(chosen)
     if under.hands.waiting.value == WATCHED:
         under.hands.crew, spare = choose_crew(under.found.config, under.hands.count, chosen.value, policies)
@@ -429,12 +429,12 @@ SHAPES: tuple[Pass, ...] = (
     tensor_parallel,
     pipe,
     quantize,
-    shard,
     threads,
     attention,
     kernels,
     tiles,
     tier,
+    shard,
 )
 WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache, start_writer)
 

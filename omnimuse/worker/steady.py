@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -20,7 +21,7 @@ from omnimuse.attention.backends.one_by_one import OneByOne
 from omnimuse.attention.layer import Attention
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
-from omnimuse.layers.few import LARGE, Few, FewLinear, few_rows
+from omnimuse.layers.few import LARGE, Few, few_rows
 from omnimuse.layers.kernels import Gated
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import (
@@ -28,7 +29,7 @@ from omnimuse.layers.steady import (
     Product,
     SteadyActivation,
     SteadyGated,
-    SteadyLinear,
+    Weighing,
     steady_heights,
     trial,
     tried_bytes,
@@ -36,9 +37,14 @@ from omnimuse.layers.steady import (
 )
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.offload.stores import FileStore
+from omnimuse.parallel.agree import said_by_all
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.tensor import GatheredLinear, SummedLinear, Summing
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.place import free_bytes
+from omnimuse.worker.steady_shares import steady_layer
 
+ALONE = Mesh.single()
 SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
 
 Key = tuple[int, int, bool, torch.dtype]
@@ -56,17 +62,19 @@ def obstacle(config: Config, device: torch.device) -> str | None:
     """Why networks cannot be made invariant as `config` has them on `device`, or None."""
     if device.type != "cpu":
         return f"what depends on company on {device.type} has not been measured yet"
-    if config.parallel.ranks > config.parallel.cfg:
-        return f"what ranks add up ({config.parallel}) has not been tried in company"
+    if config.parallel.elastic:
+        return "how many ranks draw a request depends on who else is drawn"
     if config.compile.mode != "none":
         return "compiled blocks are other code for one row than for several"
     return None
 
 
-def choose_tier(config: Config, device: torch.device, networks: dict[Network, DtypePolicy]) -> Choice:
+def choose_tier(
+    config: Config, device: torch.device, networks: dict[Network, DtypePolicy], mesh: Mesh = ALONE
+) -> Choice:
     """Make `networks` (on the meta device) invariant if the tier asks for it or may be that by default; the choice.
 
-    ConfigError where it was asked for and cannot be.
+    ConfigError where it was asked for and cannot be. All ranks of `mesh` choose the same, whatever one of them found.
     """
     tier = config.schedule.tier
     if tier == "exact":
@@ -89,6 +97,7 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
                     few[key] = few_rows(weight, bias, may_pack=may_pack)
                 del weight, bias  # they lie where the next ones will
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
+        why = next((said for said in said_by_all(mesh, why or "") if said), None)
     if why is not None:
         if tier == "invariant":
             raise ConfigError(f"tier=invariant cannot be: {why}; use tier=exact (own forwards) or tier=fast")
@@ -107,12 +116,11 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
         if isinstance(module, Attention):
             module.backend = OneByOne(module.backend, fills=not isinstance(network, Decoder))
         elif isinstance(module, QuantizedLinear | Product):
-            module.heights = heights[key_of(path, module, policy)]
-        elif isinstance(module, nn.Linear):
+            module.heights = heights.get(key_of(path, module, policy), ())
+        elif isinstance(module, nn.Linear | GatheredLinear | SummedLinear):
             key = key_of(path, module, policy)
-            quick = key in few and few[key].heights
-            steady = FewLinear(module, heights[key], few[key]) if quick else SteadyLinear(module, heights[key])
-            _replace(network, path, steady)
+            if key in heights:  # else its weights are on another rank
+                _replace(network, path, steady_layer(module, heights[key], few.get(key, Few((), packed=False))))
         elif isinstance(module, (nn.SiLU, nn.GELU, nn.Sigmoid)) or type(module).__module__ == ACTIVATIONS:
             _replace(network, path, SteadyActivation(module))
         elif isinstance(module, Gated):
@@ -139,16 +147,18 @@ def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:
         key_of(path, module, policy): None
         for network, policy in networks.items()
         for path, module in network.named_modules()
-        if isinstance(module, nn.Linear | Product | QuantizedLinear)
+        if isinstance(module, nn.Linear | Product | QuantizedLinear | GatheredLinear | SummedLinear)
     }
-    return iter(kinds)
+    return (key for key in kinds if key[0] and key[1])
 
 
-def key_of(path: str, linear: nn.Linear | Product | SteadyLinear | QuantizedLinear, policy: DtypePolicy) -> Key:
-    """The kind of products of a module that is at `path` in its network."""
+def key_of(path: str, linear: Weighing | QuantizedLinear, policy: DtypePolicy) -> Key:
+    """The kind of products of a module that is at `path` in its network; of nothing where another rank has all of it."""
     if isinstance(linear, QuantizedLinear):
         return (*linear.like().shape, False, linear.arithmetic)
-    return linear.weight.shape[0], linear.weight[0].numel(), linear.bias is not None, policy.of(f"{path}.weight")
+    rows, *columns = linear.weight.shape
+    biased = linear.bias is not None and not isinstance(linear, Summing)  # such is added behind what ranks add up
+    return rows, prod(columns), biased, policy.of(f"{path}.weight")
 
 
 @contextmanager
