@@ -34,7 +34,7 @@ def find_file(source: str, folder: Path | None = None) -> Path:
         if len(there) != 1:
             found = f"{len(there)} adapters; name the file that is meant" if there else "no *.safetensors file"
             raise refusal(source, f"is a folder with {found}")
-        return there[0]
+        return find_file(str(Path(source) / there[0].name), folder)
     if not path.is_file():
         raise refusal(source, "is no file or folder on this machine; give the path of a *.safetensors file")
     if path.suffix != ".safetensors":

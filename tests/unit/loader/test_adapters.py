@@ -384,19 +384,25 @@ def test_what_is_no_file_of_an_adapter_is_refused_by_its_name(tmp_path: Path) ->
         for folder in (None, tmp_path):
             with pytest.raises(RequestError, match="cannot be looked up"):
                 find_file(str(tmp_path / source), folder)
-    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "folder"
+    folder.mkdir()
     with pytest.raises(RequestError, match="is a folder with no"):
-        find_file(str(tmp_path / "empty"))
+        find_file(str(folder))
+    (folder / "gone.safetensors").symlink_to("nowhere")
+    with pytest.raises(RequestError, match=r"folder/gone\.safetensors is no file"):
+        find_file(str(folder))
 
 
 @pytest.mark.parametrize(
-    "source", ["../out.safetensors", "link.safetensors", "{}/out.safetensors", "deep/../../out.safetensors"]
+    "source", ["../out.safetensors", "link.safetensors", "{}/out.safetensors", "deep/../../out.safetensors", "deep"]
 )
 def test_with_a_folder_nothing_outside_of_it_is_there(tmp_path: Path, source: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     inside, outside = write(home / "in.safetensors", LAYERS), write(tmp_path / "out.safetensors", LAYERS)
-    (home / "link.safetensors").symlink_to(outside)
+    (home / "deep").mkdir()
+    for link in ("link.safetensors", "deep/link.safetensors"):
+        (home / link).symlink_to(outside)
     assert find_file("in.safetensors", home) == inside
     with pytest.raises(RequestError, match="is not inside of the folder"):
         find_file(source.format(tmp_path), home)
