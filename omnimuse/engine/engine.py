@@ -314,6 +314,7 @@ class Engine:
                 events.append(Failed(request.id, error))
         with self._lock:
             for request_id in refused:
+                self.scheduler.postpone([request_id], self.clock())  # nothing was done for it
                 self._forget(request_id)
             entries = self.scheduler.entries
             for way in admit:

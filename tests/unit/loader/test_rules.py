@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnimuse.loader.plan import Piece, plan_load
-from omnimuse.loader.rules import Drop, Fuse, Rename, apply_rules, joined
+from omnimuse.loader.rules import Drop, Fuse, Rename, Translate, apply_rules, joined
 
 QKV = Fuse(("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight"), "attn.qkv.weight")
 
@@ -47,6 +47,11 @@ def test_a_dropped_tensor_is_neither_read_nor_unexpected() -> None:
     made = plan_load(stored, {"a.w": (2,)}, {"a.w": "a.w"}, (Drop(r"^head\."),))
     assert set(made.pieces) == {"a.w"}
     assert made.differences.unexpected == ("x.head.w",)
+
+
+def test_what_a_translation_leaves_out_no_later_rule_brings_back_and_what_it_names_goes_on() -> None:
+    rules = (Translate({"a.w": "b.w", "head.w": ""}.__getitem__), Rename("^", "net."))
+    assert [apply_rules(name, rules).name for name in ("a.w", "head.w")] == ["net.b.w", ""]
 
 
 def plan(stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], *rules: Rename | Fuse):  # type: ignore[no-untyped-def]

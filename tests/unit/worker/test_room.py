@@ -293,6 +293,8 @@ def test_what_came_before_its_kind_was_known_is_refused_when_it_would_begin(subj
     for id_ in ids:
         with pytest.raises(RequestError, match="nearest size that may fit is"):
             outputs(events, id_)
+    assert [tenant.served for tenant in engine.scheduler.tenants.values()] == [0], "nobody pays for what was not done"
+    assert engine.scheduler.alone(engine.make_request(large(subject)), 1) is None, "nor is it a measure"
     engine.close()
 
 
