@@ -131,8 +131,8 @@ class MagCache(Policy):
 
 
 def nearest(ratios: tuple[float, ...], step: int, steps: int) -> float:
-    """The ratio of `step`, where ratios were measured over another number of steps than these."""
-    return ratios[-1] if steps <= 1 else ratios[round(step * (len(ratios) - 1) / (steps - 1))]
+    """The ratio of `step`, where ratios were measured over another number of steps than these (at least two)."""
+    return ratios[round(step * (len(ratios) - 1) / (steps - 1))]
 
 
 def policy_for(choice: CacheConfig, fits: Fits) -> Policy | None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +23,8 @@ from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.files import AGAIN, read_json
 from omnimuse.loader.rules import Rule, Translate
-from omnimuse.loader.tensors import DtypePolicy, Home, construct, outline
+from omnimuse.loader.tensors import construct, outline
 from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer, suffices
-from omnimuse.loader.weights import load_weights, randomise
 
 LIBRARIES = ("diffusers", "transformers")
 """The libraries whose classes a checkpoint may name."""
@@ -35,37 +34,6 @@ PACKAGES = ("sentencepiece", "tiktoken")
 
 _HEADS = re.compile(r"(^|\.)(lm_head|score|classifier|qa_outputs)\.")
 """Heads that an encoder does not need may be left over."""
-
-
-def load_library_component(
-    checkpoint: Checkpoint,
-    name: str,
-    dtype: torch.dtype,
-    place: Home | torch.device | str,
-    load: Literal["weights", "dummy"] = "weights",
-    seed: int = 0,
-    part: str = "",
-) -> Any:
-    """The component `name` of `checkpoint`: a network in eval mode without gradients, or a tokenizer.
-
-    `part` is the path of the one module of the network that is wanted; nothing else of it is read.
-    `load="dummy"` needs configurations and tokenizer files but no weights; its numbers come from `seed`.
-    ModelError says what is missing, damaged or not known to the installed library.
-    """
-    if not is_network(checkpoint, name):
-        return load_tokenizer(checkpoint, name, part)
-    module = construct_library_network(checkpoint, name, part)
-    policy = DtypePolicy(dtype, kept_float32(checkpoint, name, dtype))
-    if load == "dummy":
-        randomise(module, seed, name, policy, place)
-    else:
-        load_weights(module, checkpoint.weights(name), library_rules(checkpoint, name, module, part), policy, place)
-    return module
-
-
-def is_network(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether component `name` is a network, and not a tokenizer or processor. Imports its library."""
-    return issubclass(library_class(checkpoint, name), nn.Module)
 
 
 def load_tokenizer(checkpoint: Checkpoint, name: str, part: str = "") -> Any:

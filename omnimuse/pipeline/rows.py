@@ -51,11 +51,11 @@ class Bins:
     def __init__(self, tokens: int | None) -> None:
         self.parts: list[list[Row]] = []
         self._most = math.inf if tokens is None else tokens
-        self._room = 0.0
+        self._room = -math.inf  # there is no part yet
 
     def put(self, row: Row) -> None:
         """One more, into the last part or a new one."""
-        if not self.parts or row.tokens > self._room:
+        if row.tokens > self._room:
             self.parts.append([])
             self._room = self._most
         self.parts[-1].append(row)

@@ -8,7 +8,6 @@ same of its table.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import median
 
 from omnimuse.worker.pace import ENOUGH, STALE, Apart, Kind, Measured, Offer, kind, worth
 
@@ -84,7 +83,7 @@ class Shares:
     def _seconds(self, of: Kind, ranks: int) -> float | None:
         """Of a token; None until it was measured enough."""
         found = self._known.get((of, ranks))
-        return None if found is None or len(found.values) < ENOUGH else median(found.values)
+        return None if found is None or len(found.values) < ENOUGH else found.middle
 
     def _is_due(self, of: Kind, ranks: int) -> bool:
         found = self._known.get((of, ranks))

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.components import load_library_component, quiet
+from omnimuse.loader.components import quiet
 from tests.checkpoints import parts, z_image
+from tests.checkpoints.loading import library_component
 
 
 def test_the_checkpoint_is_complete(z_image_folder: Path) -> None:
@@ -35,7 +36,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(z_image_fold
 
 
 def test_every_word_of_the_template_is_one_token(z_image_folder: Path) -> None:
-    tokenizer = load_library_component(Checkpoint(z_image_folder), "tokenizer", torch.float32, "cpu").inner
+    tokenizer = library_component(Checkpoint(z_image_folder), "tokenizer").inner
     message = [{"role": "user", "content": "a red circle"}]
     text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
     assert text == "<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
@@ -53,7 +54,7 @@ def test_any_text_survives_the_tokenizer() -> None:
 
 
 def test_padding_and_end_tokens_are_those_of_the_family(z_image_folder: Path) -> None:
-    tokenizer = load_library_component(Checkpoint(z_image_folder), "tokenizer", torch.float32, "cpu").inner
+    tokenizer = library_component(Checkpoint(z_image_folder), "tokenizer").inner
     assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|im_end|>")
     row = tokenizer("a", padding="max_length", max_length=4).input_ids
     assert row[1:] == [tokenizer.pad_token_id] * 3

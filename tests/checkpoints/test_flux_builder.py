@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.components import load_library_component, quiet
+from omnimuse.loader.components import quiet
 from tests.checkpoints import flux
+from tests.checkpoints.loading import library_component
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_two_kinds_differ_in_guidance_and_shift(folder: Path, tmp_path: Path
 def test_the_end_of_a_clip_text_has_the_highest_id_and_pads_are_ends(folder: Path) -> None:
     checkpoint = Checkpoint(folder)
     assert checkpoint.config("text_encoder")["eos_token_id"] == 2
-    tokenizer = load_library_component(checkpoint, "tokenizer", torch.float32, "cpu").inner
+    tokenizer = library_component(checkpoint, "tokenizer").inner
     ids = tokenizer("a RED circle, Zwölf 漢", padding="max_length").input_ids
     assert (len(ids), ids[-1]) == (77, len(tokenizer) - 1)
     words = tokenizer.convert_ids_to_tokens(ids)
@@ -60,7 +60,7 @@ def test_the_end_of_a_clip_text_has_the_highest_id_and_pads_are_ends(folder: Pat
 
 
 def test_t5_pads_to_the_length_it_is_told(folder: Path) -> None:
-    tokenizer = load_library_component(Checkpoint(folder), "tokenizer_2", torch.float32, "cpu").inner
+    tokenizer = library_component(Checkpoint(folder), "tokenizer_2").inner
     row = tokenizer("a red circle", padding="max_length", max_length=6)
     assert tokenizer.convert_ids_to_tokens(row.input_ids) == ["▁a", "▁red", "▁circle", "</s>", "<pad>", "<pad>"]
     assert row.attention_mask == [1, 1, 1, 1, 0, 0]

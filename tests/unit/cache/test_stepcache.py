@@ -334,7 +334,6 @@ def test_magcache_skips_while_the_error_to_expect_stays_small(threshold, most):
 
 def test_ratios_of_another_number_of_steps_are_the_nearest():
     assert [nearest((1.0, 2.0, 3.0), step, 5) for step in range(5)] == [1.0, 1.0, 2.0, 3.0, 3.0]  # halves go to even
-    assert nearest((1.0, 2.0), 0, 1) == 2.0
 
 
 # -- forecasts -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from torch import nn
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.components import library_names, load_library_component, quiet
+from omnimuse.loader.components import library_names, quiet
+from tests.checkpoints.loading import library_component
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def folder(z_image_folder: Path, tmp_path: Path) -> Path:
 
 
 def load(folder: Path, name: str, how: str = "weights", dtype: torch.dtype = torch.bfloat16):  # type: ignore[no-untyped-def]
-    return load_library_component(Checkpoint(folder), name, dtype, "cpu", how)  # type: ignore[arg-type]
+    return library_component(Checkpoint(folder), name, dtype, how)
 
 
 def refusal(folder: Path, name: str) -> str:
@@ -116,7 +117,7 @@ def test_a_part_of_a_language_model_is_the_librarys_and_nothing_else_is_read(
     if part != "model":  # a head that cannot be read would be noticed
         weights["lm_head.weight"] = weights["lm_head.weight"].fill_(torch.nan)
     save_file(weights, folder / "model.safetensors")
-    ours = load_library_component(Checkpoint(language_model), "text_encoder", torch.float32, "cpu", part=part)
+    ours = library_component(Checkpoint(language_model), "text_encoder", part=part)
     same(ours, whole.get_submodule(part))
 
 
@@ -124,9 +125,7 @@ def test_a_tensor_that_no_part_of_a_language_model_has_is_still_refused(language
     path = language_model / "text_encoder/model.safetensors"
     save_file(load_file(path) | {"model.third_eye.weight": torch.ones(2)}, path)
     with pytest.raises(ModelError, match=r"model\.third_eye\.weight"):
-        load_library_component(
-            Checkpoint(language_model), "text_encoder", torch.float32, "cpu", part="model.language_model"
-        )
+        library_component(Checkpoint(language_model), "text_encoder", part="model.language_model")
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +260,7 @@ def test_a_tokenizer_that_needs_a_package_names_it_and_not_the_checkpoint(folder
     checkpoint = Checkpoint(folder)
     checkpoint.components["tokenizer"] = ("transformers", "T5Tokenizer")
     with pytest.raises(ModelError, match="needs sentencepiece, which is not installed: pip install sentencepiece") as e:
-        load_library_component(checkpoint, "tokenizer", torch.float32, "cpu")
+        library_component(checkpoint, "tokenizer")
     assert "get the checkpoint again" not in str(e.value)
 
 

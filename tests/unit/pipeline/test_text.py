@@ -19,7 +19,6 @@ from omnimuse.core.guidance import BOTH, Guidance
 from omnimuse.core.output import Result, TextRead
 from omnimuse.core.request import Door
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.components import load_library_component
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.tokenizer import LibraryTokenizer, PlainTokenizer
 from omnimuse.loader.weights import load_weights
@@ -27,6 +26,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.text import EncodeText, HiddenState, for_both_branches
 from tests.checkpoints import flux
+from tests.checkpoints.loading import library_component
 from tests.fakes import SPEC, ask, context
 
 BUNDLED = Path(omnimuse.__file__).parent / "bundled/shapes"
@@ -40,9 +40,7 @@ def chat(tokenizer: Any, prompt: str) -> str:
 def ours() -> dict[str, Any]:
     encoder = construct(partial(Qwen3Encoder.from_config, Checkpoint(BUNDLED).config("text_encoder")))
     load_weights(encoder, BUNDLED / "text_encoder", RULES, DtypePolicy(torch.float32), "cpu")
-    return {"tokenizer": load_library_component(Checkpoint(BUNDLED), "tokenizer", torch.float32, "cpu")} | {
-        "text_encoder": encoder
-    }
+    return {"tokenizer": library_component(Checkpoint(BUNDLED), "tokenizer")} | {"text_encoder": encoder}
 
 
 def theirs() -> dict[str, Any]:
@@ -73,7 +71,7 @@ def run(stage: EncodeText, components: dict[str, Any], prompt: str = "a red circ
 
 def test_the_bundled_model_has_our_tokenizer_and_other_classes_have_transformers_own(z_image_folder: Path) -> None:
     assert type(ours()["tokenizer"]) is PlainTokenizer
-    other = load_library_component(Checkpoint(z_image_folder), "tokenizer", torch.float32, "cpu")
+    other = library_component(Checkpoint(z_image_folder), "tokenizer")
     assert type(other) is LibraryTokenizer and type(other.inner).__name__ == "Qwen2Tokenizer"
 
 
