@@ -41,6 +41,17 @@ class Queue:
         return [state_id.split("/")[0] for state_id in self.pick().run]
 
 
+def paced(**limits: Any) -> Queue:
+    """One whose ticks were seen to take a second a token."""
+    queue = Queue(**limits)
+    queue.add("first", num_inference_steps=2)
+    for _ in range(2):
+        queue.run()
+        queue.now += 1.0
+    queue.scheduler.remove("first")
+    return queue
+
+
 def test_higher_priority_runs_first_then_the_earlier_arrival() -> None:
     queue = Queue()
     for name, priority in (("a", 0), ("b", 5), ("c", 0)):
@@ -59,24 +70,14 @@ def test_a_nearer_deadline_runs_first_among_equals() -> None:
 
 
 def test_a_deadline_that_cannot_be_kept_any_more_comes_after_those_that_can() -> None:
-    queue = Queue(tick_tokens=1)
-    queue.add("first", num_inference_steps=2)
-    for _ in range(2):  # a tick of one token takes a second
-        assert queue.run() == ["first"]
-        queue.now += 1.0
-    queue.scheduler.remove("first")
+    queue = paced(tick_tokens=1)
     queue.add("hopeless", timeout=5.0, num_inference_steps=50)
     queue.add("possible", timeout=9.0, num_inference_steps=8)
     assert queue.run() == ["possible"]
 
 
 def test_nobody_joins_a_tick_at_the_price_of_a_deadline() -> None:
-    queue = Queue()
-    queue.add("first", num_inference_steps=2)
-    for _ in range(2):
-        queue.run()
-        queue.now += 1.0
-    queue.scheduler.remove("first")
+    queue = paced()
     queue.add("urgent", timeout=10.0, num_inference_steps=5)
     queue.add("large", 3, num_inference_steps=5)
     assert queue.run() == ["urgent"]
@@ -212,6 +213,64 @@ def test_who_is_postponed_waits_as_if_it_had_not_been_chosen() -> None:
     queue.now = 100.0
     assert [request.id for request in queue.pick().admit] == ["waits"]
     assert queue.scheduler.alone(entry.request, 7) is None, "as long as something was tried, which is no measure"
+
+
+def test_a_request_alone_takes_the_time_of_all_its_steps_and_outputs() -> None:
+    made = DOOR.make_request(ask(num_inference_steps=5, num_outputs_per_prompt=2), 0.0, 1)
+    assert paced().scheduler.alone(made, 3) == 3 * 5 * 2
+
+
+def test_who_is_paused_makes_nobody_late() -> None:
+    queue = paced(tick_tokens=1)
+    queue.add("paused", timeout=5.0, num_inference_steps=4)
+    queue.scheduler.hold("paused", True)
+    queue.add("possible", timeout=9.0, num_inference_steps=8)
+    queue.add("short", num_inference_steps=1)
+    assert queue.run() == ["possible"]
+
+
+def test_the_nearest_deadline_of_all_is_told_and_whether_a_request_is_known() -> None:
+    queue = Queue()
+    assert queue.scheduler.next_deadline() is None
+    for name, choices in (("late", {"timeout": 9.0}), ("soon", {"timeout": 1.0}), ("never", {})):
+        queue.add(name, **choices)
+    assert queue.scheduler.next_deadline() == 1.0
+    assert [queue.scheduler.hold(name, True) for name in ("soon", "nobody")] == [True, False]
+
+
+def test_who_is_no_company_keeps_nobody_behind_it_from_joining() -> None:
+    queue = Queue()
+    for name in ("first", "apart", "joins"):
+        queue.add(name)
+    pick = queue.scheduler.pick(0.0, lambda state_id: None, lambda party, offer: offer.state != "apart/0")
+    assert pick.run == ("first/0", "joins/0")
+
+
+def test_a_tenant_that_comes_is_level_with_who_was_served_least() -> None:
+    queue = Queue(tick_tokens=1)
+    queue.add("large", 10, tenant="a", num_inference_steps=9, priority=1)
+    queue.add("small", 1, tenant="b", num_inference_steps=9)
+    assert queue.run() == ["large"]
+    queue.add("comes", 1, tenant="c", num_inference_steps=9)
+    assert sorted([*queue.run(), *queue.run()]) == ["comes", "small"]
+
+
+def test_every_output_comes_to_remember_as_much_as_one_and_leaves_it_with_its_place() -> None:
+    queue = Queue(running_bytes=100, slice=0)
+    queue.add("stays", remembers=5, priority=9)
+    queue.add("pair", remembers=30, num_outputs_per_prompt=2)
+    queue.add("waits", remembers=25, num_outputs_per_prompt=2)
+    assert [request.id for request in queue.pick().admit] == ["stays", "pair"]
+    queue.add("urgent", remembers=45, num_outputs_per_prompt=2, priority=5)
+    pick = queue.pick()
+    assert (pick.park, [request.id for request in pick.admit]) == (("pair",), ["urgent"])
+
+
+def test_what_somebody_takes_alone_is_no_room_for_who_would_begin_beside_it() -> None:
+    queue = Queue()
+    for name, need in (("alone", Need(10, 60)), ("beside", Need(35, 10))):
+        queue.add(name, need=need)
+    assert [request.id for request in queue.pick(100).admit] == ["alone"]
 
 
 def test_two_tenants_share_ticks_however_many_requests_one_of_them_sends() -> None:

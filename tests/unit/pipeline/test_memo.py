@@ -24,8 +24,18 @@ def test_what_was_put_is_found_until_it_is_the_oldest_and_there_is_no_room() -> 
 
 def test_what_is_larger_than_the_memo_is_not_remembered() -> None:
     memo = Memo(limit=1000)
+    memo.put("small", (torch.zeros(1),))
     memo.put("big", (torch.zeros(10_000),))
     assert memo.get("big") is None
+    assert memo.get("small") is not None and memo.bytes == 260, "nor does anything give way to it"
+
+
+def test_what_is_remembered_already_counts_once_and_what_is_forgotten_no_more() -> None:
+    memo = Memo(limit=3000)
+    for _ in range(2):
+        memo.put("a", (torch.zeros(256),))
+    assert memo.bytes == 1280
+    memo.clear()
     assert memo.bytes == 0
 
 

@@ -29,6 +29,13 @@ def overhead(tokens: Sequence[int]) -> float:
     return 1000 + sum(tokens)
 
 
+def test_who_writes_a_token_is_company_for_who_does_and_who_reads_for_who_reads() -> None:
+    writes, reads = Offer("writes", 1, 9, "net"), Offer("reads", 64, 9, "net")
+    both, elsewhere = Party([writes, reads]), Party([writes, Offer("other", 1, 9, "other")])
+    assert [both.alike("net", tokens).offers for tokens in (1, 128)] == [[writes], [reads]]
+    assert elsewhere.alike("net", 1).offers == [writes]
+
+
 def test_what_was_never_measured_runs_alone_first_and_then_in_company() -> None:
     pace = Pace()
     assert not pays(pace, 64, 64)
