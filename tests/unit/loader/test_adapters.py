@@ -408,6 +408,19 @@ def test_with_a_folder_nothing_outside_of_it_is_there(tmp_path: Path, source: st
         find_file(source.format(tmp_path), home)
 
 
+def test_a_bundled_adapter_is_found_by_its_name_and_one_that_there_is_not_is_told_which_there_are() -> None:
+    assert find_file("omnimuse/shapes/night").is_file()
+    for source, said in (
+        ("omnimuse/shapes/day", "is not bundled with omnimuse; there are .*omnimuse/shapes/night"),
+        ("omnimuse/nothing/night", "is not bundled with omnimuse$"),
+        ("other/shapes/night", "is no file or folder"),
+        ("omnimuse/shapes", "is no file or folder"),
+        ("omnimuse/shapes/night/deep", "is no file or folder"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            find_file(source)
+
+
 def test_a_file_that_changes_has_another_stamp(tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", LAYERS)
     before = stamp(str(file))

@@ -34,6 +34,8 @@ def test_who_writes_a_token_is_company_for_who_does_and_who_reads_for_who_reads(
     both, elsewhere = Party([writes, reads]), Party([writes, Offer("other", 1, 9, "other")])
     assert [both.alike("net", tokens).offers for tokens in (1, 128)] == [[writes], [reads]]
     assert elsewhere.alike("net", 1).offers == [writes]
+    for one in (writes, reads):
+        assert (all_alike := Party([one])).alike("net", one.tokens) is all_alike
 
 
 def test_what_was_never_measured_runs_alone_first_and_then_in_company() -> None:
