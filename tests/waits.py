@@ -51,9 +51,9 @@ def waits_of_steps(runner: Runner, device: SecondDevice, tick: Callable[[], Sequ
 
 def waits_of_words(
     engine: Engine, device: SecondDevice, stages: AbstractSet[str]
-) -> Iterator[tuple[int, list[Progress], Counter[str]]]:
-    """For each tick in which all went on to write or speak, steps of `stages` alone, and nobody began: forwards, steps,
-    and how often the host waited for what came to it in which module, or for anything else.
+) -> Iterator[tuple[int, Counter[str]]]:
+    """For each tick in which all went on to write or speak, steps of `stages` alone, and nobody began: forwards, and
+    how often the host waited for what came to it in which module, or for anything else.
     """
     while not engine.idle:
         device.waits.clear()
@@ -61,4 +61,4 @@ def waits_of_words(
         steps = [event for event in engine.tick() if isinstance(event, Progress)]
         if steps and {step.stage for step in steps} <= stages and min(step.step for step in steps) > READ:
             found = Counter(match[1] if (match := _WAIT.match(wait)) else wait for wait in device.waits)
-            yield engine.runner.forwards.count - forwards, steps, found
+            yield engine.runner.forwards.count - forwards, found

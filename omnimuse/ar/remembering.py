@@ -326,17 +326,15 @@ def packed(rows: Sequence[Reading], layout: Layout) -> Tensor:
     return tokens.view(len(rows), -1) if layout.dense else tokens[None]
 
 
-def wanted(rows: Sequence[Reading], logits: Tensor, *, stay: bool = False) -> list[Tensor]:
+def wanted(rows: Sequence[Reading], logits: Tensor) -> list[Tensor]:
     """Logits [R, V] -> of every row what it wants of its own: these, [V], or the likeliest token, int64 [1].
 
-    Both are on the CPU, unless logits are to `stay`.
-
-    The likeliest are found all at once. What rows want of one kind comes in one transfer.
+    Both are on the CPU. The likeliest are found all at once. What rows want of one kind comes in one transfer.
     """
     chosen = [number for number, row in enumerate(rows) if row.forbidden]
     best = likeliest(rows, logits) if chosen else None  # before the host waits for anything
     alone = len(chosen) == len(rows)
-    found = [logits] * len(rows) if alone else list((logits if stay else logits.cpu()).unbind())
+    found = [logits] * len(rows) if alone else list(logits.cpu().unbind())
     if best is None:
         return found
     tokens = best.cpu().split(1)

@@ -41,18 +41,13 @@ EXPERTS: Mapping[str, Cutting] = {"gate_up": Columns(others=2), "down": Rows(oth
 
 
 class PackedDecoder(Decoder):
-    """Rows laid end to end: what they are given becomes `logits`, and what is likeliest is read where it is.
-
-    What it says `goes_on` where another network of the device is told it, too; else the CPU alone chooses of it.
-    """
-
-    goes_on: ClassVar[bool] = False
+    """Rows laid end to end: what they are given becomes `logits`, and what is likeliest is read where it is."""
 
     def forward(self, rows: Sequence[Reading], memories: Sequence[Memory] | None = None) -> list[Tensor]:
         layout = Layout(tuple(row.count for row in rows))
         logits = self._logits(rows, layout, packed(rows, layout), memories)
         if (count := min(len(row.forbidden) for row in rows)) < 2:
-            return wanted(rows, logits, stay=self.goes_on)
+            return wanted(rows, logits)
         found = [likeliest(rows, logits)]
         while len(found) < count:  # what comes next is read where it is: nobody waits for it before the last has come
             rows = [row.behind() for row in rows]

@@ -21,10 +21,8 @@ from omnimuse.components.sights import PlacedDecoder
 
 class Voice(PlacedDecoder):
     """What is to be said, and what was -> logits of the first code of the next frame [V] and, behind them, the hidden
-    state [D] of which the predictor makes the others.
+    state [D] of which the predictor makes the others. Both come to the CPU, which chooses, in one transfer of all rows.
     """
-
-    goes_on = True
 
     def __init__(
         self,

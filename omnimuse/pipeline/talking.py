@@ -134,7 +134,7 @@ class Talk(Loop):
         thought = predictions["positive"]
         logits, hidden = thought.split([talker.config.vocab_size, talker.config.hidden_size])
         said = [*talking.before, *talking.said]
-        code = next_token(logits.cpu(), said, len(talking.said), talking.first, talking.generator)
+        code = next_token(logits, said, len(talking.said), talking.first, talking.generator)
         talking.said.append(code)
         if code in talking.first.ends or len(talking.said) == talking.most:
             talking.ended = "stop" if code in talking.first.ends else "length"
@@ -143,8 +143,9 @@ class Talk(Loop):
         talking.codes.append(code)
         if talking.kv is None:
             return []
-        heard = talker.heard(numbers([code], hidden.device))
-        return [_row(state, self.predictor, Reading(torch.cat([hidden[None], heard]), 0, talking.kv))]
+        heard = talker.heard(numbers([code], ctx.device))
+        begun = torch.cat([hidden[None].to(ctx.device, non_blocking=True), heard])
+        return [_row(state, self.predictor, Reading(begun, 0, talking.kv))]
 
     def _code(self, ctx: Context, state: State, talking: Talking, logits: Tensor) -> list[Row]:
         """Take one more code of the frame; what the predictor reads next, if there are others to come."""

@@ -64,7 +64,7 @@ def test_a_word_waits_for_what_was_chosen_and_for_nothing_else(
 ) -> None:
     engine = moved(engine_with(schedule=every.FAST), device)
     submit(engine, *asked())
-    ticks = [(forwards, found) for forwards, _, found in waits_of_words(engine, device, {"write"})]
+    ticks = [*waits_of_words(engine, device, {"write"})]
     assert ticks
     for forwards, found in ticks:
         assert found.keys() <= {"remembering"} and found.total() <= 2 * forwards, found

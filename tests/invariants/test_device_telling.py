@@ -29,8 +29,8 @@ from tests.waits import waits_of_words
 
 Teller = Writer | Speaker | Answerer
 TELLERS: tuple[Teller, ...] = (*WRITERS, *EVERY, *SPEAKERS, *ANSWERERS)
-KNOWN = {"remembering", "experts", "talking"}
-"""Where the host may wait in a step: for what rows say, for which experts are asked, for the first code of a frame."""
+KNOWN = {"remembering", "experts"}
+"""Where the host may wait in a step: for what rows say, and for which experts are asked."""
 
 
 @pytest.fixture(scope="module", params=TELLERS, ids=lambda teller: teller.name)
@@ -96,17 +96,16 @@ def test_a_second_device_tells_what_the_cpu_tells(
 def test_a_step_waits_for_what_was_chosen_and_for_nothing_else(
     teller: Teller, resident: Engine, device: SecondDevice
 ) -> None:
-    """For what is written twice a forward at most, where some rows want the likeliest token and others choose; for the
-    first code of each frame of sound; and once in a layer of experts.
+    """For what is written or spoken twice a forward at most, where some rows want the likeliest token and others
+    choose, however many they are; and once in a layer of experts.
     """
     engine = moved(resident, device)
     submit(engine, *asks_of(teller))
     seen = 0
-    for forwards, steps, found in waits_of_words(engine, device, {"generate", "talk", "paint"}):
+    for forwards, found in waits_of_words(engine, device, {"generate", "talk", "paint"}):
         assert found.keys() <= KNOWN, found
         seen += 1
         assert found["remembering"] <= 2 * forwards, found
-        assert found["talking"] <= sum(step.stage == "talk" for step in steps), found
     assert seen
 
 

@@ -125,7 +125,7 @@ def test_the_likeliest_tokens_of_all_rows_are_those_that_each_would_take_alone()
     assert torch.equal(found[5], logits[5]), "who draws by chance is given all"
 
 
-def test_what_rows_choose_from_by_chance_comes_in_one_transfer_unless_it_is_to_stay() -> None:
+def test_what_rows_choose_from_by_chance_comes_in_one_transfer() -> None:
     logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))
     rows = [Reading([1], 7, filled(Slabs(), 7)) for _ in logits]
     with SecondDevice() as device:
@@ -134,9 +134,6 @@ def test_what_rows_choose_from_by_chance_comes_in_one_transfer_unless_it_is_to_s
         found = wanted(rows, there)
         assert len(device.waits) == 1
         assert all(torch.equal(each, mine) for each, mine in zip(found, logits, strict=True))
-        device.waits.clear()
-        assert {each.device for each in wanted(rows, there, stay=True)} == {ELSEWHERE}
-        assert not device.waits
 
 
 def test_a_row_that_was_moved_or_has_more_room_sees_the_same() -> None:
