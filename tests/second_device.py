@@ -356,7 +356,7 @@ def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none", la
     components = Residency(dict(ctx.components), parcels)
     adapters = _moved_adapters(ctx.adapters)
     there = replace(ctx, device=ELSEWHERE, send=device.send, mesh=mesh, components=components, adapters=adapters)
-    pipeline = type(runner.pipeline)(there)
+    pipeline = type(runner.pipeline)(there, runner.pipeline.part)
     return Runner(pipeline, runner.config, clock=HostClock())  # it has no events
 
 

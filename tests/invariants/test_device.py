@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from omnimuse.core.config import CacheConfig, CompileConfig, ScheduleConfig
 from omnimuse.core.output import Event, Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
+from tests.carrying import three
 from tests.checkpoints.families import FAMILIES
 from tests.invariants import test_lora
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
 from tests.invariants.test_caches import asks_of, choosing, measured
+from tests.invariants.test_pools import through
 from tests.second_device import Lanes, SecondDevice, moved
 from tests.waits import Waits, long_asks, loops, waits_of_steps
 
@@ -155,6 +158,21 @@ def test_what_is_worn_makes_no_step_wait(
     ticks = waits(engine, device, *asks)["denoise"]
     assert ticks, "no tick took only steps"
     assert [waited for _, waited in ticks if waited] == []
+
+
+@pytest.mark.slow
+def test_pools_on_second_devices_make_what_those_of_the_cpu_make(
+    subject: Subject, shared: Engine, engine_with: Make, device: SecondDevice
+) -> None:
+    """What one hands over to the next goes by way of the CPU."""
+    deploy = three(shared.runner.pipeline.stages)
+    engines = [engine_with(schedule=FAST, deploy=replace(deploy, pool=pool.name)) for pool in deploy.pools]
+    requests = [shared.make_request(ask) for ask in pictures(subject)]
+    events = through(engines, requests)
+    with torch.inference_mode():  # there nobody can look at a part of what was uploaded outside of it
+        there = through([moved(engine, device) for engine in engines], requests)
+    for request in requests:
+        assert torch.equal(outputs(there, request.id), outputs(events, request.id))
 
 
 WAYS: dict[str, tuple[dict[str, Any], str]] = {

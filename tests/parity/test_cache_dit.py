@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,13 @@ from omnimuse.core.caches import CacheConfig, cache_named, completed
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
 from omnimuse.core.step_masks import MASKS, step_mask
+from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
 from tests.checkpoints.foreign import Foreign, foreign
+from tests.invariants.conftest import config, run
+from tests.second_device import SecondDevice, moved
 
 Folder = Callable[[str], Path]
 PROMPT, STEPS = "a red circle", 6
@@ -86,6 +91,21 @@ def test_two_outputs_in_turns_are_each_what_cache_dit_gives_and_one_without_is_u
             assert torch.equal(output, librarys(entry, folder, seed, choice))
         assert not torch.equal(found[choice], found["none"])
     assert torch.equal(after.output, found["none"])
+
+
+@here
+@pytest.mark.crossed
+def test_a_second_device_skips_by_cache_dit_what_the_cpu_skips(foreign_folder: Folder) -> None:
+    """What the libraries wait for is theirs, and nobody counts it."""
+    entry = foreign("SanaPipeline")
+    asked, params = wish(entry)
+    asks = [Ask(asked, replace(params, cache=choice)) for choice in ("none", *CHOICES)]
+    with closing(start(config(foreign_folder(entry.arch)))) as engine:
+        expected = run(engine, *asks)
+        with SecondDevice() as device:
+            found = run(moved(engine, device), *asks)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert not any(torch.equal(each, expected[0]) for each in expected[1:])
 
 
 @here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,21 @@ from omnimuse import Omni
 from omnimuse.api import explain
 from omnimuse.cli import main
 from omnimuse.core.errors import RequestError
+from omnimuse.core.request import Ask
+from omnimuse.engine.local import start
 from omnimuse.media.image import to_image
+from omnimuse.media.picture import picture_of
 from omnimuse.media.sound import Sound, encode_sound, to_sound
 from omnimuse.media.video import encode_video, to_video
 from tests.checkpoints.foreign import FOREIGN, Foreign, foreign
 from tests.checkpoints.wishes import photo
+from tests.invariants.conftest import config, run
+from tests.second_device import SecondDevice, moved
 
 Folder = Callable[[str], Path]
 PROMPT = "a red circle"
+UNSEEN = ("AuraFlowPipeline", "StableVideoDiffusionPipeline")
+"""Their calls make tensors on the CPU of numbers on the device."""
 
 
 @pytest.fixture(scope="module", params=FOREIGN, ids=lambda entry: entry.arch)
@@ -58,6 +65,20 @@ def test_two_outputs_in_flight_are_what_the_library_gives_for_their_seeds(
     for output, seed in zip(found, (7, 8), strict=True):
         assert torch.equal(output, entry.reference(folder, PROMPT, seed))
     assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.crossed
+def test_a_second_device_draws_what_the_cpu_draws(entry: Foreign, foreign_folder: Folder) -> None:
+    """What the library waits for is its own, and nobody counts it."""
+    if entry.arch in UNSEEN:
+        pytest.skip("`torch.tensor` reads numbers of a second device that is the CPU where nobody can have it do so")
+    given = asked(entry) if entry.picture is None else {"images": [picture_of(entry.picture)]}
+    ask = Ask(given, replace(entry.params, num_outputs_per_prompt=2, output_type="pt"))
+    with closing(start(config(foreign_folder(entry.arch)))) as engine:
+        expected = run(engine, ask)
+        with SecondDevice() as device:
+            found = run(moved(engine, device), ask)
+    assert torch.equal(*found, *expected)
 
 
 @pytest.mark.parametrize("arch", ["AuraFlowPipeline", "LTXPipeline", "LongCatAudioDiTPipeline"])
