@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """The options in `words`; an unknown one is refused with the nearest known one."""
-        words = [ours for word in _flat(words) for ours in self._ours(word)]
+        words = [ours for word in self._flat(words) for ours in self._ours(word)]
         self._check(words)
         args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
@@ -129,6 +129,26 @@ class Parser(argparse.ArgumentParser):
     def actions(self) -> list[argparse.Action]:
         """Everything that can be given, positions included."""
         return list(self._actions)
+
+    def _flat(self, words: Sequence[str]) -> list[str]:
+        """`words`, with `--attention.per_role.ROLE.backend NAME` as what there is for it: `--attention-role ROLE=NAME`.
+
+        It may begin with `--diffusion-attention-config`, too, as another engine has it.
+        """
+        found, rest = [], iter(words)
+        for word in rest:
+            if word.startswith(f"{ELSEWHERE}."):
+                word = "--attention" + word.removeprefix(ELSEWHERE)
+            name, given, value = word.partition("=")
+            role = name.removeprefix(DOTTED[0]).removesuffix(DOTTED[1])
+            if name == f"{DOTTED[0]}{role}{DOTTED[1]}" and role:
+                value = value if given else next(rest, "-")
+                if value.startswith("-"):
+                    self.error(f"argument {name}: expected one argument")
+                found.append(f"--attention-role={role}={value}")
+            else:
+                found.append("--attention" + given + value if name in DEFAULTS else word)
+        return found
 
     def _ours(self, word: str) -> list[str]:
         """`word`, by our name where it is an option that other programs call otherwise; none where ours has no name."""
@@ -186,24 +206,6 @@ def _elsewhere(option: str) -> str:
     """The commands that have `option`, and a comma between them."""
     having = (name for name in COMMANDS if any(option in action.option_strings for action in parser_of(name).actions()))
     return ", ".join(f"`omnimuse {name}`" for name in having)
-
-
-def _flat(words: Sequence[str]) -> list[str]:
-    """`words`, with `--attention.per_role.ROLE.backend NAME` as what there is for it: `--attention-role ROLE=NAME`.
-
-    It may begin with `--diffusion-attention-config`, too, as another engine has it.
-    """
-    found, rest = [], iter(words)
-    for word in rest:
-        if word.startswith(f"{ELSEWHERE}."):
-            word = "--attention" + word.removeprefix(ELSEWHERE)
-        name, given, value = word.partition("=")
-        role = name.removeprefix(DOTTED[0]).removesuffix(DOTTED[1])
-        if name == f"{DOTTED[0]}{role}{DOTTED[1]}" and role:
-            found.append(f"--attention-role={role}={value if given else next(rest, '')}")
-        else:
-            found.append("--attention" + given + value if name in DEFAULTS else word)
-    return found
 
 
 def option_of(ours: str) -> str:

@@ -94,6 +94,13 @@ def test_a_role_has_its_backend_by_every_name_that_people_know() -> None:
         assert read_config(args).attention == AttentionConfig("sdpa", {"cross": "reference"})
 
 
+@pytest.mark.parametrize("words", [["--steps", "4"], []])
+@pytest.mark.parametrize("begins", ["--attention", "--diffusion-attention-config"])
+def test_a_role_without_a_backend_is_told_by_its_option_and_takes_no_other(begins: str, words: list[str]) -> None:
+    with pytest.raises(RequestError, match=r"argument --attention\.per_role\.cross\.backend: expected one argument"):
+        parser_of("generate").read(["a cat", f"{begins}.per_role.cross.backend", *words])
+
+
 def test_the_environment_says_which_backends_attend() -> None:
     environment = {"ATTENTION": "sdpa", "ATTENTION_ROLE": "cross=reference,self=sdpa"}
     args = read_layered(parser_of("serve"), parser_of("serve", quiet=True), ["m"], environment)
