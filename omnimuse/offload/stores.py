@@ -65,18 +65,31 @@ class Store(Protocol):
         ...
 
 
+def check_folder(folder: Path | None, device: torch.device) -> None:
+    """ConfigError where no weights that `device` computes with can wait in that folder, which is not made."""
+    if device.type == "cpu":
+        FileStore(folder, make=False).close()
+    elif folder is not None:
+        raise ConfigError(
+            f"offload folder={folder} would not be used: beside {device} weights wait in host memory; "
+            "leave the folder out"
+        )
+
+
 class FileStore:
     """One file without a name in `folder` (default: the system's temporary one), an arena after the other.
 
-    The system removes such a file with the process that holds it, however that ends. Raises ConfigError for a folder
-    that cannot be written to.
+    The system removes such a file with the process that holds it, however that ends. A folder that is not there is made
+    or, if `make` says no, the nearest one above it has the file. ConfigError for one that cannot be written to.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, make: bool = True) -> None:
         self.folder = Path(tempfile.gettempdir()) if folder is None else folder
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder) as file:
+            if make:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            near = next(each for each in (self.folder, *self.folder.absolute().parents) if each.exists())
+            with tempfile.TemporaryFile(dir=near) as file:
                 self._file = os.dup(file.fileno())
         except OSError as error:
             raise ConfigError(

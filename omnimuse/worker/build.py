@@ -41,7 +41,7 @@ from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
 from omnimuse.offload.residency import Residency
-from omnimuse.offload.stores import FileStore, Store
+from omnimuse.offload.stores import FileStore, Store, check_folder
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.pipeline.pipeline import Pipeline
@@ -217,11 +217,8 @@ def check(under: Build) -> None:
         raise ConfigError(
             f"compiled blocks keep their weights in place, offload={offload.mode} takes them away; choose one of them"
         )
-    if offload.folder is not None and under.device.type != "cpu":
-        raise ConfigError(
-            f"offload folder={offload.folder} would not be used: beside {under.device} weights wait in host memory; "
-            "leave the folder out"
-        )
+    if offload.mode != "none":
+        check_folder(offload.folder, under.device)
 
 
 def check_writing(under: Build) -> None:

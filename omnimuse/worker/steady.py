@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
-from pathlib import Path
-from tempfile import gettempdir
 
 import torch
 from torch import Tensor, nn
@@ -153,7 +151,7 @@ def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:
 
 
 def key_of(path: str, linear: Weighing | QuantizedLinear, policy: DtypePolicy) -> Key:
-    """The kind of products of a module that is at `path` in its network; of nothing where another rank has all of it."""
+    """The kind of products of a module that is at `path` in its network; of nothing where others have all of it."""
     if isinstance(linear, QuantizedLinear):
         return (*linear.like().shape, False, linear.arithmetic)
     rows, *columns = linear.weight.shape
@@ -172,8 +170,7 @@ def room_to_try(kinds: Iterable[Key], config: Config, device: torch.device) -> I
     if config.offload.mode == "none":
         yield torch.empty(size, dtype=torch.uint8, device=device)
         return
-    folder = config.offload.folder or Path(gettempdir())
-    store = FileStore(next(each for each in (folder, *folder.absolute().parents) if each.is_dir()))  # makes no folder
+    store = FileStore(config.offload.folder, make=False)
     try:
         yield store.content(store.add(size, lent=False))
     finally:

@@ -64,11 +64,21 @@ def test_an_arena_is_read_to_its_end_whatever_comes_at_once_and_one_that_was_cut
         store.fetch(second)
 
 
-def test_a_folder_that_is_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [True, False])
+@pytest.mark.parametrize("below", ["", "new/one"])
+def test_a_folder_that_is_a_file_or_below_one_is_refused_by_its_own_name(
+    make: bool, below: str, tmp_path: Path
+) -> None:
     path = tmp_path / "occupied"
     path.write_text("")
-    with pytest.raises(ConfigError, match="occupied"):
-        FileStore(path)
+    with pytest.raises(ConfigError, match=f"folder={path / below} cannot be used"):
+        FileStore(path / below, make=make)
+
+
+def test_a_folder_is_made_where_that_is_wanted(tmp_path: Path) -> None:
+    for make in (False, True):
+        FileStore(tmp_path / "new/one", make=make).close()
+        assert (tmp_path / "new/one").is_dir() is make
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
