@@ -9,22 +9,25 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from omnimuse.core.calls import begun_of, tools_of
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig, WriterConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
+from omnimuse.core.kinds import check_kind
 from omnimuse.core.loras import Loras
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_params
 from omnimuse.core.request import Ask, Door, Request
+from omnimuse.media.destination import check_destination
 from omnimuse.media.prompts import Prompt as Prompt
 from omnimuse.media.prompts import Tools, given_as, is_talk, with_sources
 
@@ -69,13 +72,19 @@ class Short(TypedDict, total=False):
     writer: WriterConfig | None
 
 
+_READ = {"config": Config, "quantize": str, "plugin": str | Sequence[str], "deploy": str | Path, "strategy": str | Path}
+"""The kinds of what `configure` reads; those of all else `Config` and its parts tell."""
+
+
 def configure(model: str, config: Config | None, short: Short) -> Config:
     """The whole configuration from what a caller gave."""
     if unknown := short.keys() - Short.__annotations__.keys():
         allowed = ", ".join(("config", *Short.__annotations__))
         raise TypeError(f"{', '.join(sorted(unknown))} cannot be chosen here; use {allowed}")
+    for name, kind in _READ.items():
+        check_kind(name, {"config": config, **short}.get(name), kind | None)
     base = config or Config(ModelConfig(model))
-    part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin", ())
+    part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin") or ()
     plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
     dtype, device = short.get("dtype") or part.dtype, short.get("device") or part.device
     part = replace(part, model=model, dtype=dtype, device=device, plugins=plugins or part.plugins)
@@ -135,6 +144,7 @@ class Omni:
     ) -> None:
         self.config = configure(model, config, short)
         self.times_blocks = False  # whether results tell what every block of a network takes (`Result.blocks`)
+        self._recorded = Lock()
         self._background = _driven(self.config)
         self._close = weakref.finalize(self, self._background.close)  # also when the interpreter ends
 
@@ -161,8 +171,7 @@ class Omni:
         `ScheduleConfig.deadlines`. `tools` may be asked for in every conversation; of a result, `text` is without what
         its `calls` say. With a single prompt its error is raised.
         """
-        single = isinstance(prompts, str | Mapping) or is_talk(prompts)
-        many: Sequence[Prompt] = [prompts] if single else list(prompts)  # type: ignore[list-item]
+        single, many = _listed(prompts)
         shown = _Display(progress)
         every = shown.previews if previews is None else previews
         with shown as listen:
@@ -176,7 +185,7 @@ class Omni:
 
     def stream(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt],
         params: Params | Sequence[Params] | None = None,
         *,
         listen: Listener | None = None,
@@ -191,7 +200,7 @@ class Omni:
         Otherwise as `generate`; `listen` receives every event. Leaving the iterator early cancels what is not done.
         """
         how = Ask("", previews=previews, chunks=chunks, deadline=deadline, blocks=self.times_blocks)
-        asks = _asks(prompts, params, choices, how)
+        asks = _asks(_listed(prompts)[1], params, choices, how)
         changes: list[list[str]] = [[] for _ in asks]
         if adjust:
             for place, ask in enumerate(asks):
@@ -231,15 +240,23 @@ class Omni:
     def recording(self, path: Path | str) -> Iterator[None]:
         """Record every operation, on every rank, for the length of a `with` block: a Chrome trace, compressed, in
         `path` (`trace.json.gz`), with stages by the names of `observe/labels.py`, every step, and blocks by theirs.
+
+        RequestError where no such file can be written, CapacityError within another recording.
         """
         from omnimuse.observe.profile import merge
 
         path = Path(path)
-        self._background.between_ticks(self.engine.record).result()
+        check_destination(path, (".gz",))
+        if not self._recorded.acquire(blocking=False):
+            raise CapacityError("this engine is being recorded already; end that recording first")
         try:
-            yield
+            self._background.between_ticks(self.engine.record).result()
+            try:
+                yield
+            finally:
+                merge(self._background.between_ticks(partial(self.engine.end_recording, path)).result(), path)
         finally:
-            merge(self._background.between_ticks(partial(self.engine.end_recording, path)).result(), path)
+            self._recorded.release()
 
     def sleep(self) -> int:
         """Let every weight leave the device until `wake_up`; how many bytes did. Requests wait meanwhile."""
@@ -407,6 +424,12 @@ def warm(model: str, *, config: Config | None = None, loras: Loras | None = None
     from omnimuse.engine.warm import warm as warm_here
 
     return warm_here(config or Config(ModelConfig(model)), loras)
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> tuple[bool, list[Prompt]]:
+    """Whether that is a single prompt, which no list is but one of messages; and all of them."""
+    single = not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping) or is_talk(prompts)
+    return single, [prompts] if single else list(prompts)  # type: ignore[list-item]
 
 
 def _asks(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None, choices: Chosen, how: Ask) -> list[Ask]:

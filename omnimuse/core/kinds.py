@@ -4,7 +4,7 @@ nothing else looks. Called first by the `__post_init__` of what `core/config.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,9 +25,13 @@ def check_kinds(choice: DataclassInstance, topic: str) -> None:
     chosen = [field.name for field in fields(choice) if not _usual(field, getattr(choice, field.name))]
     kinds = get_type_hints(type(choice)) if chosen else {}  # not for what nobody chose: it takes a while
     for name in chosen:
-        value = getattr(choice, name)
-        if not _is(value, kinds[name]):
-            raise ConfigError(f"{topic} {name}={value!r:.80} is not allowed; use {_words(kinds[name])}")
+        check_kind(f"{topic} {name}", getattr(choice, name), kinds[name])
+
+
+def check_kind(name: str, value: object, kind: Any) -> None:
+    """ConfigError for a value, which people call `name`, that is of another kind."""
+    if not _is(value, kind):
+        raise ConfigError(f"{name}={value!r:.80} is not allowed; use {_words(kind)}")
 
 
 def _usual(field: Field[Any], value: object) -> bool:
@@ -42,8 +46,8 @@ def _is(value: object, kind: Any) -> bool:
         return any(_is(value, each) for each in inner)
     if outer is Literal:
         return isinstance(value, str)  # which words there are, whoever made the choice says
-    if outer is tuple:
-        return isinstance(value, tuple) and all(_is(each, inner[0]) for each in value)
+    if outer in (tuple, Sequence):
+        return isinstance(value, outer) and all(_is(each, inner[0]) for each in value)
     if outer is not None and issubclass(outer, Mapping):
         return isinstance(value, Mapping) and all(
             _is(each, text) for pair in value.items() for each, text in zip(pair, inner, strict=True)
@@ -62,6 +66,8 @@ def _words(kind: Any) -> str:
         return "a tuple of texts" if inner[0] is str else "a tuple of numbers"
     if outer is Literal:
         return f"one of {', '.join(inner)}"
+    if outer is Sequence:
+        return "a list of texts"
     if outer is not None:
         return "a table of texts"
     return "a pathlib.Path" if kind is Path else WORDS.get(kind, kind.__name__)

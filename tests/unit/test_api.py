@@ -20,6 +20,7 @@ from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni
 from omnimuse.api import configure
 from omnimuse.core.config import QuantConfig, ScheduleConfig
 from omnimuse.core.errors import (
+    CapacityError,
     ConfigError,
     EngineClosedError,
     ModelError,
@@ -66,6 +67,22 @@ def test_a_recording_names_the_stages_of_what_was_drawn_in_it(omni: Omni, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
 
 
+def test_a_recording_is_refused_before_it_begins_where_it_cannot_be_written(omni: Omni, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, said in (("trace.json", "use one of .gz"), ("file/trace.json.gz", "is a file, not a folder")):
+        with pytest.raises(RequestError, match=said), omni.recording(tmp_path / name):
+            pytest.fail("it began")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_recording_within_another_is_refused_and_the_outer_one_goes_on(omni: Omni, tmp_path: Path) -> None:
+    with omni.recording(tmp_path / "outer.json.gz"):
+        with pytest.raises(CapacityError, match="recorded already"), omni.recording(tmp_path / "inner.json.gz"):
+            pytest.fail("it began")
+        omni.generate("a circle", SMALL, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["outer.json.gz"]
+
+
 def test_a_model_that_slept_draws_what_it_drew(omni: Omni) -> None:
     [before] = omni.generate("a circle", SMALL, progress=False)
     assert omni.sleep() > 0 and omni.engine.asleep
@@ -107,6 +124,16 @@ def test_nonsense_among_prompts_is_its_own_error_and_the_others_come_back(omni: 
     assert [isinstance(r.error, RequestError) for r in results] == [True, True, False, True, True]
     assert "cannot read" in str(results[3].error)
     assert results[2].images
+
+
+@pytest.mark.parametrize("prompt", [None, 3, b"a cat"])
+def test_a_single_prompt_of_another_kind_is_refused_as_one(omni: Omni, prompt: Any) -> None:
+    with pytest.raises(RequestError, match=f"a prompt is a string or a dict, got {type(prompt).__name__}"):
+        omni.generate(prompt, SMALL, progress=False)
+
+
+def test_a_single_prompt_is_one_in_a_stream_and_not_one_for_each_letter(omni: Omni) -> None:
+    assert [(place, result.prompt) for place, result in omni.stream("a cat", SMALL)] == [(0, "a cat")]
 
 
 def test_results_come_as_they_are_done(omni: Omni) -> None:
@@ -393,6 +420,31 @@ def test_a_timeout_ends_an_async_request(config: Config) -> None:
 def test_what_an_engine_cannot_be_given_is_refused_with_what_it_can() -> None:
     with pytest.raises(TypeError, match="dtyp cannot be chosen here; use config, dtype"):
         configure("omnimuse/shapes", None, {"dtyp": "float32"})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize(
+    ("short", "said"),
+    [
+        ({"quantize": 8}, "quantize=8 is not allowed; use a text or None"),
+        ({"plugin": [3]}, r"plugin=\[3\] is not allowed; use a text or a list of texts or None"),
+        ({"deploy": 3}, "deploy=3 is not allowed; use a text or a pathlib.Path or None"),
+        ({"parallel": 2}, "parallel=2 is no ParallelConfig; write ParallelConfig"),
+        ({"writer": "vllm"}, "writer='vllm' is no WriterConfig; write WriterConfig"),
+    ],
+)
+def test_a_short_choice_of_another_kind_is_refused_by_its_name(short: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configure("omnimuse/shapes", None, short)
+
+
+def test_a_configuration_of_another_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"config=\{'dtype': 'float32'\} is not allowed; use Config or None"):
+        configure("omnimuse/shapes", {"dtype": "float32"}, {})  # type: ignore[arg-type]
+
+
+def test_short_choices_that_are_none_leave_what_there_is() -> None:
+    base = Config(ModelConfig("m", device="cpu", plugins=("mine",)))
+    assert configure("m", base, {"plugin": None, "quantize": None, "device": None}) == base  # type: ignore[typeddict-item]
 
 
 def test_short_choices_go_into_the_configuration_and_leave_the_rest() -> None:
