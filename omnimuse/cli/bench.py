@@ -152,16 +152,20 @@ def read_load(args: argparse.Namespace) -> Load:
     )
 
 
+_KIND = re.compile(r"(?:auto|([1-9]\d{0,4})x([1-9]\d{0,4}))(?:@([1-9]\d{0,4}))?(?::(\d{1,9}(?:\.\d{1,9})?))?")
+"""One part of a mix: width, height, steps and weight."""
+
+
 def read_mix(words: str, otherwise: int | None = None) -> tuple[Entry, ...]:
     """`128x128@10:3,auto` -> three of four requests are 128x128 in 10 steps, one is as the server likes, or in as many
     steps as `otherwise` says.
     """
     entries = []
     for word in words.split(","):
-        match = re.fullmatch(r"(?:auto|(\d{1,5})x(\d{1,5}))(?:@(\d{1,5}))?(?::(\d{1,9}(?:\.\d{1,9})?))?", word.strip())
+        match = _KIND.fullmatch(word.strip())
         if match is None or (match[4] is not None and float(match[4]) == 0):
             raise RequestError(
-                f"--mix {word.strip()!r} is not SIZE[@STEPS][:WEIGHT] with a weight above 0; "
+                f"--mix {word.strip()!r} is not SIZE[@STEPS][:WEIGHT] with numbers above 0; "
                 "write it like 128x128@10:3 or auto",
                 "mix",
             )

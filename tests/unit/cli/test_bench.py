@@ -335,7 +335,23 @@ def test_the_mix_is_read() -> None:
     assert [each.steps for each in read_load(options("--mix", "64x64@4,auto", "--steps", "2")).mix] == [4, 2]
 
 
-@pytest.mark.parametrize("words", ["", "64", "64x64@", "64x64:0", "64x64,", "64x64:-1", "64x64:1,64x64:2", "big"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "64",
+        "64x64@",
+        "64x64@0",
+        "auto@0",
+        "0x64",
+        "64x0",
+        "64x64:0",
+        "64x64,",
+        "64x64:-1",
+        "64x64:1,64x64:2",
+        "big",
+    ],
+)
 def test_a_mix_that_makes_no_sense_is_refused(words: str) -> None:
     with pytest.raises(RequestError, match="--mix"):
         read_mix(words)
