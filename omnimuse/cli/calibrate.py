@@ -100,19 +100,22 @@ def run(args: argparse.Namespace) -> int:
         "difference": args.difference,
         "trials": [asdict(trial) for trial in found.trials],
     }
-    write_fits(place, found.fits, about, found_model.checkpoint.arch)
-    print(
-        json.dumps(about | {"auto": found.fits.auto, "file": str(place)}, indent=1) if args.json else text(found, place)
-    )
+    kept = None
+    try:
+        write_fits(place, found.fits, about, found_model.checkpoint.arch)
+        kept = str(place)
+    finally:  # where the disk refuses, what was found is told all the same
+        told = about | {"auto": found.fits.auto, "file": kept}
+        print(json.dumps(told, indent=1) if args.json else text(found, kept))
     return 0
 
 
-def text(found: Calibration, place: Path) -> str:
-    """What was found, for people."""
+def text(found: Calibration, place: str | None) -> str:
+    """What was found, for people, and where it was written to."""
     rows = [("choice", "blocks run", "difference"), *map(_row, found.trials)]
     polynomial = ", ".join(f"{value:.4g}" for value in found.fits.tea.coefficients)
     told = [("teacache", f"threshold {found.fits.tea.threshold:g}, polynomial {polynomial}"), ("auto", found.fits.auto)]
-    return f"{columns(rows)}\n\n{columns([*told, ('written to', str(place))])}"
+    return f"{columns(rows)}\n\n{columns([*told, ('written to', place or 'nowhere')])}"
 
 
 def _row(trial: Trial) -> Sequence[str]:

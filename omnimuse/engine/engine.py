@@ -244,7 +244,7 @@ class Engine:
         self._tell(TickPlan(write=str(path)))
         self.runner.blocks.recorded = False
         try:
-            self._recorder.write(parts[0])
+            self._recorder.write(path)
         finally:
             meet(self.mesh)
         return parts
@@ -459,7 +459,7 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
             runner.blocks.recorded = True
         elif plan.write:
             runner.blocks.recorded = False
-            recorder.try_to(partial(recorder.write, part_of(Path(plan.write), mesh.rank)))
+            recorder.try_to(partial(recorder.write, Path(plan.write), mesh.rank))
             meet(mesh)
         elif plan.heard is not None:
             take_over(runner, apart(plan.heard))

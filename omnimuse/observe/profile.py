@@ -47,10 +47,12 @@ class Recording:
         """Record from now on; everything takes a little longer."""
         self._profile.start()
 
-    def write(self, path: Path) -> None:
-        """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device."""
+    def write(self, path: Path, told: Path) -> None:
+        """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device. The
+        error of a disk that refuses names `told`.
+        """
         self._profile.stop()
-        with _whole(path) as part:
+        with _whole(path, told) as part:
             self._profile.export_chrome_trace(str(part))
             trace = _read(part)
             memory = [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
@@ -171,11 +173,11 @@ class Recorder:
         recording.start()
         self._recording = recording
 
-    def write(self, path: Path) -> None:
-        """End it, and write it to `path`; nothing where none was begun."""
+    def write(self, path: Path, rank: int = 0) -> None:
+        """End it, and write it as the part of that rank of what will be at `path`; nothing where none was begun."""
         recording, self._recording = self._recording, None
         if recording is not None:
-            recording.write(path)
+            recording.write(part_of(path, rank), path)
 
     def try_to(self, work: Callable[[], None]) -> None:
         """One of the above, because another rank wants it: what goes wrong is told in the log, and ends nothing."""
@@ -212,7 +214,7 @@ def merge(parts: Sequence[Path], into: Path) -> None:
         traces = [_read(path) for path in parts]
         base = int(traces[0].get("baseTimeNanoseconds", 0))
         events = [event for rank, trace in enumerate(traces) for event in _of_rank(rank, len(traces), trace, base)]
-        with _whole(into) as part:
+        with _whole(into, into) as part:
             _write({**traces[0], "traceEvents": events}, part)
     finally:
         for path in parts:
@@ -229,9 +231,9 @@ def _write(trace: dict[str, Any], path: Path) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def _whole(path: Path, told: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which is `path` when the block has ended: whole, or not at all. Missing folders
-    are made; the error of a disk that refuses names `path`.
+    are made; the error of a disk that refuses names `told`.
     """
     part = path.with_name(f".part-{os.getpid()}-{path.name}")  # what torch writes is compressed by the end of its name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +241,7 @@ def _whole(path: Path) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as problem:
-        raise refused(problem, path) from problem
+        raise refused(problem, told) from problem
     finally:
         part.unlink(missing_ok=True)
 

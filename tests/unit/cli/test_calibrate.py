@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image, ImageChops
@@ -49,6 +52,18 @@ def test_a_file_that_is_there_is_not_written_over(
     (tmp_path / "mine.json").write_text("mine")
     assert main(["calibrate", str(z_image_folder), "-o", str(tmp_path / "mine.json")]) == 2
     assert "--overwrite" in capsys.readouterr().err and (tmp_path / "mine.json").read_text() == "mine"
+
+
+def test_what_was_found_is_told_where_the_disk_does_not_keep_it(
+    z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "found.json"))
+    monkeypatch.setattr("omnimuse.loader.fits.write_fits", Mock(side_effect=full))
+    small = ["--size", "32x32", "--steps", "2", "--dtype", "float32"]
+    assert main(["calibrate", str(z_image_folder), "a circle", *small, "-o", str(tmp_path / "found.json")]) == 1
+    told = capsys.readouterr()
+    assert "polynomial" in told.out and told.out.endswith("written to  nowhere\n")
+    assert f"No space left on device: {tmp_path / 'found.json'}" in told.err
 
 
 def test_a_mask_for_another_number_of_steps_is_refused_before_anything_is_drawn(

@@ -6,6 +6,8 @@ import gzip
 import json
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +51,33 @@ def test_ranks_with_the_same_numbers_of_processes_and_arrows_stay_apart_and_in_o
         assert half[0]["pid"] == half[1]["pid"] != half[3]["pid"]
 
 
-def test_a_disk_that_refuses_a_trace_is_told_by_its_name_and_keeps_no_part_of_it(tmp_path: Path) -> None:
-    whole = tmp_path / "whole.json.gz"
-    parts = [written(part_of(whole, rank), 0, []) for rank in range(2)]
+@contextmanager
+def without_room() -> Iterator[None]:
+    """No file may have more than ten bytes."""
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, most[1]))
     try:
-        with pytest.raises(OSError, match=r"whole\.json\.gz"):
-            merge(parts, whole)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_disk_that_refuses_a_trace_is_told_by_its_name_and_keeps_no_part_of_it(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.json.gz"
+    parts = [written(part_of(whole, rank), 0, []) for rank in range(2)]
+    with without_room(), pytest.raises(OSError, match=r"/whole\.json\.gz"):
+        merge(parts, whole)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_refuses_the_part_of_a_rank_is_told_by_the_name_of_the_whole(rank: int, tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.start()
+    with without_room(), pytest.raises(OSError, match=r"/whole\.json\.gz"):
+        recorder.write(tmp_path / "whole.json.gz", rank)
     assert not list(tmp_path.iterdir())
 
 
@@ -70,6 +87,7 @@ def test_a_recording_is_whole_in_a_folder_that_was_not_there(tmp_path: Path) -> 
     torch.ones(3).sum()
     recorder.write(tmp_path / "new" / "t.json.gz")
     [file] = (tmp_path / "new").iterdir()
+    assert file == part_of(tmp_path / "new" / "t.json.gz", 0)
     names = {event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]}
     assert {"aten::sum", "memory of the CPU"} <= names
 
@@ -78,7 +96,7 @@ def test_the_trace_of_a_single_rank_stays_as_it_is(tmp_path: Path) -> None:
     whole, recorder = tmp_path / "whole.json.gz", Recorder()
     recorder.start()
     torch.ones(4, 4) @ torch.ones(4, 4)
-    recorder.write(part_of(whole, 0))
+    recorder.write(whole)
     kept = part_of(whole, 0).read_bytes()
     merge([part_of(whole, 0)], whole)
     assert whole.read_bytes() == kept
