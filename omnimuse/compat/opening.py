@@ -17,9 +17,8 @@ from pathlib import Path
 from omnimuse.core.errors import ModelError, OmnimuseError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.hub import Hub
-from omnimuse.loader.resolve import Folder, resolve
+from omnimuse.loader.resolve import SINGLE, Folder, resolve
 
-SUFFIXES = (".safetensors", ".gguf")
 PLACE = "omnimuse-files"
 """The folder beside the hub's cache in which such models lie, under the names of the checkpoints that they are like."""
 
@@ -27,7 +26,7 @@ PLACE = "omnimuse-files"
 def is_file(model: str) -> bool:
     """Whether `model` names a file of weights on this machine."""
     path = Path(model).expanduser()
-    return path.suffix in SUFFIXES and path.is_file()
+    return path.suffix in SINGLE and path.is_file()
 
 
 def opened(model: str, ours: Mapping[str, Sequence[str]], cache: Path | None = None) -> Folder:

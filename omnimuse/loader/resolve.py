@@ -19,6 +19,8 @@ from omnimuse.loader.hub import ID, Hub, is_model
 
 BUNDLED = "omnimuse"
 """The owner in the ids of bundled models."""
+SINGLE = (".safetensors", ".gguf")
+"""How the name of a file ends that is a model by itself."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def resolve(model: str, known: Iterable[str] = (), places: Places | None = None)
         return bundled[name]
     if name and path.exists():
         return Folder(name.rstrip("/") or name, path.resolve(), "local")
+    if path.suffix in SINGLE:
+        raise ModelError(f"there is no file {name} on this machine; give the path of one that is there")
     if name.startswith(BUNDLED + "/"):
         raise ModelError(f"no model {name!r} is bundled with omnimuse. {_allowed(name, known, places)}")
     match = ID.fullmatch(name)

@@ -104,6 +104,11 @@ def test_what_cannot_be_a_model_is_refused_with_what_is_allowed(places: Places, 
     assert "Use a bundled model" in refusal(name, places)
 
 
+@pytest.mark.parametrize("name", ["small-Q4_K_M.gguf", "models/flux.safetensors", "/nowhere/flux.safetensors"])
+def test_a_single_file_that_is_not_there_is_told_as_a_file(places: Places, name: str) -> None:
+    assert refusal(name, places) == f"there is no file {name} on this machine; give the path of one that is there"
+
+
 def test_offline_a_model_that_is_not_cached_says_what_to_do(places: Places) -> None:
     message = refusal("other/model", places)
     assert "not in the cache and the hub is switched off (HF_HUB_OFFLINE)" in message
