@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["down", "up", "bias", "alpha"]
+Role = Literal["down", "up", "bias", "alpha", "whole"]
 
 _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"(.+)\.lora_A(?:\.[^.]+)?\.weight"), "down"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.weight"), "up"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias"), "bias"),
     (re.compile(r"(.+)\.diff_b"), "bias"),
+    (re.compile(r"(.+)\.diff"), "whole"),
     (re.compile(r"(.+)\.lora_down\.weight"), "down"),
     (re.compile(r"(.+)\.lora_up\.weight"), "up"),
     (re.compile(r"(.+)\.lora(?:_linear_layer)?\.down\.weight"), "down"),
@@ -32,7 +33,7 @@ OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"hada_"), "LoHa (Hadamard products)"),
     (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA (low-rank products with magnitudes of their own)"),
     (re.compile(r"lora_mid|lora_C"), "LoCon with a core tensor"),
-    (re.compile(r"\.(diff|set_weight)$"), "whole differences of weights beside low-rank products"),
+    (re.compile(r"\.set_weight$"), "whole weights beside low-rank products"),
     (
         re.compile(r"\.experts(\.base_layer)*\.lora_[AB]"),
         "products for the weights of experts, one of all of a layer (PEFT's target_parameters)",

@@ -111,14 +111,18 @@ class Reader:
             raise refusal(source, f"{what if strange else 'holds no tensors'}; {kind}")
         bound, unknown = dict[str, Bound](), list[str]()
         for name, tensors in layers.items():
-            if "down" not in tensors or "up" not in tensors:
+            if len(tensors.keys() & {"down", "up"}) != (0 if "whole" in tensors else 2):
                 has = " and ".join(sorted(tensors.values()))
-                raise refusal(source, f"has {has} of {name} without the other half of the product; get it again")
+                why = "which are no one difference" if "whole" in tensors else "without the other half of the product"
+                raise refusal(source, f"has {has} of {name} {why}; get it again")
             found = self._find(name, [component] if component else self._main)
             if found is None:
                 unknown.append(name)
             else:
                 bound[name] = Bound(tensors, *found)
+        if odd := [tensors["whole"] for name in unknown if "whole" in (tensors := layers[name])]:
+            kind = f"whole differences of what is no linear layer of this model ({listed(odd[:EXPECTED])})"
+            raise refusal(source, f"has {kind}; low-rank products, and whole differences of linear layers, are worn")
         if unknown:
             raise self._unbound(source, unknown, len(layers))
         return bound
@@ -159,9 +163,11 @@ class Reader:
         tensors = {role: handle.get_tensor(name).float() for role, name in bound.tensors.items()}
         for role, name in bound.tensors.items():
             refuse_no_numbers(file, name, tensors[role])
-        rank = len(tensors["down"])
         own = float(tensors["alpha"]) if "alpha" in tensors else None
-        up = tensors["up"] * strength.factor(layer, rank, own)
+        if "whole" in tensors:
+            tensors["down"], up = tensors["whole"], torch.eye(len(tensors["whole"]))
+        else:
+            up = tensors["up"] * strength.factor(layer, len(tensors["down"]), own)
         bias = tensors.get("bias")
         start = 0
         for outputs in bound.outputs:
@@ -214,8 +220,15 @@ def _check(
     source: str, layer: str, bound: Bound, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str]
 ) -> None:
     """RequestError where the tensors of a layer are of other shapes or formats than its products have."""
-    down, up = shapes[bound.tensors["down"]], shapes[bound.tensors["up"]]
     outputs, inputs = sum(each.count for each in bound.outputs), bound.outputs[0].inputs
+    whole = shapes.get(bound.tensors.get("whole", ""))
+    if whole is not None and whole != (outputs, inputs):
+        raise refusal(
+            source,
+            f"does not fit this model: {layer} is {list(whole)}, and that layer is [{outputs}, {inputs}]; use one "
+            "that was trained for this model",
+        )
+    down, up = (whole, (outputs, outputs)) if whole else (shapes[bound.tensors["down"]], shapes[bound.tensors["up"]])
     rank = down[0] if down else 0
     if len(down) != 2 or len(up) != 2 or not rank or down != (rank, inputs) or up != (outputs, rank):
         raise refusal(

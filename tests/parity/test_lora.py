@@ -246,6 +246,14 @@ def with_bias(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
     }
 
 
+def with_whole_end(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    """As those of distilled Wan 2.2 are: the same, but of the last layer there is the whole difference."""
+    tensors = with_bias(name, down, up)
+    if name != "head.head":
+        return tensors
+    return {"diffusion_model.head.head.diff": up @ down, **{key: tensors[key] for key in tensors if "lora" not in key}}
+
+
 AITOOLKIT, UNSCALED = peft("diffusion_model."), kohya(alpha=float(RANK))
 
 
@@ -273,6 +281,7 @@ def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
         pytest.param("Flux2KleinPipeline-base", FLUX_2, kohya(), id="flux2-kohya"),
         pytest.param("WanPipeline-2.1-I2V", {**WAN, **AROUND_WAN}, AITOOLKIT, id="wan-aitoolkit"),
         pytest.param("WanPipeline-2.1-I2V", WAN, with_bias, id="wan-biased"),
+        pytest.param("WanPipeline-2.1-I2V", {**WAN, "head.head": ("proj_out",)}, with_whole_end, id="wan-distilled"),
         pytest.param("WanPipeline-2.1-I2V", WAN, kohya(), id="wan-kohya"),
         pytest.param("ZImagePipeline", Z_IMAGE, kohya(), id="zimage-kohya"),
         pytest.param("LTX2Pipeline", LTX_2, AITOOLKIT, id="ltx2-aitoolkit"),

@@ -264,7 +264,7 @@ def test_an_adapter_of_a_wider_model_says_the_shapes(reader: Reader, tmp_path: P
         ("transformer.blocks.0.to_q.lora_magnitude_vector", "DoRA"),
         ("lora_unet_blocks_0_to_q.dora_scale", "DoRA"),
         ("lora_unet_blocks_0_to_q.lora_mid.weight", "LoCon"),
-        ("diffusion_model.blocks.0.to_q.diff", "whole differences"),
+        ("diffusion_model.blocks.0.to_q.set_weight", "whole weights"),
         ("blocks.0.to_q.oft_blocks", "another kind"),
         ("base_model.model.layers.0.mlp.experts.lora_A.weight", "products for the weights of experts"),
         ("base_model.model.layers.0.mlp.experts.base_layer.lora_B.weight", "products for the weights of experts"),
@@ -276,6 +276,22 @@ def test_other_kinds_of_adapters_are_refused_by_their_names(
     name, (down, up) = next(iter(products(LAYERS).items()))
     save_file({tensor: torch.ones(2, 2), **peft()(name, down, up)}, tmp_path / "a.safetensors")
     assert f"is {kind}" in refused(reader, tmp_path / "a.safetensors")
+
+
+def test_a_whole_difference_of_a_linear_layer_is_worn_and_of_another_one_refused(
+    reader: Reader, tmp_path: Path
+) -> None:
+    difference = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    file = tmp_path / "a.safetensors"
+    save_file({"diffusion_model.blocks.0.out.diff": difference}, file)
+    assert torch.equal(whole(reader(str(file)).products, "stack.0.final", 8, 6), difference)
+    save_file({"diffusion_model.blocks.0.out.diff": difference.T.contiguous()}, file)
+    assert "blocks.0.out is [6, 8], and that layer is [8, 6]" in refused(reader, file)
+    save_file({"blocks.0.norm.diff": torch.ones(8), **peft()("blocks.0.out", *products(LAYERS)["blocks.0.out"])}, file)
+    assert "whole differences of what is no linear layer of this model (blocks.0.norm.diff)" in refused(reader, file)
+    both = {"blocks.0.out.diff": difference, "blocks.0.out.lora_A.weight": torch.ones(4, 6)}
+    save_file(both, file)
+    assert "are no one difference" in refused(reader, file)
 
 
 def test_half_a_product_and_whole_weights_are_refused(reader: Reader, tmp_path: Path) -> None:
