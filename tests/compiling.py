@@ -13,6 +13,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Block
+from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.worker.compiler import prepare
 
 
@@ -39,12 +40,13 @@ def compile_each(engine: Engine, backend: Callable[[str], Counter]) -> None:
     for name in components:
         network = components.wherever(name)
         for stack in network.stacks().values() if isinstance(network, Network) else ():
-            cached = stack.runner if isinstance(stack.runner, StepCache) else None
-            runner = cached.inner if cached else stack.runner
+            around, runner = None, stack.runner
+            while isinstance(runner, StepCache | LayerwiseOffload):
+                around, runner = runner, runner.inner
             if not isinstance(runner, CompiledRunner):
                 continue  # it runs as it is
-            if cached:
-                cached.inner = counted(stack.blocks(), runner, backend(name))
+            if around is not None:
+                around.inner = counted(stack.blocks(), runner, backend(name))
             else:
                 stack.runner = counted(stack.blocks(), runner, backend(name))
 

@@ -197,13 +197,16 @@ def of_family(stand: Stand, feature: Feature, tests: Sequence[Shown]) -> Cell:
 
 
 def of_pair(able: Mapping[str, Sequence[Stand]], pair: tuple[Feature, Feature], tests: Sequence[Shown]) -> Cell:
-    """Whether two features go together in the first family of those that are `able` to have either that has both."""
+    """Whether two features go together in one of `STANDING` that are `able` to have either, or else in the first of all
+    that are. Where none of those lets both in, the first says why.
+    """
     one, other = (able[feature.name] for feature in pair)
-    both = next((stand for stand in one if stand in other), None)
-    if both is None:
+    both = [stand for stand in one if stand in other]
+    if not both:
         return Cell("impossible", "no model has both")
-    against = attempt(both, pair)
-    if against is not None:
+    asked = [stand for stand in both if stand.family.name in STANDING] or both[:1]
+    against = attempt(asked[0], pair)
+    if against is not None and all(attempt(stand, pair) for stand in asked[1:]):
         return against
     names = [feature.name for feature in pair]
     return by_test(tests, names, [family.name for family in DRAWING])
@@ -237,8 +240,8 @@ differs from it in sizes alone. The numbers lead to the test, or to what is said
 PAIRS = """
 ## Features with features
 
-Whether two can be switched on at once, in the same words: `works` where a test has both. Each pair is asked of the
-first of {standing} that has both, or else of the first of all that has.
+Whether two can be switched on at once, in the same words: `works` where a test has both. Each pair is asked of those of
+{standing} that have both, or else of the first of all that has; it is refused where none of them lets both in.
 """
 
 

@@ -1,7 +1,8 @@
 """Layerwise offload: the weights of a stack are on the compute device only while their block runs.
 
-A build pass sets a `LayerwiseOffload` as the runner of a stack whose weights wait in parcels (`offload/parcels.py`).
-Results are bit for bit those of a resident stack, and a block that fails changes nothing.
+A build pass sets a `LayerwiseOffload` as the runner of a stack whose weights wait in parcels (`offload/parcels.py`),
+around what runs a block that is in. Results are bit for bit those of a resident stack, and a block that fails changes
+nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omnimuse.layers.stack import Block, Conditioning, Memory
+from omnimuse.layers.stack import Block, Conditioning, Counting, Memory, PlainRunner, StackRunner
 from omnimuse.offload.parcels import Parcel
 
 
 class LayerwiseOffload:
-    """A stack runner that brings in one block at a time, while the one before it still runs if the store can."""
+    """A stack runner that brings in one block at a time, while the one before it still runs if the store can; `inner`
+    runs it.
+    """
 
     def __init__(self, parcels: Mapping[nn.Module, Parcel]) -> None:
+        self.inner: StackRunner = PlainRunner()
         self._parcels = parcels
+        self._places = {block: place for place, block in enumerate(parcels)}
         blocks = list(parcels)
         self._following = dict(zip(blocks, [*blocks[1:], *blocks[:1]], strict=True))  # after the last, the next step's
 
@@ -34,8 +39,12 @@ class LayerwiseOffload:
         for block in blocks:
             with self.visiting(block):
                 self._expect(self._following[block])
-                hidden = block(hidden, cond)
+                hidden = self.inner([block], hidden, self._here(cond, block))
         return hidden
+
+    def _here(self, cond: Conditioning, block: nn.Module) -> Any:
+        """`cond` for a run of that block alone."""
+        return cond.after(self._places[block]) if isinstance(cond, Counting) else cond
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
         with self.visiting(blocks[0]):

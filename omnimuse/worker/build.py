@@ -210,13 +210,9 @@ def import_libraries(config: Config) -> None:
 
 def check(under: Build) -> None:
     """Choices that exclude each other."""
-    config, offload = under.found.config, under.found.config.offload
+    offload = under.found.config.offload
     check_writing(under)
     check_ranks(under)
-    if config.compile.mode != "none" and offload.mode != "none":
-        raise ConfigError(
-            f"compiled blocks keep their weights in place, offload={offload.mode} takes them away; choose one of them"
-        )
     if offload.mode != "none":
         check_folder(offload.folder, under.device)
 
@@ -401,7 +397,11 @@ def compile_blocks(under: Build) -> None:
     for name, network in under.compiling.items():
         for label, stack in network.stacks().items():
             runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
-            stack.runner, stack.instead = runner, runner.compiled
+            if isinstance(stack.runner, LayerwiseOffload):
+                stack.runner.inner = runner
+            else:
+                stack.runner = runner
+            stack.instead = runner.compiled
             how = "blocks" if whole else "blocks, but for attention across ranks"
             how = "blocks, but for attention to what they remember" if runner.pieces else how
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))

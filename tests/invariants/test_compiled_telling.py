@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.core.config import CompileConfig, Config, HostConfig, QuantConfig, ScheduleConfig
+from omnimuse.core.config import CompileConfig, Config, HostConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -70,15 +71,19 @@ def told(engine: Engine, asks: list[Ask]) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.shows("compile", "company")
-@pytest.mark.parametrize("packed", [{}, {"": "int8"}], ids=["floats", "packed"])
+@pytest.mark.parametrize(
+    "besides",
+    [{}, {"quantize": QuantConfig({"": "int8"})}, {"offload": OffloadConfig("layers")}],
+    ids=["floats", "packed", "waiting"],
+)
 @pytest.mark.parametrize("teller", EVERY, ids=lambda teller: teller.name)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_compiled_blocks_tell_what_others_do_and_are_compiled_a_few_times(
-    teller: Teller, packed: dict[str, str], once: Once
+    teller: Teller, besides: dict[str, Any], once: Once
 ) -> None:
     torch._dynamo.reset()
     folder = once.folder(f"shared {teller.name}", teller.build)
-    asks, chosen = wanted(teller, folder), replace(asked(folder), quantize=QuantConfig(packed))
+    asks, chosen = wanted(teller, folder), replace(asked(folder), **besides)
     plain = start(chosen)
     expected = told(plain, asks)
     plain.close()

@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ScheduleConfig
-from omnimuse.core.errors import ConfigError
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.layers.network import Network
 from omnimuse.loader.tensors import stored_tensors
-from tests.invariants.conftest import Subject, drain, run, submit
+from tests.checkpoints.families import BLOCKS
+from tests.compiling import Counter, compile_with
+from tests.invariants.conftest import Subject, drain, of, run, submit
 
 pytestmark = pytest.mark.crossed
 
 Make = Callable[..., Engine]
 MODES = ("components", "layers")
 SHOWN = [pytest.param(mode, marks=pytest.mark.shows(mode, "company", "previews", wishes=True)) for mode in MODES]
+COMPILED = [pytest.param(mode, marks=pytest.mark.shows("compile", mode)) for mode in MODES]
 CACHED = [pytest.param(mode, marks=pytest.mark.shows(mode, "TeaCache", "company")) for mode in MODES]
 
 
@@ -119,7 +121,22 @@ def test_random_weights_that_wait_are_those_that_stay(subject: Subject, engine_w
     assert torch.equal(*pictures)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_compiling_and_offloading_exclude_each_other(subject: Subject, engine_with: Make, mode: str) -> None:
-    with pytest.raises(ConfigError, match="choose one of them"):
-        engine_with(compile=CompileConfig("blocks"), offload=OffloadConfig(mode))
+@of(BLOCKS)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+@pytest.mark.parametrize("mode", COMPILED)
+def test_compiled_blocks_that_wait_are_those_that_stay_bit_for_bit_and_compiled_no_more_often(
+    subject: Subject, engine_with: Make, tmp_path: Path, mode: str
+) -> None:
+    chosen = {"compile": CompileConfig("blocks"), "schedule": ScheduleConfig(tier="fast", company="always")}
+    asks, found, graphs = subject.asks(), [], []
+    for offload in (OffloadConfig(), OffloadConfig(mode, tmp_path)):
+        torch._dynamo.reset()
+        engine, counter = engine_with(**chosen, offload=offload), Counter()
+        compile_with(engine, counter)
+        found.append([*run(engine, *asks), *run(engine, asks[0])])
+        graphs.append(counter.graphs)
+    for expected, waited in zip(*found, strict=True):
+        assert torch.equal(waited, expected)
+    assert 0 < graphs[1] <= graphs[0]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tools.feature_list import FEATURES, TOGETHER, TOLD, Feature
-from tools.features_page import ASKED, PAGE, Cell, Shown, by_test, family_in, page
+from tests.checkpoints.families import FAMILIES
+from tools.feature_list import FEATURES, STANDING, TOGETHER, TOLD, Feature, Stand
+from tools.features_page import ASKED, PAGE, Cell, Shown, by_test, family_in, of_pair, page
 
 CELL = re.compile(r"(works|refused|impossible) \d+")
 """None is untested: what no test shows would be a gap of the page."""
+FEATURE = {feature.name: feature for feature in FEATURES}
 
 
 @pytest.mark.crossed
@@ -40,6 +44,18 @@ def test_every_pair_of_features_says_one_of_the_words() -> None:
     assert [row[0] for row in rows] == [feature.name for feature in TOGETHER[1:]]
     for number, row in enumerate(rows, 1):
         assert all(CELL.fullmatch(cell) for cell in row[1 : number + 1]), row
+
+
+def test_what_is_too_much_for_one_family_goes_together_where_it_is_not_for_another(tiny: Callable[[str], Path]) -> None:
+    """Two heads of an attention are not enough for two ranks by two, and four are."""
+    pair = (FEATURE["tensor"], FEATURE["ulysses"])
+    few, enough = (
+        Stand(family, tiny(family.name)) for name in STANDING[:2] for family in FAMILIES if family.name == name
+    )
+    shown = [Shown("a::b", frozenset(FEATURE), (), enough.family.name)]
+    both, one = (dict.fromkeys(FEATURE, stands) for stands in ([few, enough], [few]))
+    assert of_pair(both, pair, shown) == Cell("works", "`a::b`")
+    assert of_pair(one, pair, shown).word == "refused"
 
 
 def rows_of(beginning: str) -> list[list[str]]:

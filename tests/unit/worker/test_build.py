@@ -18,7 +18,6 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
-    CompileConfig,
     OffloadConfig,
     ParallelConfig,
     QuantConfig,
@@ -180,8 +179,6 @@ def test_what_cannot_be_is_refused_before_any_weight_is_read(broken: Path, tmp_p
         file.write_bytes(b"not read")
     (tmp_path / "file").write_text("")
     chosen = config(broken)
-    with pytest.raises(ConfigError, match="choose one of them"):
-        build(replace(chosen, compile=CompileConfig("blocks"), offload=OffloadConfig("layers")))
     for opened in (build, lambda config: explain(str(broken), config=config)):
         with pytest.raises(ConfigError, match=f"offload folder={tmp_path}/file/new cannot be used"):
             opened(replace(chosen, offload=OffloadConfig("components", tmp_path / "file/new")))
