@@ -95,7 +95,7 @@ class Choice:
 def choices() -> dict[str, Choice]:
     """Every choice by its name: `exact` first, each approximation alone, common pairs, what is compiled last."""
     caches = (*PRESETS, *(f"{kind},threshold={Fits.dbcache}" for kind in FORECASTS), "dbcache,mask=fast,forced=true")
-    calibrated = (*FORECASTS, "auto")
+    calibrated = (*FORECASTS, "magcache", "auto")
     found = {EXACT: Choice("exact")}
     found |= {f"{steps} steps": Choice("steps", steps=steps) for steps in (14, 10, 7)}
     found |= {f"`{cache}`": Choice("caches", cache=cache) for cache in caches}
@@ -107,9 +107,12 @@ def choices() -> dict[str, Choice]:
         "`int8` and 10 steps": Choice("pairs", quantize="int8", steps=10),
         "`int8` and `careful`": Choice("pairs", quantize="int8", cache="careful"),
         "`int4` and `careful`": Choice("pairs", quantize="int4", cache="careful"),
+        "`int8-dynamic` and `careful`": Choice("pairs", quantize="int8-dynamic", cache="careful"),
         "`night` and `int8`": Choice("pairs", adapter="night", quantize="int8"),
+        "`night` and `careful`": Choice("pairs", adapter="night", cache="careful"),
         "compiled": Choice("compiled", compiled=True),
         "compiled and `int8`": Choice("pairs", quantize="int8", compiled=True),
+        "compiled and `careful`": Choice("pairs", cache="careful", compiled=True),
     }
     return found
 
