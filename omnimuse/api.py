@@ -23,7 +23,7 @@ from omnimuse.core.calls import begun_of, tools_of
 from omnimuse.core.config import Choice, Config, ModelConfig, ParallelConfig, QuantConfig, WriterConfig
 from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.kinds import check_kind
-from omnimuse.core.loras import Loras
+from omnimuse.core.loras import Loras, loras_of
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import Choices, DiffusionParams, TokenParams, make_params
 from omnimuse.core.request import Ask, Door, Request
@@ -225,6 +225,10 @@ class Omni:
         finally:
             for request_id in places:  # interrupted: leave nothing running behind
                 self._background.cancel(request_id)
+
+    def try_on(self, loras: Loras) -> None:
+        """Read adapters before a request wears them; RequestError for what none can wear, with the reason."""
+        self._background.try_on(loras_of(loras) or ())
 
     @property
     def engine(self) -> Engine:

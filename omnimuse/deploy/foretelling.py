@@ -3,7 +3,7 @@
 The front asks before anything is computed. Each process of a pool knows of its own stages what they take, from two
 small requests of a kind that go through all pools once, one pool after the other and all replicas of one at the same
 time, while nobody is told (`engine/foretelling.py`). Where several refuse a request, it is told the smallest of what
-they say is the nearest.
+they say is the nearest. It asks them as well whether requests can wear adapters.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 
 import msgspec
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import EngineClosedError, RequestError
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.deploy.connectors import Blob
-from omnimuse.deploy.frames import AnyFrame, Close, Put, Try, Way, Weigh, Weighed
+from omnimuse.deploy.frames import AnyFrame, Close, Put, Try, TryOn, Way, Weigh, Weighed
 from omnimuse.deploy.group import Seat
-from omnimuse.deploy.wire import pack
+from omnimuse.deploy.wire import Ended, of_ended, pack
 
 Pieces = list[tuple[Put, Blob | None]]
 Answer = tuple[Seat, Weighed]
@@ -48,11 +49,12 @@ class Foretelling:
         self._tasks: set[asyncio.Task[None]] = set()
         self._names = (f"weighed-{number}" for number in count())
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have the loop do `work`, which asks."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def close(self) -> None:
         """Nobody is asked any more."""
@@ -73,6 +75,20 @@ class Foretelling:
                     if lost is not None:
                         ended(lost)
         return replace(request, tiled=way.tiled)
+
+    async def try_on(self, loras: Sequence[Lora]) -> None:
+        """Have every replica of every pool read what requests are to wear; what speaks against it is raised."""
+        try:
+            await self.begin(self._try_on(list(loras)))
+        except asyncio.CancelledError:
+            raise EngineClosedError("the engine was closed before it came to this") from None
+
+    async def _try_on(self, loras: list[Lora]) -> None:
+        for pool in range(len(self._seats())):
+            for asked in await self._say(await self._there(pool), TryOn("", loras)):
+                close = None if asked.answer.exception() else asked.answer.result()  # who is lost is started anew
+                if isinstance(close, Close) and close.kind:
+                    raise of_ended(Ended("", close.kind, close.message, close.param, close.retry_after))
 
     def hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
         """A frame of no request that is in progress."""
@@ -130,7 +146,7 @@ class Foretelling:
         return seats
 
     async def _say(
-        self, seats: Sequence[Seat], frame: Weigh | Try, pieces: Sequence[tuple[Put, Blob | None]] = ()
+        self, seats: Sequence[Seat], frame: Weigh | Try | TryOn, pieces: Sequence[tuple[Put, Blob | None]] = ()
     ) -> list[Asked]:
         """Until all of `seats`, which are there, have answered `frame`, or are lost: the error of their answer."""
         every = [Asked(seat, asyncio.get_running_loop().create_future()) for seat in seats]

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from omnimuse.core.loras import Lora
+
 
 class Frame(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Something about one stream: one try of one request."""
@@ -85,10 +87,16 @@ class Try(Frame, frozen=True):
     vain: bool = False
 
 
+class TryOn(Frame, frozen=True):
+    """Can requests wear these adapters? Answered by Close, with an error if they cannot."""
+
+    loras: list[Lora]
+
+
 class Alive(Frame, frozen=True):
     """Of no stream: there is nothing to say."""
 
     stream: str = ""
 
 
-AnyFrame = Open | Put | Credit | Close | Hold | Said | Weigh | Weighed | Try | Alive
+AnyFrame = Open | Put | Credit | Close | Hold | Said | Weigh | Weighed | Try | TryOn | Alive

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from omnimuse.core.errors import (
     PoisonError,
     WorkerLostError,
 )
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.deploy.attempt import Attempt, Lost, Moved
 from omnimuse.deploy.folder import PrivateFolder
@@ -158,6 +159,15 @@ class Pool:
     async def sleep(self, asleep: bool) -> int:
         """Have the weights of every worker leave memory, or come back; how many bytes left (`Replica.sleep`)."""
         return sum(await asyncio.gather(*(replica.sleep(asleep) for replica in self._replicas)))
+
+    async def try_on(self, loras: Sequence[Lora]) -> None:
+        """Have every worker that is there read what requests are to wear; what any cannot wear is raised."""
+        there = [replica for replica in self._replicas if replica.open]
+        if not there:
+            raise EngineDeadError("no worker is ready; try again in a moment")
+        for wrong in await asyncio.gather(*(replica.try_on(loras) for replica in there), return_exceptions=True):
+            if wrong is not None:
+                raise wrong
 
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         """The updates of one request, the last of which is Finished; errors are raised. After a retry steps restart.

@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
@@ -34,6 +34,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
+from omnimuse.core.loras import Lora
 from omnimuse.core.output import Chunk, Done, Event, Failed, Result
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.connectors import Blob
@@ -50,6 +51,9 @@ from omnimuse.worker.part import parts
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+NO_ENGINE = (
+    "a model in pools has no one engine to record, to put to sleep or to look into; leave the deploy file out for that"
+)
 RETRY = 1.0
 """Seconds after which who found the queue full may try again."""
 
@@ -184,8 +188,11 @@ class Pools:
     @property
     def engine(self) -> Any:
         """ConfigError: there are several."""
-        why = "a model in pools has no one engine to record, to put to sleep or to look into"
-        raise ConfigError(f"{why}; leave the deploy file out for that")
+        raise ConfigError(NO_ENGINE)
+
+    def try_on(self, loras: Sequence[Lora]) -> None:
+        """Have all processes read what requests are to wear; RequestError, or CapacityError, for what none can wear."""
+        asyncio.run_coroutine_threadsafe(self._foretelling.try_on(loras), self._loop).result()
 
     def close(self) -> None:
         """End all pools; requests in flight fail. Safe to call twice."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ import msgspec
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.loras import Lora
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.request import Request
@@ -56,6 +58,8 @@ from omnimuse.deploy.wire import (
     Spelt,
     Stepped,
     Submit,
+    TriedOn,
+    TryOn,
     unpack,
 )
 from omnimuse.worker.find import find
@@ -178,6 +182,9 @@ class Worker:
         elif isinstance(command, Sleep):
             work = partial(self._sleep, command.asleep, self._background)
             threading.Thread(target=work, name="omnimuse-sleep", daemon=True).start()
+        elif isinstance(command, TryOn):
+            work = partial(self._try_on, command.loras, self._background)
+            threading.Thread(target=work, name="omnimuse-try-on", daemon=True).start()
         else:
             self._line.end()
 
@@ -243,6 +250,15 @@ class Worker:
             self._line.send(Slept(0, str(error)))
             return
         self._line.send(Slept(size))
+
+    def _try_on(self, loras: Sequence[Lora], background: Background | Pools) -> None:
+        """Find out whether requests can wear `loras`, and report it."""
+        trouble = None
+        try:
+            background.try_on(loras)
+        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
+            trouble = ended("", error)
+        self._line.send(TriedOn(trouble))
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 
@@ -342,12 +358,9 @@ class Worker:
         """Report that a request ended without a result, unless it has ended already."""
         if self._jobs.pop(request_id, None) is None:
             return
-        kind, message = kind_of(error)
-        param = error.param if isinstance(error, RequestError) else None
-        wait = error.retry_after if isinstance(error, CapacityError) else None
         if not isinstance(error, OmnimuseError):
             traceback.print_exception(error)
-        self._line.send(Ended(request_id, kind, message, param, wait))
+        self._line.send(ended(request_id, error))
 
 
 def spelt(result: Result) -> tuple[MadeText, ...]:
@@ -402,6 +415,13 @@ def _last(events: SimpleQueue[Event], until: float) -> Event | None:
             pass
         return event
     return None
+
+
+def ended(request_id: str, error: BaseException) -> Ended:
+    """That a request ends by `error`, as a report."""
+    param = error.param if isinstance(error, RequestError) else None
+    wait = error.retry_after if isinstance(error, CapacityError) else None
+    return Ended(request_id, *kind_of(error), param, wait)
 
 
 def kind_of(error: BaseException) -> tuple[str, str]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostbyname
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import zmq
@@ -24,6 +24,7 @@ import zmq.asyncio
 
 from omnimuse.core import errors
 from omnimuse.core.config import Config
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.attempt import Attempt, Lost
@@ -35,6 +36,7 @@ from omnimuse.deploy.process import COMMAND
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import (
     MAX_MESSAGE,
+    Answer,
     Beat,
     Cancel,
     Carried,
@@ -52,6 +54,8 @@ from omnimuse.deploy.wire import (
     Stop,
     Submit,
     Told,
+    TriedOn,
+    TryOn,
     Update,
     encode,
     error_of,
@@ -76,6 +80,7 @@ MOST_UNREAD = 256  # updates kept for somebody who does not read them
 
 LEVELS = MappingProxyType({"info": logging.INFO, "warning": logging.WARNING})
 
+A = TypeVar("A", Profiled, Slept, TriedOn)
 State = Literal["starting", "ready", "restarting", "broken"]
 Cause = Literal["exit", "hang", "silence", "start"]
 
@@ -267,8 +272,7 @@ class Replica:
         self._told, self._retries = "", 0
         self._lost: dict[str, int] = {}
         self.asleep = False
-        self._profile: asyncio.Future[Profiled] | None = None
-        self._slept: asyncio.Future[Slept] | None = None
+        self._asked: dict[type[Answer], asyncio.Future[Any]] = {}
         self._closing = asyncio.Event()
 
     @property
@@ -319,20 +323,7 @@ class Replica:
         CapacityError while another is made, ConfigError where none can be, EngineDeadError when the worker is not there
         or could not make this one.
         """
-        if not self.open or self._life is None:
-            raise errors.EngineDeadError(f"worker {self.index} is not ready; try again in a moment")
-        if self._profile is not None:
-            raise errors.CapacityError(f"worker {self.index} is being recorded already; try again later")
-        self._profile = asyncio.get_running_loop().create_future()
-        self._life.send(Profile(seconds))
-        try:
-            made = await asyncio.wait_for(self._profile, seconds + WRITING)
-        except TimeoutError:
-            raise errors.EngineDeadError(
-                f"worker {self.index} did not write a recording within {WRITING:g} s"
-            ) from None
-        finally:
-            self._profile = None
+        made = await self._answer(self._ask(Profile(seconds), Profiled, "is being recorded already"), seconds + WRITING)
         if made.trouble:
             raise error_of(made.kind, f"worker {self.index} could not be recorded: {made.trouble}")
         return self.plan.spool / made.name
@@ -342,23 +333,39 @@ class Replica:
 
         CapacityError while it is under way, ConfigError where it cannot be, EngineDeadError without a worker.
         """
-        if not self.open or self._life is None:
-            raise errors.EngineDeadError(f"worker {self.index} is not ready; try again in a moment")
-        if self._slept is not None:
-            raise errors.CapacityError(f"worker {self.index} is falling asleep or waking up; try again later")
-        slept = self._slept = asyncio.get_running_loop().create_future()
+        asked = self._ask(Sleep(asleep), Slept, "is falling asleep or waking up")
         before, self.asleep = self.asleep, asleep
-        self._life.send(Sleep(asleep))
-        try:
-            told = await asyncio.wait_for(slept, WRITING)
-        except TimeoutError:
-            raise errors.EngineDeadError(f"worker {self.index} did not answer within {WRITING:g} s") from None
-        finally:
-            self._slept = None
+        told = await self._answer(asked, WRITING)
         if told.trouble:
             self.asleep = before
             raise errors.ConfigError(f"worker {self.index}: {told.trouble}")
         return told.bytes
+
+    async def try_on(self, loras: Sequence[Lora]) -> None:
+        """Have it read what requests are to wear; what speaks against it is raised.
+
+        CapacityError while it reads others, EngineDeadError without a worker.
+        """
+        asked = self._ask(TryOn(list(loras)), TriedOn, "is reading adapters already")
+        if (trouble := (await self._answer(asked, WRITING)).trouble) is not None:
+            raise of_ended(trouble)
+
+    def _ask(self, command: Message, kind: type[A], busy: str) -> asyncio.Future[A]:
+        """Give the worker an operator's command, which is answered by that `kind`."""
+        if not self.open or self._life is None:
+            raise errors.EngineDeadError(f"worker {self.index} is not ready; try again in a moment")
+        if kind in self._asked:  # also if nobody waits for that any more
+            raise errors.CapacityError(f"worker {self.index} {busy}; try again later")
+        asked: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._asked[kind] = asked
+        self._life.send(command)
+        return asked
+
+    async def _answer(self, asked: asyncio.Future[A], patience: float) -> A:
+        try:
+            return await asyncio.wait_for(asked, patience)
+        except TimeoutError:
+            raise errors.EngineDeadError(f"worker {self.index} did not answer within {patience:g} s") from None
 
     async def supervise(self, context: zmq.asyncio.Context) -> None:
         """Start lives until closed or broken; returns then."""
@@ -436,10 +443,8 @@ class Replica:
                 self._changed()
             case Told():
                 logger.log(LEVELS[report.level], "%s: %s", self.name, report.text)
-            case Profiled():
-                self._tell_profile(report)
-            case Slept():
-                self._tell_slept(report)
+            case Profiled() | Slept() | TriedOn():
+                self._answered(report)
             case NotStarted():
                 self._told = report.message
                 if report.kind and not self.place:  # what has worked before may work again
@@ -469,18 +474,16 @@ class Replica:
         elif ends or attempt.updates.qsize() < MOST_UNREAD:
             attempt.updates.put_nowait(of_ended(report) if isinstance(report, Ended) else report)
 
-    def _tell_profile(self, made: Profiled) -> None:
-        if self._profile is not None and not self._profile.done():
-            self._profile.set_result(made)
-
-    def _tell_slept(self, slept: Slept) -> None:
-        if self._slept is not None and not self._slept.done():
-            self._slept.set_result(slept)
+    def _answered(self, answer: Answer) -> None:
+        asked = self._asked.pop(type(answer), None)
+        if asked is not None and not asked.done():
+            asked.set_result(answer)
 
     def _lose(self, life: Life) -> None:
         """Tell those who wait, and remove what the life has left of their files."""
-        self._tell_profile(Profiled("", self.reason))
-        self._tell_slept(Slept(0, self.reason))
+        gone = Ended("", errors.EngineDeadError.__name__, f"worker {self.index}: {self.reason}")
+        for answer in (Profiled("", self.reason), Slept(0, self.reason), TriedOn(gone)):
+            self._answered(answer)
         lost, self.running = self.running, {}
         for attempt in lost.values():
             for path in self.plan.spool.glob(f"*{attempt.request.id}-{life.settings.name}-*"):

@@ -16,17 +16,30 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.errors import EngineDeadError, ModelError, OmnimuseError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Handed, Progress, Result
 from omnimuse.core.request import Request
 from omnimuse.deploy.child import Settings, run, talk
 from omnimuse.deploy.connectors import Blob, Connector, kind_of
 from omnimuse.deploy.faults import ALWAYS, Faults
-from omnimuse.deploy.frames import AnyFrame, Close, Credit, Frame, Hold, Open, Put, Said, Try, Way, Weigh, Weighed
+from omnimuse.deploy.frames import (
+    AnyFrame,
+    Close,
+    Credit,
+    Frame,
+    Hold,
+    Open,
+    Put,
+    Said,
+    Try,
+    TryOn,
+    Way,
+    Weigh,
+    Weighed,
+)
 from omnimuse.deploy.line import Line
-from omnimuse.deploy.process import build, rank_of, warm_up
-from omnimuse.deploy.process import kind_of as error_kind
+from omnimuse.deploy.process import build, ended, rank_of, warm_up
 from omnimuse.deploy.ranks import follow
 from omnimuse.deploy.wire import Beat, Command, NotStarted, Ready, unpack
 from omnimuse.worker.find import find
@@ -94,6 +107,8 @@ class Station:
             self._tried[stream] = frame, []
             if self._first or frame.vain:
                 self._try(stream)
+        elif isinstance(frame, TryOn):
+            self._try_on(frame)
         elif stream in self._tried:
             self._add(frame, blob)
         elif stream not in self._requests:
@@ -143,6 +158,16 @@ class Station:
                 self._send(partial(Put, stream, piece.number, piece.last), piece.handover.plain())
         del self._tried[stream]
         self._edge.send(Close(stream))
+
+    def _try_on(self, frame: TryOn) -> None:
+        from omnimuse.engine.engine import try_on
+
+        try:
+            try_on(self._background.engine, frame.loras)
+        except OmnimuseError as error:
+            self._edge.send(closed(frame.stream, error))
+        else:
+            self._edge.send(Close(frame.stream))
 
     def _listen(self, event: Event) -> None:
         self._move()
@@ -202,10 +227,13 @@ class Station:
 
     def _end(self, stream: str, error: BaseException) -> None:
         if self._requests.pop(stream, None) is not None:
-            kind, message = error_kind(error)
-            param = error.param if isinstance(error, RequestError) else None
-            wait = error.retry_after if isinstance(error, CapacityError) else None
-            self._edge.send(Close(stream, kind, message, param, wait))
+            self._edge.send(closed(stream, error))
+
+
+def closed(stream: str, error: BaseException) -> Close:
+    """That a stream is over by `error`."""
+    end = ended(stream, error)
+    return Close(stream, end.kind, end.message, end.param, end.retry_after)
 
 
 def told(result: Result) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 from omnimuse.core import errors
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import EngineDeadError
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.worker.pace import Shared
@@ -76,6 +77,12 @@ class Sleep(Message, frozen=True):
     """Let the weights leave the device, or (`asleep=False`) bring them back; answered by Slept."""
 
     asleep: bool
+
+
+class TryOn(Message, frozen=True):
+    """Read adapters that requests are to wear; answered by TriedOn."""
+
+    loras: list[Lora]
 
 
 class Stop(Message, frozen=True):
@@ -264,8 +271,16 @@ class Ended(Message, frozen=True):
     retry_after: float | None = None
 
 
-Command = Submit | Cancel | Profile | Sleep | Stop
-Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Spelt | Profiled | Slept | Finished | Ended
+class TriedOn(Message, frozen=True):
+    """Requests can wear the adapters, or cannot, for the reason for which they would end (of no request)."""
+
+    trouble: Ended | None = None
+
+
+Command = Submit | Cancel | Profile | Sleep | TryOn | Stop
+Answer = Profiled | Slept | TriedOn
+"""What an operator's command is answered by."""
+Report = Ready | NotStarted | Told | Beat | Stepped | Previewed | Grown | Spelt | Finished | Ended | Answer
 Update = Stepped | Previewed | Grown | Spelt | Finished
 """What somebody who waits for a request sees; errors are raised instead."""
 

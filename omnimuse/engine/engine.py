@@ -25,6 +25,7 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
+from omnimuse.core.loras import Lora
 from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
@@ -33,6 +34,7 @@ from omnimuse.engine.given import Given
 from omnimuse.engine.scheduler import FOREVER, Scheduler
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.collectives import broadcast_bytes, meet
+from omnimuse.worker.adapters import try_on_together
 from omnimuse.worker.governor import Governor
 from omnimuse.worker.handover import apart
 from omnimuse.worker.pace import Offer, Price
@@ -121,7 +123,7 @@ class Engine:
         EngineDeadError, and nothing more will come of this engine, if one of them is gone.
         """
         try:
-            self._tell(TickPlan(heard=heard))
+            self.tell(TickPlan(heard=heard))
         except EngineDeadError as error:
             self.die(error)
             raise
@@ -230,7 +232,7 @@ class Engine:
     def record(self) -> None:
         """Record what every rank computes from now on; comes between two ticks."""
         self._refuse_if_over()
-        self._tell(TickPlan(record=True))
+        self.tell(TickPlan(record=True))
         self._recorder.start()
         self.runner.blocks.recorded = True
 
@@ -241,7 +243,7 @@ class Engine:
         """
         self._refuse_if_over()
         parts = [part_of(path, rank) for rank in range(self.mesh.size)]
-        self._tell(TickPlan(write=str(path)))
+        self.tell(TickPlan(write=str(path)))
         self.runner.blocks.recorded = False
         try:
             self._recorder.write(path)
@@ -254,14 +256,14 @@ class Engine:
         wait until `wake_up`, their deadlines pass. ConfigError, and all stay awake, where a rank has no room for that.
         """
         self._refuse_if_over()
-        self._tell(TickPlan(rest=True))
+        self.tell(TickPlan(rest=True))
         self.runner.memo.clear()
         return begin_together(self.runner.rest, self.mesh)
 
     def wake_up(self) -> None:
         """Bring every weight back, between two ticks. MemoryShortageError, and all sleep on, if a rank has no room."""
         self._refuse_if_over()
-        self._tell(TickPlan(rest=False))
+        self.tell(TickPlan(rest=False))
         end_together(self.runner.rest, self.mesh)
 
     def close(self) -> None:
@@ -271,11 +273,12 @@ class Engine:
                 return
             self._closed = True
         if self.dead is None:
-            self._tell(TickPlan(stop=True))
+            self.tell(TickPlan(stop=True))
         self.mesh.close()
         self.runner.close()
 
-    def _tell(self, plan: TickPlan) -> None:
+    def tell(self, plan: TickPlan) -> None:
+        """Send a plan to the other ranks, if there are any."""
         if self.mesh.size > 1:
             broadcast_bytes(self.mesh, encode(replace(plan, alive=fingerprint(self.runner.states))))
 
@@ -347,7 +350,7 @@ class Engine:
             self.hear(heard)
         plan, events = TickPlan(admit=(request,), run=(f"{request.id}/0",)), list[Event]()
         while not any(map(is_last, events)):
-            self._tell(plan)
+            self.tell(plan)
             execute(self.runner, plan, events, self.governor)
             self.moved()
             plan = TickPlan(run=plan.run)
@@ -364,7 +367,7 @@ class Engine:
             with self._lock:
                 taken = self.scheduler.taken(self.foretelling.extent.guess) + self.given.bytes
             plan = replace(plan, memo=self.space.less(taken).room)
-        self._tell(plan)
+        self.tell(plan)
         execute(self.runner, plan, events, self.governor)
         with self._lock:
             if self.runner.repeated:
@@ -435,6 +438,17 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
     return left
 
 
+def try_on(engine: Engine, loras: Sequence[Lora]) -> None:
+    """Read what requests are to wear, before any does; comes between two ticks. RequestError for what does not fit,
+    CapacityError while others take its memory.
+    """
+    if not loras:
+        return
+    engine.tell(TickPlan(try_on=tuple(loras)))
+    if (wrong := try_on_together(engine.runner.pipeline.ctx.adapters, loras, engine.mesh)) is not None:
+        raise wrong
+
+
 def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Governor | None) -> None:
     """Carry out one tick, watched by the governor if there is one."""
     work = partial(runner.execute, plan, events)
@@ -463,6 +477,8 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
             meet(mesh)
         elif plan.heard is not None:
             take_over(runner, apart(plan.heard))
+        elif plan.try_on:
+            try_on_together(runner.pipeline.ctx.adapters, plan.try_on, mesh)  # rank 0 tells what is wrong
         elif plan.rest:
             runner.memo.clear()
             with suppress(ConfigError):  # rank 0 tells it

@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -23,12 +24,12 @@ from torch import Tensor
 
 from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
-from omnimuse.core.loras import loras_of, told
+from omnimuse.core.loras import Lora, loras_of, told
 from omnimuse.core.output import Done, Event, Failed, Part, Result, is_last
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Recording, Request
 from omnimuse.core.spec import Limits
-from omnimuse.engine.engine import Engine, follow
+from omnimuse.engine.engine import Engine, follow, try_on
 from omnimuse.media.image import to_image
 from omnimuse.media.recording import samples_of
 from omnimuse.media.sound import Sound, to_sound
@@ -323,6 +324,10 @@ class Background:
             self._errands.put(errand)
         self._wake.set()
         return errand.done
+
+    def try_on(self, loras: Sequence[Lora]) -> None:
+        """Read what requests are to wear, before any does; RequestError, or CapacityError, for what none can wear."""
+        self.between_ticks(partial(try_on, self.engine, loras)).result()
 
     def close(self) -> None:
         """Stop the thread and free the engine; requests in flight fail. Safe to call twice."""

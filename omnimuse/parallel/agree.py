@@ -69,6 +69,15 @@ def said_by_all(mesh: Mesh, said: str) -> list[str]:
     return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in every]
 
 
+def trouble_of_all(mesh: Mesh, failure: Exception | None) -> str:
+    """The same in one text, which says which rank it was, if there are several; EngineDeadError if one is gone."""
+    try:
+        every = words_of_all(mesh, failure)
+    except RuntimeError as error:
+        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
+    return "; ".join(f"rank {rank}: {text}" if len(every) > 1 else text for rank, text in enumerate(every) if text)
+
+
 def _agree(group: dist.ProcessGroup | None, size: int, what: str, failure: Exception) -> None:
     here = torch.tensor([zlib.crc32(what.encode())])
     every = [torch.empty_like(here) for _ in range(size)]

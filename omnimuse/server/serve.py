@@ -111,7 +111,7 @@ async def _serve(found: Found, options: ServeOptions, warm_up: str, sockets: Soc
         await pool.start()
         planes = (
             (sockets.metrics, [measurements(service)]),
-            (sockets.admin, [*admin_routes(service, pool), *managing(service.shelf)]),
+            (sockets.admin, [*admin_routes(service, pool), *managing(service)]),
         )
         for beside, routes in planes:
             if beside is not None:

@@ -2,12 +2,13 @@
 
 At the start every file in the folder is registered by its name; more names come and go while the server runs. Some may
 be set for all requests that do not say what they wear. Whether an adapter fits the model the workers find out, who read
-it when a request first names it. No torch.
+it when it is set, or when a request first names it. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from omnimuse.loader.adapter_file import find_file
 
 MOST = 1000
 LONGEST = 256
+TryOn = Callable[[Sequence[Lora]], Awaitable[None]]
+"""(adapters by their files) -> whether requests can wear them, as they would; RequestError tells why not."""
 
 
 class Shelf:
@@ -36,6 +39,7 @@ class Shelf:
                 raise ConfigError(f"--lora-dir {folder} has {name!r:.80}, a name that no request can say; rename it")
         self.chosen: tuple[Lora, ...] = ()
         self.worn: list[Lora] = []
+        self._changing = asyncio.Lock()
 
     def load(self, name: str, path: str) -> None:
         """Register `path`, a file or folder in the folder of adapters, as `name`; RequestError says what is wrong."""
@@ -66,11 +70,17 @@ class Shelf:
         self.chosen = tuple(lora for lora in self.chosen if lora.source != name)
         self.worn[:] = [lora for lora in self.worn if lora.source != name]
 
-    def choose(self, loras: Sequence[Lora], paths: Sequence[str | None]) -> None:
+    async def choose(self, loras: Sequence[Lora], paths: Sequence[str | None], try_on: TryOn) -> None:
         """Have requests that do not say what they wear wear these, of which those with a path are registered first.
 
-        RequestError for one that cannot be, and for names that are not registered: then nothing has changed.
+        RequestError for one that cannot be, and for names that are not registered: then nothing has changed. So it is
+        for what whoever draws cannot wear, who is to `try_on` what was chosen.
         """
+        async with self._changing:
+            await self._put_on(loras, paths, try_on)
+
+    def _with(self, loras: Sequence[Lora], paths: Sequence[str | None]) -> dict[str, str]:
+        """What would be registered with those of `loras` that have a path."""
         files = dict(self.files)
         for lora, path in zip(loras, paths, strict=True):
             if path is not None:
@@ -80,18 +90,20 @@ class Shelf:
             if lora.component and self.networks and lora.component not in self.networks:
                 why = "which this model does not have; use all, or leave it out"
                 raise RequestError(f"{lora.source} cannot be for {lora.component}, {why}", "target")
-        self.files.update(files)
-        self.chosen = tuple(loras)
-        self.wear()
+        return files
 
-    def wear(self, strength: float | None = None) -> None:
+    async def wear(self, strength: float | None, try_on: TryOn) -> None:
         """Have what was chosen be worn, at another strength if there is one; RequestError if nothing was chosen."""
-        if not self.chosen:
-            raise RequestError("no adapter was set; POST /v1/set_lora sets one", "lora_nickname")
-        if strength is not None:
-            changed = [replace(lora, scale=strength) for lora in self.chosen]
-            loras_of(changed, self.files)
-            self.chosen = tuple(changed)
+        async with self._changing:
+            if not self.chosen:
+                raise RequestError("no adapter was set; POST /v1/set_lora sets one", "lora_nickname")
+            loras = [lora if strength is None else replace(lora, scale=strength) for lora in self.chosen]
+            await self._put_on(loras, [None] * len(loras), try_on)
+
+    async def _put_on(self, loras: Sequence[Lora], paths: Sequence[str | None], try_on: TryOn) -> None:
+        await try_on(loras_of(list(loras), self._with(loras, paths)) or ())
+        self.files.update(self._with(loras, paths))  # others came and went meanwhile
+        self.chosen = tuple(loras)
         self.worn[:] = self.chosen
 
     def take_off(self) -> None:

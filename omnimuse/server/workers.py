@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Form, Update
 from omnimuse.worker.pace import Shared
@@ -46,6 +47,10 @@ class Workers(Protocol):
     @property
     def company(self) -> list[Shared]:
         """What shared forwards took, of their time apart; empty until some were measured."""
+        ...
+
+    async def try_on(self, loras: Sequence[Lora]) -> None:
+        """Have them read what requests are to wear; RequestError, or CapacityError, for what any cannot wear."""
         ...
 
     def run(self, request: Request, form: Form) -> AsyncIterator[Update]:

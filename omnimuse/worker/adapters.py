@@ -5,12 +5,15 @@ Made when every network has its final layers; an adapter itself is read when a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from omnimuse.compat.door import Wardrobe
+from omnimuse.core.errors import OmnimuseError, RequestError
+from omnimuse.core.loras import Lora
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.adapter_file import stamp
@@ -18,8 +21,11 @@ from omnimuse.loader.adapters import Reader
 from omnimuse.loader.sites import Sites
 from omnimuse.lora.adapters import Adapters, adapt
 from omnimuse.lora.linear import Adapted
+from omnimuse.parallel.agree import trouble_of_all
+from omnimuse.parallel.mesh import Mesh
 from omnimuse.parallel.tensor import GatheredLinear, Gathering, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
+from omnimuse.worker.failures import settle
 from omnimuse.worker.named import import_named, rules_of
 
 if TYPE_CHECKING:
@@ -78,6 +84,18 @@ def adapters_of(under: Build) -> Adapters:
         obstacle=obstacle(under),
         rack=under.wearing.rack,
     )
+
+
+def try_on_together(adapters: Adapters, loras: Sequence[Lora], mesh: Mesh) -> OmnimuseError | None:
+    """Read what requests are to wear, on every rank; why they cannot, if any rank says so, here before others."""
+    failure: Exception | None = None
+    try:
+        adapters.fetch(loras)
+    except (OmnimuseError, OSError, MemoryError, RuntimeError, ValueError) as error:  # other ranks wait to hear of it
+        failure = error
+    found = None if failure is None else settle(failure, "reading adapters")
+    wrong = trouble_of_all(mesh, found)
+    return RequestError(wrong, "loras") if wrong and found is None else found
 
 
 def _of_others(under: Build, wardrobe: Wardrobe) -> Adapters:

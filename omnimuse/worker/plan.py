@@ -15,7 +15,7 @@ from zlib import crc32
 import msgspec
 
 from omnimuse.core.calls import Call, Tool
-from omnimuse.core.loras import loras_of
+from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.messages import Message
 from omnimuse.core.params import DiffusionParams, family_params
 from omnimuse.core.request import Clip, Picture, Recording, Region, Request
@@ -37,11 +37,12 @@ class Heard:
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    `record` begins a recording, `write` ends it and names the file. With `rest` weights leave, or come back (None:
-    neither). What was `heard` from the pool before this one every rank takes over. `stop` ends the loop. `alive` stands
-    for the states that rank 0 had before, which every rank must have. In several `teams`, ranks evaluate some of the
-    states each. Where all of them write a token, they write as many as `steps`. The memo has no more than `memo` bytes
-    (None: as many as it may), but for what those in progress have as well.
+    What requests are to wear all ranks `try_on`. `record` begins a recording, `write` ends it and names the file. With
+    `rest` weights leave, or come back (None: neither). What was `heard` from the pool before this one every rank takes
+    over. `stop` ends the loop. `alive` stands for the states that rank 0 had before, which every rank must have. In
+    several `teams`, ranks evaluate some of the states each. Where all of them write a token, they write as many as
+    `steps`. The memo has no more than `memo` bytes (None: as many as it may), but for what those in progress have as
+    well.
     """
 
     drop: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class TickPlan:
     park: tuple[str, ...] = ()
     wake: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
+    try_on: tuple[Lora, ...] = ()
     record: bool = False
     write: str = ""
     rest: bool | None = None
@@ -79,8 +81,9 @@ def decode(payload: bytes, spec: Spec) -> TickPlan:
     admit = tuple(decode_request(fields, spec) for fields in raw.pop("admit"))
     names: dict[str, Any] = {field: tuple(raw[field]) for field in ("drop", "park", "wake", "run")}
     marks: dict[str, Any] = {field: raw[field] for field in MARKS}
+    try_on = tuple(Lora(**fields) for fields in raw["try_on"])
     heard = None if raw["heard"] is None else Heard(**raw["heard"])
-    return TickPlan(admit=admit, heard=heard, **names, **marks)
+    return TickPlan(admit=admit, try_on=try_on, heard=heard, **names, **marks)
 
 
 def decode_request(fields: dict[str, object], spec: Spec) -> Request:

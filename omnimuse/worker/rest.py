@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from omnimuse.core.errors import ConfigError, EngineDeadError, MemoryShortageError
+from omnimuse.core.errors import ConfigError, MemoryShortageError
 from omnimuse.layers.few import FewLinear
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.offload.host import DeviceLanes, HostStore
 from omnimuse.offload.parcels import Parcel
 from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store
-from omnimuse.parallel.agree import words_of_all
+from omnimuse.parallel.agree import trouble_of_all
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.failures import free_memory, settle
 
@@ -92,7 +92,7 @@ def begin_together(rest: Rest, mesh: Mesh) -> int:
         size = rest.begin()
     except (ConfigError, OSError, RuntimeError) as error:
         failure = error
-    if wrong := _told(mesh, failure):
+    if wrong := trouble_of_all(mesh, failure):
         rest.end()
         raise ConfigError(f"the weights cannot leave: {wrong}") from failure
     return size
@@ -108,18 +108,9 @@ def end_together(rest: Rest, mesh: Mesh) -> None:
     if failure is not None:
         failure = settle(failure, "waking up")
         free_memory(rest.device)
-    if wrong := _told(mesh, failure):
+    if wrong := trouble_of_all(mesh, failure):
         rest.begin()
         raise MemoryShortageError(f"the weights cannot come back: {wrong}; wake up again once there is room")
-
-
-def _told(mesh: Mesh, failure: Exception | None) -> str:
-    """What went wrong on any rank, here the `failure`; empty where nothing did."""
-    try:
-        every = words_of_all(mesh, failure)
-    except RuntimeError as error:
-        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
-    return "; ".join(f"rank {rank}: {text}" if len(every) > 1 else text for rank, text in enumerate(every) if text)
 
 
 def written(module: nn.Module, store: Store, *, lent: bool = False) -> Parcel:

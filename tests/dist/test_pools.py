@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, DeadlineError, ModelError, PoisonError, RequestCancelled, RequestError
+from omnimuse.core.loras import Lora
 from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
@@ -22,6 +23,7 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from tests.checkpoints.adapters import write
 from tests.invariants.conftest import run
 
 MODEL = "omnimuse/shapes"
@@ -166,6 +168,13 @@ def test_a_failure_in_a_pool_ends_its_request_alone_with_its_error(whole: Engine
     lost = Told(group, ask("a red circle", loras=[f"{tmp_path}/none.safetensors"])).end()
     assert isinstance(lost, Failed) and isinstance(lost.error, RequestError) and lost.error.param
     assert torch.equal(good.drawn(), expected(whole, ask("a red circle")))
+
+
+def test_every_pool_reads_what_requests_are_to_wear(group: Pools, tmp_path: Path) -> None:
+    group.try_on([Lora("omnimuse/shapes/night", 0.5), Lora("omnimuse/shapes/hearts")])
+    other = write(tmp_path / "other.safetensors", {"layers.0.attention.to_q": (8, 8)})
+    with pytest.raises(RequestError, match=r"other.safetensors .*layers.0.attention.to_q"):
+        group.try_on([Lora("omnimuse/shapes/night"), Lora(str(other))])
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

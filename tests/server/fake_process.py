@@ -36,6 +36,8 @@ from omnimuse.deploy.wire import (
     Stepped,
     Submit,
     Told,
+    TriedOn,
+    TryOn,
     unpack,
 )
 from omnimuse.worker.find import find
@@ -75,8 +77,18 @@ class FakeWorker:
             threading.Thread(target=self.draw, args=(request, command.form), daemon=True).start()
         elif isinstance(command, Cancel):
             self.cancelled.add(command.request_id)
+        elif isinstance(command, TryOn):
+            self.try_on(command)
         else:
             self.line.end()
+
+    def try_on(self, command: TryOn) -> None:
+        """Refuse what is called as this worker is, or end."""
+        name = f"worker {self.settings.name.split('-')[0]}"
+        if f"death of {name}" in (lora.source for lora in command.loras):
+            os._exit(1)
+        unfit = name in (lora.source for lora in command.loras)
+        self.line.send(TriedOn(Ended("", "RequestError", f"not for {name}", "loras") if unfit else None))
 
     def beat(self) -> Beat:
         return Beat(self.ticks, bool(self.live), 2**20, company=[SHARED])

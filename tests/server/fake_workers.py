@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from omnimuse.core.errors import OmnimuseError
+from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.deploy.wire import Finished, Form, MadeFile, MadeText, Previewed, Remarks, Spelt, Stepped, Update
 from omnimuse.media.formats import TEXT
@@ -24,7 +25,8 @@ WORDS = ("a ", "red ", "circle")
 @dataclass
 class FakeWorkers:
     """`fail` maps a word of the prompt to the error that such a request ends with, after its first step. Those of
-    `WORDS` that `unheard` numbers are in no piece of a text.
+    `WORDS` that `unheard` numbers are in no piece of a text. `unfit` maps the file of an adapter to why no request can
+    wear it.
     """
 
     spool: Path
@@ -43,6 +45,14 @@ class FakeWorkers:
     cancelled: list[str] = field(default_factory=list)
     remarks: Remarks = Remarks()
     unheard: set[int] = field(default_factory=set)
+    unfit: dict[str, OmnimuseError] = field(default_factory=dict)
+    tried_on: list[tuple[Lora, ...]] = field(default_factory=list)
+
+    async def try_on(self, loras: Sequence[Lora]) -> None:
+        self.tried_on.append(tuple(loras))
+        for lora in loras:
+            if lora.source in self.unfit:
+                raise self.unfit[lora.source]
 
     async def run(self, request: Request, form: Form) -> AsyncIterator[Update]:
         steps = request.params.num_inference_steps or 1

@@ -12,7 +12,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.server.options import Reach, ServeOptions
 from omnimuse.server.service import Service
@@ -259,6 +259,34 @@ def test_what_cannot_be_set_is_refused_and_nothing_is_worn_or_registered(
         assert not service.shelf.worn and service.shelf.files == before
 
     with_app(tmp_path / "data", folder, act, networks=("transformer",))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("set_lora", {"lora_nickname": ["ink", "new"], "lora_path": [None, "more/deep.safetensors"]}),
+        ("merge_lora_weights", {"strength": 0.5}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("why", "status"),
+    [(RequestError("it has other layers", "loras"), 400), (CapacityError("it has no room", 1.0), 429)],
+)
+def test_what_no_worker_can_wear_is_refused_when_it_is_set_and_what_was_set_stays(
+    tmp_path: Path, folder: Path, path: str, body: dict[str, Any], why: OmnimuseError, status: int
+) -> None:
+    async def act(client: httpx2.AsyncClient, service: Service) -> None:
+        workers, before = cast(FakeWorkers, service.workers), dict(service.shelf.files)
+        assert (await client.post("/v1/set_lora", json={"lora_nickname": "night"})).status_code == 200
+        assert workers.tried_on == [(Lora("night.safetensors"),)]
+        workers.unfit = dict.fromkeys(("more/deep.safetensors", "night.safetensors"), why)
+        answer = await client.post(f"/v1/{path}", json=body)
+        assert answer.status_code == status and str(why) in answer.json()["error"]["message"], answer.text
+        assert service.shelf.worn == [Lora("night")] and service.shelf.files == before
+        await draw(client)
+        assert workers.started[-1].params.loras == (Lora("night.safetensors"),)
+
+    with_app(tmp_path / "data", folder, act)
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"two\nlines", b"\x1b[31m"])

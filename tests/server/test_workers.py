@@ -25,6 +25,7 @@ from PIL import Image
 
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ModelError, NumericalError, PoisonError, RequestError
+from omnimuse.core.loras import Lora
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.child import read_settings
@@ -127,6 +128,15 @@ def test_a_request_gives_steps_previews_timings_and_files_with_their_settings(se
     assert settings["seed"] == 8 and settings["prompt"] == "a red circle" and settings["model"] == "omnimuse/shapes"
     assert {"queue", "denoise", "encode"} <= set(updates[-1].timings)
     assert not np.array_equal(pixels(served.path(one)), pixels(served.path(two)))
+
+
+def test_what_requests_are_to_wear_is_read_before_any_does(served: Served, tmp_path: Path) -> None:
+    night = Lora("omnimuse/shapes/night")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no tensors")
+    served.do(served.pool.try_on([night]))
+    with pytest.raises(RequestError, match=r"damaged.safetensors cannot be read") as refused:
+        served.do(served.pool.try_on([night, Lora(str(tmp_path / "damaged.safetensors"))]))
+    assert refused.value.param == "loras"
 
 
 @pytest.mark.parametrize("form", [Form("JPEG"), Form("WEBP", 60), Form("JPEG", 60)], ids=str)

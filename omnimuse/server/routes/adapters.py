@@ -31,12 +31,13 @@ OPERATIONS = (Operation("GET", LIST, "The adapters that requests may name.", res
 
 def routes(service: Service) -> list[Route]:
     """What of it is public."""
-    public = managing(service.shelf) if service.options.loopback and not service.keys.required else []
+    public = managing(service) if service.options.loopback and not service.keys.required else []
     return [Route(LIST, _listed(service.shelf)), *public]
 
 
-def managing(shelf: Shelf) -> list[Route]:
-    """The endpoints that change what is registered."""
+def managing(service: Service) -> list[Route]:
+    """The endpoints that change what is registered, and what is set, which workers read first."""
+    shelf = service.shelf
 
     async def load(request: Request) -> Response:
         """POST {"lora_name": "ink", "lora_path": "ink.safetensors"}"""
@@ -65,7 +66,7 @@ def managing(shelf: Shelf) -> list[Route]:
         try:
             found = zip(names, strengths, targets, strict=True)
             loras = [Lora(name, 1.0 if scale is None else scale, component) for name, scale, component in found]
-            shelf.choose(loras, paths)
+            await shelf.choose(loras, paths, service.workers.try_on)
         except RequestError as error:
             raise refusal("invalid_value", str(error), _field_of(error)) from None
         return _done(shelf)
@@ -76,7 +77,7 @@ def managing(shelf: Shelf) -> list[Route]:
         _check_target(body)
         [strength] = _many(body, "strength", float, 1)
         try:
-            shelf.wear(strength)
+            await shelf.wear(strength, service.workers.try_on)
         except RequestError as error:
             raise refusal("invalid_value", str(error), _field_of(error)) from None
         return _done(shelf)

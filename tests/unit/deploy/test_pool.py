@@ -23,8 +23,10 @@ from omnimuse.core.errors import (
     EngineDeadError,
     ModelError,
     PoisonError,
+    RequestError,
     WorkerLostError,
 )
+from omnimuse.core.loras import Lora
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.folder import PrivateFolder, sweep
@@ -98,6 +100,23 @@ def test_a_request_gives_its_steps_and_then_its_file(found: Found, plan: PoolPla
             assert pool.ready and pool.place == {"dtype": "float32", "device": "cpu"}
             await until(lambda: pool.company == [SHARED])
             await pool.wait_ready()
+
+    asyncio.run(main())
+
+
+def test_what_requests_are_to_wear_all_workers_read(found: Found, plan: PoolPlan) -> None:
+    async def main() -> None:
+        async with opened(replace(plan, scale=Scale(2, 2))) as pool:
+            with pytest.raises(EngineDeadError, match="no worker is ready"):
+                await pool.try_on([Lora("ink")])
+            await until(lambda: all(worker.state == "ready" for worker in pool.status()))
+            await pool.try_on([Lora("ink")])
+            for number in range(2):
+                with pytest.raises(RequestError, match=f"not for worker {number}"):
+                    await pool.try_on([Lora("ink"), Lora(f"worker {number}")])
+            with pytest.raises(EngineDeadError, match=r"worker 1: its process ended"):
+                await pool.try_on([Lora("death of worker 1")])
+            await pool.try_on([Lora("ink")])
 
     asyncio.run(main())
 

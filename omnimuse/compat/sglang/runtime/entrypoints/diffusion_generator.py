@@ -17,10 +17,9 @@ from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.compat.sglang.runtime.entrypoints.options import Files, Wanted, chosen, config_of, wanted_of
 from omnimuse.core.config import Config
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import Lora, component_of, loras_of
+from omnimuse.core.loras import Lora, component_of
 from omnimuse.core.output import Part, Result
 from omnimuse.engine.local import present
-from omnimuse.loader.adapter_file import find_file
 from omnimuse.media.finished import save
 
 SUFFIXES = {"image": ".png", "video": ".mp4", "audio": ".wav"}
@@ -126,8 +125,7 @@ class DiffGenerator:
 
     def _wear(self, loras: Sequence[Lora], files: Mapping[str, str]) -> None:
         """Wear these from now on, by the names that `files` have; RequestError, and nothing has changed, for others."""
-        for each in loras_of([replace(each, source=files.get(each.source, each.source)) for each in loras]) or ():
-            find_file(each.source)
+        self._ours.try_on([replace(each, source=files.get(each.source, each.source)) for each in loras])
         self._files, self._chosen, self._on = dict(files), list(loras), True
 
     @property
