@@ -242,14 +242,13 @@ class Engine:
         A rank that could not write its own says why in the log.
         """
         self._refuse_if_over()
-        parts = [part_of(path, rank) for rank in range(self.mesh.size)]
         self.tell(TickPlan(write=str(path)))
         self.runner.blocks.recorded = False
         try:
             self._recorder.write(path)
         finally:
             meet(self.mesh)
-        return parts
+        return [part_of(path, rank) for rank in range(self.mesh.size)]
 
     def sleep(self) -> int:
         """Let every weight leave the device, between two ticks; how many bytes wait elsewhere on this rank. Requests
