@@ -270,7 +270,7 @@ def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_f
     assert choices["ranks", "transformer, tokens"].value == "ulysses=1 x ring=2"
     assert "on every rank alike" in choices["ranks", "transformer, tensor"].value
     assert choices["ranks", "wait"].value == "1800 s"
-    assert choices["batching", "tier"].value == "fast" and "tensor=2 x ring=2" in choices["batching", "tier"].reason
+    assert choices["batching", "tier"].value == "invariant"
 
 
 def test_explain_tells_who_works_together_and_what_every_rank_holds_of_what(z_image_folder: Path) -> None:
@@ -298,7 +298,8 @@ def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z
         explain(replace(kept, compile=CompileConfig("blocks")))
     with pytest.raises(ConfigError, match="both say where blocks wait"):
         explain(replace(kept, offload=OffloadConfig("layers")))
-    with pytest.raises(ConfigError, match="tier=invariant cannot be"):
-        explain(replace(chosen, schedule=ScheduleConfig(tier="invariant")))
+    elastic = replace(chosen, parallel=ParallelConfig(ulysses=2, elastic=True))
+    with pytest.raises(ConfigError, match="tier=invariant cannot be: how many ranks draw a request depends on who else"):
+        explain(replace(elastic, schedule=ScheduleConfig(tier="invariant")))
     with pytest.raises(ConfigError, match="the guidance of this model has 2 branches; use cfg=2"):
         explain(replace(chosen, parallel=ParallelConfig(cfg=3)))
