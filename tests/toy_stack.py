@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from omnimuse.attention.layout import Layout
 from omnimuse.core.plans import Cut
-from omnimuse.layers.stack import Block, BlockStack
+from omnimuse.layers.stack import Block, BlockStack, Conditioning, Memory, PlainRunner
 
 WIDTH = 8
 
@@ -32,6 +33,43 @@ class ToyCond:
     def cut(self, part: Cut) -> ToyCond:
         return ToyCond(self.layout.cut(part), self.shift)
 
+    def told(self) -> Tensor:
+        """The shifts, to the block that runs."""
+        return self.shift
+
+
+@dataclass(frozen=True)
+class CountingCond(ToyCond):
+    """The same, and every block is told another multiple of the shifts: `ran` [1] counts those that have run."""
+
+    ran: Tensor
+
+    def select(self, rows: Sequence[int]) -> CountingCond:
+        some = super().select(rows)
+        return CountingCond(some.layout, some.shift, self.ran.clone())
+
+    def after(self, blocks: int) -> CountingCond:
+        return replace(self, ran=torch.full_like(self.ran, blocks))
+
+    def told(self) -> Tensor:
+        self.ran.add_(1)
+        return self.shift * self.ran
+
+
+class RowByRow(PlainRunner):
+    """Runs every row alone, with conditioning of its own, as compiled blocks run rows that differ."""
+
+    def __call__(
+        self,
+        blocks: Sequence[Block[Any]],
+        hidden: Tensor,
+        cond: Conditioning,
+        memories: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        run, layout = super().__call__, cond.layout
+        parts = [run(blocks, layout.take(hidden, [n]), cond.select([n]))[0] for n in range(len(layout.lengths))]
+        return layout.pack(parts)
+
 
 class ToyBlock(Block[ToyCond]):
     """Mixes widths, adds the row's shift, and counts its runs. Fails when `broken` is set."""
@@ -49,7 +87,7 @@ class ToyBlock(Block[ToyCond]):
         if self.broken:
             raise ArithmeticError("this block is broken")
         self.rows_run += len(cond.layout.lengths)
-        return hidden + self.gain * self.linear(hidden + cond.layout.expand(cond.shift)).tanh()
+        return hidden + self.gain * self.linear(hidden + cond.layout.expand(cond.told())).tanh()
 
     def probe(self, hidden: Tensor, cond: ToyCond) -> Tensor:
         return self.linear(hidden + cond.layout.expand(cond.shift))

@@ -23,7 +23,7 @@ from omnimuse.cache.policies import COMPUTE, Policy, Verdict, Watch, policy_for
 from omnimuse.cache.row import Row
 from omnimuse.core.caches import OFF, CacheConfig, Fits, cache_named, completed, too_few
 from omnimuse.core.errors import RequestError
-from omnimuse.layers.stack import Block, Conditioning, Counting, Memory, PlainRunner, StackRunner
+from omnimuse.layers.stack import Block, Conditioning, Memory, PlainRunner, StackRunner, behind
 
 
 @dataclass
@@ -73,8 +73,7 @@ class StepCache:
         for start, stop in pairwise(sorted({0, len(blocks), *(v.start for v in visits), *(v.stop for v in visits)})):
             self._decide(blocks, hidden, cond, begun, {n: v for n, v in enumerate(visits) if v.start == start})
             rows = [number for number, visit in enumerate(visits) if visit.runs(start)]
-            here = cond.after(start) if isinstance(cond, Counting) else cond
-            hidden = self._run(blocks[start:stop], hidden, here, memories, rows)
+            hidden = self._run(blocks[start:stop], hidden, behind(cond, start), memories, rows)
             hidden = _ended(hidden, cond, {n: v for n, v in enumerate(visits) if v.stop == stop > v.start})
         for visit in visits:  # only now, so that a step that failed can be tried again
             if visit.after is not None:

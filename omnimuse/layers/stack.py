@@ -57,6 +57,11 @@ class Counting(Protocol):
         ...
 
 
+def behind(cond: Conditioning, blocks: int) -> Any:
+    """`cond` for a run that begins behind so many of the blocks that are here."""
+    return cond.after(blocks) if isinstance(cond, Counting) else cond
+
+
 @runtime_checkable
 class Overhearing(Protocol):
     """Conditioning in which some block leaves hidden states for others than the blocks behind it."""
@@ -136,7 +141,7 @@ class Memory:
 class StackRunner(Protocol):
     """How the blocks of a stack are run. A runner that wraps another passes on what it does not change.
 
-    One that runs some of the blocks tells a conditioning that is `Counting` which.
+    One that runs some of the blocks tells a conditioning that is `Counting` which (`behind`).
     """
 
     def __call__(

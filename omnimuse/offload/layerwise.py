@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omnimuse.layers.stack import Block, Conditioning, Counting, Memory, PlainRunner, StackRunner
+from omnimuse.layers.stack import Block, Conditioning, Memory, PlainRunner, StackRunner, behind
 from omnimuse.offload.parcels import Parcel
 
 
@@ -39,12 +39,8 @@ class LayerwiseOffload:
         for block in blocks:
             with self.visiting(block):
                 self._expect(self._following[block])
-                hidden = self.inner([block], hidden, self._here(cond, block))
+                hidden = self.inner([block], hidden, behind(cond, self._places[block]))
         return hidden
-
-    def _here(self, cond: Conditioning, block: nn.Module) -> Any:
-        """`cond` for a run of that block alone."""
-        return cond.after(self._places[block]) if isinstance(cond, Counting) else cond
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
         with self.visiting(blocks[0]):

@@ -19,7 +19,7 @@ from omnimuse.attention.layout import Layout
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Cut, Slices, Span
 from omnimuse.layers.network import Network
-from omnimuse.layers.stack import Block, Conditioning, Counting, Memory, Overhearing, StackRunner
+from omnimuse.layers.stack import Block, Conditioning, Memory, Overhearing, StackRunner, behind
 from omnimuse.parallel.mesh import Axis
 
 
@@ -50,7 +50,8 @@ class PipeRunner:
             x, memory = layout.take(hidden, rows), None if memories is None else [memories[row] for row in rows]
             if axis.index:
                 dist.recv(x, axis.ranks[axis.index - 1], group=axis.group)
-            out = (self.inner(mine, x, self._here(cond.select(rows), mine), memory) if mine else x).contiguous()
+            here = cond.select(rows)
+            out = (self.inner(mine, x, behind(here, self.held[mine[0]]), memory) if mine else x).contiguous()
             if out.dtype != hidden.dtype or out.shape != x.shape:
                 made, given = f"{tuple(out.shape)} {out.dtype}", f"{tuple(x.shape)} {hidden.dtype}"
                 raise ModelError(f"blocks made {made} of {given}: they must keep both")
@@ -65,10 +66,6 @@ class PipeRunner:
         for aside in overheard:  # one rank has the block that left something there
             dist.all_reduce(aside, group=axis.group)
         return whole
-
-    def _here(self, cond: Conditioning, mine: Sequence[Block[Any]]) -> Any:
-        """`cond` of some rows; what is counted is counted among the blocks of this rank."""
-        return cond.after(self.held[mine[0]]) if isinstance(cond, Counting) else cond
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:
         """The first rank has the first block, and tells the others."""

@@ -1,12 +1,19 @@
 """A stack runs its blocks in order, through whatever runner it was given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from omnimuse.attention.layout import Layout
+from omnimuse.cache.stepcache import StepCache
+from omnimuse.core.caches import CacheConfig
 from omnimuse.layers.stack import BlockStack, ChainedStack, Memory, PlainRunner
-from tests.toy_stack import ToyCond, toy_rows, toy_stack
+from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.offload.stores import FileStore
+from omnimuse.worker.rest import written
+from tests.toy_stack import CountingCond, RowByRow, ToyCond, toy_rows, toy_stack
 
 
 class Backwards(PlainRunner):
@@ -41,6 +48,28 @@ def test_a_chained_stack_runs_its_lists_in_turn_and_keeps_their_names():
     assert torch.equal(stack(part[None], cond), second(first(part[None], cond), cond))
     names = {name.rpartition(".linear")[0] for name, _ in stack.named_parameters()}
     assert names == {"wide.0", "wide.1", "narrow.0"}
+
+
+def cached(stack: BlockStack) -> StepCache:
+    """The first block, and then the others."""
+    return StepCache(CacheConfig("dbcache", 0.1, first=1))
+
+
+def waiting(stack: BlockStack) -> LayerwiseOffload:
+    store = FileStore()
+    return LayerwiseOffload({block: written(block, store, lent=True) for block in stack})
+
+
+@pytest.mark.parametrize("runner", [cached, waiting])
+def test_what_counts_blocks_is_told_which_of_them_are_run(runner: Callable[[BlockStack], StepCache | LayerwiseOffload]):
+    parts, shift = toy_rows((4, 6))
+    stack, layout = toy_stack(), Layout((4, 6))
+    hidden = layout.pack(parts)
+    expected = stack(hidden, CountingCond(layout, shift, torch.zeros(1)))
+    stack.runner = runner(stack)
+    stack.runner.inner = RowByRow()
+    found = stack(hidden, CountingCond(layout, shift, torch.zeros(1)), [Memory(steps=4, of=4) for _ in parts])
+    torch.testing.assert_close(found, expected)
 
 
 @dataclass
