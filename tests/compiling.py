@@ -12,9 +12,14 @@ from omnimuse.cache.stepcache import StepCache
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
-from omnimuse.layers.stack import Block
+from omnimuse.layers.stack import Block, BlockStack, StackRunner
 from omnimuse.offload.layerwise import LayerwiseOffload
+from omnimuse.parallel.sequence import SequenceRunner
+from omnimuse.parallel.shard import ShardRunner
 from omnimuse.worker.compiler import prepare
+
+AROUND = StepCache | LayerwiseOffload | ShardRunner | SequenceRunner
+"""Runners that have another one run blocks."""
 
 
 class Counter:
@@ -40,15 +45,27 @@ def compile_each(engine: Engine, backend: Callable[[str], Counter]) -> None:
     for name in components:
         network = components.wherever(name)
         for stack in network.stacks().values() if isinstance(network, Network) else ():
-            around, runner = None, stack.runner
-            while isinstance(runner, StepCache | LayerwiseOffload):
-                around, runner = runner, runner.inner
-            if not isinstance(runner, CompiledRunner):
-                continue  # it runs as it is
-            if around is not None:
-                around.inner = counted(stack.blocks(), runner, backend(name))
-            else:
-                stack.runner = counted(stack.blocks(), runner, backend(name))
+            runner = innermost(stack)
+            if isinstance(runner, CompiledRunner):  # others run as they are
+                set_innermost(stack, counted(stack.blocks(), runner, backend(name)))
+
+
+def innermost(stack: BlockStack) -> StackRunner:
+    """What runs the stack's blocks, however many runners are around it."""
+    runner = stack.runner
+    while isinstance(runner, AROUND):
+        runner = runner.inner
+    return runner
+
+
+def set_innermost(stack: BlockStack, inner: StackRunner) -> None:
+    """Have `inner` run the stack's blocks, within what is around what did."""
+    if not isinstance(around := stack.runner, AROUND):
+        stack.runner = inner
+        return
+    while isinstance(around.inner, AROUND):
+        around = around.inner
+    around.inner = inner
 
 
 def counted(blocks: Sequence[Block[Any]], runner: CompiledRunner, backend: Counter) -> CompiledRunner:

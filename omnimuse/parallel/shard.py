@@ -1,8 +1,8 @@
 """Weights in parts: every rank that shares a row's tokens keeps a part of each block, put together while it runs.
 
-A build pass calls `share_blocks` before anything is read, so that no rank ever holds more, and sets a `ShardRunner` as
-the innermost runner of every stack. What is already cut by the tensor axis is cut once more, along the same dimension.
-Known elsewhere as HSDP or FSDP.
+A build pass calls `share_blocks` before anything is read, so that no rank ever holds more, and sets a `ShardRunner`
+around what runs a block that is whole. What is already cut by the tensor axis is cut once more, along the same
+dimension. Known elsewhere as HSDP or FSDP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from omnimuse.core.plans import Cut, Slices
 from omnimuse.layers.network import Network
-from omnimuse.layers.stack import Block, Conditioning, Memory
+from omnimuse.layers.stack import Block, Conditioning, Memory, PlainRunner, StackRunner, behind
 from omnimuse.parallel.collectives import gathering
 from omnimuse.parallel.mesh import Axis
 
@@ -41,11 +41,13 @@ class Shard:
 class ShardRunner:
     """Runs one block after the other; a block's weights are whole while it runs, and in parts before and after.
 
-    While a block runs, the parts of the next one come.
+    While `inner` runs a block, the parts of the next one come.
     """
 
     def __init__(self, shards: Mapping[nn.Module, Sequence[Shard]], axis: Axis) -> None:
+        self.inner: StackRunner = PlainRunner()
         self._shards = shards
+        self._places = {block: place for place, block in enumerate(shards)}
         self._axis = axis
 
     def __call__(
@@ -60,7 +62,7 @@ class ShardRunner:
             whole = coming()
             coming = list if following is None else self._coming(following)
             with self._holding(block, whole):
-                hidden = block(hidden, cond)
+                hidden = self.inner([block], hidden, behind(cond, self._places[block]))
         return hidden
 
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Conditioning) -> Tensor:

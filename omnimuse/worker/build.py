@@ -44,6 +44,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.offload.stores import FileStore, Store, check_folder
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import SEQUENCE, Mesh
+from omnimuse.parallel.shard import ShardRunner
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
 from omnimuse.worker.adapters import adapters_of
@@ -59,6 +60,7 @@ from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, 
 from omnimuse.worker.quantize import quantize
 from omnimuse.worker.ranks import (
     check_ranks,
+    held_blocks,
     lend,
     pipe,
     rank_runners,
@@ -352,8 +354,7 @@ def offload(under: Build) -> None:
         home = Away(module, stored_tensors(module), under.device, store, blocks)
         under.homes[name], under.parcels[name] = home, home.rest
         for label, stack in stacks.items():
-            held = stack.blocks()[slice(*under.held.spans.get(name, {}).get(label, (None, None)))]
-            stack.runner = LayerwiseOffload({block: home.blocks[block] for block in held})
+            stack.runner = LayerwiseOffload({block: home.blocks[block] for block in held_blocks(under, name, label)})
         for each in lists:
             visit(each, home.blocks)
         how = f"components, and {len(blocks)} blocks one at a time" if blocks else "components"
@@ -397,7 +398,7 @@ def compile_blocks(under: Build) -> None:
     for name, network in under.compiling.items():
         for label, stack in network.stacks().items():
             runner = CompiledRunner(stack.blocks(), changed=changed, whole=whole, within=rack.joining)
-            if isinstance(stack.runner, LayerwiseOffload):
+            if isinstance(stack.runner, LayerwiseOffload | ShardRunner):
                 stack.runner.inner = runner
             else:
                 stack.runner = runner

@@ -20,6 +20,7 @@ from omnimuse.core.config import Choice, DecodeConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
+from omnimuse.layers.stack import Block
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.parallel.mesh import ALL, PIPE, SEQUENCE, TENSOR
 from omnimuse.parallel.pipe import PipeRunner, longest
@@ -47,11 +48,6 @@ def check_ranks(under: Build) -> None:
     if config.parallel.shard > 1 and offload.mode != "none":
         raise ConfigError(
             f"parallel shard={config.parallel.shard} and offload={offload.mode} both say where blocks wait; choose one"
-        )
-    if config.parallel.shard > 1 and config.compile.mode != "none":
-        raise ConfigError(
-            f"compiled blocks keep their weights in place, parallel shard={config.parallel.shard} takes them away; "
-            "choose one of them"
         )
     guidance = under.found.spec.guidance
     if config.parallel.cfg > (most := 2 if guidance is None else guidance.most):
@@ -187,6 +183,12 @@ def pipe(under: Build) -> None:
             under.choices.append(Choice("ranks", f"{name}.{label}, pipe", held, "asked for"))
 
 
+def held_blocks(under: Build, name: str, label: str) -> list[Block[Any]]:
+    """Those of a network's stack that this rank has: all of them, if ranks do not share them out."""
+    span = under.held.spans.get(name, {}).get(label, (None, None))
+    return under.networks[name].stacks()[label].blocks()[slice(*span)]
+
+
 def shard(under: Build) -> None:
     """Ranks that share tokens keep a part of every block's weights each."""
     config, axis = under.found.config, under.mesh.axis(SEQUENCE)
@@ -195,7 +197,7 @@ def shard(under: Build) -> None:
     for name, network in under.drawing.items():
         shards, under.held.cuts[name] = keep_parts(network, axis, under.held.cuts.get(name, {}))
         for label, stack in network.stacks().items():
-            stack.runner = ShardRunner(shards, axis)
+            stack.runner = ShardRunner({block: shards[block] for block in held_blocks(under, name, label)}, axis)
             how = f"1/{axis.size} of every block, put together while it runs"
             under.choices.append(Choice("ranks", f"{name}.{label}, shard", how, "asked for"))
 
@@ -205,8 +207,8 @@ def rank_runners(under: Build) -> None:
     pipes, tokens = under.mesh.axis(PIPE), under.mesh.axis(SEQUENCE)
     for name, network in under.networks.items():
         for label, stack in network.stacks().items():
-            if span := under.held.spans.get(name, {}).get(label):
-                stack.runner = PipeRunner(stack.runner, pipes, stack.blocks()[slice(*span)])
+            if label in under.held.spans.get(name, {}):
+                stack.runner = PipeRunner(stack.runner, pipes, held_blocks(under, name, label))
             if tokens.size > 1 and name in under.drawing:
                 from omnimuse.parallel.sequence import SequenceRunner
 

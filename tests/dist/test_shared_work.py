@@ -244,6 +244,7 @@ COMPILING: dict[str, Asked] = {
     "pipe": (Z, ParallelConfig(pipe=2), COMPILED),
     "ulysses": (Z, ParallelConfig(ulysses=2), COMPILED),
     "ring": (FLUX, ParallelConfig(ring=2), COMPILED),
+    "shard": (Z, ParallelConfig(ulysses=2, shard=2), COMPILED),
     "allround": (ALLROUND, ParallelConfig(tensor=2), COMPILED),
     "allround along ulysses": (ALLROUND, ParallelConfig(ulysses=2), COMPILED),
 }

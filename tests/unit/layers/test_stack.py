@@ -12,6 +12,8 @@ from omnimuse.core.caches import CacheConfig
 from omnimuse.layers.stack import BlockStack, ChainedStack, Memory, PlainRunner
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.stores import FileStore
+from omnimuse.parallel.mesh import Axis
+from omnimuse.parallel.shard import ShardRunner
 from omnimuse.worker.rest import written
 from tests.toy_stack import CountingCond, RowByRow, ToyCond, toy_rows, toy_stack
 
@@ -60,8 +62,15 @@ def waiting(stack: BlockStack) -> LayerwiseOffload:
     return LayerwiseOffload({block: written(block, store, lent=True) for block in stack})
 
 
-@pytest.mark.parametrize("runner", [cached, waiting])
-def test_what_counts_blocks_is_told_which_of_them_are_run(runner: Callable[[BlockStack], StepCache | LayerwiseOffload]):
+def in_parts(stack: BlockStack) -> ShardRunner:
+    """One part each."""
+    return ShardRunner({block: [] for block in stack}, Axis())
+
+
+@pytest.mark.parametrize("runner", [cached, waiting, in_parts])
+def test_what_counts_blocks_is_told_which_of_them_are_run(
+    runner: Callable[[BlockStack], StepCache | LayerwiseOffload | ShardRunner],
+):
     parts, shift = toy_rows((4, 6))
     stack, layout = toy_stack(), Layout((4, 6))
     hidden = layout.pack(parts)

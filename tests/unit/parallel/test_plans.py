@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
-from omnimuse.core.config import CompileConfig, Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.config import Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Columns, Cut, Cutting, Grouped, Rows, Slices, Widths
 from omnimuse.layers.network import Network
@@ -292,10 +292,6 @@ def test_explain_tells_who_works_together_and_what_every_rank_holds_of_what(z_im
 def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z_image_folder: Path) -> None:
     chosen = asked(z_image_folder, ParallelConfig(ulysses=2))
     kept = replace(chosen, parallel=ParallelConfig(ulysses=2, shard=2))
-    with pytest.raises(
-        ConfigError, match="compiled blocks keep their weights in place, parallel shard=2 takes them away"
-    ):
-        explain(replace(kept, compile=CompileConfig("blocks")))
     with pytest.raises(ConfigError, match="both say where blocks wait"):
         explain(replace(kept, offload=OffloadConfig("layers")))
     elastic = replace(chosen, parallel=ParallelConfig(ulysses=2, elastic=True))
