@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,9 @@ class Stand:
 
     @cached_property
     def door(self) -> Door:
-        """What it lets in."""
-        return find(self.config({})).door
+        """What it lets in once `omnimuse calibrate` has measured it, which MagCache needs."""
+        door = find(self.config({})).door
+        return replace(door, fits=replace(door.fits, ratios=(1.0,)))
 
     @cached_property
     def pipeline(self) -> type[Pipeline]:
@@ -106,7 +107,7 @@ class Stand:
 class Feature:
     """Something that is switched on: for an engine by `topics` of its configuration, by `axes` of its ranks or where it
     is `pooled`, for one request by what `give` puts beside the prompt, by `params` and by `ask`. `also` is what else it
-    needs.
+    needs; `paired`, whether the page asks what it goes together with.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Feature:
     params: Mapping[str, Any] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
     also: Callable[[Stand], None] | None = None
+    paired: bool = True
 
 
 def from_text(stand: Stand, prompt: Prompt) -> Prompt:
@@ -206,7 +208,7 @@ def remembers(stand: Stand) -> None:
 
 
 FEATURES = (
-    Feature("text", "drawn from a prompt alone", give=from_text),
+    Feature("text", "drawn from a prompt alone", give=from_text, paired=False),
     Feature("picture in", "starts from pictures, or is shown them", give=with_picture),
     Feature("video in", "starts from a video", give=with_video),
     Feature("sound in", "starts from a sound", give=with_sound),
@@ -220,8 +222,33 @@ FEATURES = (
     Feature("exact", "to the bit, every row in a forward of its own", {"schedule": ScheduleConfig(tier="exact")}),
     Feature("TeaCache", "steps that change little are skipped", {"cache": CacheConfig("teacache", 0.3)}),
     Feature("DBCache", "the blocks between the first and the last are skipped", {"cache": CacheConfig("dbcache", 0.3)}),
+    Feature(
+        "TaylorSeer",
+        "what skipped blocks would have added is continued as a series",
+        {"cache": CacheConfig("dbcache", 0.3, order=1)},
+        paired=False,
+    ),
+    Feature(
+        "MagCache",
+        "steps are skipped by what `omnimuse calibrate` has measured",
+        params={"cache": "magcache,threshold=0.3"},
+        paired=False,
+    ),
+    Feature(
+        "step masks",
+        "a mask says which steps may be skipped",
+        params={"cache": "dbcache,threshold=0.3,mask=medium", "num_inference_steps": 5},
+        paired=False,
+    ),
     Feature("int8", "weights of 8 bits (docs/quantization.md)", {"quantize": QuantConfig({"": "int8"})}),
     Feature("int4", "weights of 4 bits", {"quantize": QuantConfig({"": "int4"})}),
+    Feature(
+        "int8-dynamic",
+        "and what they are multiplied with",
+        {"quantize": QuantConfig({"": "int8-dynamic"})},
+        paired=False,
+    ),
+    Feature("fp8", "weights of 8 bits that are floats", {"quantize": QuantConfig({"": "fp8"})}, paired=False),
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
@@ -234,11 +261,11 @@ FEATURES = (
     Feature("cfg", "ranks evaluate a branch of the guidance each", axes={"cfg": 2}, also=guided),
     Feature("tiles", "pictures are decoded in tiles", {"decode": DecodeConfig(tiling=True)}),
     Feature("tiles on ranks", "ranks decode some of the tiles each", axes={"vae_tiles": 2}),
-    Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared),
+    Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared, paired=False),
 )
 STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
 """Families that are asked first what goes together: the first that has both features."""
-TOGETHER = tuple(feature for feature in FEATURES if feature.name not in ("text", "parity"))
+TOGETHER = tuple(feature for feature in FEATURES if feature.paired)
 ALIKE = ("several", "company", "invariant", "exact", "TeaCache", "int8", "int4", "LoRA", "components", "layers")
 TOLD = (
     Feature("text out", "what is asked for ends with a text", also=makes("text")),

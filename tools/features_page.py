@@ -242,6 +242,7 @@ PAIRS = """
 
 Whether two can be switched on at once, in the same words: `works` where a test has both. Each pair is asked of those of
 {standing} that have both, or else of the first of all that has; it is refused where none of them lets both in.
+{alone} have no row here: no pairs with them are asked.
 """
 
 
@@ -262,7 +263,10 @@ def page() -> str:
             table(("feature", "what it is"), {each.name: each.about for each in (*FEATURES, *TOLD)}.items()),
             f"\n## Features of families that draw\n\n{drawn}",
             f"\n## Features of models that write and speak\n\n{told}",
-            PAIRS.format(standing=", ".join(f"`{name}`" for name in STANDING)),
+            PAIRS.format(
+                standing=", ".join(f"`{name}`" for name in STANDING),
+                alone=", ".join(feature.name for feature in FEATURES if not feature.paired),
+            ),
             together(pairs),
         ]
     )

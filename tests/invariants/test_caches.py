@@ -88,6 +88,9 @@ def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(
 
 @pytest.mark.shows("TeaCache", "company")
 @pytest.mark.shows("DBCache", "company")
+@pytest.mark.shows("TaylorSeer", "company")
+@pytest.mark.shows("MagCache", "company")
+@pytest.mark.shows("step masks", "company")
 def test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_get_alone(
     subject: Subject, shared: Engine
 ) -> None:

@@ -23,7 +23,7 @@ from tests.invariants.test_tiers import strangers
 
 pytestmark = pytest.mark.crossed
 
-NAMED = ("int8", "int4")
+NAMED = ("int8", "int4", "int8-dynamic", "fp8")
 """Schemes that are features of their own in docs/features.md."""
 
 
