@@ -135,8 +135,6 @@ def likeliest(asks: Sequence[Ask]) -> list[Ask]:
         assert isinstance(ask.params, DiffusionParams)
         if isinstance(extra := ask.params.extra, TokenParams):
             found.append(with_params(ask, extra=replace(extra, temperature=0.0)))
-        elif extra and "max_tokens" in extra:
-            found.append(with_params(ask, extra={**extra, "temperature": 0.0}))
     return found
 
 
