@@ -69,7 +69,10 @@ def _check_elastic(under: Build) -> None:
             "each rank would remember some steps only; let requests ask",
         ),
         f"compile={config.compile.mode}": (under.compiles, "blocks are compiled for a part of the tokens"),
-        "tier=exact": (config.schedule.exact, "how many ranks add up depends on who else is drawn"),
+        f"tier={config.schedule.tier}": (
+            config.schedule.tier in ("exact", "invariant"),
+            "how many ranks add up depends on who else is drawn",
+        ),
         f"a library that runs {spec.arch}": (bool(spec.library), "its ranks are its own"),
         f"{spec.family}, which writes first": (grows, "every rank must have read what is written"),
     }

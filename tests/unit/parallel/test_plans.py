@@ -295,7 +295,7 @@ def test_what_does_not_go_with_shared_work_is_refused_before_any_rank_is_there(z
     with pytest.raises(ConfigError, match="both say where blocks wait"):
         explain(replace(kept, offload=OffloadConfig("layers")))
     elastic = replace(chosen, parallel=ParallelConfig(ulysses=2, elastic=True))
-    with pytest.raises(ConfigError, match="tier=invariant cannot be: how many ranks draw a request"):
+    with pytest.raises(ConfigError, match="elastic cannot be with tier=invariant: how many ranks add up"):
         explain(replace(elastic, schedule=ScheduleConfig(tier="invariant")))
     with pytest.raises(ConfigError, match="the guidance of this model has 2 branches; use cfg=2"):
         explain(replace(chosen, parallel=ParallelConfig(cfg=3)))
