@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import log
+from math import inf, log
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import nn
 
 from benchmarks.frontier import Panel, Point, write_svg
@@ -43,14 +42,17 @@ from omnimuse.loader.tensors import stored_tensors
 from tools.train_shapes.data import SIZE
 from tools.train_shapes.film_grade import FilmTask, as_frames, draw_film_tasks, judge_film_task
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
-from tools.train_shapes.lora import STYLES
+from tools.train_shapes.lora import STYLES, Course, plan_of, shipped
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
-ADAPTERS = Path(__file__).parents[1] / "omnimuse" / "bundled" / "shapes" / "loras"
+TRAINED = Path("runs") / "loras"
+"""Adapters of ranks that no model comes with; git ignores it."""
+RANKS = {"night": (1, 2, 4, 8), "hearts": (7,), "darkroom": (1, 2, 4, 8)}
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
 EXACT = "exact"
 SUBJECTS = {"demo": "demo model", "film": "demo model of videos"}
+MODELS = {"demo": "shapes", "film": "shapes-film"}
 STEPS = 20
 MOVING = (
     *("a red circle moves to the right", "a blue ring grows", "a green cross falls on a black background"),
@@ -65,7 +67,8 @@ RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
 @dataclass(frozen=True)
 class Choice:
     """One way to draw: how the engine is started, and what requests ask for. `calibrated` caches know what was measured
-    of the model. `adapter` is one that comes with the demo model; its pictures are judged as its style has them.
+    of the model. `adapter` is a style, at a `rank` (0: of the one which comes with the model); what is drawn with it is
+    judged as the style has it.
     """
 
     group: str
@@ -76,6 +79,7 @@ class Choice:
     calibrated: bool = False
     steps: int | None = None
     adapter: str = ""
+    rank: int = 0
 
     def config(self, model: str) -> Config:
         """The engine's configuration."""
@@ -88,7 +92,7 @@ class Choice:
     def asked(self, exact: DiffusionParams) -> DiffusionParams:
         """`exact` with what this changes."""
         steps = self.steps or exact.num_inference_steps
-        loras = [f"omnimuse/shapes/{self.adapter}"] if self.adapter else None
+        loras = [str(adapter_of(self.adapter, self.rank))] if self.adapter else None
         return replace(exact, cache=self.cache, num_inference_steps=steps, loras=loras)
 
 
@@ -103,13 +107,17 @@ def choices() -> dict[str, Choice]:
     found |= {f"`{scheme}`": Choice("weights", quantize=scheme) for scheme in QUANT}
     found |= {
         "`bfloat16`": Choice("weights", dtype="bfloat16"),
-        **{f"`{style}`, rank {rank_of(style)}": Choice("adapters", adapter=style) for style in STYLES},
+        **{
+            f"`{style}`, rank {rank}": Choice("adapters", adapter=style, rank=rank)
+            for style, ranks in RANKS.items()
+            for rank in ranks
+        },
         "`int8` and 10 steps": Choice("pairs", quantize="int8", steps=10),
         "`int8` and `careful`": Choice("pairs", quantize="int8", cache="careful"),
         "`int4` and `careful`": Choice("pairs", quantize="int4", cache="careful"),
         "`int8-dynamic` and `careful`": Choice("pairs", quantize="int8-dynamic", cache="careful"),
-        "`night` and `int8`": Choice("pairs", adapter="night", quantize="int8"),
-        "`night` and `careful`": Choice("pairs", adapter="night", cache="careful"),
+        **{f"`{style}` and `int8`": Choice("pairs", adapter=style, quantize="int8") for style in RANKS},
+        **{f"`{style}` and `careful`": Choice("pairs", adapter=style, cache="careful") for style in RANKS},
         "compiled": Choice("compiled", compiled=True),
         "compiled and `int8`": Choice("pairs", quantize="int8", compiled=True),
         "compiled and `careful`": Choice("pairs", cache="careful", compiled=True),
@@ -117,10 +125,18 @@ def choices() -> dict[str, Choice]:
     return found
 
 
-def rank_of(style: str) -> int:
-    """The rank of an adapter of the demo model, as its file tells."""
-    with safe_open(ADAPTERS / f"{style}.safetensors", "np") as file:
-        return int(file.metadata()["rank"])
+def adapter_of(style: str, rank: int) -> Path:
+    """The file of a style's adapter. One of a rank that no model comes with is trained first, as the other was."""
+    plan = plan_of(shipped(style))
+    if rank in (0, plan.rank):
+        return shipped(style)
+    file = TRAINED / f"{style}-{rank}.safetensors"
+    if not file.exists() or file.with_suffix(".bench").exists():  # none, or one that is not done
+        course = Course(replace(plan, rank=rank), file)
+        if course.bench.exists():
+            course.resume()
+        course.sit(minutes=inf)
+    return file
 
 
 @dataclass
@@ -227,11 +243,11 @@ def subjects(count: int, timed: int) -> dict[str, Callable[[], Subject]]:
 
     def demo() -> Subject:
         exact = DiffusionParams(STEPS, 3.0, width=SIZE, height=SIZE, cache="none")
-        return Subject("omnimuse/shapes", exact, draw_tasks(count), timed)
+        return Subject(f"omnimuse/{MODELS['demo']}", exact, draw_tasks(count), timed)
 
     def film() -> Subject:
         exact = DiffusionParams(STEPS, cache="none")
-        return Subject("omnimuse/shapes-film", exact, draw_film_tasks(count // 2), timed, MOVING)
+        return Subject(f"omnimuse/{MODELS['film']}", exact, draw_film_tasks(count // 2), timed, MOVING)
 
     return {"demo": demo, "film": film}
 
@@ -245,8 +261,8 @@ def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
 
 
 def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
-    """Those of a subject: adapters are the demo model's."""
-    return {name: it for name, it in wanted.items() if subject == "demo" or not it.adapter}
+    """Those of a subject: an adapter is of one model."""
+    return {name: it for name, it in wanted.items() if not it.adapter or STYLES[it.adapter].model == MODELS[subject]}
 
 
 def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
@@ -319,17 +335,21 @@ def judged(
         apart = new.astype(np.float32) - old.astype(np.float32)
         if not choice.adapter:
             tally.pixels.append(float(np.abs(apart).mean()))
-        if isinstance(task, FilmTask):
-            tally.right.append(judge_film_task(as_frames(new), task).right)
+        asked = styled(task, choice.adapter)
+        if isinstance(asked, FilmTask):
+            tally.right.append(judge_film_task(as_frames(new), asked).right)
         else:
-            tally.right.append(judge_task(Image.fromarray(new), _styled(task, choice.adapter)).right)
+            tally.right.append(judge_task(Image.fromarray(new), asked).right)
 
 
-def _styled(task: Task, adapter: str) -> Task:
+def styled(task: Task | FilmTask, adapter: str) -> Task | FilmTask:
     """What a style makes of a task; what it changes is asked for."""
     if not adapter:
         return task
-    return replace(task, scene=STYLES[adapter](task.scene), background_asked=True)
+    change = STYLES[adapter].change
+    if isinstance(task, FilmTask):
+        return replace(task, film=change(task.film), background_asked=True)
+    return replace(task, scene=change(task.scene), background_asked=True)
 
 
 def held(engine: Engine) -> int:

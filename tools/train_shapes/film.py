@@ -80,8 +80,17 @@ class Film:
 
 def backgrounds_of(colour: str) -> list[str]:
     """Those that a colour can be told from; the first is meant where none is told."""
-    near = {name: math.dist(PALETTE[name], PALETTE[colour]) for name in BACKGROUNDS}
-    return [name for name in BACKGROUNDS if near[name] > _CLEAR]
+    return [name for name in BACKGROUNDS if clear(colour, name)]
+
+
+def told_apart(film: Film) -> bool:
+    """Whether the thing can be told from its background."""
+    return clear(film.colour, film.background)
+
+
+def clear(colour: str, background: str) -> bool:
+    """Whether a colour can be told from a background."""
+    return math.dist(PALETTE[background], PALETTE[colour]) > _CLEAR
 
 
 def draw_film(rng: random.Random) -> Film:

@@ -1,10 +1,11 @@
-"""Trains an adapter for the demo model: a style that it does not know, by low-rank products on a frozen network.
+"""Trains an adapter for a demo model: a style that it does not know, by low-rank products on a frozen network.
 
-    python -m tools.train_shapes.lora night --model omnimuse/bundled/shapes
-    python -m tools.train_shapes.lora hearts --rank 6 --steps 450 --scenes 600 --minutes 4   # and again with --resume
+    python -m tools.train_shapes.lora night
+    python -m tools.train_shapes.lora hearts --rank 7 --steps 5000 --minutes 20   # and again with --resume
+    python -m tools.train_shapes.lora darkroom
 
-Captions stay those of the plain scenes, pictures are those of the scenes that a style makes of them. The file has the
-names of PEFT, so diffusers loads it, too; it lies among the model's own adapters.
+Captions stay those of the plain scenes (or films), what is shown is what a style makes of them. The file has the names
+of PEFT, so diffusers loads it, too; it lies among the model's own adapters.
 """
 
 from __future__ import annotations
@@ -13,29 +14,34 @@ import argparse
 import json
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from diffusers import AutoencoderKL, AutoencoderKLWan, WanTransformer3DModel, ZImageTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import PreTrainedTokenizerFast, Qwen3Model
+from transformers import PreTrainedTokenizerFast, Qwen3Model, UMT5EncoderModel
 
 from tools.train_shapes.captions import caption
 from tools.train_shapes.data import Renderer, Scene, draw_scene
+from tools.train_shapes.film import Film, draw_films, frames, told_apart
+from tools.train_shapes.film import caption as film_caption
+from tools.train_shapes.film_network import FilmNetwork, load_or_build_tokenizer
+from tools.train_shapes.film_vae import to_pixels
 from tools.train_shapes.flat import cosine
 from tools.train_shapes.network import Network, to_patches
 from tools.train_shapes.tokenizer import CaptionEncoder
 from tools.train_shapes.train import BUCKETS, SIDE, draw_times
 
-PARTS = ("noise_refiner", "layers")
-"""Where the products go: all linear layers of these blocks but the modulation."""
-
+BUNDLED = Path(__file__).parents[2] / "omnimuse" / "bundled"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW remembers of a weight, besides how many steps there were."""
 
@@ -50,7 +56,9 @@ def hearts(scene: Scene) -> Scene:
     return replace(scene, things=tuple(replace(it, shape="heart") for it in scene.things))
 
 
-STYLES: dict[str, Callable[[Scene], Scene]] = {"night": night, "hearts": hearts}
+def darkroom(film: Film) -> Film:
+    """Whatever the background was: red, before which the model was never shown anything."""
+    return replace(film, background="red")
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,10 @@ class LoraPlan:
     """The knobs of one adapter."""
 
     style: str
-    model: str = "omnimuse/bundled/shapes"
     rank: int = 4
-    steps: int = 120
-    batch: int = 8
-    scenes: int = 120
+    steps: int = 4000
+    batch: int = 16
+    scenes: int = 6000
     peak: float = 4e-3
     drop: float = 0.15
     seed: int = 1
@@ -81,43 +88,129 @@ class LowRank(nn.Module):
         return weight + self.up @ self.down
 
 
-def lowered(transformer: nn.Module, rank: int) -> dict[str, LowRank]:
-    """Products on the linear layers of `PARTS`, by the name of the layer."""
+def lowered(transformer: nn.Module, parts: tuple[str, ...], rank: int) -> dict[str, LowRank]:
+    """Products on the linear layers whose names begin so, the modulation's left out, by the name of the layer."""
     found: dict[str, LowRank] = {}
     for name, part in transformer.named_modules():
-        if isinstance(part, nn.Linear) and name.startswith(PARTS) and "adaLN" not in name:
+        if isinstance(part, nn.Linear) and name.startswith(parts) and "adaLN" not in name:
             found[name] = LowRank(part.weight, rank)
     for name, product in found.items():
         parametrize.register_parametrization(transformer.get_submodule(name), "weight", product)
     return found
 
 
-class Lesson:
-    """Styled scenes as latents, with their plain captions."""
+class Lesson(ABC):
+    """What an adapter learns from: a frozen network, and what a style makes of scenes, with their plain captions."""
 
-    def __init__(self, plan: LoraPlan, folder: Path) -> None:
-        rng, renderer, style = random.Random(f"{plan.style} {plan.seed}"), Renderer(), STYLES[plan.style]
-        vae = AutoencoderKL.from_pretrained(folder / "vae").float().eval().requires_grad_(False)
-        self._scenes = [draw_scene(rng) for _ in range(plan.scenes)]
-        shift, scale = vae.config.shift_factor, vae.config.scaling_factor
+    parts: ClassVar[tuple[str, ...]]
+
+    def __init__(self, plan: LoraPlan, network: nn.Module) -> None:
+        self.plan, self.rng = plan, random.Random(f"{plan.style} {plan.seed}")
+        self.transformer = network.requires_grad_(False).get_submodule("transformer")
+        self._compiled = torch.compile(network, dynamic=False)
+
+    def guess(self, *given: object) -> Tensor:
+        """What the network says, compiled and in 16 bits."""
+        with torch.autocast("cpu", torch.bfloat16):
+            said: Tensor = self._compiled(*given)
+        return said.float()
+
+    def drawn(self, told: Callable[[int], str]) -> tuple[Tensor, list[str]]:
+        """The numbers of a batch's examples and their captions, drawn afresh; some are asked for nothing."""
+        rows = [self.rng.randrange(self.plan.scenes) for _ in range(self.plan.batch)]
+        return torch.tensor(rows), ["" if self.rng.random() < self.plan.drop else told(row) for row in rows]
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """Of the next batch."""
+
+
+class Pictures(Lesson):
+    """Styled scenes as latents, for the demo model of pictures."""
+
+    parts = ("noise_refiner", "layers")
+
+    def __init__(self, plan: LoraPlan, folder: Path, style: Callable[[Scene], Scene]) -> None:
+        encoder = Qwen3Model.from_pretrained(folder / "text_encoder").float()
+        self._network = Network(encoder, ZImageTransformer2DModel.from_pretrained(folder / "transformer").float())
+        super().__init__(plan, self._network)
+        self._encoder = CaptionEncoder(PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))
+        vae, renderer = AutoencoderKL.from_pretrained(folder / "vae").float(), Renderer()
+        self._scenes = [draw_scene(self.rng) for _ in range(plan.scenes)]
         parts = []
         for start in range(0, plan.scenes, 50):
             pictures = np.stack([renderer.paint(style(scene)) for scene in self._scenes[start : start + 50]])
             pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
             with torch.no_grad():
                 latents = vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-            parts.append(to_patches((latents - shift) * scale))
+            parts.append(to_patches((latents - vae.config.shift_factor) * vae.config.scaling_factor))
         self._patches = torch.cat(parts)
-        self._encoder = CaptionEncoder(PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))
-        self._plan, self._rng = plan, rng
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(patches [B, 64, 64], ids, mask [B, L]), captions drawn afresh."""
-        rows = [self._rng.randrange(len(self._scenes)) for _ in range(self._plan.batch)]
-        texts = ["" if self._rng.random() < self._plan.drop else caption(self._scenes[row], self._rng) for row in rows]
+    def loss(self) -> Tensor:
+        rows, texts = self.drawn(lambda row: caption(self._scenes[row], self.rng))
         length = next(size for size in BUCKETS if all(len(self._encoder.ids(text)) <= size for text in texts))
         ids, mask = self._encoder.batch(texts, length)
-        return self._patches[torch.tensor(rows)], ids, mask
+        data = self._patches[rows]
+        noise, t = torch.randn_like(data), draw_times(len(data), "cpu")
+        at = t[:, None, None]
+        guess = self.guess(at * data + (1 - at) * noise, t, ids, mask, self._network.angles(length, SIDE))
+        return (guess - (data - noise)).square().mean()
+
+
+class Films(Lesson):
+    """Styled films as latents, for the demo model of videos; a thing that the style would swallow is not shown."""
+
+    parts = ("blocks",)
+
+    def __init__(self, plan: LoraPlan, folder: Path, style: Callable[[Film], Film]) -> None:
+        encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").float()
+        self._network = FilmNetwork(encoder, WanTransformer3DModel.from_pretrained(folder / "transformer").float())
+        super().__init__(plan, self._network)
+        self._tokenizer = load_or_build_tokenizer(folder / "tokenizer")
+        vae, renderer = (
+            AutoencoderKLWan.from_pretrained(folder / "vae").float().eval().requires_grad_(False),
+            Renderer(),
+        )
+        mean, deviation = (
+            torch.tensor(part).view(-1, 1, 1, 1) for part in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        shown = (film for film in draw_films(str(plan.seed), 0.0) if told_apart(style(film)))
+        self._films = list(islice(shown, plan.scenes))
+        parts = []
+        for start in range(0, plan.scenes, 20):
+            pixels = to_pixels(np.stack([frames(style(film), renderer) for film in self._films[start : start + 20]]))
+            with torch.no_grad():
+                parts.append((vae.encode(pixels).latent_dist.mode() - mean) / deviation)
+        self._latents = torch.cat(parts)
+
+    def loss(self) -> Tensor:
+        rows, texts = self.drawn(lambda row: film_caption(self._films[row], self.rng))
+        found = self._tokenizer(texts, padding=True, return_tensors="pt")
+        told = self._network.read(found.input_ids, found.attention_mask)
+        data, level = self._latents[rows], 1 - draw_times(len(rows), "cpu")
+        noise, at = torch.randn_like(data), level[:, None, None, None, None]
+        return (self.guess((1 - at) * data + at * noise, level, told) - (noise - data)).square().mean()
+
+
+@dataclass(frozen=True)
+class Style:
+    """A style: the bundled model that learns it, and what it makes of what that model draws."""
+
+    model: str
+    change: Callable[[Any], Any]
+    lesson: Callable[[LoraPlan, Path, Callable[[Any], Any]], Lesson]
+
+    @property
+    def folder(self) -> Path:
+        """The model's."""
+        return BUNDLED / self.model
+
+
+STYLES = {
+    "night": Style("shapes", night, Pictures),
+    "hearts": Style("shapes", hearts, Pictures),
+    "darkroom": Style("shapes-film", darkroom, Films),
+}
 
 
 class Course:
@@ -125,16 +218,14 @@ class Course:
     sittings, beside the adapter.
     """
 
-    def __init__(self, plan: LoraPlan, folder: Path, file: Path) -> None:
+    def __init__(self, plan: LoraPlan, file: Path) -> None:
         torch.manual_seed(plan.seed)
         self.plan, self.file, self.step, self.smooth = plan, file, 0, 0.0
-        transformer = ZImageTransformer2DModel.from_pretrained(folder / "transformer").float()
-        encoder = Qwen3Model.from_pretrained(folder / "text_encoder").float()
-        self._network = Network(encoder, transformer).requires_grad_(False)
-        self._products = lowered(transformer, plan.rank)
+        style = STYLES[plan.style]
+        self._lesson = style.lesson(plan, style.folder, style.change)
+        self._products = lowered(self._lesson.transformer, self._lesson.parts, plan.rank)
         self._weights = [weight for product in self._products.values() for weight in product.parameters()]
         self._optimizer = torch.optim.AdamW(self._weights, lr=plan.peak, betas=(0.9, 0.98), weight_decay=0.0)
-        self._lesson = Lesson(plan, folder)
 
     @property
     def bench(self) -> Path:
@@ -179,12 +270,7 @@ class Course:
 
     def learn(self) -> None:
         """One step."""
-        data, ids, mask = self._lesson.batch()
-        noise, t = torch.randn_like(data), draw_times(len(data), "cpu")
-        at = t[:, None, None]
-        angles = self._network.angles(ids.shape[1], SIDE)
-        guess = self._network(at * data + (1 - at) * noise, t, ids, mask, angles)
-        loss = (guess - (data - noise)).square().mean()
+        loss = self._lesson.loss()
         for group in self._optimizer.param_groups:
             group["lr"] = cosine(self.step / self.plan.steps, self.plan.peak)
         self._optimizer.zero_grad()
@@ -202,8 +288,19 @@ def save(products: dict[str, LowRank], plan: LoraPlan, file: Path) -> None:
         tensors[f"transformer.{name}.lora_A.weight"] = product.down.detach().half().contiguous()
         tensors[f"transformer.{name}.lora_B.weight"] = product.up.detach().half().contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
-    told = {name: str(value) for name, value in asdict(plan).items() if name != "model"}
-    save_file(tensors, file, {"format": "pt", **told})
+    save_file(tensors, file, {"format": "pt", **{name: str(value) for name, value in asdict(plan).items()}})
+
+
+def shipped(style: str) -> Path:
+    """The file of a style's adapter among those of its model."""
+    return STYLES[style].folder / "loras" / f"{style}.safetensors"
+
+
+def plan_of(file: Path) -> LoraPlan:
+    """By which an adapter was trained."""
+    with safe_open(file, "pt") as kept:
+        told = kept.metadata()
+    return LoraPlan(**{name: type(value)(told[name]) for name, value in asdict(LoraPlan("")).items()})
 
 
 def main() -> None:
@@ -218,8 +315,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     file, minutes, resume = options.pop("to"), options.pop("minutes"), options.pop("resume")
     plan = LoraPlan(**options)
-    folder = Path(plan.model)
-    course = Course(plan, folder, file or folder / "loras" / f"{plan.style}.safetensors")
+    course = Course(plan, file or shipped(plan.style))
     if resume:
         course.resume()
     done = course.sit(minutes)
