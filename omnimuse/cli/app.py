@@ -141,13 +141,17 @@ class Parser(argparse.ArgumentParser):
                 word = "--attention" + word.removeprefix(ELSEWHERE)
             name, given, value = word.partition("=")
             role = name.removeprefix(DOTTED[0]).removesuffix(DOTTED[1])
-            if name == f"{DOTTED[0]}{role}{DOTTED[1]}" and role:
-                value = value if given else next(rest, "-")
-                if value.startswith("-"):
-                    self.error(f"argument {name}: expected one argument")
-                found.append(f"--attention-role={role}={value}")
+            if name in DEFAULTS:
+                plain = "--attention="
+            elif role and name == f"{DOTTED[0]}{role}{DOTTED[1]}":
+                plain = f"--attention-role={role}="
             else:
-                found.append("--attention" + given + value if name in DEFAULTS else word)
+                found.append(word)
+                continue
+            value = value if given else next(rest, "")
+            if not value or value.startswith("-"):
+                self.error(f"argument {name}: expected one argument")
+            found.append(plain + value)
         return found
 
     def _ours(self, word: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -333,18 +334,15 @@ def read_attention(text: str, *roles: str) -> AttentionConfig:
     """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category; `roles` are exceptions, too.
     `TORCH_SDPA` is `sdpa`.
     """
-    for each in roles:
-        if not all(part.partition("=")[1] for part in each.split(",")):
-            raise ConfigError(
-                f"--attention-role {each} is not understood; write ROLE=NAME, or --attention for all roles"
-            )
-    text = ",".join([text, *roles])
     chosen: dict[str, str] = {}
-    for part in text.split(","):
-        role, is_role, backend = (piece.strip() for piece in part.rpartition("="))
-        if not backend or (is_role and not role):
-            raise ConfigError(f"--attention {text} is not understood; write NAME or NAME,role=NAME")
-        if role in chosen:
-            raise ConfigError(f"--attention {text} says twice what {role or 'all roles'} take; leave one out")
-        chosen[role] = BACKENDS.get(backend, backend)
+    forms = {"--attention": "NAME or NAME,role=NAME", "--attention-role": "ROLE=NAME, or --attention for all roles"}
+    for option, words in (("--attention", text), *(("--attention-role", each) for each in roles)):
+        said = f"{option} {shlex.quote(words)}"
+        for part in words.split(","):
+            role, is_role, backend = (piece.strip() for piece in part.rpartition("="))
+            if not backend or bool(role) != bool(is_role) or (option == "--attention-role" and not role):
+                raise ConfigError(f"{said} is not understood; write {forms[option]}")
+            if role in chosen:
+                raise ConfigError(f"{said} says twice what {role or 'all roles'} take; leave one out")
+            chosen[role] = BACKENDS.get(backend, backend)
     return AttentionConfig(chosen.pop("", "auto"), chosen)

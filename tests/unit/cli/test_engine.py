@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,11 +95,31 @@ def test_a_role_has_its_backend_by_every_name_that_people_know() -> None:
         assert read_config(args).attention == AttentionConfig("sdpa", {"cross": "reference"})
 
 
-@pytest.mark.parametrize("words", [["--steps", "4"], []])
+@pytest.mark.parametrize("ends", [[".backend", "--steps", "4"], [".backend"], [".backend="], [".backend", ""]])
+@pytest.mark.parametrize("named", ["per_role.cross", "default"])
 @pytest.mark.parametrize("begins", ["--attention", "--diffusion-attention-config"])
-def test_a_role_without_a_backend_is_told_by_its_option_and_takes_no_other(begins: str, words: list[str]) -> None:
-    with pytest.raises(RequestError, match=r"argument --attention\.per_role\.cross\.backend: expected one argument"):
-        parser_of("generate").read(["a cat", f"{begins}.per_role.cross.backend", *words])
+def test_an_attention_backend_that_is_missing_is_told_by_its_option(begins: str, named: str, ends: list[str]) -> None:
+    backend, *words = ends
+    with pytest.raises(RequestError, match=rf"argument --attention\.{named}\.backend: expected one argument"):
+        parser_of("generate").read(["a cat", f"{begins}.{named}{backend}", *words])
+
+
+@pytest.mark.parametrize(
+    ("text", "roles", "said"),
+    [
+        ("sdpa,cross=", [], "--attention sdpa,cross= is not understood; write NAME or NAME,role=NAME"),
+        ("", [], "--attention '' is not understood"),
+        ("sdpa", ["cross="], "--attention-role cross= is not understood; write ROLE=NAME"),
+        ("sdpa", ["self=sdpa", "=sdpa"], "--attention-role =sdpa is not understood"),
+        ("sdpa", [""], "--attention-role '' is not understood"),
+        ("self=sdpa", ["self=reference"], "--attention-role self=reference says twice what self take"),
+    ],
+)
+def test_attention_that_is_not_understood_is_told_by_the_option_that_says_it(
+    text: str, roles: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        read_attention(text, *roles)
 
 
 def test_the_environment_says_which_backends_attend() -> None:
