@@ -16,8 +16,9 @@ from pathlib import Path
 
 from omnimuse.core.errors import ModelError, OmnimuseError
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.files import SINGLE
 from omnimuse.loader.hub import Hub
-from omnimuse.loader.resolve import SINGLE, Folder, resolve
+from omnimuse.loader.resolve import Folder, resolve
 
 PLACE = "omnimuse-files"
 """The folder beside the hub's cache in which such models lie, under the names of the checkpoints that they are like."""

@@ -20,7 +20,7 @@ from omnimuse.core.calls import OPEN
 from omnimuse.core.errors import ModelError
 from omnimuse.core.layouts import Files, Piece, laid_out
 from omnimuse.core.spec import CALLS, GENERATION, OPTIONS, Configs
-from omnimuse.loader.files import AGAIN, few, read_json, weight_files
+from omnimuse.loader.files import AGAIN, PICKLES, SINGLE, few, read_json, weight_files
 from omnimuse.loader.template_file import template_beside, template_in
 from omnimuse.loader.voices import VOICES, read_voices
 
@@ -326,20 +326,28 @@ def plain_class(name: str) -> str:
 def _not_a_checkpoint(folder: Path) -> str:
     needs = f"omnimuse needs a folder in the diffusers layout, with {INDEX} and one folder per component"
     if folder.is_file():
-        return f"{folder} is a single file; {needs}. {_CONVERT}"
+        return f"{folder} is a single file; {needs}{_advice([folder.name])}"
     if not folder.is_dir():
         return f"{folder} does not exist; {needs}"
     if (folder.parent / INDEX).is_file():
         return f"{folder} is one component of the checkpoint {folder.parent}; use {folder.parent}"
     names = sorted(path.name for path in folder.iterdir())
-    single = [name for name in names if name.endswith((".safetensors", ".gguf", ".ckpt"))]
+    single = [name for name in names if name.endswith((*SINGLE, *PICKLES))]
     if (folder / "config.json").is_file():
         found, advice = "config.json but no " + INDEX + ", so it looks like one network alone", ""
     elif single:
-        found, advice = f"single-file weights ({few(single)})", f". {_CONVERT}"
+        found, advice = f"single-file weights ({few(single)})", _advice(single)
     else:
         found, advice = (few(names) if names else "nothing at all"), ""
     return f"{folder} has no {INDEX}: it holds {found}; {needs}{advice}"
+
+
+def _advice(single: list[str]) -> str:
+    """What to do with single files of these names, where there is something."""
+    if any(name.endswith(SINGLE) for name in single):
+        return f". {_CONVERT}"
+    pickles = any(name.endswith(PICKLES) for name in single)
+    return "; opening a pickle can run any code, so none is opened" if pickles else ""
 
 
 _CONVERT = "Convert it once: omnimuse convert FILE --like MODEL -o FOLDER, with a checkpoint of the same kind as MODEL"

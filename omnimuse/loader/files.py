@@ -18,6 +18,8 @@ from omnimuse.core.errors import ModelError, reason
 
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 """Endings of weight files that are pickles: opening one can run any code, so none is ever opened."""
+SINGLE = (".safetensors", ".gguf")
+"""How the name of a file ends that may be a model by itself."""
 
 USUAL_STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "get the checkpoint again (for a hub id, `hf download ID` resumes where it stopped)"

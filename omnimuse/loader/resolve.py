@@ -15,12 +15,11 @@ from typing import Literal
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import INDEX
+from omnimuse.loader.files import SINGLE
 from omnimuse.loader.hub import ID, Hub, is_model
 
 BUNDLED = "omnimuse"
 """The owner in the ids of bundled models."""
-SINGLE = (".safetensors", ".gguf")
-"""How the name of a file ends that is a model by itself."""
 
 
 @dataclass(frozen=True)

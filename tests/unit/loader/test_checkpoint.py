@@ -10,6 +10,7 @@ import pytest
 
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint, plain_class
+from omnimuse.loader.files import PICKLES, SINGLE
 
 REQUIRED = {"net": ("ToyNet",), "tokenizer": ("ToyTokenizer",), "scheduler": ("ToyScheduler",)}
 
@@ -67,13 +68,15 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "nowhere does not exist" in refusal(tmp_path / "nowhere")
 
 
-def test_a_single_file_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
-    file = tmp_path / "flat.safetensors"
+@pytest.mark.parametrize("name", [f"flat{end}" for end in (*SINGLE, *PICKLES)])
+def test_a_single_file_is_refused_with_the_way_to_convert_it_if_there_is_one(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
     file.write_bytes(b"")
-    assert "is a single file" in refusal(file)
-    message = refusal(tmp_path)
-    assert "single-file weights (flat.safetensors)" in message
-    assert "omnimuse convert" in message
+    alone, message = refusal(file), refusal(tmp_path)
+    assert "is a single file" in alone and f"single-file weights ({name})" in message
+    for said in (alone, message):
+        assert ("omnimuse convert" in said) is name.endswith(SINGLE)
+        assert ("opening a pickle can run any code" in said) is name.endswith(PICKLES)
 
 
 def test_a_folder_without_index_says_what_it_holds(tmp_path: Path) -> None:
