@@ -11,8 +11,8 @@ client asks again when it has its picture; one that got none first waits for Ret
                  block of a network, too
   refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
   failed         every other answer without a picture, a broken connection, and --timeout
-  wasted         work that was taken on but failed or came after --slo: its part of all that was taken on and not
-                 refused, weighed by megapixels x steps
+  wasted         work that was taken on but failed or came after --slo: its part of all that was taken on, which what
+                 is refused, wrong (4xx) or unreached is not, weighed by megapixels x steps
   sent late      how long after they were due requests left this machine; if that is much, it measures itself
 
 examples:
@@ -30,8 +30,9 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -45,6 +46,8 @@ from omnimuse.simulate.figures import Figures, spread
 
 LATE = 0.05
 """Seconds; a generator that is later than this is said to be."""
+SHOWN = 3
+"""Messages of one error code that are printed."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -226,8 +229,17 @@ def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
         "held_mb": max((o.held for o in good if o.held is not None), default=None),
         "sent_late": spread([o.sent - o.due for o in outcomes]),
         "errors": dict(Counter(o.code for o in outcomes if o.code).most_common()),
-        "wasted": _wasted([o for o in outcomes if o.kind != "rejected"], within),
+        "messages": _messages(outcomes),
+        "wasted": _wasted([o for o in outcomes if o.begun], within),
     }
+
+
+def _messages(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    """By code, what the server said of it, each message once and how often, the most frequent first."""
+    found: dict[str, dict[str, int]] = {}
+    for (code, message), times in Counter((o.code, o.message) for o in outcomes if o.message).most_common():
+        found.setdefault(code, {})[message] = times
+    return found
 
 
 def _spreads(told: Sequence[Mapping[str, float]]) -> Figures:
@@ -283,10 +295,20 @@ def text(figures: Figures) -> str:
         facts.append(("memory", f"up to {told_bytes(round(figures['held_mb'] * 2**20))} held by the worker"))
     if figures["errors"]:
         facts.append(("errors", ", ".join(f"{code} {times}" for code, times in figures["errors"].items())))
+        facts += [("", line) for line in _said(figures["messages"])]
     parts = [columns(facts, indent=0), columns(_table(figures), indent=0)]
     if (late := figures["sent_late"]["p99"]) is not None and late > LATE:
         parts.append(f"sent late: 1 % of the requests left {late:.2f} s late or more; this machine is too busy")
     return "\n\n".join(parts)
+
+
+def _said(messages: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """What the server said of each code: the most frequent messages, and how many others there are."""
+    for code, said in messages.items():
+        for message, times in islice(said.items(), SHOWN):
+            yield f"{code} {times}: {message}"
+        if (others := len(said) - SHOWN) > 0:
+            yield f"{code} {sum(list(said.values())[SHOWN:])}: {others} other messages"
 
 
 def _table(figures: Figures) -> list[Sequence[str]]:

@@ -19,10 +19,14 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from urllib.parse import urlsplit
 
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, RequestError, plain
 
 STARTED = frozenset({"worker_lost", "insufficient_memory", "numerical_error", "worker_crash"})
 """Error codes of work that had begun: with status 503, too, they are failures and no refusals."""
+NO_CONNECTION = "no_connection"
+"""The code of requests that never reached the server."""
+LONGEST = 400
+"""Characters of a server's message that are kept."""
 PREVIEWS = 3
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "pink")
 SHAPES = ("circle", "square", "star", "ring", "triangle")
@@ -103,7 +107,8 @@ class Load:
 class Outcome:
     """How one request went. Times are seconds since the load began; `previewed` is when the first preview came.
 
-    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture. `stages` are the
+    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture, and `message` is what
+    the server said of that. `stages` are the
     seconds of each, `blocks` those of every block of a network, and `held` the most MiB that the worker held, as far as
     the server tells them.
     """
@@ -115,6 +120,7 @@ class Outcome:
     previewed: float | None = None
     status: int = 0
     code: str = ""
+    message: str = ""
     retry_after: float = 1.0
     stages: Mapping[str, float] = field(default_factory=dict)
     blocks: Mapping[str, float] = field(default_factory=dict)
@@ -126,6 +132,11 @@ class Outcome:
         if not self.code:
             return "ok"
         return "rejected" if self.status in (429, 503) and self.code not in STARTED else "failed"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the server may have begun to work on it: neither refused, nor told what is wrong with it (4xx)."""
+        return self.kind != "rejected" and not 400 <= self.status < 500 and self.code != NO_CONNECTION
 
     @property
     def latency(self) -> float:
@@ -221,11 +232,12 @@ class Client:
                     outcome = await self._follow(outcome, a)
                 else:
                     content = await a.read()
-                    outcome = _told(replace(outcome, ended=self.now(), code=_judge(a.status, content)), content)
+                    code, message = _judge(a.status, content)
+                    outcome = _told(replace(outcome, ended=self.now(), code=code, message=message), content)
         except TimeoutError:
             outcome = replace(outcome, code="timeout")
         except (OSError, EOFError):
-            outcome = replace(outcome, code="broken_connection" if outcome.status else "no_connection")
+            outcome = replace(outcome, code="broken_connection" if outcome.status else NO_CONNECTION)
         except (ValueError, RecursionError):
             outcome = replace(outcome, code="invalid_answer")
         return outcome if outcome.ended else replace(outcome, ended=self.now())
@@ -260,21 +272,22 @@ class Client:
             elif kind.endswith(".completed"):
                 outcome, code = _told(replace(outcome, ended=self.now()), data), ""
             elif isinstance(event, dict) and event.get("error"):
-                return replace(outcome, ended=self.now(), code=_code(event, "stream_error"))
+                code, message = _complaint(event, "stream_error")
+                return replace(outcome, ended=self.now(), code=code, message=message)
         return replace(outcome, ended=self.now(), code=code)
 
 
-def _judge(status: int, content: bytes) -> str:
-    """What is wrong with an answer; empty if it has a picture."""
+def _judge(status: int, content: bytes) -> tuple[str, str]:
+    """What is wrong with an answer, in a code and the server's words; empty if it has a picture."""
     if status != 200:
         try:
-            return _code(json.loads(content), f"http_{status}")
+            return _complaint(json.loads(content), f"http_{status}")
         except (ValueError, RecursionError):
-            return f"http_{status}"
+            return f"http_{status}", ""
     body = json.loads(content)
     data = body.get("data") if isinstance(body, dict) else None
     first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
-    return "" if first.get("b64_json") or first.get("url") else "invalid_answer"
+    return "" if first.get("b64_json") or first.get("url") else "invalid_answer", ""
 
 
 def _told(outcome: Outcome, content: bytes) -> Outcome:
@@ -291,10 +304,14 @@ def _seconds(told: object) -> dict[str, float]:
     return {str(name): float(took) for name, took in found if isinstance(took, int | float)}
 
 
-def _code(body: object, otherwise: str) -> str:
-    error = body.get("error") if isinstance(body, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return str(code) if code else otherwise
+def _complaint(body: object, otherwise: str) -> tuple[str, str]:
+    """The code and the message of an error, as OpenAI's interface tells it, or `detail`, as FastAPI does."""
+    said = body if isinstance(body, dict) else {}
+    error = said.get("error")
+    told = error if isinstance(error, dict) else {"message": error or said.get("detail")}
+    message = told.get("message")
+    words = plain(" ".join(message.split())) if isinstance(message, str) else ""
+    return plain(str(told.get("code") or otherwise)), words[:LONGEST]
 
 
 async def find_model(target: Target, timeout: float = 10.0) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,12 @@ FAULTS = {
     14: (503, {"error": {"code": "worker_lost"}}),
     15: (200, {"data": []}),
     16: (404, {"detail": "not ours"}),
+    20: (
+        400,
+        {"error": {"code": "invalid_value", "message": "num_inference_steps=20\x1b[2J is too many;\nuse 1 to 10"}},
+    ),
+    21: (400, {"error": {"code": "invalid_value", "message": 21}}),
+    22: (400, {"error": "wrong"}),
 }
 """What it answers to so many steps."""
 
@@ -225,7 +232,6 @@ def test_the_first_preview_of_a_stream_is_timed(server: FakeServer) -> None:
         ("64x64@13", (), "internal_error"),
         ("64x64@14", (), "worker_lost"),
         ("64x64@15", (), "invalid_answer"),
-        ("64x64@16", (), "http_404"),
         ("64x64@17", (), "invalid_answer"),
         ("64x64@18", ("--stream",), "numerical_error"),
         ("64x64@19", ("--stream",), "invalid_answer"),
@@ -240,6 +246,37 @@ def test_every_other_answer_without_a_picture_is_a_failure(
     assert figures["errors"] == {code: 1}
     assert figures["wasted"]["share"] == 1
     assert figures["latency"] == {"count": 0, "p50": None, "p90": None, "p99": None, "max": None}
+
+
+def test_a_request_that_is_wrong_is_a_failure_and_no_work_and_the_server_says_once_what_is(
+    server: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mix = "64x64@20:9,64x64@16,64x64@21,64x64@22"
+    assert main(["bench", "serve", "--url", server.url, "--rate", "100", "--requests", "40", "--mix", mix]) == 1
+    steps = Counter(asked["num_inference_steps"] for asked in server.asked)
+    assert set(steps) == {16, 20, 21, 22}
+    said = capsys.readouterr().out
+    assert "requests    40: 0 pictures, 0 refused, 40 failed\n" in said
+    assert "wasted      0.0% of the work taken on (0 requests)\n" in said
+    assert {line.strip() for line in said.split("errors")[1].splitlines()[1:4]} == {
+        rf"invalid_value {steps[20]}: num_inference_steps=20\x1b[2J is too many; use 1 to 10",
+        f"http_404 {steps[16]}: not ours",
+        f"http_400 {steps[22]}: wrong",
+    }
+
+
+def test_messages_that_differ_are_counted_and_the_most_frequent_are_shown() -> None:
+    words = ["common", "common", *(f"after {n} s" for n in range(6))]
+    outcomes = [Outcome(Entry("auto"), 0, 0, 1, status=429, code="queue_full", message=each) for each in words]
+    figures = summarize(outcomes, None)
+    assert figures["errors"] == {"queue_full": 8}
+    assert list(figures["messages"]["queue_full"].items())[:2] == [("common", 2), ("after 0 s", 1)]
+    shown = bench.text(figures | {"url": "u", "model": "m", "load": bench.describe(Load((Entry("auto"),)))})
+    assert [line.strip() for line in shown.split("errors")[1].splitlines()[1:5]] == [
+        "queue_full 2: common",
+        *("queue_full 1: after 0 s", "queue_full 1: after 1 s"),
+        "queue_full 4: 4 other messages",
+    ]
 
 
 @pytest.mark.parametrize(
