@@ -20,6 +20,7 @@ from omnimuse.core.calls import OPEN
 from omnimuse.core.errors import ModelError
 from omnimuse.core.layouts import Files, Piece, laid_out
 from omnimuse.core.spec import CALLS, GENERATION, OPTIONS, Configs
+from omnimuse.loader.eight_bits import SAID, eight_bits, with_note
 from omnimuse.loader.files import AGAIN, PICKLES, SINGLE, few, read_json, weight_files
 from omnimuse.loader.template_file import template_beside, template_in
 from omnimuse.loader.voices import VOICES, read_voices
@@ -201,10 +202,15 @@ class Checkpoint:
         about = {"_class_name": kind} if kind.endswith(SCHEDULER) else {}
         for name in names:
             if (folder / name).is_file():
-                return {**about, **_as_of_floats(read_json(folder / name))}
+                return {**about, **_as_of_floats(self._noted(folder / name))}
         if about or self.has_weights(component):
             raise ModelError(f"{folder / CONFIGS[bool(about)]} does not exist; {AGAIN}")
         return {}
+
+    def _noted(self, path: Path) -> Mapping[str, Any]:
+        """What a configuration says; that of a network may be noted beside it."""
+        content = read_json(path)
+        return with_note(path.parent, content) if path.name == CONFIGS[0] else content
 
     def _said(self, piece: Piece) -> Mapping[str, Any]:
         """What is known of a piece, and what its files say."""
@@ -354,8 +360,12 @@ _CONVERT = "Convert it once: omnimuse convert FILE --like MODEL -o FOLDER, with 
 
 
 def _as_of_floats(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration without what a library says of how it packed the weights: the files say that, too."""
-    said = config.get("quantization_config")
-    if not isinstance(said, Mapping) or said.get("quant_method") not in PACKERS:
+    """The configuration without what a library says of how it packed the weights, where these are read: the loader asks
+    the files.
+    """
+    said = config.get(SAID)
+    try:
+        read = isinstance(said, Mapping) and (said.get("quant_method") in PACKERS or eight_bits(said) is not None)
+    except ModelError:  # `find` refuses it
         return config
-    return {name: value for name, value in config.items() if name != "quantization_config"}
+    return {name: value for name, value in config.items() if name != SAID} if read else config

@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from omnimuse.core.bounds import is_text
 from omnimuse.core.errors import ModelError, reason
+from omnimuse.loader import scaled
 from omnimuse.loader.differences import Shape
+from omnimuse.loader.eight_bits import in_eight_bits
 from omnimuse.loader.files import AGAIN, WeightFiles, weight_files
 from omnimuse.loader.foreign import Packed
 from omnimuse.loader.libraries import packed_weights
@@ -71,7 +73,8 @@ def stored_in(folder: Path) -> dict[str, Stored]:
                 f"{files.index} says that {name} is in {files.owners[name]}, which does not hold it, and {path.name} "
                 f"does: the index and the files are not of one checkpoint; {AGAIN}"
             )
-    return found
+    how = in_eight_bits(folder if folder.is_dir() else folder.parent)
+    return found if how is None else _with(found, scaled.packed(how, found))
 
 
 def check_name(path: Path) -> None:
@@ -102,13 +105,8 @@ def _header(path: Path) -> dict[str, Stored]:
         slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
         found = {name: Stored(path, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
         said = (handle.metadata() or {}).get(PACKED)
-        foreign = {
-            name: Stored(path, each.shape, each.kind, each.parts, each)
-            for name, each in packed_weights(path, handle, {name: each.kind for name, each in found.items()}).items()
-        }
-    if foreign:
-        gone = {part for each in foreign.values() for part in each.parts.values()}
-        found = {name: each for name, each in found.items() if name not in gone} | foreign
+        kinds = {name: each.kind for name, each in found.items()}
+        found = _with(found, packed_weights(path, handle, kinds), path)
     if said is None:
         return found
     try:
@@ -120,6 +118,15 @@ def _header(path: Path) -> dict[str, Stored]:
         ) from problem
     parts = {name for each in packed.values() for name in each.parts.values()}
     return {name: each for name, each in found.items() if name not in parts} | packed
+
+
+def _with(found: Mapping[str, Stored], packed: Mapping[str, Packed], path: Path | None = None) -> dict[str, Stored]:
+    """`found` with packed weights in the place of their parts, in the file `path` or in that of their names."""
+    gone = {part for each in packed.values() for part in each.parts.values()}
+    foreign = {
+        name: Stored(path or found[name].path, each.shape, each.kind, each.parts, each) for name, each in packed.items()
+    }
+    return {name: each for name, each in found.items() if name not in gone} | foreign
 
 
 def _packed(path: Path, about: Any, found: Mapping[str, Stored]) -> Stored:

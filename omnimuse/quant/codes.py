@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from omnimuse.quant.schemes import FP8, Fp8, Parts, Product
+from omnimuse.core.plans import Slices
+from omnimuse.quant.schemes import FP8, Fp8, Largest, Parts, Product, held, own
 
 GROUP = 64
 """Inputs that share a factor, as bitsandbytes has them."""
@@ -107,6 +109,40 @@ class Small(Shared):
         return Fp8(kind=self.kind).scales(parts)
 
 
+@dataclass(frozen=True)
+class Grouped(Small):
+    """The same where inputs need not be whole groups: the last of a row may be smaller. Some columns of it have scales
+    for smaller groups, where what is kept does not end with one.
+    """
+
+    def fits(self, inputs: int) -> bool:
+        return True
+
+    def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
+        groups = -(-inputs // self.group)
+        scale = torch.empty(outputs, groups, dtype=torch.float32, device="meta")
+        return {"weight": torch.empty(outputs, inputs, dtype=torch.uint8, device="meta"), "weight_scale": scale}
+
+    def unpack(self, parts: Parts) -> Tensor:
+        numbers, scale = self.numbers(parts["weight"]), parts["weight_scale"]
+        groups = numbers.shape[1] // self.group
+        whole, rest = numbers[:, : groups * self.group], numbers[:, groups * self.group :]
+        whole.unflatten(1, (groups, self.group)).mul_(scale[:, :groups, None])
+        rest.mul_(scale[:, groups:])
+        return numbers
+
+    def some(self, columns: Slices, largest: Largest) -> Grouped:
+        ends = (end for span in columns.spans for end in span if end != columns.whole)
+        return replace(self, group=gcd(self.group, *ends))
+
+    def part(self, parts: Parts, columns: Slices) -> dict[str, Tensor]:
+        group = self.some(columns, own).group
+        scale = parts["weight_scale"].repeat_interleave(self.group // group, 1)
+        spans = tuple((start // group, -(-stop // group)) for start, stop in columns.spans)
+        groups = Slices(1, scale.shape[1], spans)
+        return {"weight": held(parts["weight"], columns), "weight_scale": held(scale, groups)}
+
+
 CODES: Mapping[str, Coded] = MappingProxyType({"nf4": Coded(code=NF4), "fp4": Coded(code=FP4)})
 """By bitsandbytes' names."""
 MICRO: Mapping[str, Shared] = MappingProxyType(
@@ -118,3 +154,5 @@ MICRO: Mapping[str, Shared] = MappingProxyType(
     }
 )
 """Formats with a factor for few inputs."""
+GROUPED: Mapping[str, Grouped] = MappingProxyType({"fp8-128": Grouped(128)})
+"""What blocks of 8 bits become: their scale is that of each of their rows."""

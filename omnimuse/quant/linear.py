@@ -15,7 +15,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.steady import Weighing, tiled
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import Largest, Packing, Scheme, few_product, few_rows, own
+from omnimuse.quant.schemes import Divisible, Largest, Packing, Scheme, few_product, few_rows, own
 
 AT_ONCE = 2**16
 """Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
@@ -48,7 +48,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.packing, self.arithmetic, self.columns = scheme, arithmetic, columns
         if columns is not None:
-            assert isinstance(scheme, Scheme), "only such let columns be taken out of rows"
+            assert isinstance(scheme, Divisible), "only such let columns be taken out of rows"
             scheme = scheme.some(columns, largest)
         self.scheme = scheme
         self.stands_for = linear.weight.dtype
@@ -130,7 +130,7 @@ class PackedRows:
         """What is here of the parts of whole rows."""
         if self.columns is None:
             return parts
-        assert isinstance(self._scheme, Scheme)
+        assert isinstance(self._scheme, Divisible)
         return self._scheme.part(parts, self.columns)
 
 

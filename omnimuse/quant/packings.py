@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.quant.blocks import BLOCKS
-from omnimuse.quant.codes import CODES, MICRO
+from omnimuse.quant.codes import CODES, GROUPED, MICRO
 from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Packing, Parts
 
 WIDE_FP8 = "fp8-e5m2"
@@ -21,7 +21,15 @@ NARROW_INT4 = "int4-32"
 """Floats of 8 bits with five for the exponent, four bits with a scale for every 32 inputs: read, never chosen here."""
 
 PACKINGS: Mapping[str, Packing] = MappingProxyType(
-    {**SCHEMES, WIDE_FP8: Fp8(kind=torch.float8_e5m2), NARROW_INT4: Int4(group=32), **BLOCKS, **CODES, **MICRO}
+    {
+        **SCHEMES,
+        WIDE_FP8: Fp8(kind=torch.float8_e5m2),
+        NARROW_INT4: Int4(group=32),
+        **BLOCKS,
+        **CODES,
+        **MICRO,
+        **GROUPED,
+    }
 )
 
 

@@ -66,12 +66,8 @@ class Packing(Protocol):
 
 
 @runtime_checkable
-class Scheme(Packing, Protocol):
-    """A packing that weights can be given here."""
-
-    def pack(self, rows: Tensor) -> dict[str, Tensor]:
-        """The parts of these rows of weights, float32 [n, K]."""
-        ...
+class Divisible(Packing, Protocol):
+    """A packing of whole rows of which some columns can be kept."""
 
     def some(self, columns: Slices, largest: Largest) -> Packing:
         """How some columns of rows are packed that were packed whole: they stand for the same floats."""
@@ -79,6 +75,15 @@ class Scheme(Packing, Protocol):
 
     def part(self, parts: Parts, columns: Slices) -> dict[str, Tensor]:
         """The parts of these columns, of the parts of whole rows."""
+        ...
+
+
+@runtime_checkable
+class Scheme(Divisible, Protocol):
+    """A packing that weights can be given here."""
+
+    def pack(self, rows: Tensor) -> dict[str, Tensor]:
+        """The parts of these rows of weights, float32 [n, K]."""
         ...
 
 

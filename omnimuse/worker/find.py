@@ -23,6 +23,7 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.request import Door
 from omnimuse.core.spec import Component, Recognised, Spec, Variant
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.eight_bits import SAID, eight_bits
 from omnimuse.loader.files import AGAIN
 from omnimuse.loader.fits import measured_fits
 from omnimuse.loader.identity import TAUGHT, Taught, names_of, taught
@@ -117,9 +118,13 @@ def find(config: Config) -> Found:
 def _refuse_packings_of_others(checkpoint: Checkpoint) -> None:
     """ModelError for a component whose weights were packed by a library in a way that is not read here."""
     for name, config in checkpoint.configs.items():
-        if not isinstance(said := config.get("quantization_config"), Mapping):
+        if not isinstance(said := config.get(SAID), Mapping):
             continue
         how = str(said.get("quant_method", "a library"))
+        try:
+            eight_bits(said)
+        except ModelError as problem:
+            how = str(problem)
         raise ModelError(
             f"component {name!r} of {checkpoint.folder} was packed by {how}, whose weights are not read here; use the "
             f"checkpoint that it was made from with --quantize {name}=int4, or a GGUF file of the model "

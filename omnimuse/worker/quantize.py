@@ -24,7 +24,7 @@ from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
 from omnimuse.parallel.mesh import TENSOR, Axis
 from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.packings import PACKINGS
-from omnimuse.quant.schemes import SCHEMES, Packing, Scheme
+from omnimuse.quant.schemes import SCHEMES, Divisible, Packing
 from omnimuse.quant.stacked import Stacked
 from omnimuse.worker.named import rules_of
 from omnimuse.worker.packed_shares import packed_layer
@@ -107,7 +107,7 @@ def _as_packed(under: Build) -> dict[str, str]:
         for path, layer in packable(module, policy).items():
             bands = stored.get(f"{path}.weight", [])
             packing = _packing(bands, cut=cut)
-            if packing is not None and (isinstance(packing, Scheme) or _columns(cuts, path) is None):
+            if packing is not None and (isinstance(packing, Divisible) or _columns(cuts, path) is None):
                 alike[packing][path] = layer
                 count["+".join(dict.fromkeys(kind for kind, _ in bands))] += 1
         whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
