@@ -47,7 +47,7 @@ from tools.train_shapes.lora import STYLES, Course, plan_of, shipped
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TRAINED = Path("runs") / "loras"
 """Adapters of ranks that no model comes with; git ignores it."""
-RANKS = {"night": (1, 2, 4, 8), "hearts": (7,), "darkroom": (1, 2, 4, 8)}
+RANKS = {"night": (1, 4, 8), "hearts": (7,), "darkroom": (1, 4)}
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
 EXACT = "exact"
@@ -348,8 +348,14 @@ def styled(task: Task | FilmTask, adapter: str) -> Task | FilmTask:
         return task
     change = STYLES[adapter].change
     if isinstance(task, FilmTask):
-        return replace(task, film=change(task.film), background_asked=True)
-    return replace(task, scene=change(task.scene), background_asked=True)
+        film = change(task.film)
+        return replace(
+            task, film=film, background_asked=task.background_asked or film.background != task.film.background
+        )
+    scene = change(task.scene)
+    return replace(
+        task, scene=scene, background_asked=task.background_asked or scene.background != task.scene.background
+    )
 
 
 def held(engine: Engine) -> int:
