@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
+from math import ceil, prod
 from typing import NamedTuple
 
 from omnimuse.core.params import AnswerParams, DiffusionParams, SpeechParams, TokenParams
@@ -169,7 +169,7 @@ class Length(Extent):
         def with_length(tenths: int) -> bool:
             return fits(replace(request, params=replace(request.params, seconds=tenths / 10)))
 
-        tenths = _most(int((request.params.seconds or 0.0) * 10), with_length)
+        tenths = _most(ceil((request.params.seconds or 0.0) * 10), with_length)
         near = f"the nearest length that may fit is {tenths / 10:g} seconds" if tenths else "no length of it fits"
         return Nearest(near, "seconds", tenths)
 

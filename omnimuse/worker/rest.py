@@ -87,11 +87,14 @@ class Rest:
 
 def begin_together(rest: Rest, mesh: Mesh) -> int:
     """Let the weights of all ranks go; how many bytes left this one. ConfigError if any rank cannot, and all stay."""
-    failure, size = None, 0
+    failure: Exception | None = None
+    size = 0
     try:
         size = rest.begin()
-    except (ConfigError, OSError, RuntimeError) as error:
+    except (ConfigError, OSError, MemoryError, RuntimeError) as error:  # other ranks wait to hear of it
         failure = error
+    if failure is not None:
+        failure = settle(failure, "falling asleep")
     if wrong := trouble_of_all(mesh, failure):
         rest.end()
         raise ConfigError(f"the weights cannot leave: {wrong}") from failure

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from omnimuse.core.config import OffloadConfig, QuantConfig
-from omnimuse.core.errors import DeadlineError, MemoryShortageError
+from omnimuse.core.errors import ConfigError, DeadlineError, MemoryShortageError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Event, Failed
 from omnimuse.engine.engine import Engine
@@ -99,6 +100,21 @@ def test_what_leaves_is_no_memory_of_the_process_any_more() -> None:
     assert full - resident() > 0.9 * weight.nbytes, f"of {full - before} bytes for two copies"
     rest.end()
     assert torch.equal(linear.weight, weight) and not rest.begun
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("out of memory")], ids=["host", "device"])
+def test_where_memory_runs_out_before_all_weights_have_left_they_stay(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    engine = start(subject.config())
+    expected, whole = run(engine, subject.ask(0)), held(engine)
+    with monkeypatch.context() as short:
+        short.setattr(FileStore, "content", mock.Mock(side_effect=error))
+        with pytest.raises(ConfigError, match="the weights cannot leave: falling asleep ran out of memory"):
+            engine.sleep()
+    assert not engine.asleep and held(engine) == whole
+    assert torch.equal(*run(engine, subject.ask(0)), *expected)
+    engine.close()
 
 
 def test_where_there_is_no_room_for_all_weights_they_stay_away_until_there_is(

@@ -57,6 +57,15 @@ def test_the_nearest_size_keeps_proportions_and_the_grid() -> None:
     assert nearest_size((256, 256), 16, lambda size: False) is None
 
 
+def test_the_nearest_length_is_the_next_tenth_of_a_second(tiny: Callable[[str], Path]) -> None:
+    [family] = [family for family in FAMILIES if family.name == "StableAudioPipeline"]
+    with contextlib.closing(start(Subject(family, tiny(family.name)).config())) as engine:
+        extent, request = engine.foretelling.extent, engine.make_request(Ask("rain", DiffusionParams(seconds=1.25)))
+        assert extent.nearest(request, lambda each: True).hint == "the nearest length that may fit is 1.2 seconds"
+        whole = replace(request, params=replace(request.params, seconds=1.2))
+        assert extent.nearest(whole, lambda each: True).hint == "the nearest length that may fit is 1.1 seconds"
+
+
 def test_what_another_process_has_of_a_gpu_is_no_room_and_what_torch_keeps_of_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
