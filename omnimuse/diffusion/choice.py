@@ -13,7 +13,7 @@ from omnimuse.core.params import ScheduleParams
 from omnimuse.core.plugins import SOLVERS, brought, loaded
 from omnimuse.diffusion import cosine_dpm
 from omnimuse.diffusion.cosine_dpm import CosineDpm
-from omnimuse.diffusion.schedules import FlowSchedule, Mu, Spacing, unsupported
+from omnimuse.diffusion.schedules import MOVING, FlowSchedule, Mu, Spacing, unsupported
 from omnimuse.diffusion.solvers import FlowEuler, Solver
 from omnimuse.diffusion.unipc import FlowUniPC, uncovered
 from omnimuse.diffusion.wrapped import DiffusersSolver
@@ -21,15 +21,7 @@ from omnimuse.diffusion.wrapped import DiffusersSolver
 COSINE_DPM = "CosineDPMSolverMultistepScheduler"
 FLOW_EULER, UNIPC = SCHEDULERS["euler"], SCHEDULERS["unipc"]
 OURS = (FLOW_EULER, COSINE_DPM, UNIPC)
-_DYNAMIC = (
-    "use_dynamic_shifting",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
-    "time_shift_type",
-    "shift_terminal",
-)
+_DYNAMIC = (*MOVING, "use_dynamic_shifting", "time_shift_type", "shift_terminal")
 
 
 def chosen_config(config: Mapping[str, Any], chosen: ScheduleParams) -> dict[str, Any]:

@@ -41,17 +41,9 @@ _NOT_COVERED = (
     "use_exponential_sigmas",
     "use_beta_sigmas",
 )
-_COVERED = (
-    "num_train_timesteps",
-    "shift",
-    "use_dynamic_shifting",
-    "base_shift",
-    "max_shift",
-    "base_image_seq_len",
-    "max_image_seq_len",
-    "shift_terminal",
-    "time_shift_type",
-)
+MOVING = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+"""What says how far a dynamic shift moves the levels. Schedulers that are told `mu` need not know it."""
+_COVERED = (*MOVING, "num_train_timesteps", "shift", "use_dynamic_shifting", "shift_terminal", "time_shift_type")
 
 
 @dataclass(frozen=True)

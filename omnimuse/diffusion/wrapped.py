@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.core.flow import is_flow
-from omnimuse.diffusion.schedules import FlowSchedule, Mu, Schedule, Spacing
+from omnimuse.diffusion.schedules import MOVING, FlowSchedule, Mu, Schedule, Spacing
 from omnimuse.diffusion.solvers import SolverMemory, flow_denoised
 
 
@@ -131,7 +131,7 @@ class DiffusersSolver:
         accepted = _parameters(scheduler.set_timesteps)
         options: dict[str, Any] = {}
         if "mu" in accepted and scheduler.config.get("use_dynamic_shifting"):
-            mu = FlowSchedule.from_config(scheduler.config, self.mu).mu(tokens, steps)
+            mu = FlowSchedule.from_config({**self.config, **scheduler.config}, self.mu).mu(tokens, steps)
             options["mu"] = math.log(mu) if self._translated else mu
         if "sigmas" in accepted and self.spacing != "scheduler" and self._is_flow():
             moves = self.spacing == "trained" and scheduler.config.get("use_dynamic_shifting")
@@ -149,7 +149,9 @@ class DiffusersSolver:
         kind = _scheduler_class(self.class_name)
         try:
             shift = {"time_shift_type": "exponential"} if self._translated else {}
-            scheduler = kind.from_config({**self.config, **shift})
+            known = _parameters(kind.__init__)
+            told = {name: value for name, value in self.config.items() if name in known or name not in MOVING}
+            scheduler = kind.from_config({**told, **shift})
         except (ImportError, ValueError, TypeError, NotImplementedError) as error:
             raise ModelError(f"the scheduler {self.class_name} refuses its config: {error}") from error
         if scheduler.config.get("noise_sampler_seed", 0) is None:

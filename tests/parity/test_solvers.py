@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from typing import Any
 
@@ -185,6 +186,21 @@ def test_flow_euler_follows_diffusers_bit_for_bit(name: str, dtype: torch.dtype)
     assert isinstance(solver, FlowEuler)
     expected = their_run(theirs(FLOW_EULER, PUBLISHED[name], 9, 1024, levels=True), dtype)
     assert_equal_runs(our_run(solver, 9, 1024, dtype), expected)
+
+
+@pytest.mark.parametrize("chosen", SCHEDULERS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_scheduler_that_is_chosen_is_told_nothing_that_it_warns_of(
+    name: str, chosen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = chosen_config({"_class_name": FLOW_EULER, **PUBLISHED[name]}, ScheduleParams(scheduler=chosen))
+    library = logging.getLogger("diffusers")
+    library.addHandler(caplog.handler)
+    try:
+        solver_for(config.pop("_class_name"), config)[0].plan(8, 1024)
+    finally:
+        library.removeHandler(caplog.handler)
+    assert caplog.messages == []
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
