@@ -472,6 +472,8 @@ def test_a_name_tells_the_role_of_a_tensor(tensor: str, found: Named | None) -> 
         ("transformer_2.a.b", Layer("transformer_2", "a.b")),
         ("text_encoder.a", Layer("text_encoder", "a")),
         ("a.b", Layer("", "a.b")),
+        ("transformer", Layer("", "transformer")),
+        ("text_encoder", Layer("", "text_encoder")),
         ("lora_te1_a_b", Layer("text_encoder", "a_b", flat=True)),
         ("lora_te_a_b", Layer("text_encoder", "a_b", flat=True)),
         ("lora_unet_a_b", Layer("", "a_b", flat=True)),
