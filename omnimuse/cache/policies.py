@@ -82,8 +82,8 @@ class TeaCache(Policy):
     always = True
 
     def must(self, row: Row, memory: Memory) -> Verdict | None:
-        forced = self.choice.forced and self.choice.mask[memory.at] == "0"
-        return COMPUTE if memory.step >= memory.steps - 1 and not forced else super().must(row, memory)
+        last = memory.step >= memory.steps - 1
+        return COMPUTE if last and not self.choice.forced else super().must(row, memory)
 
     def judge(self, row: Row, memory: Memory, change: float) -> Verdict:
         drift = row.drift + self._rescaled(change)

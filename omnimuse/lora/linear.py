@@ -26,7 +26,6 @@ class Rack:
     def __init__(self) -> None:
         self.worn: tuple[Worn, ...] = ()
         self.compiled: dict[Site, Adapted] = {}
-        self._joined = False
         self._last: tuple[tuple[tuple[str, float], ...], Mapping[Site, Joined]] = ((), {})
 
     def full(self) -> bool:
@@ -36,19 +35,17 @@ class Rack:
     @contextmanager
     def joining(self) -> Iterator[None]:
         """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered."""
-        if not self.worn or self._joined:
+        if not self.worn:
             yield
             return
         if self._last[0] != (keys := tuple(each.key for each in self.worn)):  # by name: who wears them keeps them alive
             self._last = (), {}  # its memory first
             self._last = keys, {site: layer.join(self.worn) for site, layer in self.compiled.items()}
-        self._joined = True
         for site, joined in self._last[1].items():
             self.compiled[site].peg.joined = joined
         try:
             yield
         finally:
-            self._joined = False
             for layer in self.compiled.values():
                 layer.peg.joined = None
 
