@@ -139,10 +139,11 @@ class Area(Extent):
 
         if not self.of(request):
             return super().nearest(request, fits)
-        near = nearest_size(request.size, self.limits.size_multiple, with_size)
-        fewer = "ask for fewer frames" if frames(request) > 1 else "no size of it fits"
-        hint = f"the nearest size that may fit is {near[0]}x{near[1]}" if near else fewer
-        return Nearest(hint, "height", prod(near or (0,)))
+        if near := nearest_size(request.size, self.limits.size_multiple, with_size):
+            return Nearest(f"the nearest size that may fit is {near[0]}x{near[1]}", "height", prod(near))
+        if frames(request) > 1:
+            return Nearest("ask for fewer frames", "num_frames")
+        return Nearest("no size of it fits", "height")
 
 
 class Length(Extent):
@@ -175,7 +176,9 @@ class Length(Extent):
 
 
 class Spoken(Extent):
-    """Frames of what is spoken: those that are asked for, or have to be made."""
+    """Frames of what is spoken: those that are asked for, or have to be made. Of an answer in text alone nothing is
+    tried, as of all that is written.
+    """
 
     def of(self, request: Request) -> int:
         extra = request.extra
@@ -183,13 +186,13 @@ class Spoken(Extent):
         return extra.max_tokens or extra.min_tokens
 
     def smaller(self, request: Request) -> tuple[Request, Request] | None:
-        if isinstance(request.extra, AnswerParams) and not request.extra.aloud:
+        if _is_text(request) or self.of(request) <= SPOKEN[1]:
             return None
         small, large = (_few_steps(_saying(request, count), request.params, self.limits) for count in SPOKEN)
-        return (small, large) if self.of(request) > SPOKEN[1] else None
+        return small, large
 
     def guess(self, request: Request) -> Need:
-        return Need(self.of(request) * SAID, SOUND)
+        return NOTHING if _is_text(request) else Need(self.of(request) * SAID, SOUND)
 
     def nearest(self, request: Request, fits: Fits) -> Nearest:
         most = _most(self.of(request), lambda count: fits(_saying(request, count)))
@@ -236,6 +239,11 @@ def _few_steps(request: Request, params: DiffusionParams, limits: Limits) -> Req
     pictures = [(picture.width, picture.height) for picture in request.images]
     extra = request.extra.brief(params, pictures, limits.size_multiple)
     return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False, tried=True)
+
+
+def _is_text(request: Request) -> bool:
+    """Whether it is answered in text alone."""
+    return isinstance(request.extra, AnswerParams) and not request.extra.aloud
 
 
 def _saying(request: Request, frames: int) -> Request:
