@@ -76,13 +76,14 @@ _READ = {"config": Config, "quantize": str, "plugin": str | Sequence[str], "depl
 """The kinds of what `configure` reads; those of all else `Config` and its parts tell."""
 
 
-def configure(model: str, config: Config | None, short: Short) -> Config:
+def configure(model: str | Path, config: Config | None, short: Short) -> Config:
     """The whole configuration from what a caller gave."""
     if unknown := short.keys() - Short.__annotations__.keys():
         allowed = ", ".join(("config", *Short.__annotations__))
         raise TypeError(f"{', '.join(sorted(unknown))} cannot be chosen here; use {allowed}")
     for name, kind in _READ.items():
         check_kind(name, {"config": config, **short}.get(name), kind | None)
+    model = str(model) if isinstance(model, Path) else model
     base = config or Config(ModelConfig(model))
     part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin") or ()
     plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
@@ -137,7 +138,7 @@ class Omni:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         *,
         config: Config | None = None,
         **short: Unpack[Short],
@@ -321,7 +322,7 @@ class AsyncOmni:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path,
         *,
         config: Config | None = None,
         **short: Unpack[Short],
@@ -404,7 +405,7 @@ class AsyncOmni:
 
 
 def explain(
-    model: str,
+    model: str | Path,
     *,
     config: Config | None = None,
     **short: Unpack[Short],
@@ -420,14 +421,14 @@ def explain(
     return explain_build(chosen)
 
 
-def warm(model: str, *, config: Config | None = None, loras: Loras | None = None) -> Warmed:
+def warm(model: str | Path, *, config: Config | None = None, loras: Loras | None = None) -> Warmed:
     """Compile the blocks of `model` for this machine, so that engines with `CompileConfig("blocks")` start fast.
 
     With `loras` also as they wear adapters, which need not be those that requests will name.
     """
     from omnimuse.engine.warm import warm as warm_here
 
-    return warm_here(config or Config(ModelConfig(model)), loras)
+    return warm_here(configure(model, config, {}), loras)
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> tuple[bool, list[Prompt]]:

@@ -39,8 +39,8 @@ class Lora:
     component: str = ""
 
 
-Loras = Sequence["Lora | str | Mapping[str, Any]"]
-"""Adapters as people write them: `Lora`s, texts such as `style.safetensors:0.8`, or dicts of a path and a scale."""
+Loras = Sequence["Lora | str | PurePath | Mapping[str, Any]"]
+"""Adapters as people write them: `Lora`s, texts such as `style.safetensors:0.8`, paths, or dicts of one and a scale."""
 
 
 def read_lora(text: str) -> Lora:
@@ -68,7 +68,7 @@ def loras_of(given: Any, registered: Mapping[str, str] | None = None) -> tuple[L
     """
     if given is None:
         return None
-    listed = [given] if isinstance(given, str | Lora | Mapping) else given
+    listed = [given] if isinstance(given, str | PurePath | Lora | Mapping) else given
     if not isinstance(listed, list | tuple):
         raise RequestError(f"loras must be a list of adapters, got {type(given).__name__}", "loras")
     names = [] if registered is None else list(registered)
@@ -109,6 +109,8 @@ def _lora(given: Any) -> Lora:
         return given
     if isinstance(given, str):
         return read_lora(given)
+    if isinstance(given, PurePath):
+        return Lora(str(given))
     if not isinstance(given, Mapping):
         raise RequestError(f"an adapter is a file's name, or a dict of path and scale, got {given!r:.80}", "loras")
     named = [name for name in SOURCES if given.get(name) is not None]
@@ -117,8 +119,9 @@ def _lora(given: Any) -> Lora:
         wrong = f"the field {unknown[0]!r}" if unknown else f"{' and '.join(named) or 'no path'}"
         also = "perhaps a scale and the component that it is for"
         raise RequestError(f"an adapter has one path, {also}; this one has {wrong}", "loras")
-    scale, component = given.get("scale"), given.get("component")
-    return Lora(given[named[0]], 1.0 if scale is None else scale, "" if component is None else component)
+    scale, component, source = given.get("scale"), given.get("component"), given[named[0]]
+    source = str(source) if isinstance(source, PurePath) else source
+    return Lora(source, 1.0 if scale is None else scale, "" if component is None else component)
 
 
 def _checked(lora: Lora) -> Lora:

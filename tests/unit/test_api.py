@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni, Preview, Progress, Result
-from omnimuse.api import configure
+from omnimuse.api import configure, explain, warm
 from omnimuse.core.config import QuantConfig, ScheduleConfig
 from omnimuse.core.errors import (
     CapacityError,
@@ -440,6 +440,17 @@ def test_a_short_choice_of_another_kind_is_refused_by_its_name(short: Any, said:
 def test_a_configuration_of_another_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"config=\{'dtype': 'float32'\} is not allowed; use Config or None"):
         configure("omnimuse/shapes", {"dtype": "float32"}, {})  # type: ignore[arg-type]
+
+
+def test_a_model_may_be_named_by_a_path() -> None:
+    assert configure(Path("models/m"), None, {}) == configure("models/m", None, {})
+    with pytest.raises(ModelError, match="models/m"):
+        explain(Path("models/m"))
+
+
+def test_what_is_warmed_is_the_model_that_is_named_whatever_the_configuration_is_of() -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        warm("./nowhere", config=Config(ModelConfig("omnimuse/shapes")))
 
 
 def test_short_choices_that_are_none_leave_what_there_is() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from omnimuse.core.loras import Lora, component_of, loras_of, told
         ("D:/styles/ink", (Lora("D:/styles/ink"),)),
         ([{"path": "a", "scale": 2}], (Lora("a", 2.0),)),
         ([{"name": "a"}, Lora("b", 0.0)], (Lora("a"), Lora("b", 0.0))),
+        (Path("a:0.8"), (Lora("a:0.8"),)),
+        ([Path("a"), {"path": Path("b"), "scale": 2}], (Lora("a"), Lora("b", 2.0))),
         ("transformer_2=low.safetensors:0.8", (Lora("low.safetensors", 0.8, "transformer_2"),)),
         ("of=one.safetensors", (Lora("of=one.safetensors"),)),
         (["a", "transformer=a:2"], (Lora("a"), Lora("a", 2.0, "transformer"))),
@@ -30,7 +33,7 @@ from omnimuse.core.loras import Lora, component_of, loras_of, told
         (None, None),
     ],
 )
-def test_an_adapter_is_written_as_a_text_a_dict_or_a_lora(given: Any, found: Any) -> None:
+def test_an_adapter_is_written_as_a_text_a_path_a_dict_or_a_lora(given: Any, found: Any) -> None:
     assert loras_of(given) == found
     assert loras_of(found) == found
 
