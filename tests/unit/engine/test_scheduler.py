@@ -190,10 +190,12 @@ def test_finished_outputs_are_room_that_others_do_not_have(kept: int, run: tuple
     assert sorted(queue.pick(100).run) == sorted(run)
 
 
-def test_outputs_that_have_no_room_beside_each_other_step_one_after_the_other() -> None:
+@pytest.mark.parametrize("need", [Need(40), Need(30, 35)])
+def test_outputs_that_have_no_room_beside_each_other_step_one_after_the_other(need: Need) -> None:
     queue = Queue()
-    queue.add("a", need=Need(40), num_outputs_per_prompt=3)
+    queue.add("a", need=need, num_outputs_per_prompt=3)
     assert queue.pick(100).run == ("a/0", "a/1")
+    assert queue.scheduler.taken(lambda request: Need()) == 3 * need.beside + need.beyond
     queue.scheduler.finished("a/0")
     assert queue.pick(100).run == ("a/1", "a/2")
 
