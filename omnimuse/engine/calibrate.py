@@ -68,7 +68,7 @@ def calibrate(
     fits = Fits(TeaFit(polynomial(seen)), ratios(seen))
     fit(engine, fits)
     trials = []
-    for choice in candidates(fits, seen):
+    for choice in candidates(seen):
         drawn = [_draw(engine, replace(ask, params=replace(ask.params, cache=choice))) for ask in asks]
         apart = [float((new - old).norm() / old.norm()) for new, old in zip(drawn, exact, strict=True)]
         trials.append(Trial(choice, _spent(watched) / whole, mean(apart)))
@@ -76,7 +76,7 @@ def calibrate(
     return Calibration(chosen(fits, trials, difference), tuple(trials))
 
 
-def candidates(fits: Fits, seen: Sequence[Seen]) -> list[str]:
+def candidates(seen: Sequence[Seen]) -> list[str]:
     """The choices that are tried, from numbers of steps and changes that were seen."""
     steps = max(each.steps for each in seen)
     warm_up = max(1, min(4, steps // 5))

@@ -13,9 +13,10 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image, ImageChops
 
+from omnimuse.cache.observe import Seen
 from omnimuse.cli import main
 from omnimuse.core.caches import Fits, TeaFit, cache_named, completed
-from omnimuse.engine.calibrate import Trial, chosen
+from omnimuse.engine.calibrate import Trial, candidates, chosen
 from omnimuse.loader.fits import read_fits
 
 
@@ -127,3 +128,17 @@ def test_a_threshold_suits_when_repeating_and_a_series_both_change_little_enough
     assert completed(cache_named("taylorseer"), found).threshold == 0.2
     assert completed(cache_named("magcache"), replace(found, ratios=(1.0,))).threshold == 0.01
     assert chosen(Fits(), trials, 0.001).dbcache == 0.1
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(2, 1), (10, 2), (60, 4)])
+def test_what_is_tried_follows_from_how_much_changed_between_steps_and_from_how_many_there_were(
+    steps: int, warm_up: int
+) -> None:
+    seen = [Seen(0, 1, steps, 0.0, added, growth) for added, growth in ((0.2, 0.9), (0.4, 1.1), (0.6, 3.0))]
+    choices = [cache_named(choice) for choice in candidates([*seen, Seen(1, 1, 2, 0.0, 0.4, 1.1)])]
+    found = {kind: [each for each in choices if each.kind == kind] for kind in ("dbcache", "teacache", "magcache")}
+    assert [each.threshold for each in found["teacache"]] == [0.32, 0.48, 0.88]
+    assert [each.threshold for each in found["magcache"]] == [0.2, 0.45, 0.8, 2.0]
+    assert {each.warm_up for kind in ("dbcache", "magcache") for each in found[kind]} == {warm_up}
+    assert {(each.threshold, each.order) for each in found["dbcache"]} >= {(0.04, 0), (0.04, 1), (0.24, 1)}
+    assert sum(map(len, found.values())) == len(choices)
