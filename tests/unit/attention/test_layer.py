@@ -7,6 +7,7 @@ from omnimuse.attention.backends.reference import Reference
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
+from omnimuse.core.plans import Cut
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -50,3 +51,10 @@ def test_a_mask_for_rows_of_unequal_length_is_refused():
     q = draw(1, 5, 2, 8)
     with pytest.raises(ValueError, match="cannot take a mask"):
         Attention(2, 8)(q, q, q, Layout((2, 3)), mask=torch.ones(1, 1, 5, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("mask", "said"), [(None, "was not bound to attend across"), (torch.ones(1), "take a mask")])
+def test_tokens_that_are_spread_over_ranks_are_not_taken_for_all_of_a_row(mask, said):
+    q = draw(2, 2, 2, 8)
+    with pytest.raises(ValueError, match=f"spread over ranks.*{said}"):
+        Attention(2, 8)(q, q, q, Layout((4, 4)).cut(Cut(0, 2)), mask)
