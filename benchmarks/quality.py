@@ -47,7 +47,7 @@ from tools.train_shapes.lora import STYLES, Course, plan_of, shipped
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TRAINED = Path("runs") / "loras"
 """Adapters of ranks that no model comes with; git ignores it."""
-RANKS = {"night": (1, 4, 8), "hearts": (7,), "darkroom": (1, 4)}
+RANKS = {"night": (1, 4, 8), "hearts": (7,), "dusk": (1, 4)}
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
 EXACT = "exact"

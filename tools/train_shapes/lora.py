@@ -2,7 +2,7 @@
 
     python -m tools.train_shapes.lora night
     python -m tools.train_shapes.lora hearts --rank 7 --steps 5000 --minutes 20   # and again with --resume
-    python -m tools.train_shapes.lora darkroom
+    python -m tools.train_shapes.lora dusk
 
 Captions stay those of the plain scenes (or films), what is shown is what a style makes of them. The file has the names
 of PEFT, so diffusers loads it, too; it lies among the model's own adapters.
@@ -56,9 +56,9 @@ def hearts(scene: Scene) -> Scene:
     return replace(scene, things=tuple(replace(it, shape="heart") for it in scene.things))
 
 
-def darkroom(film: Film) -> Film:
-    """Whatever the background was: red, before which the model was never shown anything."""
-    return replace(film, background="red")
+def dusk(film: Film) -> Film:
+    """Whatever the background was: blue."""
+    return replace(film, background="blue")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Style:
 STYLES = {
     "night": Style("shapes", night, Pictures),
     "hearts": Style("shapes", hearts, Pictures),
-    "darkroom": Style("shapes-film", darkroom, Films),
+    "dusk": Style("shapes-film", dusk, Films),
 }
 
 
