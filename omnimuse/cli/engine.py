@@ -320,9 +320,7 @@ def read_parallel(args: argparse.Namespace) -> ParallelConfig:
     asked = ParallelConfig(
         **{axis: getattr(args, axis) for axis, *_ in RANKS}, elastic=args.elastic, wait=args.rank_wait
     )
-    if args.use_hsdp:
-        asked = replace(asked, shard=asked.sequence)
-    return asked
+    return asked.in_parts() if args.use_hsdp else asked
 
 
 def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelConfig:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -113,10 +113,10 @@ class ParallelConfig:
                 "use ulysses alone, such as ulysses=4"
             )
         if self.vae_tiles not in (1, self.ranks):
-            raise ConfigError(
-                f"parallel vae_tiles={self.vae_tiles} cannot be: all {self.ranks} ranks decode tiles, or none does; "
-                f"use vae_tiles={self.ranks}, or 1"
-            )
+            why = f"all {self.ranks} ranks decode tiles, or none does; use vae_tiles={self.ranks}, or 1"
+            if self.ranks == 1:
+                why = "there is one rank, which decodes all; ask for others (ulysses=2), or use vae_tiles=1"
+            raise ConfigError(f"parallel vae_tiles={self.vae_tiles} cannot be: {why}")
         if not 0 < self.wait <= MOST_WAIT:
             raise ConfigError(
                 f"parallel wait={self.wait} is not allowed (--rank-wait); use a number of seconds above 0, at most "
@@ -127,6 +127,15 @@ class ParallelConfig:
                 f"parallel wait={self.wait:g} does nothing on one rank, which waits for nobody; leave it out, or ask "
                 "for ranks (tensor=2)"
             )
+
+    def in_parts(self) -> ParallelConfig:
+        """These ranks, where those that share tokens keep the weights of blocks in parts, as `use_hsdp` asks."""
+        if self.sequence == 1:
+            raise ConfigError(
+                f"use_hsdp does nothing for {self}: weights are kept in parts by the ranks that share tokens, and "
+                "there are none; ask for some (ulysses=2), or leave it out"
+            )
+        return replace(self, shard=self.sequence)
 
     @property
     def ranks(self) -> int:

@@ -182,9 +182,10 @@ def _parallel(given: Mapping[str, Any], where: str) -> ParallelConfig:
     return _made({name: _checked(given, name, None, kinds.get(name, int), where) for name in given}, where)
 
 
-def _made(given: Mapping[str, Any], where: str) -> ParallelConfig:
+def _made(given: Mapping[str, Any], where: str, in_parts: bool = False) -> ParallelConfig:
     try:
-        return ParallelConfig(**given)
+        made = ParallelConfig(**given)
+        return made.in_parts() if in_parts else made
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from None
 
@@ -267,16 +268,15 @@ def _ranks(said: Mapping[str, Any], where: str) -> ParallelConfig:
     given = {key: value for key, value in said.items() if value is not None}
     axes = {ours: _number(given, theirs, 1, where) for theirs, ours in DEGREES.items()}
     tokens = axes["ulysses"] * axes["ring"]
-    if _checked(given, "use_hsdp", False, bool, where):
-        axes["shard"] = tokens
-    allowed = {"hsdp_shard_size": {-1, axes.get("shard", 1)}, "sequence_parallel_size": {1, tokens}}
+    in_parts = _checked(given, "use_hsdp", False, bool, where)
+    allowed = {"hsdp_shard_size": {-1, tokens if in_parts else 1}, "sequence_parallel_size": {1, tokens}}
     for name, values in allowed.items():
         if _number(given, name, tokens if name != "hsdp_shard_size" else -1, where) not in values:
             raise ConfigError(
                 f"{where}{name}={given[name]} is not allowed: {tokens} ranks share tokens (ulysses_degree x "
                 "ring_degree), and with use_hsdp these keep parts of blocks; leave it out"
             )
-    return _made(axes, where)
+    return _made(axes, where, in_parts)
 
 
 PLACED = ("stage_id", "runtime", "engine_args", "input_connectors", "output_connectors", "devices", "num_replicas",

@@ -211,6 +211,11 @@ def test_an_axis_has_an_effect_or_is_refused(name: str) -> None:
     assert name in made if isinstance(made, str) else made != chosen(parallel_config=usual)
 
 
+def test_parts_of_blocks_are_refused_where_no_ranks_share_tokens() -> None:
+    with pytest.raises(ConfigError, match="use_hsdp does nothing for tensor=2"):
+        chosen(use_hsdp=True, tensor_parallel_size=2)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return renamed(build(tmp_path_factory.mktemp("settings") / "tiny", kind="3"), "DocumentedPipeline")

@@ -68,6 +68,8 @@ def test_each_option_reaches_its_topic() -> None:
 def test_weights_are_kept_in_parts_by_as_many_ranks_as_share_tokens() -> None:
     found = read("--use-hsdp", "--ulysses-degree", "2", "--ring-degree", "3", "--tensor-parallel-size", "2")
     assert found.parallel == ParallelConfig(tensor=2, ulysses=2, ring=3, shard=6) and found.parallel.ranks == 12
+    with pytest.raises(ConfigError, match="use_hsdp does nothing for tensor=2"):
+        read("--use-hsdp", "--tensor-parallel-size", "2")
 
 
 def test_ranks_wait_for_one_another_as_long_as_was_asked() -> None:

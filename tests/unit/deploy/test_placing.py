@@ -228,6 +228,7 @@ def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:
             "stages: [{stage_id: 0, ulysses_degree: 2, hsdp_shard_size: 2}]",
             "stage 0: hsdp_shard_size=2 is not allowed: 2 ranks share tokens",
         ),
+        ("stages: [{stage_id: 0, tensor_parallel_size: 2, use_hsdp: true}]", "stage 0: use_hsdp does nothing for"),
         (
             "stages: [{stage_id: 0, ring_degree: 2, sequence_parallel_size: 4}]",
             "sequence_parallel_size=4 is not",

@@ -179,7 +179,8 @@ def _parallel(options: EngineOptions) -> ParallelConfig:
             f"hsdp_shard_size={given.hsdp_shard_size} is not allowed: with use_hsdp, all ranks that share tokens keep "
             f"parts of blocks; use -1, or ulysses_degree x ring_degree = {axes['ulysses'] * axes['ring']} with use_hsdp"
         )
-    return ParallelConfig(**axes, shard=axes["ulysses"] * axes["ring"] if sharded else 1)
+    asked = ParallelConfig(**axes)
+    return asked.in_parts() if sharded else asked
 
 
 def prompt_of(given: str | Mapping[str, Any], negative: str | None = None) -> dict[str, Any]:
