@@ -25,6 +25,8 @@ class Network(nn.Module, ABC):
     """
 
     packing: ClassVar[Literal["stack", "pad", "varlen", "tokens"]]
+    parted: ClassVar[bool] = True
+    """Whether ranks may each have a part of a row's tokens; where `Conditioning.cut` never gives one, all have all."""
 
     @classmethod
     @abstractmethod

@@ -131,7 +131,8 @@ def sequence(under: Build) -> None:
         how = f"ulysses={parallel.ulysses} x ring={parallel.ring}"
         if parallel.elastic:
             how += f", or {', '.join(map(str, parallel.divisions[1:]))} teams of fewer"
-        under.choices.append(Choice("ranks", f"{name}, tokens", how, "asked for: every rank has a part of each row"))
+        each = "a part of each row" if network.parted else "all of each row, as its tokens cannot be shared out"
+        under.choices.append(Choice("ranks", f"{name}, tokens", how, f"asked for: every rank has {each}"))
 
 
 def tensor_parallel(under: Build) -> None:

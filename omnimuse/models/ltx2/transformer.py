@@ -188,6 +188,7 @@ class LTX2Transformer(Network):
     """Predicts the velocity from video and sound to noise: one tensor [c f h w + a l m] per row."""
 
     packing: ClassVar[Literal["varlen"]] = "varlen"
+    parted: ClassVar[bool] = False
 
     def __init__(self, config: LTX2Config) -> None:
         super().__init__()

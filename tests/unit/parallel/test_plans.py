@@ -273,6 +273,14 @@ def test_explain_tells_what_a_rank_holds_and_how_its_tokens_are_shared(z_image_f
     assert choices["batching", "tier"].value == "invariant"
 
 
+@pytest.mark.parametrize(
+    ("arch", "has"), [("ZImagePipeline", "a part of each row"), ("LTX2Pipeline", "all of each row")]
+)
+def test_explain_tells_whether_tokens_are_shared_out(arch: str, has: str, tiny: Callable[[str], Path]) -> None:
+    told = {choice.name: choice for choice in explain(asked(tiny(arch), ParallelConfig(ulysses=2)))}
+    assert told["transformer, tokens"].reason.startswith(f"asked for: every rank has {has}")
+
+
 def test_explain_tells_who_works_together_and_what_every_rank_holds_of_what(z_image_folder: Path) -> None:
     parallel = ParallelConfig(tensor=2, pipe=2)
     told = {choice.name: choice for choice in explain(asked(z_image_folder, parallel))}
