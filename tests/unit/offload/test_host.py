@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.errors import EngineDeadError
-from omnimuse.offload.host import HostStore, Slot
+from omnimuse.offload.host import DeviceLanes, HostStore, Slot
 
 
 @dataclass(eq=False)
@@ -298,3 +298,10 @@ def test_a_closed_store_says_so() -> None:
         store.fetch(arena)
     with pytest.raises(EngineDeadError, match="close"), store.lend(arena):
         pass
+
+
+def test_what_torch_keeps_of_a_device_and_nobody_uses_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """80 bytes: 10 are free, 20 are torch's, of which tensors have 12."""
+    for name, value in {"get_memory_info": (10, 80), "memory_reserved": 20, "memory_allocated": 12}.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda device, value=value: value)
+    assert DeviceLanes(torch.device("cpu")).room() == 10 + 8
