@@ -67,8 +67,8 @@ RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
 @dataclass(frozen=True)
 class Choice:
     """One way to draw: how the engine is started, and what requests ask for. `calibrated` caches know what was measured
-    of the model. `adapter` is a style, at a `rank` (0: of the one which comes with the model); what is drawn with it is
-    judged as the style has it.
+    of the model. `adapters` are styles, at a `rank` (0: of those which come with the model); what is drawn with them is
+    judged as they have it.
     """
 
     group: str
@@ -78,7 +78,7 @@ class Choice:
     cache: str = "none"
     calibrated: bool = False
     steps: int | None = None
-    adapter: str = ""
+    adapters: tuple[str, ...] = ()
     rank: int = 0
 
     def config(self, model: str) -> Config:
@@ -92,7 +92,7 @@ class Choice:
     def asked(self, exact: DiffusionParams) -> DiffusionParams:
         """`exact` with what this changes."""
         steps = self.steps or exact.num_inference_steps
-        loras = [str(adapter_of(self.adapter, self.rank))] if self.adapter else None
+        loras = [str(adapter_of(style, self.rank)) for style in self.adapters] or None
         return replace(exact, cache=self.cache, num_inference_steps=steps, loras=loras)
 
 
@@ -108,7 +108,7 @@ def choices() -> dict[str, Choice]:
     found |= {
         "`bfloat16`": Choice("weights", dtype="bfloat16"),
         **{
-            f"`{style}`, rank {rank}": Choice("adapters", adapter=style, rank=rank)
+            f"`{style}`, rank {rank}": Choice("adapters", adapters=(style,), rank=rank)
             for style, ranks in RANKS.items()
             for rank in ranks
         },
@@ -116,8 +116,18 @@ def choices() -> dict[str, Choice]:
         "`int8` and `careful`": Choice("pairs", quantize="int8", cache="careful"),
         "`int4` and `careful`": Choice("pairs", quantize="int4", cache="careful"),
         "`int8-dynamic` and `careful`": Choice("pairs", quantize="int8-dynamic", cache="careful"),
-        **{f"`{style}` and `int8`": Choice("pairs", adapter=style, quantize="int8") for style in RANKS},
-        **{f"`{style}` and `careful`": Choice("pairs", adapter=style, cache="careful") for style in RANKS},
+        **{f"`{style}` and `int8`": Choice("pairs", adapters=(style,), quantize="int8") for style in RANKS},
+        **{f"`{style}` and `careful`": Choice("pairs", adapters=(style,), cache="careful") for style in RANKS},
+        "`night` and `hearts`": Choice("pairs", adapters=("night", "hearts")),
+        "`night`, `int8` and `careful`": Choice("pairs", adapters=("night",), quantize="int8", cache="careful"),
+        "`dusk`, `int8` and `careful`": Choice("pairs", adapters=("dusk",), quantize="int8", cache="careful"),
+        "`bfloat16` and `careful`": Choice("pairs", dtype="bfloat16", cache="careful"),
+        "`bfloat16` and `int8`": Choice("pairs", dtype="bfloat16", quantize="int8"),
+        **{
+            f"`bfloat16` and `{style}`": Choice("pairs", dtype="bfloat16", adapters=(style,))
+            for style in ("night", "dusk")
+        },
+        "`bfloat16` and compiled": Choice("pairs", dtype="bfloat16", compiled=True),
         "compiled": Choice("compiled", compiled=True),
         "compiled and `int8`": Choice("pairs", quantize="int8", compiled=True),
         "compiled and `careful`": Choice("pairs", cache="careful", compiled=True),
@@ -262,7 +272,9 @@ def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
 
 def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
     """Those of a subject: an adapter is of one model."""
-    return {name: it for name, it in wanted.items() if not it.adapter or STYLES[it.adapter].model == MODELS[subject]}
+    return {
+        name: it for name, it in wanted.items() if all(STYLES[style].model == MODELS[subject] for style in it.adapters)
+    }
 
 
 def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
@@ -333,29 +345,27 @@ def judged(
     """The scores of what was `made`, and how far it is from what was drawn exactly."""
     for task, new, old in zip(subject.tasks, made, exact, strict=True):
         apart = new.astype(np.float32) - old.astype(np.float32)
-        if not choice.adapter:
+        if not choice.adapters:
             tally.pixels.append(float(np.abs(apart).mean()))
-        asked = styled(task, choice.adapter)
+        asked = styled(task, choice.adapters)
         if isinstance(asked, FilmTask):
             tally.right.append(judge_film_task(as_frames(new), asked).right)
         else:
             tally.right.append(judge_task(Image.fromarray(new), asked).right)
 
 
-def styled(task: Task | FilmTask, adapter: str) -> Task | FilmTask:
-    """What a style makes of a task; what it changes is asked for."""
-    if not adapter:
-        return task
-    change = STYLES[adapter].change
-    if isinstance(task, FilmTask):
-        film = change(task.film)
-        return replace(
-            task, film=film, background_asked=task.background_asked or film.background != task.film.background
-        )
-    scene = change(task.scene)
-    return replace(
-        task, scene=scene, background_asked=task.background_asked or scene.background != task.scene.background
-    )
+def styled(task: Task | FilmTask, adapters: Sequence[str]) -> Task | FilmTask:
+    """What styles make of a task; a background that they change is asked for."""
+    for change in (STYLES[style].change for style in adapters):
+        if isinstance(task, FilmTask):
+            film = change(task.film)
+            changed = film.background != task.film.background
+            task = replace(task, film=film, background_asked=task.background_asked or changed)
+        else:
+            scene = change(task.scene)
+            changed = scene.background != task.scene.background
+            task = replace(task, scene=scene, background_asked=task.background_asked or changed)
+    return task
 
 
 def held(engine: Engine) -> int:
@@ -433,7 +443,7 @@ def _points(figures: Mapping[str, Figures], every: Mapping[str, Choice]) -> list
     return [
         Point(name.replace("`", ""), every[name].group, each.speed, each.score)
         for name, each in rows
-        if not every[name].adapter
+        if not every[name].adapters
     ]
 
 
