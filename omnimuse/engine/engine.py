@@ -213,7 +213,7 @@ class Engine:
             if plan.run:
                 self._step = (self.clock() - began) / (1 + self.runner.repeated)
             with self._lock:  # in a pool, who has nothing to do waits for another
-                self._starved = plan == TickPlan() and self._news == news
+                self._starved = plan == TickPlan() and self._news == news and not self.asleep
         except Exception as error:  # the worker loop: nobody is left waiting
             self.die(error)
         with self._lock:

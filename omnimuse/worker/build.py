@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.attention.selection import bind
+from omnimuse.attention.selection import AUTO, bind
 from omnimuse.compat.door import Place, Wardrobe, door_of
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
@@ -293,7 +293,7 @@ def threads(under: Build) -> None:
 
 
 def attention(under: Build) -> None:
-    """Every attention site gets its backend; what writes has none beside what draws."""
+    """Every attention site gets its backend; what writes has no site beside what draws, and is refused a backend."""
     found = under.found
     for name, network in (under.drawing or under.networks).items():
         ring = found.config.parallel.ring > 1
@@ -302,6 +302,9 @@ def attention(under: Build) -> None:
         alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
         for (role, backend, reason), sites in alike.items():
             under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
+    bound = found.spec.library or any(each.topic == "attention" for each in under.choices)
+    if (wanted := found.config.attention.default) != AUTO and not bound:
+        raise ConfigError(f"attention={wanted} is not there for {found.spec.family}, which has its own; leave it out")
 
 
 def kernels(under: Build) -> None:

@@ -74,6 +74,13 @@ def submit(engine: Engine, *asks: Ask) -> list[str]:
     return [engine.submit(engine.make_request(ask)) for ask in asks]
 
 
+def nap(engine: Engine) -> None:
+    """Between two ticks, all weights leave and come back."""
+    engine.sleep()
+    assert engine.asleep and not engine.tick(), "requests wait meanwhile"
+    engine.wake_up()
+
+
 def spoil(engine: Engine, request_id: str) -> None:
     """From when a request remembers something, what it remembers is no numbers."""
     found: list[KV] = []

@@ -33,6 +33,8 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import SHAPES, begin, build, find, run
 from omnimuse.worker.connect import connect
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, native_bfloat16
+from tests.checkpoints import qwen3
+from tests.once import Once
 
 
 def config(folder: Path, **model: str) -> Config:
@@ -267,6 +269,12 @@ def test_several_ranks_need_torchrun(z_image_folder: Path) -> None:
 def test_an_unknown_attention_backend_is_refused_with_the_known_ones(z_image_folder: Path) -> None:
     with pytest.raises(ConfigError, match="sdpa"):
         build(replace(config(z_image_folder), attention=AttentionConfig("spda")))
+
+
+def test_a_kernel_of_attention_that_nothing_would_run_is_refused(once: Once) -> None:
+    folder = once.folder("qwen3", qwen3.build)
+    with pytest.raises(ConfigError, match=r"attention=flex is not there for \w+, .*; leave it out"):
+        build(replace(config(folder), attention=AttentionConfig("flex")))
 
 
 def test_bfloat16_draws_nearly_what_float32_draws(z_image_folder: Path) -> None:

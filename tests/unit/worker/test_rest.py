@@ -21,7 +21,7 @@ from omnimuse.offload.stores import FileStore
 from omnimuse.worker.rest import Rest
 from tests.checkpoints import z_image
 from tests.checkpoints.adapters import layers_of, write
-from tests.invariants.conftest import Subject, drain, outputs, run, submit, with_params
+from tests.invariants.conftest import Subject, drain, nap, outputs, run, submit, with_params
 
 
 def modules(engine: Engine) -> list[nn.Module]:
@@ -71,6 +71,17 @@ def test_a_request_in_progress_waits_without_weights_and_ends_to_the_bit(
     assert not engine.asleep
     for name, wanted in zip(ids, [*expected, expected[0]], strict=True):
         assert torch.equal(outputs(events, name), wanted)
+    engine.close()
+
+
+def test_who_has_begun_goes_on_when_the_weights_are_back_though_nobody_comes(subject: Subject) -> None:
+    engine = start(subject.config())
+    [expected] = run(engine, subject.ask(0))
+    [id_] = submit(engine, subject.ask(0))
+    events = engine.tick()
+    nap(engine)
+    events += drain(engine)
+    assert torch.equal(outputs(events, id_), expected)
     engine.close()
 
 
