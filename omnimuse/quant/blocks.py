@@ -33,10 +33,6 @@ class Blocks:
     floats: tuple[int, ...]
     """At which bytes of a block its scales are."""
 
-    def fits(self, inputs: int) -> bool:
-        """Whether rows of `inputs` are whole blocks."""
-        return inputs % self.inputs == 0
-
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         size = inputs // self.inputs * self.size
         return {"weight": torch.empty(outputs, size, dtype=torch.uint8, device="meta")}

@@ -40,10 +40,6 @@ LEAST = torch.finfo(torch.float32).tiny
 class Packing(Protocol):
     """One way in which weights are packed."""
 
-    def fits(self, inputs: int) -> bool:
-        """Whether rows of so many numbers can be packed so."""
-        ...
-
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         """Every part, on meta."""
         ...
@@ -106,9 +102,6 @@ class Scaled:
 
     dynamic: bool = False
     largest: Largest = field(default=own, compare=False, repr=False)
-
-    def fits(self, inputs: int) -> bool:
-        return True
 
     def outputs(self, parts: Parts) -> int:
         return len(parts["weight"])
@@ -204,9 +197,6 @@ class Int4:
     """
 
     group: int = 64
-
-    def fits(self, inputs: int) -> bool:
-        return True
 
     def outputs(self, parts: Parts) -> int:
         return len(parts["weight"])

@@ -22,9 +22,6 @@ class Stacked:
 
     bands: tuple[tuple[Packing, int], ...]
 
-    def fits(self, inputs: int) -> bool:
-        return all(packing.fits(inputs) for packing, _ in self.bands)
-
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
         if outputs != sum(rows for _, rows in self.bands):
             raise ModelError(f"{outputs} rows are not those of {self.bands}: a layer of several packings cannot be cut")
