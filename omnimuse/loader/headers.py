@@ -74,7 +74,10 @@ def stored_in(folder: Path) -> dict[str, Stored]:
                 f"does: the index and the files are not of one checkpoint; {AGAIN}"
             )
     how = in_eight_bits(folder if folder.is_dir() else folder.parent)
-    return found if how is None else _with(found, scaled.packed(how, found))
+    if how is None:
+        return found
+    kept = {name: each for name, each in found.items() if not scaled.is_note(name)}
+    return _with(kept, scaled.packed(how, kept))
 
 
 def check_name(path: Path) -> None:

@@ -37,6 +37,8 @@ FULL, POWERS = ("F32", "BF16", "F16"), ("U8", "F8_E8M0")
 """Formats of scales, and of those in blocks that are powers of two."""
 NOTES = ("input_scale", "activation_scale", "input_zero_point")
 """What inputs are rounded by, which they are not here."""
+REMEMBERED = ("k_scale", "v_scale", "q_scale", "prob_scale")
+"""By what others round keys, values and what is made of them, which are floats here."""
 ZERO = "weight_zero_point"
 """What is subtracted from whole numbers first, which is read where it is nothing."""
 
@@ -67,6 +69,11 @@ def packed(how: EightBits, there: Mapping[str, There]) -> dict[str, Packed]:
                 f"{there[name].path}: {name} is a scale of {layer}.weight, which is not in 8 bits; {AGAIN}"
             )
     return found
+
+
+def is_note(name: str) -> bool:
+    """Whether a tensor is no weight, but what something else is rounded by, which is not rounded here."""
+    return name.rpartition(".")[2] in REMEMBERED
 
 
 def _all(how: EightBits, there: Mapping[str, There]) -> Iterator[tuple[str, Packed]]:

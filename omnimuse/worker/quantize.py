@@ -7,7 +7,7 @@ reference keeps in float32, stays as it is. The loader packs while it reads, so 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ def quantize(under: Build) -> None:
         return
     _check_ranks(config)
     unused = set(config.quantize.skip)
-    for name, scheme in _asked(under).items():
+    for name, scheme in _asked(under, packed).items():
         if name in packed:
             raise ConfigError(
                 f"quantize {name}={scheme} cannot be: its files are packed already ({packed[name]}); leave quantize "
@@ -154,15 +154,16 @@ def _with_scales(policy: DtypePolicy) -> DtypePolicy:
     return DtypePolicy(policy.default, (*policy.float32, "weight_scale*", "weight_floor*"))
 
 
-def _asked(under: Build) -> dict[str, str]:
-    """The scheme of every component that gets one; ConfigError for a name that there is not."""
+def _asked(under: Build, packed: Collection[str]) -> dict[str, str]:
+    """The scheme of every component for which one is asked, `packed` ones too; ConfigError for a name that is none."""
     asked = dict(under.found.config.quantize.schemes)
     every = asked.pop("", None)
     found = dict.fromkeys(under.networks, every) if every else {}
     for name, scheme in asked.items():
-        if name not in under.modules or not packable(under.modules[name], under.formats[name]):
-            able = [other for other, module in under.modules.items() if packable(module, under.formats[other])]
-            instead = f"use {' or '.join(able)}" if able else "no component has; leave it out"
+        able = name in under.modules and packable(under.modules[name], under.formats[name])
+        if not able and name not in packed:
+            others = [other for other, module in under.modules.items() if packable(module, under.formats[other])]
+            instead = f"use {' or '.join(others)}" if others else "no component has; leave it out"
             why = f"this model has no {name!r} with linear layers in blocks"
             raise ConfigError(f"quantize {name}={scheme} cannot be: {why}; {instead}")
         found[name] = scheme

@@ -7,6 +7,7 @@ Written here by their layouts, so that tests do not need the libraries.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+IN_BLOCKS = re.compile(r"(.*\.)?\w*(layers|blocks)\..*\.weight|layers\.weight")
 POWERS = (torch.float8_e8m0fnu, torch.uint8)
 """Formats of scales that are powers of two."""
 
@@ -123,7 +125,7 @@ def pack(folder: Path, kind: str, beside: bool = False) -> dict[str, Tensor]:
     """
     [file] = folder.glob("*.safetensors")
     layout, tensors, floats = LAYOUTS[kind], load_file(file), dict[str, Tensor]()
-    for name in [name for name, each in tensors.items() if "layers." in name and each.ndim == 2]:
+    for name in [name for name, each in tensors.items() if IN_BLOCKS.match(name) and each.ndim == 2]:
         parts, floats[name] = layout.packed(tensors.pop(name).float())
         tensors |= {name.removesuffix("weight") + role: part for role, part in parts.items()}
     save_file(tensors, file, {"format": "pt"})

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
-from omnimuse.quant.codes import CODES, MICRO, Small
+from omnimuse.quant.codes import CODES, GROUPED, MICRO, Small
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
-from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Int8, Scheme, few_rows, held, whole_product
+from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Int8, Scheme, few_rows, held, own, whole_product
 from omnimuse.quant.stacked import Stacked
 from tests.checkpoints.gguf_file import random_blocks
 
@@ -160,7 +160,7 @@ def test_a_token_is_rounded_by_itself() -> None:
     assert torch.equal(made(loud)[[0, 1, 3]], made(x)[[0, 1, 3]])
 
 
-@pytest.mark.parametrize("packing", ["fp8", "fp8-dynamic", WIDE_FP8, "mxfp8", "mxfp8-e5m2"])
+@pytest.mark.parametrize("packing", ["fp8", "fp8-dynamic", WIDE_FP8, "mxfp8", "mxfp8-e5m2", "fp8-128"])
 def test_the_scale_of_a_row_is_no_number_where_one_of_its_small_floats_is_none(packing: str) -> None:
     scheme = PACKINGS[packing]
     assert isinstance(scheme, Fp8 | Small)
@@ -180,6 +180,20 @@ def codes(packing: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
     return {"weight": whole, "weight_scale": torch.rand(parts["weight_scale"].shape, generator=draw)}
 
 
+@pytest.mark.parametrize("inputs", [64, 200, 256])
+@pytest.mark.parametrize("end", [8, 24, 33])
+def test_columns_of_groups_in_8_bits_stand_for_the_same_wherever_they_end(inputs: int, end: int) -> None:
+    packing, parts = GROUPED["fp8-128"], codes("fp8-128", 6, inputs)
+    expected = Fp8().floats(parts["weight"]) * parts["weight_scale"].repeat_interleave(128, 1)[:, :inputs]
+    assert torch.equal(packing.unpack(parts), expected)
+    for spans in (((0, end), (40, inputs)), ((end, 40),), ((0, inputs),), ()):
+        columns = Slices(1, inputs, spans)
+        some, found = packing.some(columns, own), packing.part(parts, columns)
+        sizes = {name: each.shape for name, each in some.empty(6, columns.held).items()}
+        assert {name: each.shape for name, each in found.items()} == sizes
+        assert torch.equal(some.unpack(found), held(expected, columns))
+
+
 @pytest.mark.costly("packings compiled")
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
@@ -192,7 +206,7 @@ def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
         made = layer("int8", normal(32, 512), None)
         parts = (
             codes(packing, 32, 512)
-            if packing in {**CODES, **MICRO}
+            if packing in {**CODES, **MICRO, **GROUPED}
             else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
         )
         made.scheme, made.parts = PACKINGS[packing], tuple(parts)

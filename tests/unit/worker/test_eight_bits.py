@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,22 @@ from safetensors.torch import load_file, save_file
 
 from omnimuse import Omni
 from omnimuse.api import explain
-from omnimuse.core.errors import ModelError
+from omnimuse.core.amounts import told_bytes
+from omnimuse.core.config import Config, ModelConfig, ParallelConfig, QuantConfig
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.engine.local import start
 from omnimuse.loader.foreign import FLOATS
 from omnimuse.loader.headers import stored_in
+from omnimuse.quant.linear import quantized_layers
 from omnimuse.quant.packings import PACKINGS, Rows
+from omnimuse.quant.schemes import held
+from omnimuse.worker.pack import pack_checkpoint
+from omnimuse.worker.room import held as held_bytes
 from tests.checkpoints import bitsandbytes, eight_bits, qwen3
 from tests.checkpoints.eight_bits import LAYOUTS
-from tests.invariants.conftest import Subject
+from tests.invariants.conftest import Subject, run
 from tests.unit.worker.test_bitsandbytes import Z_IMAGE, draws_as_floats, first_drawn, read_all
+from tests.unit.worker.test_pack import floats as floats_of
 
 KEPT = {
     "blocks": "fp8-128",
@@ -147,6 +156,17 @@ def test_codes_that_are_no_numbers_are_refused_by_name(tmp_path: Path) -> None:
         pass
 
 
+def test_scales_of_keys_and_values_are_left_out_as_these_are_remembered_in_floats(tmp_path: Path) -> None:
+    folder = qwen3.build(tmp_path / "model")
+    eight_bits.pack(folder, "modelopt")
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {f"model.layers.{layer}.self_attn.{key}_scale": torch.ones(()) for layer in range(3) for key in "kv"}
+    save_file(tensors, folder / "model.safetensors")
+    with Omni(str(folder), device="cpu") as omni:
+        [result] = omni.generate("a red circle", max_tokens=2, progress=False)
+    assert result.written[0].tokens
+
+
 def test_zeros_that_are_none_are_read_and_others_refused_by_name(tmp_path: Path) -> None:
     floats = packed_file(tmp_path, "compressed, whole numbers alone")
     tensors = load_file(tmp_path / "model.safetensors")
@@ -250,3 +270,52 @@ def test_what_modelopt_says_in_a_file_beside_the_configuration_counts(algorithm:
         return
     with pytest.raises(ModelError, match=r"'model' of .* packed by modelopt as NVFP4"):
         explain(str(folder))
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_ranks_have_their_parts_of_the_numbers_that_one_has(kind: str, tmp_path: Path) -> None:
+    """Of blocks that are cut within, too, inputs and outputs of them."""
+    folder, ranks = qwen3.build(tmp_path / "model", width=192, head=48), ParallelConfig(tensor=2)
+    eight_bits.pack(folder, kind)
+    chosen = Config(ModelConfig(str(folder), dtype="float32", device="cpu"))
+    whole, _ = floats_of(chosen, 0)
+    for rank in range(ranks.ranks):
+        found, cuts = floats_of(replace(chosen, parallel=ranks), rank)
+        assert found.keys() <= whole.keys()
+        assert (found.keys() == whole.keys()) == (KEPT[kind] != "mxfp8"), (
+            "groups that others are added to become floats"
+        )
+        assert all(torch.equal(each, held(whole[path], cuts[f"{path}.weight"])) for path, each in found.items())
+
+
+def test_another_component_is_packed_beside_one_in_8_bits_and_itself_it_is_not(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(z_image_folder, tmp_path / "model"))
+    eight_bits.pack(folder / "text_encoder", "blocks")
+    chosen = Config(ModelConfig(str(folder), device="cpu"), quantize=QuantConfig({"transformer": "int8"}))
+    pack_checkpoint(chosen, tmp_path / "small")
+    drawn = []
+    for made, quantize in ((tmp_path / "small", QuantConfig()), (folder, chosen.quantize)):
+        with contextlib.closing(start(Subject(Z_IMAGE, made).config(quantize=quantize))) as engine:
+            drawn.append(run(engine, Subject(Z_IMAGE, made).ask(0))[0])
+    assert torch.equal(*drawn)
+    kinds = {each.kind for each in stored_in(tmp_path / "small" / "text_encoder").values()}
+    assert "fp8-128" in kinds
+    again = replace(chosen, quantize=QuantConfig({"text_encoder": "int8"}))
+    with pytest.raises(
+        ConfigError, match=r"quantize text_encoder=int8 cannot be: its files are packed already \(.*fp8"
+    ):
+        pack_checkpoint(again, tmp_path / "smaller")
+
+
+def test_what_weights_take_is_foretold_and_a_quarter_of_floats(tmp_path: Path) -> None:
+    folder = qwen3.build(tmp_path / "model", width=192, head=48)
+    eight_bits.pack(folder, "blocks")
+    [told] = [each for each in explain(str(folder), dtype="float32") if each.name == "all weights"]
+    with contextlib.closing(start(Config(ModelConfig(str(folder), dtype="float32", device="cpu")))) as engine:
+        module = engine.runner.pipeline.ctx.network("model")
+        assert told.value == told_bytes(held_bytes(module))
+        layers = quantized_layers(module).values()
+    taken = sum(part.nbytes for each in layers for part in each.packed.values())
+    assert taken < 0.27 * sum(each.like().nbytes for each in layers)
