@@ -239,7 +239,10 @@ async def _drain(service: Service, pool: Pool, front: Front) -> None:
     while not service.life.draining:
         await asyncio.sleep(_IDLE_DRAIN)
     began, count = time.monotonic(), service.admission.load().count
-    logger.warning("draining: %d in progress get %g s; a second signal ends at once", count, service.options.drain)
+    given = f"{count} in progress get {service.options.drain:g} s"
+    if service.workers.asleep:
+        given += ", and go on when the weights are back (POST /wake_up on the admin plane)"
+    logger.warning("draining: %s; a second signal ends at once", given)
     end = began + service.options.drain
     try:
         await service.jobs.hold()

@@ -150,7 +150,10 @@ def test_a_model_in_a_folder_is_called_by_the_folders_name_and_no_path_is_told(t
         assert str(tmp_path) not in server.text
 
 
-def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("away", [False, True])
+def test_a_drain_that_fails_is_logged_and_the_server_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, away: bool
+) -> None:
     class BrokenJobs(Jobs):
         async def hold(self) -> None:
             raise StorageError("the disk is gone")
@@ -158,6 +161,10 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
     class Idle(Pool):
         async def wait_ready(self) -> None:
             await asyncio.Event().wait()
+
+        @property
+        def asleep(self) -> bool:
+            return away
 
     found = find(Config(ModelConfig("omnimuse/shapes")))
     options = ServeOptions(tmp_path, "omnimuse/shapes")
@@ -178,6 +185,8 @@ def test_a_drain_that_fails_is_logged_and_the_server_ends(tmp_path: Path, caplog
     asyncio.run(main())
     [record] = [record for record in caplog.records if "the drain failed" in record.message]
     assert record.exc_info is not None and "the disk is gone" in str(record.exc_info[1])
+    [began] = [record.message for record in caplog.records if record.message.startswith("draining: 0 in progress get")]
+    assert ("when the weights are back (POST /wake_up on the admin plane)" in began) is away
 
 
 CLOSINGS = 5
