@@ -84,18 +84,16 @@ def _change(old: Tensor, new: Tensor) -> Tensor:
 def polynomial(seen: Sequence[Seen]) -> tuple[float, ...]:
     """The coefficients, highest power first, that tell the change of what the blocks add from that of the probe.
 
-    Of the degree that errs least on rows that it was not fitted to.
+    Of the degree that errs least on rows that it was not fitted to; of equal ones, the lowest.
     """
     rows = sorted({each.row for each in seen})
     parts = {row: _points([each for each in seen if each.row == row]) for row in rows}
-    errors = {}
-    for degree in DEGREES:
-        missed = []
-        for left_out in rows if len(rows) > 1 else []:
-            x, y = np.concatenate([parts[row] for row in rows if row != left_out], axis=1)
-            if len(x) > degree:
-                missed.append(np.abs(np.polyval(_fit(x, y, degree), parts[left_out][0]) - parts[left_out][1]).mean())
-        errors[degree] = float(np.mean(missed)) if missed else float(degree)
+    errors = dict.fromkeys(DEGREES, 0.0)
+    for left_out in rows if len(rows) > 1 else []:
+        x, y = np.concatenate([parts[row] for row in rows if row != left_out], axis=1)
+        probe, added = parts[left_out]
+        for degree in DEGREES:
+            errors[degree] += float(np.abs(np.polyval(_fit(x, y, degree), probe) - added).mean())
     x, y = np.concatenate(list(parts.values()), axis=1)
     return tuple(float(value) for value in _fit(x, y, min(errors, key=lambda degree: errors[degree])))
 

@@ -69,6 +69,12 @@ def test_noise_is_not_fitted_with_a_curve() -> None:
     assert len(polynomial(made([2.0, 0.1], noise=0.2, rows=3))) == 2
 
 
+def test_no_degree_is_taken_that_there_were_too_few_points_to_try() -> None:
+    """However much the one errs that could be tried."""
+    points = [(0, 0.1, 0.1), (0, 0.2, 9.0), (1, 0.3, 9.0), (1, 0.4, 0.1)]
+    assert len(polynomial([Seen(row, 1, 3, probe, added, 1.0) for row, probe, added in points])) == 2
+
+
 def test_one_row_is_enough_for_a_fit_of_the_lowest_degree() -> None:
     assert polynomial(made([2.0, 0.1], rows=1)) == pytest.approx((2.0, 0.1))
     assert len(polynomial(made([2.0, 0.1], rows=1)[:1])) == 1
