@@ -63,7 +63,7 @@ def test_a_product_with_packed_weights_is_near_the_exact_one(scheme: str, dtype:
 def test_a_token_that_is_written_is_multiplied_by_what_reads_packed_weights_once(inputs: int) -> None:
     """The same in any company, where tiles ask for that. Of other numbers of inputs the kernel would read too far."""
     weight, x = normal(48, inputs), normal(20, 1, inputs, seed=1).bfloat16()
-    packed = layer("int8", weight, None, torch.bfloat16)
+    packed = layer("int8", weight, None)
     expected = x.float() @ packed.scheme.unpack(packed.packed).t()
     assert error(packed(x).float(), expected) < 0.005
     assert few_rows(x, packed.scheme) == (inputs == 96)
