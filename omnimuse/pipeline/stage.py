@@ -138,7 +138,6 @@ class Stage:
     streams: tuple[str, ...] = ()
     name: str = ""
     computed: bool = False
-    batches: ClassVar[bool] = False
     lendable: ClassVar[bool] = False
     tiles: ClassVar[bool] = False
     whole_clips: ClassVar[bool] = False
@@ -150,7 +149,7 @@ class Stage:
         return None
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
-        """Transform the states in place. Called with one state, or with several when `batches` is set."""
+        """Transform the states in place; the engine gives one at a time."""
         raise NotImplementedError
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
