@@ -3,8 +3,6 @@ they are, and our rows of them.
 
 `a.weight` has its scales in `a.weight_scale` or `a.weight_scale_inv`, by which it is multiplied under both names; they
 may be in another file. Used by `headers`, by names, shapes and formats alone; files are read when weights are.
-
-Letters: N outputs, K inputs.
 """
 
 from __future__ import annotations
@@ -133,7 +131,7 @@ def _content(how: EightBits, paths: Mapping[str, Path], handle: Any, packed: Pac
     weight, inputs = handle.get_tensor(packed.parts["weight"]), packed.shape[1]
     parts = {role: _beside(handle, paths, packed, role) for role in ("scale", ZERO) if role in packed.parts}
     if bool(parts.get(ZERO, torch.zeros(())).any()):
-        raise ModelError(f"{packed.parts[ZERO]} has numbers other than 0, which are not read")
+        raise ModelError(f"{packed.parts[ZERO]} has numbers other than 0, which are not read; use another checkpoint")
     scale = parts["scale"].view(torch.float8_e8m0fnu) if parts["scale"].dtype == torch.uint8 else parts["scale"]
     if how.block is None:
         scale = scale.float().reshape(-1, *[1] * (weight.ndim - 1))
@@ -142,7 +140,7 @@ def _content(how: EightBits, paths: Mapping[str, Path], handle: Any, packed: Pac
         scale = scale.float().view(_grid(how.block, packed.shape)).repeat_interleave(rows, 0)[: len(weight)]
         scale = scale.repeat_interleave(some // group, 1)[:, : ceil(inputs / group)]
     if packed.kind == FLOATS:
-        return weight.float() * scale
+        return weight.float().mul_(scale)
     codes = weight if weight.dtype == torch.int8 else weight.view(torch.uint8)
     return Rows(packed.kind, inputs, {"weight": codes, "weight_scale": scale.expand(len(weight), -1)})
 

@@ -98,6 +98,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "blocks of 24": Layout(of_transformers((16, 24)), "weight_scale_inv", block=(16, 24)),
     "powers": Layout(of_transformers((128, 128)), "weight_scale_inv", torch.float8_e8m0fnu, (128, 128)),
     "one scale": Layout(of_transformers(None, "static"), "weight_scale_inv", flat=True, inputs="activation_scale"),
+    "one scale, rounding": Layout(of_transformers(None), flat=True),
     "modelopt": Layout(of_modelopt("FP8"), flat=True, inputs="input_scale"),
     "modelopt, rows": Layout(of_modelopt("FP8_PER_CHANNEL_PER_TOKEN"), block=ROW, flat=True),
     "modelopt, groups": Layout(of_modelopt("MXFP8"), kind=torch.uint8, block=(1, 32)),

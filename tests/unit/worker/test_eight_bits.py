@@ -40,6 +40,7 @@ KEPT = {
     "blocks of 24": FLOATS,
     "powers": "fp8-128",
     "one scale": "fp8",
+    "one scale, rounding": "fp8-dynamic",
     "modelopt": "fp8",
     "modelopt, rows": "fp8-dynamic",
     "modelopt, groups": "mxfp8",
