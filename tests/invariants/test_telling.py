@@ -22,7 +22,7 @@ from tests.carrying import three
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.invariants import test_answering, test_speaking, test_writing
-from tests.invariants.conftest import config, drain, submit, tick
+from tests.invariants.conftest import config, drain, nap, submit, tick
 from tests.invariants.test_pools import through
 
 Teller = Writer | Speaker | Answerer
@@ -138,6 +138,21 @@ def test_who_waits_after_every_step_makes_what_it_would_have(teller: Teller, eng
         assert engine.idle, "it is parked"
         engine.resume(id_)
     assert same(made(events, id_), expected, 1e-5)
+
+
+def test_who_has_begun_when_the_weights_leave_makes_what_it_would_have_to_the_bit(
+    teller: Teller, engine: Engine
+) -> None:
+    wanted, found = asks(teller), list[list[list[Any]]]()
+    for rests in (False, True):
+        engine.runner.memo.clear()
+        ids = submit(engine, *wanted)
+        events = [event for _ in range(4) for event in tick(engine)]
+        if rests:
+            nap(engine)
+        events += drain(engine)
+        found.append([made(events, id_) for id_ in ids])
+    assert all(same(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
 def test_who_is_cancelled_at_any_step_is_gone_and_another_makes_what_it_would_have(
