@@ -84,7 +84,9 @@ def _change(old: Tensor, new: Tensor) -> Tensor:
 def polynomial(seen: Sequence[Seen]) -> tuple[float, ...]:
     """The coefficients, highest power first, that tell the change of what the blocks add from that of the probe.
 
-    Of the degree that errs least on rows that it was not fitted to; of equal ones, the lowest.
+    Of the degree that errs least on rows that it was not fitted to (of equal ones, the lowest), of those that hold for
+    changes somewhat smaller and larger than were seen, too: one that falls below zero there would skip every step from
+    the first such change on. Where none holds, the mean.
     """
     rows = sorted({each.row for each in seen})
     parts = {row: _points([each for each in seen if each.row == row]) for row in rows}
@@ -95,7 +97,9 @@ def polynomial(seen: Sequence[Seen]) -> tuple[float, ...]:
         for degree in DEGREES:
             errors[degree] += float(np.abs(np.polyval(_fit(x, y, degree), probe) - added).mean())
     x, y = np.concatenate(list(parts.values()), axis=1)
-    return tuple(float(value) for value in _fit(x, y, min(errors, key=lambda degree: errors[degree])))
+    beyond = np.linspace(0.5 * x.min(), 2 * x.max(), 100)
+    holding = [degree for degree in DEGREES if np.polyval(_fit(x, y, degree), beyond).min() >= 0]
+    return tuple(float(value) for value in _fit(x, y, min(holding, key=lambda degree: errors[degree], default=0)))
 
 
 def _points(seen: Sequence[Seen]) -> np.ndarray:

@@ -75,6 +75,18 @@ def test_no_degree_is_taken_that_there_were_too_few_points_to_try() -> None:
     assert len(polynomial([Seen(row, 1, 3, probe, added, 1.0) for row, probe, added in points])) == 2
 
 
+def test_a_polynomial_that_falls_below_zero_beyond_what_was_seen_is_not_taken() -> None:
+    hill = [-3.0, 1.8, 0.1]  # it fits exactly, and from 0.65 on a change would count for nothing
+    found = polynomial(made(hill))
+    assert min(np.polyval(found, change) for change in np.linspace(0.025, 1.0, 40)) >= 0
+    assert len(found) != len(hill)
+
+
+def test_what_grows_as_inputs_change_less_is_taken_to_change_by_its_mean() -> None:
+    seen = made([-1.0, 0.52])
+    assert polynomial(seen) == pytest.approx((np.mean([each.added for each in seen]),))
+
+
 def test_one_row_is_enough_for_a_fit_of_the_lowest_degree() -> None:
     assert polynomial(made([2.0, 0.1], rows=1)) == pytest.approx((2.0, 0.1))
     assert len(polynomial(made([2.0, 0.1], rows=1)[:1])) == 1
