@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from math import inf, log
 from pathlib import Path
 from statistics import mean, median
@@ -31,13 +32,15 @@ from benchmarks.frontier import Panel, Point, write_svg
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
 from omnimuse.cache.row import Row
 from omnimuse.cli import calibrate as command
-from omnimuse.core.caches import PRESETS, Fits
+from omnimuse.core.caches import PRESETS, Fits, cache_named, completed
 from omnimuse.core.config import QUANT, CompileConfig, QuantConfig
 from omnimuse.core.output import Done, Failed, Result
 from omnimuse.engine.calibrate import calibrate, fit
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
+from omnimuse.loader.resolve import resolve
 from omnimuse.loader.tensors import stored_tensors
+from omnimuse.worker.find import find
 from tools.train_shapes.data import SIZE
 from tools.train_shapes.film_grade import FilmTask, as_frames, draw_film_tasks, judge_film_task
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
@@ -154,7 +157,8 @@ class Figures:
     """What was found of one choice on one model: the speed-up and the memory, as ratios to exact drawing.
 
     `score` is the share of right pictures or videos, in percent; `pixels` how far they are from exact ones, of 255
-    (None: nothing that was to be equal); `count` of how many.
+    (None: nothing that was to be equal); `count` of how many. `right` has a 1 for every prompt that is right, a 0 for
+    the others; `source` is what all this was measured of. Earlier figures have neither.
     """
 
     speed: float
@@ -163,6 +167,13 @@ class Figures:
     pixels: float | None
     count: int
     timed: int
+    right: str = ""
+    source: str = ""
+
+    def against(self, exact: Figures) -> str:
+        """How many prompts are right here and wrong exactly, and the other way round; empty where nobody knows."""
+        pairs = list(zip(self.right, exact.right, strict=False))
+        return f"{pairs.count(('1', '0'))}, {pairs.count(('0', '1'))}" if pairs else ""
 
 
 @dataclass
@@ -202,6 +213,23 @@ class Subject:
             fit(engine, self.fits)
         return engine
 
+    def source(self, choice: Choice) -> str:
+        """What figures of `choice` are measured of: a digest of weights, adapters and what caches go by, and what its
+        cache means. Figures of another source are stale.
+        """
+        fits = self.fits if choice.calibrated else find(choice.config(self.model)).door.fits
+        cache, digest = completed(cache_named(choice.cache), fits), sha256()
+        for file in sorted(resolve(self.model).path.rglob("*.safetensors")):
+            if file.parent.name != "loras":
+                digest.update(file.read_bytes())
+        for style in choice.adapters:
+            plan = plan_of(shipped(style))
+            comes_with = choice.rank in (0, plan.rank)
+            digest.update(shipped(style).read_bytes() if comes_with else f"{replace(plan, rank=choice.rank)}".encode())
+        if not cache.off:
+            digest.update(" ".join(f"{each:.3g}" for each in (*fits.tea.coefficients, *fits.ratios)).encode())
+        return f"{digest.hexdigest()[:16]} {cache}"
+
 
 def main() -> None:
     """Measure what is asked for, keep it with what is known, and write the page and its picture."""
@@ -212,8 +240,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help="choices whose name or group is one of these; "
                         "none: only write the page from what is known")  # fmt: skip
     parser.add_argument(
-        "--missing", action="store_true", help="only choices of which there are no figures yet, of so many prompts"
-    )
+        "--missing", action="store_true", help="only choices of which there are no figures yet, of so many prompts, of "
+        "these weights and adapters and of what caches now mean"
+    )  # fmt: skip
     parser.add_argument(
         "--kept", type=Path, metavar="FOLDER", help="exact pictures are kept here, for a run that goes on"
     )
@@ -224,16 +253,17 @@ def main() -> None:
     file = args.docs / "quality.json"
     known: Known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     wanted = {name: it for name, it in choices().items() if _chosen(name, it, args.only)}
-    for subject, make in subjects(args.count, args.timed).items():
-        there = known.setdefault(subject, {})
-        some = suited(wanted, subject)
-        left = {
-            name: it for name, it in some.items() if not (args.missing and _known(there, name, subject, args.count))
-        }
-        if args.subject in (None, subject) and left:
-            for name, figures in measure(make(), left, args.kept and args.kept / f"{subject}.npy"):
-                there[name] = asdict(figures)
-                file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    for name, make in subjects(args.count, args.timed).items():
+        there = known.setdefault(name, {})
+        some = suited(wanted, name) if args.subject in (None, name) else {}
+        if not some:
+            continue
+        subject = make()
+        if args.missing:
+            some = missing(some, there, subject)
+        for each, figures in measure(subject, some, args.kept and args.kept / f"{name}.npy"):
+            there[each] = asdict(figures)
+            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     write_page(args.docs)
 
 
@@ -262,8 +292,12 @@ def subjects(count: int, timed: int) -> dict[str, Callable[[], Subject]]:
     return {"demo": demo, "film": film}
 
 
-def _known(there: Mapping[str, Mapping[str, Any]], name: str, subject: str, count: int) -> bool:
-    return name in there and there[name]["count"] == (count if subject == "demo" else count // 2)
+def missing(
+    wanted: Mapping[str, Choice], there: Mapping[str, Mapping[str, Any]], subject: Subject
+) -> dict[str, Choice]:
+    """Those of which `there` has no figures of as many prompts and of the same source."""
+    known = {name: (row["count"], row.get("source")) for name, row in there.items()}
+    return {name: it for name, it in wanted.items() if known.get(name) != (len(subject.tasks), subject.source(it))}
 
 
 def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
@@ -279,6 +313,8 @@ def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
 
 def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
     """Every wanted choice beside exact drawing, one after the other; what is drawn exactly is `kept`."""
+    if not wanted:
+        return
     base = Choice(EXACT)
     exact = subject.engine(base)
     known = kept is not None and kept.exists()
@@ -300,6 +336,8 @@ def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -
             round(mean(tally.pixels), 3) if tally.pixels else None,
             len(subject.tasks),
             len(tally.seconds),
+            "".join(f"{right:d}" for right in tally.right),
+            subject.source(choice),
         )
         print(name, found, flush=True)
         yield name, found
@@ -407,13 +445,19 @@ def _comparable(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Figures]:
 
 def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
     """A table of each subject, in Markdown."""
-    lines = ["`python -m benchmarks.quality`, float32 on a CPU where nothing else is said:"]
+    lines = [
+        "`python -m benchmarks.quality`, float32 on a CPU where nothing else is said. Won is what is right and was",
+        "wrong where it was drawn exactly, lost the other way round; rows of earlier runs do not tell:",
+    ]
+    every, heads = choices(), "speed-up | memory | right | won, lost | pixels differ, of 255"
     for subject, found in figures.items():
         told = f"the {SUBJECTS[subject]}, {STEPS} steps, {_count(found)} prompts"
-        lines += ["", f"| {told} | speed-up | memory | right | pixels differ, of 255 |", "|---|---|---|---|---|"]
+        lines += ["", f"| {told} | {heads} |", "|---" * 6 + "|"]
         for name, each in found.items():
-            pixels = "" if each.pixels is None else f"{each.pixels:.1f}"
-            lines.append(f"| {name} | {each.speed:.2f} | {each.memory:.2f} | {each.score:.1f}% | {pixels} |")
+            cells = [f"{each.speed:.2f}", f"{each.memory:.2f}", f"{each.score:.1f}%"]
+            cells.append("" if every[name].adapters else each.against(found[EXACT]))  # which is judged by other scenes
+            cells.append("" if each.pixels is None else f"{each.pixels:.1f}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     for subject, found in figures.items():
         if left := [name for name in suited(choices(), subject) if name not in found]:
             lines += ["", f"Not measured yet on the {SUBJECTS[subject]}: {'; '.join(left)}."]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,15 +21,21 @@ from benchmarks.quality import (
     SUBJECTS,
     Choice,
     Figures,
+    Subject,
     choices,
+    missing,
     panels,
     read_figures,
     suited,
     tables,
 )
-from omnimuse.core.caches import PRESETS
+from omnimuse.core.caches import PRESETS, Fits
 from omnimuse.core.config import QUANT, Config, ModelConfig
+from omnimuse.core.params import DiffusionParams
+from omnimuse.loader.resolve import resolve
 from omnimuse.worker.place import choose_dtype
+from tools.train_shapes.grade import draw_tasks
+from tools.train_shapes.lora import shipped
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
@@ -146,6 +153,57 @@ def test_what_was_measured_of_other_prompts_than_exact_drawing_is_not_on_the_pag
     del demo[EXACT]
     (tmp_path / "figures.json").write_text(json.dumps({"demo": demo}), encoding="utf-8")
     assert read_figures(tmp_path / "figures.json")["demo"] == {}
+
+
+def test_a_row_tells_how_many_prompts_it_won_and_lost_against_exact_drawing() -> None:
+    verdicts = {EXACT: "1101", "14 steps": "0111", "10 steps": "0001", "7 steps": ""}
+    rows = {name: Figures(1.0, 1.0, 75.0, 0.5, 4, 1, right) for name, right in verdicts.items()}
+    assert [each.against(rows[EXACT]) for each in rows.values()] == ["0, 0", "1, 1", "0, 2", ""]
+    style = "`night`, rank 4"  # judged by scenes that exact drawing was not asked for
+    page = tables({"demo": rows | {style: Figures(1.0, 1.0, 75.0, None, 4, 1, "1111")}})
+    assert (
+        "| 14 steps | 1.00 | 1.00 | 75.0% | 1, 1 | 0.5 |" in page
+        and "| 7 steps | 1.00 | 1.00 | 75.0% |  | 0.5 |" in page
+    )
+    assert f"| {style} | 1.00 | 1.00 | 75.0% |  |  |" in page
+
+
+def test_what_was_measured_of_other_weights_adapters_or_of_another_cache_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(resolve("omnimuse/shapes").path, tmp_path / "model")
+    subject = Subject(str(folder), DiffusionParams(20), draw_tasks(4), 1, ())
+    names = [EXACT, "`careful`", "`night` and `int8`", "`auto`, calibrated"]
+    wanted, rows = {name: choices()[name] for name in names}, dict[str, dict[str, object]]()
+
+    def measured() -> list[str]:
+        """What is missing, of which there are figures from then on."""
+        found = missing(wanted, rows, subject)
+        rows.update({name: {"count": len(subject.tasks), "source": subject.source(it)} for name, it in found.items()})
+        return list(found)
+
+    def calibrated(choice: str) -> None:
+        subject.__dict__["fits"] = Fits(auto=choice)
+
+    calibrated("teacache,threshold=0.3,in_a_row=2")
+    assert [measured(), measured()] == [names, []]
+    assert rows["`careful`"]["source"].endswith("teacache,threshold=0.15,warm_up=1,in_a_row=1")
+    calibrated("teacache,threshold=0.3,in_a_row=1")
+    assert [measured(), measured()] == [["`auto`, calibrated"], []]
+    monkeypatch.setattr("omnimuse.core.caches.PRESETS", {**PRESETS, "careful": PRESETS["fast"]})
+    assert [measured(), measured()] == [["`careful`"], []]
+    monkeypatch.setattr("benchmarks.quality.shipped", lambda style: shipped("hearts"))
+    assert [measured(), measured()] == [["`night` and `int8`"], []]
+    del rows[EXACT]["source"]  # as earlier versions kept them
+    assert [measured(), measured()] == [[EXACT], []]
+    subject = replace(subject, tasks=draw_tasks(6))
+    calibrated("teacache,threshold=0.3,in_a_row=1")
+    assert [measured(), measured()] == [names, []]
+    (folder / "loras" / "night.safetensors").unlink()
+    assert measured() == []
+    with (folder / "transformer" / "diffusion_pytorch_model.safetensors").open("ab") as weights:
+        weights.write(b"more")
+    assert [measured(), measured()] == [names, []]
 
 
 def test_an_axis_of_rare_mistakes_gives_them_more_room(tmp_path: Path) -> None:
