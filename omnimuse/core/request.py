@@ -72,9 +72,11 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """How what was asked for is made: `tiled`, in tiles, which take less; `tried`, to see what it takes."""
+    """How what was asked for is made: in tiles of `tile` pixels a side, which take less (0: as it usually is), and
+    whether it is `tried`, to see what it takes.
+    """
 
-    tiled: bool = False
+    tile: int = 0
     tried: bool = False
 
 

@@ -70,11 +70,11 @@ class Foretelling:
         if (way := _way(await self._answers(request))).doubted:
             async with self._one:
                 while (way := _way(answers := await self._answers(request))).doubted:
-                    doubts = [seat for seat, answer in answers if Way(way.tiled, doubted=True) in answer.ways]
-                    lost = await self._try(replace(request, tiled=way.tiled), doubts)
+                    doubts = [seat for seat, answer in answers if _doubts(answer, way.tile)]
+                    lost = await self._try(replace(request, tile=way.tile), doubts)
                     if lost is not None:
                         ended(lost)
-        return replace(request, tiled=way.tiled)
+        return replace(request, tile=way.tile)
 
     async def try_on(self, loras: Sequence[Lora]) -> None:
         """Have every replica of every pool read what requests are to wear; what speaks against it is raised."""
@@ -166,14 +166,24 @@ class Foretelling:
 
 
 def _way(answers: Sequence[Answer]) -> Way:
-    """The first way that no replica refuses; RequestError if there is none, of that in which the nearest is largest."""
+    """The first way that no replica refuses. If there is none, the first of which one knows nothing, and so not what to
+    ask for instead; RequestError if they all know, of that way in which the nearest is largest.
+    """
     ways = list(zip(*(answer.ways for _, answer in answers), strict=True))
     for way in ways:
         if not any(each.message for each in way):
-            return Way(way[0].tiled, any(each.doubted for each in way))
+            return Way(way[0].tile, any(each.doubted for each in way))
+    for way in ways:
+        if any(each.doubted for each in way):
+            return Way(way[0].tile, True)
     refusals = (min((each for each in way if each.message), key=_nearest) for way in ways)
     refusal = max(refusals, key=_nearest)
     raise RequestError(refusal.message, refusal.param)
+
+
+def _doubts(answer: Weighed, tile: int) -> bool:
+    """Whether who answers knows nothing of that way."""
+    return any(way.doubted for way in answer.ways if way.tile == tile)
 
 
 def _nearest(way: Way) -> int:

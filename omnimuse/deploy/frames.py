@@ -61,11 +61,11 @@ class Weigh(Frame, frozen=True):
 
 
 class Way(msgspec.Struct, frozen=True, array_like=True):
-    """How a request could be made: in tiles or not, and whether nothing is known of that. With a `message` where it
-    never fits so, by which parameter, and how large is what does.
+    """How a request could be made: in tiles of how many pixels (0: as it usually is), and whether nothing is known of
+    that. With a `message` where it never fits so, by which parameter, and how large is what does.
     """
 
-    tiled: bool
+    tile: int
     doubted: bool
     message: str = ""
     param: str | None = None

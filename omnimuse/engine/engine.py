@@ -105,14 +105,13 @@ class Engine:
 
         RequestError if what it takes, or comes to remember, can never fit beside the weights.
         """
-        self.fitting.check(request, self.space)
+        tokens, most, need = self.fitting.asks(request, self.space)
         self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
-        tokens, (_, most) = self.runner.tokens(request), self.runner.remembers(request)
         with self._lock:
             self._refuse_if_over()
             now = self.clock()
             request = request.promised(self.scheduler.alone(request, tokens), now)
-            self.scheduler.add(request, tokens, now, most, self.fitting.need(request, self.space))
+            self.scheduler.add(request, tokens, now, most, need)
             self._arrived[request.id] = now
             self._hear_news()
         return request.id

@@ -92,19 +92,20 @@ class Area(Extent):
         step, tile = self.limits.size_multiple, self.tile(request)
         low, high = (max(1, round(side / step)) * step for side in SIDES)
         sizes = (low, low), (high, high)
-        if tile:  # hardly more than one, and beside it one more: tiles of both are cut to the same sizes
+        if tile:
             one = tile[0] // step * step + step
             two = one + -(-tile[1] // step) * step
-            if frames(request) > 1:
+            if frames(request) > 1:  # hardly more than one, and beside it one more: both are cut to the same sizes
                 sizes = self._cut_alike(request, tile) or ((one, one), (two, one))
-            else:  # and no smaller than as a whole: what small pictures take grows in steps, and is mostly not theirs
-                low, high = max(low, one), max(high, one)
-                sizes = (low, low), (max(high, two), high)
+            else:  # as those that are decoded as a whole, but that the larger one has several: all else is on one line
+                high = max(high, one)
+                most = (self.of(request) - 1) // high // step * step
+                sizes = (low, low), (max(high, min(two, most)), high)
         fewer, more = (prod(size) for size in sizes)
         if not (self._free and max(sizes[1]) <= self.limits.max_side and fewer < more < self.of(request)):
             return None
         params = [replace(request.params, width=width, height=height) for width, height in sizes]
-        tiled = replace(request, tiled=tile is not None)
+        tiled = replace(request, tile=tile[0] if tile else 0)
         return _few_steps(tiled, params[0], self.limits), _few_steps(tiled, params[1], self.limits)
 
     def _cut_alike(self, request: Request, tile: Size) -> tuple[Size, Size] | None:
@@ -119,8 +120,12 @@ class Area(Extent):
         return ((width, height), more) if legal and prod(more) < self.of(request) else None
 
     def ways(self, request: Request) -> list[Request]:
-        tiled = replace(request, tiled=True)
-        return [request, tiled] if self.of(request) and not self.tile(request) and self.tile(tiled) else [request]
+        if not self.of(request) or request.params.output_type == "latent":
+            return [request]
+        side, _ = self.tile(request) or (max(request.size), 0)
+        tiles = [tiling.pixels for tiling in self.pipeline.ctx.tilings if tiling.pixels < side]
+        smaller = [replace(request, tile=pixels) for pixels in tiles]
+        return [request, *(each for each in smaller if self.tile(each))]
 
     def guess(self, request: Request) -> Need:
         pixels, many, (tile, _) = self.of(request), frames(request), self.tile(request) or (0, 0)

@@ -28,9 +28,11 @@ class Refusal(NamedTuple):
 
 
 class Way(NamedTuple):
-    """How a request could be made: whether in tiles, whether nothing is known of that, and why it never fits so."""
+    """How a request could be made: in tiles of how many pixels (0: as it usually is), whether nothing is known of that,
+    and why it never fits so.
+    """
 
-    tiled: bool
+    tile: int
     doubted: bool
     refusal: Refusal | None
 
@@ -42,40 +44,47 @@ class Fitting:
     runner: Runner
     foretelling: Foretelling
 
-    def check(self, request: Request, space: Space) -> None:
-        """RequestError for what is refused."""
-        if (refusal := self._refusal(request, space, self.foretelling.extent.ways)) is not None:
-            raise RequestError(refusal.message, refusal.param)
+    def asks(self, request: Request, space: Space) -> tuple[int, int, Need]:
+        """What one output of it asks for: row tokens, bytes to be remembered at most, and what it needs. RequestError
+        for what is refused; but if nobody knows yet what to ask for instead, it asks for nothing: small ones of its
+        kind are drawn when it would begin, and then it is.
+        """
+        tokens, (_, most) = self.runner.tokens(request), self.runner.remembers(request)
+        ways = self.foretelling.extent.ways(request)
+        if (refusal := self._refusal(request, space, self.foretelling.extent.ways)) is None:
+            return tokens, most, self.need(request, space)
+        if self.runner.hand.all and any(self.foretelling.doubts(way, space.room) for way in ways):
+            return 1, 0, NOTHING
+        raise RequestError(refusal.message, refusal.param)
 
     def ways(self, request: Request, space: Space) -> list[Way]:
         """In which ways it could be made, what takes most first."""
         ways = self.foretelling.extent.ways(request)
         return [
-            Way(way.tiled, self.foretelling.doubts(way, space.room), self._refusal(way, space, lambda each: [each]))
+            Way(way.tile, self.foretelling.doubts(way, space.room), self._refusal(way, space, lambda each: [each]))
             for way in ways
         ]
 
     def _refusal(self, request: Request, space: Space, ways: Callable[[Request], list[Request]]) -> Refusal | None:
         """That of what has no room in `space` in any of its `ways`, and of what can never be remembered."""
-        room, extent = space.room, self.foretelling.extent
+        if any(self._fits(way, space) for way in ways(request)):
+            return None
+        room, kept, extent = space.room, self.runner.config.running_bytes, self.foretelling.extent
+        known = any(map(self.foretelling.knows, ways(request)))
 
-        def least(each: Request) -> int:
-            return min(self._takes(way, space) for way in ways(each))
+        def fits(each: Request) -> bool:
+            return any(self._fits(way, space, sure=known) for way in ways(each))
 
-        if room is not None and (needed := least(request)) > room:
+        hint, param, nearest = extent.nearest(request, fits)
+        if room is not None and (needed := min(self._takes(way, space) for way in ways(request))) > room:
             said = f"{told_bytes(needed)} at the least beside the weights, of which there are {told_bytes(room)}"
-            hint, param, nearest = extent.nearest(request, lambda each: least(each) <= room)
             return Refusal(f"{extent.told(request)} takes {said}; {hint}", param, nearest)
-        kept = self.runner.config.running_bytes
-        if kept is not None and self._remembers(request) > kept:
-            hint, param, nearest = extent.nearest(request, lambda each: self._remembers(each) <= kept)
-            return Refusal(
-                f"{request.outputs} x {told_bytes(self.runner.remembers(request)[0])} are to be remembered while this "
-                f"is written, and there is room for {told_bytes(kept)} (running_bytes); {hint}",
-                param or "max_tokens",
-                nearest,
-            )
-        return None
+        return Refusal(
+            f"{request.outputs} x {told_bytes(self.runner.remembers(request)[0])} are to be remembered while this "
+            f"is written, and there is room for {told_bytes(kept or 0)} (running_bytes); {hint}",
+            param or "max_tokens",
+            nearest,
+        )
 
     def first_way(self, request: Request, space: Space) -> Request:
         """`request` in the first way that there is room for, after small ones of every kind were drawn of which nobody
@@ -84,10 +93,11 @@ class Fitting:
         for way in self.foretelling.extent.ways(request):
             if self.foretelling.doubts(way, space.room):
                 self.foretelling.learn(way)
-            if space.room is None or self._takes(way, space) <= space.room:
+            if self._fits(way, space):
                 return way
-        self.check(request, space)
-        return request
+        refusal = self._refusal(request, space, self.foretelling.extent.ways)
+        assert refusal is not None
+        raise RequestError(refusal.message, refusal.param)
 
     def learn(self, together: Sequence[Request], space: Space) -> None:
         """Draw small ones of every kind of which nobody knows, if what is in progress `together`, each in its way,
@@ -111,8 +121,20 @@ class Fitting:
         tried = self.runner.hand.all and known.can_learn(way)
         return known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
 
-    def _takes(self, request: Request, space: Space) -> int:
-        return max(self.runner.working(request, space.tokens), self.foretelling.takes(request, space.coming))
+    def _fits(self, request: Request, space: Space, *, sure: bool = False) -> bool:
+        kept = self.runner.config.running_bytes
+        return (space.room is None or self._takes(request, space, sure=sure) <= space.room) and (
+            kept is None or self._remembers(request) <= kept
+        )
+
+    def _takes(self, request: Request, space: Space, *, sure: bool = False) -> int:
+        """The bytes that one output takes at the least; where one has to be `sure`, and in tiles that cannot be tried,
+        as smaller ones may be known, of an unknown kind what is guessed far too high.
+        """
+        known = self.foretelling
+        guessed = sure or (request.tile and not known.can_learn(request))
+        foretold = known.at_most(request, space.coming).most if guessed else known.takes(request, space.coming)
+        return max(self.runner.working(request, space.tokens), foretold)
 
     def _remembers(self, request: Request) -> int:
         return self.runner.remembers(request)[0] * request.outputs

@@ -86,10 +86,14 @@ class Foretelling:
         """Whether small ones of its kind can be drawn, and were not."""
         return self._kind(request) not in self._known and self.extent.smaller(request) is not None
 
+    def knows(self, request: Request) -> bool:
+        """Whether small ones of its kind were drawn."""
+        known = self._known.get(self._kind(request))
+        return known is not None and bool(known.lines)
+
     def at_most(self, request: Request, coming: int) -> Need:
         """What one output `needs`, or where nothing is known of its kind, what is guessed far too high."""
-        need = self.needs(request, coming)
-        return need if need.most else self.extent.guess(request)
+        return self.needs(request, coming) if self.knows(request) else self.extent.guess(request)
 
     def learn(self, request: Request, draw: Callable[[Request], bool] | None = None) -> None:
         """Draw small ones of its kind (by another `draw`); where that cannot be, nothing is foretold of it."""
@@ -103,7 +107,7 @@ class Foretelling:
         small, large = (most_allocated(self._device, partial(draw, each)) for each in tried)
         if small and large:
             counts = [self.extent.of(each) for each in tried]
-            grown = NUMBERS * frames(request) + LATENTS if tried[0].tiled else EVER
+            grown = NUMBERS * frames(request) + LATENTS if tried[0].tile else EVER
             self._known[kind] = Known(_lines(counts, small, large, grown), self._remembers(tried[1]))
             told = [
                 (self.extent.told(each), max(found.values())) for each, found in zip(tried, (small, large), strict=True)
@@ -131,8 +135,8 @@ class Foretelling:
         """What of a request, besides how large it is, says what it takes."""
         p = request.params
         shown = len(request.images), len(request.videos), len(request.sounds), request.region is None
-        tiled = isinstance(self.extent, Area) and self.extent.tile(request) is not None
-        return p.num_frames, p.output_type == "latent", tiled, request.branches, shown, repr(request.extra.sizing)
+        tile = self.extent.tile(request) if isinstance(self.extent, Area) else None
+        return p.num_frames, p.output_type == "latent", tile, request.branches, shown, repr(request.extra.sizing)
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:

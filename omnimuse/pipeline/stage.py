@@ -73,7 +73,7 @@ class Context:
     `version` changes when weights change, so that remembered stage outputs are never stale. `adapters` are what its
     networks wear for some requests, `memo` what equal inputs gave before. `send` begins to copy a finished tensor
     to main memory. What is `lent` lies on that rank alone (`lent.py`). Pictures are decoded by `tiling`, if there is
-    one; by `narrow`, if there is one, when memory ran out.
+    one; by `narrow`, if there is one, or smaller ones where there is no room as they usually are.
     """
 
     spec: Spec
@@ -92,14 +92,21 @@ class Context:
     lent: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def tilings(self) -> list[Tiling]:
+        """The tiles in which pictures are decoded, or can be, the largest first."""
+        tiling = self.tiling or self.narrow
+        return [] if tiling is None else tiling.halves
+
+    @property
     def lean(self) -> Context:
         """The same with less memory: pictures are decoded in tiles where that can be, in smaller ones if they are."""
         tiling = self.narrow if self.tiling is None else self.tiling.smaller or self.tiling
         return replace(self, tiling=tiling)
 
     def drawing(self, request: Request) -> Context:
-        """The same for `request`, which may have to be decoded in tiles."""
-        return self.lean if request.tiled and self.tiling is None else self
+        """The same for `request`, which may have to be decoded in tiles; where they are smaller already, in these."""
+        found = [tiling for tiling in self.tilings if tiling.pixels == request.tile]
+        return replace(self, tiling=found[0]) if found else self
 
     def network(self, name: str) -> nn.Module:
         """The live component `name` as a network."""

@@ -59,6 +59,11 @@ class Tiling:
         pixels = half * self._scale
         return replace(self, cells=half, pixels=pixels, own=True) if pixels >= LEAST_TILE else None
 
+    @property
+    def halves(self) -> list[Tiling]:
+        """These tiles and all smaller ones, each of half the side of those before."""
+        return [self, *(self.smaller.halves if self.smaller else [])]
+
     def decode(self, decode: Decode, latents: Tensor) -> Tensor:
         """Latents [1, C, h, w] -> pixels [1, 3, H, W], by tiles where a side is longer than one.
 

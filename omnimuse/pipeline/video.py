@@ -155,11 +155,11 @@ class DecodeVideo(Loop):
             return [Step(0)]  # they are handed over as they are
         vae, latents = ctx.components[self.vae], state[self.latents]
         (_, f, h, w), (span, ratio) = latents.shape, factors(vae.config)
-        tiling = ctx.tiling
+        tiling = ctx.drawing(state.request).tiling
         if tiling is not None and tiling.own:
             grid = Grid.chosen(tiling, (h, w), ratio, self.patch(vae))
         else:
-            grid = self.grid(vae, h, w, tiling is not None or state.request.tiled)
+            grid = self.grid(vae, h, w, tiling is not None)
         video = Collected((1 + (f - 1) * span, 3, h * ratio, w * ratio), ctx.send)
         frames = f if self.whole_clips else 1
         decoding = Decoding(grid, frames, unscaled(vae, vae.config, latents)[None], video)
@@ -185,10 +185,9 @@ class DecodeVideo(Loop):
         return self.side(vae), int(vae.tile_sample_stride_height)
 
     def tiled(self, ctx: Context, request: Request) -> Size | None:
-        own = ctx.tiling is not None and ctx.tiling.own
-        tile = ctx.tiling.strides if ctx.tiling and own else self.strides(ctx.components.wherever(self.vae))
-        width, height = request.size
-        asked = ctx.tiling is not None or request.tiled or self.whole_clips or width * height > self.tile_above
+        tiling, (width, height) = ctx.drawing(request).tiling, request.size
+        tile = tiling.strides if tiling and tiling.own else self.strides(ctx.components.wherever(self.vae))
+        asked = tiling is not None or self.whole_clips or width * height > self.tile_above
         return tile if asked and max(width, height) > tile[0] else None
 
     def cost(self, ctx: Context, state: State) -> int:

@@ -19,7 +19,7 @@ from omnimuse.worker.blocks import Ran, seconds_of
 from omnimuse.worker.clock import Share, Span
 from omnimuse.worker.handover import Carried
 
-IN_TILES = "decoded in tiles, as there is no room for it as a whole"
+IN_TILES = "decoded in tiles of {} pixels a side, as there is no room for more at once"
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Job:
         """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
         request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
         kept, lost = kept_sound(request)
-        whole = [IN_TILES] if request.tiled else []
+        tiles = [IN_TILES.format(request.tile)] if request.tile else []
         beside = {} if kept is None or "audio" in self.made else {"audio": [kept] * request.outputs}
         return Result(
             request.id,
@@ -112,7 +112,7 @@ class Job:
             written=tuple(self.written[index] for index in sorted(self.written)),
             said=tuple(
                 dict.fromkeys(
-                    [*(each for video in request.videos for each in video.warnings), *lost, *self.said, *whole]
+                    [*(each for video in request.videos for each in video.warnings), *lost, *self.said, *tiles]
                 )
             ),
         )

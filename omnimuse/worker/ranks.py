@@ -220,12 +220,17 @@ def rank_runners(under: Build) -> None:
 
 
 def tiles(under: Build) -> None:
-    """How pictures are decoded, if in tiles."""
-    found = tiling_of(under)
+    """How pictures are decoded, if in tiles, and where there is no room otherwise."""
+    found, usual = tiling_of(under), usual_tiles(under)
+    less = found.halves[1:] if found else usual.halves if usual else []
     if found is not None:
         who = f"shared out to {under.mesh.size} ranks" if under.found.config.parallel.vae_tiles > 1 else "one at a time"
         how = f"tiles of {found.pixels} pixels a side, {who}"
         under.choices.append(Choice("decode", "pictures", how, "asked for"))
+    if less:
+        how = f"tiles of {' or '.join(str(each.pixels) for each in less)} pixels a side"
+        why = "the largest that have room, by what small ones take"
+        under.choices.append(Choice("decode", "pictures that have no room", how, why))
 
 
 def tiling_of(under: Build) -> Tiling | None:

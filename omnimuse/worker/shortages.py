@@ -33,20 +33,21 @@ class Shortages:
 
     def run(self, stage: Stage, state: State, work: Callable[[Context, Check], None]) -> None:
         """Do the `work` of a one-shot stage with the context that it is given, as often as it pays, and move on."""
-        ctx, drawn = self._pipeline.ctx, state.generator.clone_state()
-        while lean := self._short(stage, ctx, partial(work, ctx)):
+        begun = ctx = self._pipeline.ctx.drawing(state.request)
+        drawn = state.generator.clone_state()
+        while lean := self._short(stage, ctx, partial(work, ctx), first=ctx is begun):
             state.generator.set_state(drawn.get_state())
             ctx = lean
         self._pipeline.advance(state)
-        if ctx is not self._pipeline.ctx:
+        if ctx is not begun:
             self._did_with_less(stage, state)
 
     def began_anew(self, loop: Loop, state: State, lean: dict[str, Context], step: Callable[[Check], None]) -> bool:
         """Do a `step` of a loop that works on tiles; whether memory ran out, and the loop has begun anew instead.
         `lean` has what it works with then, by state.
         """
-        ctx = lean.get(state.id, self._pipeline.ctx)
-        if (less := self._short(loop, ctx, step)) is not None:
+        ctx = lean.get(state.id) or self._pipeline.ctx.drawing(state.request)
+        if (less := self._short(loop, ctx, step, first=state.id not in lean)) is not None:
             state.working = {}
             self._pipeline.begin(loop, state, less)
             lean[state.id] = less
@@ -56,9 +57,9 @@ class Shortages:
             self._did_with_less(loop, state)
         return False
 
-    def _short(self, stage: Stage, ctx: Context, work: Callable[[Check], None]) -> Context | None:
-        """Do `work` of `stage`, which `ctx` is for; where memory ran out on any rank, what to try it with once more,
-        after what nobody needs was given back. None where it is done.
+    def _short(self, stage: Stage, ctx: Context, work: Callable[[Check], None], *, first: bool) -> Context | None:
+        """Do `work` of `stage`, which `ctx` is for, `first` or with less; where memory ran out on any rank, what to try
+        it with once more, after what nobody needs was given back. None where it is done.
         """
         axis = ctx.mesh.axis(ALL)
 
@@ -71,7 +72,7 @@ class Shortages:
             return None
         except (MemoryError, RuntimeError) as error:
             short = isinstance(error, ElsewhereError) or is_short(axis, error)
-            lean = _with_less(stage, ctx, first=ctx is self._pipeline.ctx)
+            lean = _with_less(stage, ctx, first=first)
             if lean is None or not short:
                 raise
             caught = error

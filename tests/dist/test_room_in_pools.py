@@ -113,14 +113,14 @@ def test_what_never_fits_is_refused_as_by_one_process_and_others_are_drawn_meanw
     assert torch.equal(beside.drawn(), alone)
     (figure, side), (expected, nearest) = figures(said), figures(local(whole, large()))
     assert side == nearest and 0.9 * expected < figure <= expected, "no pool has all that one process has"
-    assert tried == 2 * ["encode-0", "encode-1", "denoise-0", "decode-0"], "for both ways, and no more"
+    assert tried == 3 * ["encode-0", "encode-1", "denoise-0", "decode-0"], "for all ways, and no more"
     assert refused(group, large(seed=8)) == said
-    assert len(tried) == 8, "it is known now"
+    assert len(tried) == 12, "it is known now"
     fits = Told(group, large(side)).end()
     assert isinstance(fits, Done)
     [id_] = submit(whole, large(side))
     assert torch.equal(fits.result.output, outputs(drain(whole), id_))
-    assert fits.result.said == ("decoded in tiles, as there is no room for it as a whole",)
+    assert fits.result.said == ("decoded in tiles of 128 pixels a side, as there is no room for more at once",)
 
 
 def test_who_is_known_is_drawn_while_small_ones_of_another_kind_are_tried(

@@ -16,10 +16,11 @@ from omnimuse.ar.kv import KV
 from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import DiffusionParams
-from omnimuse.core.request import Ask
+from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import present, start
+from omnimuse.engine.local import finished, present, start
+from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Answerer, Family, Speaker, Wish, Writer
 from tests.once import Once
@@ -62,6 +63,14 @@ def drain(engine: Engine, ticks: int = 500) -> list[Event]:
             return events
         events += engine.tick()
     raise AssertionError("the engine did not finish")
+
+
+def taking(engine: Engine, request: Request) -> tuple[Result, int]:
+    """What is drawn, and the most that torch allocates for it."""
+    made: list[Result] = []
+    took = most_allocated(torch.device("cpu"), lambda: made.extend(finished(engine, request)))
+    assert took is not None
+    return made[0], max(took.values())
 
 
 def tick(engine: Engine) -> list[Event]:

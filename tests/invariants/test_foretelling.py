@@ -254,7 +254,7 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
     width, height = (512, 384) if frames else (768, 640)
     request = engine.make_request(subject.ask(0, width=width, height=height, output_type="pt"))
     tried = engine.foretelling.extent.smaller(request)
-    assert tried is not None and all(each.tiled for each in tried)
+    assert tried is not None and all(each.tile for each in tried)
     if frames:  # which are convolved in other ways where they are narrow
         assert all(128 < max(each.size) <= 320 for each in tried)
         for each in tried:
@@ -283,10 +283,15 @@ def test_a_picture_in_tiles_that_is_far_larger_than_those_that_were_tried_is_for
     monkeypatch.setattr("omnimuse.engine.extents.SIDES", (96, 160))
     engine = engine_with()
     ask = with_params(subject.ask(0), width=640, height=640, output_type="pt", num_outputs_per_prompt=1)
-    request = replace(engine.make_request(ask), tiled=True)
+    request = in_tiles(engine, ask)
     if whole:
-        engine.foretelling.learn(replace(request, tiled=False))
+        engine.foretelling.learn(replace(request, tile=0))
     assert 0.9 < foretold(engine, request) < 1.1
+
+
+def in_tiles(engine: Engine, ask: Ask) -> Request:
+    """One that is decoded in the largest tiles that there are."""
+    return engine.foretelling.extent.ways(engine.make_request(ask))[1]
 
 
 def pieces(side: int) -> set[int]:
@@ -318,7 +323,7 @@ def test_frames_that_are_encoded_as_a_whole_are_foretold_where_they_are_as_wide_
     built = replace(subject, folder=subject.family.build(tmp_path / "wide"))
     with closing(start(built.config(decode=DecodeConfig(tile=128)))) as engine:
         ask = with_params(subject.ask(0, width=320, height=320), output_type="latent")
-        assert 0.95 < foretold(engine, replace(engine.make_request(ask), tiled=True)) < 1.05
+        assert 0.95 < foretold(engine, engine.make_request(ask)) < 1.05
 
 
 @pytest.mark.costly
@@ -338,7 +343,7 @@ def test_frames_that_are_so_large_that_they_come_in_tiles_are_tried_in_tiles(sha
     request = shared.make_request(subject.ask(0, width=512, height=512, output_type="pt"))
     request = replace(request, params=replace(request.params, width=1312, height=736))
     tried = shared.foretelling.extent.smaller(request)
-    assert tried is not None and all(each.tiled and max(each.size) <= 256 + 2 * 192 for each in tried)
+    assert tried is not None and all(each.tile and max(each.size) <= 256 + 2 * 192 for each in tried)
     shared.submit(tried[1])
     tick(shared)
     [state] = shared.runner.states.values()

@@ -18,6 +18,7 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
+    DecodeConfig,
     OffloadConfig,
     ParallelConfig,
     QuantConfig,
@@ -99,6 +100,20 @@ def test_explain_says_which_requests_share_forwards(
     chosen = replace(config(z_image_folder), schedule=schedule)
     [row] = [row for row in explain(str(z_image_folder), config=chosen) if row.name == "company"]
     assert row.value == value and reason in row.reason
+
+
+@pytest.mark.parametrize(
+    ("decode", "sides"),
+    [
+        (DecodeConfig(), ["tiles of 128 or 64 pixels a side"]),
+        (DecodeConfig(tile=128), ["tiles of 64 pixels a side"]),
+        (DecodeConfig(tile=96), []),
+    ],
+)
+def test_explain_says_in_which_tiles_is_decoded_what_has_no_room(decode: DecodeConfig, sides: list[str]) -> None:
+    chosen = Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu"), decode=decode)
+    rows = explain("omnimuse/shapes", config=chosen)
+    assert [row.value for row in rows if row.name == "pictures that have no room"] == sides
 
 
 def memory(config: Config) -> dict[str, tuple[str, str]]:

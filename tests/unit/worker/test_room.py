@@ -33,7 +33,7 @@ from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import COUNTERS, most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.families import FAMILIES
-from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
+from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
 from tests.second_device import ELSEWHERE, SHELF, SecondDevice, moved
 
 LARGE = DiffusionParams(width=320, height=320, num_inference_steps=1, seed=1, output_type="pt")
@@ -122,17 +122,19 @@ def limited(subject: Subject, room: int) -> Engine:
 
 def test_a_request_that_never_fits_is_told_how_much_it_takes_and_which_size_is_nearest(subject: Subject) -> None:
     engine = limited(subject, 2**40)
-    asked = with_params(subject.ask(0), width=512, height=256)
+    asked = with_params(subject.ask(0), width=1024, height=512, output_type="latent")
     needed = engine.runner.working(engine.make_request(asked), engine.space.tokens)
     assert needed > 0
-    engine.space = replace(engine.space, room=needed // 4)
-    with pytest.raises(RequestError, match=r"512x256 takes .* at the least beside the weights, of which") as caught:
-        engine.submit(engine.make_request(asked))
+    engine.space = replace(engine.space, room=needed * 3 // 4)
+    [refused] = submit(engine, asked)  # nobody knows yet what to ask for instead
+    with pytest.raises(RequestError, match=r"1024x512 takes .* at the least beside the weights, of which") as caught:
+        outputs(drain(engine), refused)
     found = re.search(r"nearest size that may fit is (\d+)x(\d+)", str(caught.value))
     assert found
     width, height = map(int, found.groups())
-    assert 128 <= width < 512 and abs(width - 2 * height) <= 2 * engine.door.limits.size_multiple
-    engine.submit(engine.make_request(with_params(asked, width=width, height=height)))
+    assert 128 <= width < 1024 and abs(width - 2 * height) <= 2 * engine.door.limits.size_multiple
+    [named] = submit(engine, with_params(asked, width=width, height=height))
+    assert len(outputs(drain(engine), named)) == 1
     larger = with_params(asked, width=width + 2 * engine.door.limits.size_multiple, height=height)
     with pytest.raises(RequestError):
         engine.submit(engine.make_request(replace(larger, params=replace(larger.params, height=height * 2))))
@@ -286,12 +288,54 @@ def test_what_has_no_room_as_a_whole_is_decoded_in_tiles_and_says_so() -> None:
     [expected] = finished(tiled, tiled.make_request(ask))
     for each in found:
         assert torch.equal(each.output, expected.output)
-        assert each.said == ("decoded in tiles, as there is no room for it as a whole",)
+        assert each.said == ("decoded in tiles of 128 pixels a side, as there is no room for more at once",)
     assert expected.said == ()
     small = replace(ask, params=replace(LARGE, width=256, height=256))
     assert finished(short, short.make_request(small))[0].said == (), "there is room for it as a whole"
     short.close()
     tiled.close()
+
+
+SHAPES = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")
+
+
+@pytest.mark.costly("room")
+def test_what_has_no_room_is_decoded_in_the_largest_tiles_that_have_and_no_larger_picture_is_offered_than_fits(
+    subject: Subject,
+) -> None:
+    asked = with_params(large(subject, 320), output_type="pt", num_outputs_per_prompt=1)
+    engine = start(subject.config(decode=DecodeConfig(tile=256), host=HostConfig(room=2**20)))
+    with pytest.raises(RequestError, match="no size of it fits"):
+        run(engine, asked)
+    assert engine.foretelling.kinds == 3, "small ones were tried in all tiles"
+    ways = engine.foretelling.extent.ways(engine.make_request(asked))
+    takes = {way.tile: engine.foretelling.takes(way, 0) for way in ways}
+    assert [*takes] == [0, 128, 64] and takes[0] > takes[128] > takes[64]
+    latents = engine.make_request(with_params(asked, output_type="latent"))
+    assert engine.foretelling.extent.ways(latents) == [latents], "they are not decoded"
+    for tile in (128, 64):
+        engine.space = replace(engine.space, room=(room := takes[tile]))
+        found, took = taking(engine, engine.make_request(asked))
+        assert 0.9 * room < took < 1.05 * room
+        assert f"decoded in tiles of {tile} pixels a side, as there is no room for more at once" in found.said
+        with contextlib.closing(start(subject.config(decode=DecodeConfig(tile=tile)))) as chosen:
+            assert torch.equal(found.output, *run(chosen, asked))
+    with pytest.raises(RequestError, match="the nearest size that may fit is") as caught:
+        run(engine, with_params(asked, width=448, height=448))
+    [side] = re.findall(r"fit is (\d+)x", str(caught.value))
+    named, took = taking(engine, engine.make_request(with_params(asked, width=int(side), height=int(side))))
+    assert took < 1.05 * room and int(side) >= 320
+    assert "decoded in tiles of 64 pixels a side, as there is no room for more at once" in named.said
+    engine.close()
+
+
+def test_tiles_that_are_nearly_as_large_as_a_picture_are_tried_by_one_that_is_smaller() -> None:
+    with contextlib.closing(start(Config(SHAPES, decode=DecodeConfig(tile=512)))) as engine:
+        request = engine.make_request(Ask("a red circle", replace(LARGE, width=640, height=640)))
+        tried = engine.foretelling.extent.smaller(request)
+        assert tried is not None and tried[1].tile == 512 < max(tried[1].size)
+        sizes = [engine.foretelling.extent.of(each) for each in (*tried, request)]
+        assert sizes == sorted(set(sizes))
 
 
 def test_what_came_before_its_kind_was_known_is_refused_when_it_would_begin(subject: Subject) -> None:
