@@ -137,15 +137,19 @@ def served(line: str) -> Config:
 WHERE = ("--port 8091", "--stage-configs-path x")
 """Flags that say where it listens, and what is served."""
 
-AS_WITHOUT = ("--omni", "--enforce-eager", "--cache-config {}", "--use-hsdp")
+AS_WITHOUT = ("--omni", "--enforce-eager", "--cache-config {}")
 """Those that say what is so in any case, or something of another flag's."""
+
+BESIDE = {"--use-hsdp": "--usp 2"}
+"""Those that do something beside another flag alone, and that flag."""
 
 
 @pytest.mark.parametrize("row", FLAGS, ids=lambda row: row.name)
 def test_a_flag_of_their_server_is_taken_and_has_an_effect(row: Setting) -> None:
     assert not row.refused
     assert parser_of("serve").read(["omnimuse/shapes", *row.name.split()]).given
-    assert (served(row.name) == served("")) == (row.name in (*WHERE, *AS_WITHOUT))
+    other = BESIDE.get(row.name, "")
+    assert (served(f"{other} {row.name}") == served(other)) == (row.name in (*WHERE, *AS_WITHOUT))
 
 
 def test_flags_of_their_server_mean_what_options_of_omni_mean() -> None:
