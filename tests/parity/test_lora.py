@@ -169,6 +169,25 @@ Z_IMAGE = of_two_blocks(
     ("layers.*.attention.out", "layers.*.attention.to_out.0", ""),
     ("layers.*.feed_forward.w1", "layers.*.feed_forward.w1", ""),
 )
+QWEN_IMAGE = {
+    name: (name,)
+    for name in (
+        "img_in",
+        "txt_in",
+        "proj_out",
+        "norm_out.linear",
+        "time_text_embed.timestep_embedder.linear_1",
+        "time_text_embed.timestep_embedder.linear_2",
+        *(
+            f"transformer_blocks.1.{layer}"
+            for layer in (
+                *(f"attn.to_{part}" for part in ("q", "k", "v", "add_out", "out.0")),
+                *(f"attn.add_{part}_proj" for part in "qkv"),
+                *(f"{side}_m{layer}" for side in ("img", "txt") for layer in ("lp.net.0.proj", "lp.net.2", "od.1")),
+            )
+        ),
+    )
+}
 LTX_2 = {
     "patchify_proj": ("proj_in",),
     "audio_patchify_proj": ("audio_proj_in",),
@@ -284,6 +303,7 @@ def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
         pytest.param("WanPipeline-2.1-I2V", {**WAN, "head.head": ("proj_out",)}, with_whole_end, id="wan-distilled"),
         pytest.param("WanPipeline-2.1-I2V", WAN, kohya(), id="wan-kohya"),
         pytest.param("ZImagePipeline", Z_IMAGE, kohya(), id="zimage-kohya"),
+        pytest.param("QwenImagePipeline", QWEN_IMAGE, kohya(), id="qwen-image-kohya"),
         pytest.param("LTX2Pipeline", LTX_2, AITOOLKIT, id="ltx2-aitoolkit"),
     ],
 )
