@@ -17,6 +17,7 @@ from torch import Tensor
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.foreign import FLOATS, Packed, check
 from omnimuse.quant.codes import CODES, GROUP
+from omnimuse.quant.linear import AT_ONCE
 from omnimuse.quant.packings import Rows
 
 STATE = ".quant_state.bitsandbytes__"
@@ -106,9 +107,13 @@ def content_of(handle: Any, packed: Packed) -> Tensor | Rows:
         scale = levels[scale.int()] * sizes.repeat_interleave(group)[: scale.numel()] + offset
     if packed.kind != FLOATS:
         return Rows(packed.kind, inputs, {"weight": weight.view(rows, -1), "weight_scale": scale.view(rows, -1)})
-    count = rows * inputs
-    numbers = CODES[names["state"].rpartition("__")[2]].numbers(weight)[:count]
-    return (numbers * scale.repeat_interleave(state.group)[:count]).view(packed.shape)
+    code, found, group = CODES[names["state"].rpartition("__")[2]], torch.empty(rows * inputs), state.group
+    some = group * max(1, AT_ONCE // (2 * group))  # bytes at a time, with whole groups in them
+    parts = zip(found.split(2 * some), weight.split(some), scale.split(2 * some // group), strict=True)
+    for floats, codes, factors in parts:
+        count = len(floats)
+        torch.mul(code.numbers(codes)[:count], factors.repeat_interleave(group)[:count], out=floats)
+    return found.view(packed.shape)
 
 
 def _state(handle: Any, name: str) -> State:

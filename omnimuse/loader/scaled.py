@@ -133,16 +133,24 @@ def _content(how: EightBits, paths: Mapping[str, Path], handle: Any, packed: Pac
     if bool(parts.get(ZERO, torch.zeros(())).any()):
         raise ModelError(f"{packed.parts[ZERO]} has numbers other than 0, which are not read; use another checkpoint")
     scale = parts["scale"].view(torch.float8_e8m0fnu) if parts["scale"].dtype == torch.uint8 else parts["scale"]
-    if how.block is None:
-        scale = scale.float().reshape(-1, *[1] * (weight.ndim - 1))
-    else:
-        (rows, some), group = how.block, GROUPS[packed.kind].group if packed.kind in GROUPS else 1
-        scale = scale.float().view(_grid(how.block, packed.shape)).repeat_interleave(rows, 0)[: len(weight)]
-        scale = scale.repeat_interleave(some // group, 1)[:, : ceil(inputs / group)]
+    grid = (-1, *[1] * (weight.ndim - 1)) if how.block is None else _grid(how.block, packed.shape)
+    scale = scale.float().reshape(grid)
     if packed.kind == FLOATS:
-        return weight.float().mul_(scale)
+        return weight.float().mul_(scale) if how.block is None else _multiplied(weight.float(), scale, how.block)
+    if how.block is not None:
+        (rows, some), group = how.block, GROUPS[packed.kind].group
+        scale = scale.repeat_interleave(rows, 0)[: len(weight)]
+        scale = scale.repeat_interleave(some // group, 1)[:, : ceil(inputs / group)]
     codes = weight if weight.dtype == torch.int8 else weight.view(torch.uint8)
     return Rows(packed.kind, inputs, {"weight": codes, "weight_scale": scale.expand(len(weight), -1)})
+
+
+def _multiplied(floats: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
+    """`floats`, each multiplied by the scale of its block, where they are: as many scales would take as much again."""
+    rows, some = block
+    for part, factors in zip(floats.split(rows), scale.split(1), strict=True):
+        part.mul_(factors.repeat_interleave(some, 1)[:, : floats.shape[1]])
+    return floats
 
 
 def _beside(handle: Any, paths: Mapping[str, Path], packed: Packed, role: str) -> Tensor:

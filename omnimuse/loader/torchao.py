@@ -195,13 +195,14 @@ def content_of(handle: Any, packed: Packed) -> Tensor | Rows:
         assert zero is not None
         scale, floor = scale.mT, zero.float().mT
     if packed.kind == FLOATS:
-        found = codes.float() * _spread(scale, packed.shape) + _spread(floor, packed.shape)
-        return found * parts["act_pre_scale"].float() if "act_pre_scale" in parts else found
+        found = codes.float()
+        sizes = zip(scale.shape, found.shape, strict=True)
+        by_blocks = found.view([each for few, size in sizes for each in (few, size // few)])
+        by_blocks.mul_(_over_blocks(scale)).add_(_over_blocks(floor))  # where they are: so they take no more memory
+        return found.mul_(parts["act_pre_scale"].float()) if "act_pre_scale" in parts else found
     return in_groups(packed.kind, (codes + 8).to(torch.uint8), scale, floor - 8 * scale)
 
 
-def _spread(scales: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A number for each of the weights that have one in common, [.., G] -> `shape`."""
-    for dim, size in enumerate(shape):
-        scales = scales.repeat_interleave(size // scales.shape[dim], dim)
-    return scales
+def _over_blocks(scales: Tensor) -> Tensor:
+    """A number for each block of weights, [.., G] -> [.., 1, G, 1]."""
+    return scales.reshape([each for few in scales.shape for each in (few, 1)])

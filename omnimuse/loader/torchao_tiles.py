@@ -88,9 +88,9 @@ def untiled(handle: Any, packed: Packed) -> Tensor | Rows:
     if packed.kind != FLOATS:
         groups = inputs // size
         return in_groups(packed.kind, codes[:, :inputs], scale[:, :groups], floor[:, :groups])
-    floats = (codes.unflatten(1, (-1, size)) * scale[..., None] + floor[..., None]).flatten(1)[:, :inputs]
-    first = packed.parts.get("act_pre_scale")
-    return floats if first is None else floats * handle.get_tensor(first).float()
+    floats = codes.unflatten(1, (-1, size)).float().mul_(scale[..., None]).add_(floor[..., None])
+    floats, first = floats.flatten(1)[:, :inputs], packed.parts.get("act_pre_scale")
+    return floats if first is None else floats.mul_(handle.get_tensor(first).float())
 
 
 def in_order(tiles: Tensor) -> Tensor:

@@ -18,15 +18,15 @@ from tests.checkpoints.wishes import EULER, Family, Wish, halves, of_picture, ph
 TEXT_WIDTH = 64
 
 
-def transformer(layers: int = 2, latent_channels: int = 16) -> ZImageTransformer2DModel:
-    """The network of the reference, small; the pad tokens and all else still to be drawn."""
+def transformer(layers: int = 2, latent_channels: int = 16, heads: int = 3) -> ZImageTransformer2DModel:
+    """The network of the reference, small, with `heads` of 32; the pad tokens and all else still to be drawn."""
     return ZImageTransformer2DModel(
         in_channels=latent_channels,
-        dim=96,
+        dim=32 * heads,
         n_layers=layers,
         n_refiner_layers=1,
-        n_heads=3,
-        n_kv_heads=3,
+        n_heads=heads,
+        n_kv_heads=heads,
         cap_feat_dim=TEXT_WIDTH,
         axes_dims=[8, 12, 12],
         axes_lens=[1024, 512, 512],
