@@ -1,7 +1,7 @@
 """Packed rows of different lengths in one call, by torch's own kernel for them; everything else by `sdpa`.
 
-The default on a GPU: without it, rows that share a forward attend one after the other. Bound by
-`attention/selection.py`, which is told here where the kernel is not.
+Without it, rows that share a forward attend one after the other. Bound by `attention/selection.py` where it is named,
+which is told here where the kernel is not.
 """
 
 from __future__ import annotations
