@@ -35,12 +35,12 @@ SHIFT = {
 }
 
 
-def transformer(**options: bool) -> QwenImageTransformer2DModel:
+def transformer(layers: int = 2, **options: bool) -> QwenImageTransformer2DModel:
     """The network of the reference, small; still to be drawn."""
     return QwenImageTransformer2DModel(
         in_channels=64,
         out_channels=16,
-        num_layers=2,
+        num_layers=layers,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=TEXT_WIDTH,

@@ -18,8 +18,9 @@ from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig
 from torch import Tensor
 
 from omnimuse.cache.stepcache import StepCache
+from omnimuse.compat.diffusers.stepcache import settings
 from omnimuse.components.two_streams import TwoStreamInputs
-from omnimuse.core.caches import PRESETS, Fits, cache_named
+from omnimuse.core.caches import PRESETS, Fits, cache_named, completed
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
 from omnimuse.loader.tensors import DtypePolicy
@@ -33,7 +34,8 @@ from tests.checkpoints import parts, qwen_image
 from tests.parity import test_qwen_image_network as qwen
 from tests.parity.test_flux_network import GUIDANCE, distance, draw, make_reference, theirs
 
-STEPS = 14
+STEPS, MASK = 14, "11110010010101"
+"""Four steps come before the first that is skipped: of two, our series tells a third, and cache-dit repeats one."""
 TEXT, POOLED = 3 * draw(50, 9, 20), draw(90, 12)
 
 
@@ -77,7 +79,8 @@ def with_ours(reference: FluxTransformer2DModel, choice: str) -> tuple[list[Tens
 def walked(network: Network[Any], inputs: Sequence[object]) -> tuple[list[Tensor], list[int]]:
     """Predictions of one row at every step, and which steps were skipped."""
     memory, found, counts = Memory(steps=STEPS, of=STEPS), list[Tensor](), [0]
-    for memory.step, row in enumerate(inputs):
+    for step, row in enumerate(inputs):
+        memory.step = memory.at = step
         found += network([row], [memory])
         counts.append(memory.data["stepcache"].skipped)
     return found, [step for step, (before, after) in enumerate(pairwise(counts)) if after > before]
@@ -105,32 +108,39 @@ def test_a_magcache_with_published_ratios_skips_the_steps_that_diffusers_skips(
 
 
 @pytest.mark.parametrize(
-    ("threshold", "order", "most"), [(0.1, 0, 3), (0.24, 0, 3), (0.24, 1, 3), (0.24, 1, 2), (0.05, 2, 3)]
+    ("choice", "least"),
+    [
+        ("dbcache,threshold=0.1", 1),
+        ("dbcache,threshold=0.24", 1),
+        ("taylorseer,threshold=0.24", 1),
+        ("taylorseer,threshold=0.24,in_a_row=2", 1),
+        ("dbcache,threshold=0.05,order=2", 1),
+        ("dbcache,threshold=0.15,first=2", 1),
+        ("taylorseer,threshold=0.15,first=2,last=1", 1),
+        ("dbcache,threshold=9,last=1,most=2", 2),
+        (f"dbcache,threshold=0.15,first=2,mask={MASK}", 1),
+        (f"taylorseer,first=2,last=1,forced=true,mask={MASK}", MASK.count("0")),
+    ],
 )
-def test_a_dual_block_cache_and_a_series_give_what_cache_dit_gives(threshold: float, order: int, most: int) -> None:
+def test_a_dual_block_cache_and_a_series_give_what_cache_dit_gives(choice: str, least: int) -> None:
     cache_dit = pytest.importorskip("cache_dit", reason="cache-dit is not installed: pip install 'omnimuse[cache-dit]'")
-    model = qwen_image.transformer().eval().requires_grad_(False)
+    model = qwen_image.transformer(layers=5).eval().requires_grad_(False)
     randomise(model, 0, "transformer", DtypePolicy(torch.float32), "cpu")
     text = 3 * draw(50, 9, qwen_image.TEXT_WIDTH)
     network = QwenTransformer.from_config(model.config).eval().requires_grad_(False)
     network.load_state_dict(parts.translated(model.state_dict(), QWEN_RULES))
-    network.stack.runner = StepCache(
-        cache_named(f"dbcache,threshold={threshold},order={order},in_a_row={most}"), Fits()
-    )
+    network.stack.runner = StepCache(made := completed(cache_named(choice), Fits(), STEPS), Fits())
     prepared = network.prepare(text, 8, 12)
     found, skipped = walked(network, [TwoStreamInputs(latents, t, prepared) for latents, t in steps(16)])
     cache_dit.enable_cache(
         cache_dit.BlockAdapter(
             transformer=model, blocks=model.transformer_blocks, forward_pattern=cache_dit.ForwardPattern.Pattern_1
         ),
-        cache_config=cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1, residual_diff_threshold=threshold, max_warmup_steps=4, enable_separate_cfg=False,
-            max_continuous_cached_steps=most, num_inference_steps=STEPS,
-        ),
-        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None,
-    )  # fmt: skip
+        cache_config=cache_dit.DBCacheConfig(**settings(made), enable_separate_cfg=False, num_inference_steps=STEPS),
+        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=made.order) if made.order else None,
+    )
     expected = [qwen.theirs(model, latents, text, t) for latents, t in steps(16)]
-    assert 0 < len(skipped) < STEPS - 4
+    assert least <= len(skipped) < STEPS - 4
     assert max(map(distance, found, expected)) < 1e-5
 
 
