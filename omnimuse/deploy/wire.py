@@ -202,8 +202,9 @@ class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What there is to say of a result beside its files: what people should know, the tokens read of its texts, in
-    which sizes (width, height) the model was shown pictures beside what it drew, how many tokens it made, and the
-    seconds of every block of a network, where they were asked for.
+    which sizes (width, height) the model was shown pictures beside what it drew, how many tokens it made, the
+    seconds of every block of a network, where they were asked for, and the bytes that one output `needs` beside the
+    weights, as small ones of its kind foretold it; 0 where none were drawn.
     """
 
     warnings: tuple[str, ...] = ()
@@ -211,6 +212,7 @@ class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown: tuple[tuple[int, int], ...] = ()
     made: int = 0
     blocks: dict[str, float] = {}
+    needs: int = 0
 
 
 class Finished(Message, frozen=True):

@@ -29,6 +29,7 @@ CHORES = frozenset({"starting jobs", "tidying up", "ending a job"})
 
 _WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _BYTES = tuple(2.0**power for power in range(28, 42))
+_NEEDS = tuple(2.0**power for power in range(20, 42))
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -93,6 +94,13 @@ class Metrics:
             buckets=_BYTES,
             registry=registry,
         )
+        self._needs = Histogram(
+            "omnimuse_request_needs_bytes",
+            "What one output of a request takes beside the weights, as small ones of its kind foretold it.",
+            ["model"],
+            buckets=_NEEDS,
+            registry=registry,
+        )
         self._restarts = Counter(
             "omnimuse_worker_restarts_total", "Workers that were replaced.", ["cause"], registry=registry
         )
@@ -118,9 +126,9 @@ class Metrics:
         for kind, tokens in (("read", read), ("reused", reused), ("written", written)):
             self._tokens.labels(kind).inc(tokens)
 
-    def drawn(self, pixels: int, timings: dict[str, float], steps: int, memory: int = 0) -> None:
-        """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps, and the
-        most bytes that it held meanwhile (0: unknown).
+    def drawn(self, pixels: int, timings: dict[str, float], steps: int, memory: int = 0, needs: int = 0) -> None:
+        """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps, the most
+        bytes that it held meanwhile, and those that one output needs beside the weights (0: unknown).
         """
         self._pixels.inc(pixels)
         seconds: dict[str, float] = {}
@@ -131,6 +139,8 @@ class Metrics:
             self._stage_seconds.labels(self._model, label).observe(taken)
         if memory:
             self._memory.labels(self._model).observe(memory)
+        if needs:
+            self._needs.labels(self._model).observe(needs)
         if "queue" in timings:
             self._queue_seconds.labels(self._model).observe(timings["queue"])
         if "denoise" in timings and steps > 0:

@@ -28,7 +28,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics = Metrics("demo")
     metrics.ended("text-to-image", "completed", 2.0)
     timings = {"queue": 0.5, "denoise": 1.0, "encode prompt": 0.25, "encode negative prompt": 0.25, "project": 2.0}
-    metrics.drawn(16384, timings, steps=10, memory=2**30)
+    metrics.drawn(16384, timings, steps=10, memory=2**30, needs=2**26)
     metrics.rejected("queue_full")
     metrics.cancelled("disconnect")
     metrics.restarted("hang")
@@ -47,6 +47,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     for stage, seconds in taken.items():
         assert found["omnimuse_stage_seconds_sum", (ours[0], ("stage", stage))] == seconds
     assert found["omnimuse_request_peak_bytes_sum", ours[:1]] == 2**30
+    assert found["omnimuse_request_needs_bytes_sum", ours[:1]] == 2**26
     assert found["omnimuse_asleep", ()] == 1
     weights = {labels: bytes_ for (name, labels), bytes_ in found.items() if name == "omnimuse_weights_bytes"}
     parts = {("transformer", "whole"): 4000, ("transformer", "block"): 500, ("vae", "whole"): 300}

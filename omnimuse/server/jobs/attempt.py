@@ -109,7 +109,8 @@ class Attempts:
                 await asyncio.to_thread(self._discard, made.files)
         if done:
             pixels = sum(file.width * file.height * file.frames for file in kept)
-            self._metrics.drawn(pixels, made.timings, request.evaluations * request.outputs, made.memory)
+            steps = request.evaluations * request.outputs
+            self._metrics.drawn(pixels, made.timings, steps, made.memory, made.remarks.needs)
             self.count(replace(live.job, timings=made.timings), "completed")
 
     async def fail(self, live: Live, error: BaseException) -> None:

@@ -307,6 +307,6 @@ def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
 def _count(service: Service, order: Order, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
     steps = order.request.evaluations * order.request.outputs
-    service.metrics.drawn(pixels, made.timings, steps, made.memory)
+    service.metrics.drawn(pixels, made.timings, steps, made.memory, made.remarks.needs)
     for text in made.texts:
         service.metrics.wrote(made.remarks.prompt_tokens, text.reused, text.tokens)
