@@ -56,10 +56,7 @@ EXACT = "exact"
 SUBJECTS = {"demo": "demo model", "film": "demo model of videos"}
 MODELS = {"demo": "shapes", "film": "shapes-film"}
 STEPS = 20
-STILL = (
-    *("a red circle on a blue background", "a green star above a white square", "a small blue cross in a red square"),
-    "a yellow ring to the left of a large blue triangle",
-)
+STILL = ("a red circle on a blue background", "a green star above a white square", "a yellow ring", "a blue cross")
 MOVING = (
     *("a red circle moves to the right", "a blue ring grows", "a green cross falls on a black background"),
     "a yellow square",
