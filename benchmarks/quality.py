@@ -1,7 +1,8 @@
 """What every approximation costs and saves: `python -m benchmarks.quality`, which writes `docs/quality.md`.
 
 The demo models, of pictures and of videos, draw the prompts of the graders in `tools/train_shapes`, several at a time,
-and the graders judge what they drew. What is calibrated is so with prompts of its own (`STILL`, `MOVING`).
+and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds: of the
+model of pictures with its own prompts, of that of videos with some that move.
 
 Time is processor seconds of one thread, of some prompts drawn alone and up to the finished latents, as a ratio to exact
 drawing in turns with it; other work on the machine disturbs it less than the clock (several threads wait for each other
@@ -56,12 +57,11 @@ EXACT = "exact"
 SUBJECTS = {"demo": "demo model", "film": "demo model of videos"}
 MODELS = {"demo": "shapes", "film": "shapes-film"}
 STEPS = 20
-STILL = ("a red circle on a blue background", "a green star above a white square", "a yellow ring", "a blue cross")
 MOVING = (
     *("a red circle moves to the right", "a blue ring grows", "a green cross falls on a black background"),
     "a yellow square",
 )
-"""What the models are calibrated with: as for any, prompts like those that they will be asked."""
+"""What the model of videos is calibrated with: as for any, prompts like those that it will be asked."""
 FORECASTS = ("dbcache", "taylorseer")
 RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
 """Shares of right pictures, in percent, that the picture's axis may name."""
@@ -195,7 +195,7 @@ class Subject:
     exact: DiffusionParams
     tasks: Sequence[Task] | Sequence[FilmTask]
     timed: int
-    like: Sequence[str]
+    like: Sequence[str] = command.PROMPTS
 
     @cached_property
     def fits(self) -> Fits:
@@ -283,7 +283,7 @@ def subjects(count: int, timed: int) -> dict[str, Callable[[], Subject]]:
 
     def demo() -> Subject:
         exact = DiffusionParams(STEPS, 3.0, width=SIZE, height=SIZE, cache="none")
-        return Subject(f"omnimuse/{MODELS['demo']}", exact, draw_tasks(count), timed, STILL)
+        return Subject(f"omnimuse/{MODELS['demo']}", exact, draw_tasks(count), timed)
 
     def film() -> Subject:
         exact = DiffusionParams(STEPS, cache="none")

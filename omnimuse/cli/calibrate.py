@@ -1,13 +1,12 @@
 """Measure a model for its step caches, so that --cache auto, teacache, dbcache and magcache suit it.
 
 It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries some
-choices, the presets among them, and keeps the one that runs the fewest blocks of those that change the latents of no
-prompt by more than --difference. What is found goes into a folder of this user, where every start finds it; a file
-cache.json in the model's own folder comes first. Prompts should be like those that will be drawn: what a model has not
-learnt changes at random, and lets no choice through.
+choices, and keeps the one that runs the fewest blocks of those that change latents by no more than --difference. What
+is found goes into a folder of this user, where every start finds it; a file cache.json in the model's own folder comes
+first. Prompts should be like those that will be drawn.
 
 examples:
-  omnimuse calibrate omnimuse/shapes "a red circle on a blue background" "a green star above a white square"
+  omnimuse calibrate omnimuse/shapes
   omnimuse calibrate ./my-model "a fox in the snow" "a street at night" --steps 28 -o ./my-model/cache.json
 """
 
@@ -54,8 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DIFFERENCE,
         metavar="X",
-        help="how far the latents of any prompt may be from those without a cache, as a part of them (default: "
-        f"{DIFFERENCE})",
+        help=f"how far latents may be from those without a cache, as a part of them (default: {DIFFERENCE})",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else: a *.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of -o, if there is one")
