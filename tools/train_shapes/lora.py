@@ -265,6 +265,7 @@ class Course:
         for number, weight in enumerate(self._weights):
             tensors |= {f"{number}.{name}": self._optimizer.state[weight][name] for name in MOMENTS}
         told = {"plan": json.dumps(asdict(self.plan)), "step": str(self.step), "smooth": str(self.smooth)}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, self.bench, told)
         save(self._products, self.plan, self.file)
 
@@ -287,7 +288,6 @@ def save(products: dict[str, LowRank], plan: LoraPlan, file: Path) -> None:
     for name, product in products.items():
         tensors[f"transformer.{name}.lora_A.weight"] = product.down.detach().half().contiguous()
         tensors[f"transformer.{name}.lora_B.weight"] = product.up.detach().half().contiguous()
-    file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, {"format": "pt", **{name: str(value) for name, value in asdict(plan).items()}})
 
 

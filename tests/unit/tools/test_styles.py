@@ -48,7 +48,7 @@ def test_what_is_trained_is_worn_by_its_model(style: str, tmp_path: Path) -> Non
 
 
 def test_sittings_go_on_where_the_last_one_ended(tmp_path: Path) -> None:
-    first = Course(plan("night", steps=3), tmp_path / "one.safetensors")
+    first = Course(plan("night", steps=3), tmp_path / "new" / "one.safetensors")
     first.learn()
     first.leave_off()
     again = Course(plan("night", steps=3), first.file)
