@@ -2,7 +2,7 @@
 
 The demo models, of pictures and of videos, draw the prompts of the graders in `tools/train_shapes`, several at a time,
 and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds: of the
-model of pictures with its own prompts, of that of videos with some that move.
+models, with prompts that are like the graded ones but others.
 
 Time is processor seconds of one thread, of some prompts drawn alone and up to the finished latents, as a ratio to exact
 drawing in turns with it; other work on the machine disturbs it less than the clock (several threads wait for each other
@@ -32,7 +32,7 @@ from torch import nn
 from benchmarks.frontier import Panel, Point, write_svg
 from omnimuse import Ask, Config, DiffusionParams, ModelConfig
 from omnimuse.cache.row import Row
-from omnimuse.cli import calibrate as command
+from omnimuse.cli.calibrate import DIFFERENCE
 from omnimuse.core.caches import PRESETS, Fits, cache_named, completed
 from omnimuse.core.config import QUANT, CompileConfig, QuantConfig
 from omnimuse.core.output import Done, Failed, Result
@@ -50,18 +50,15 @@ from tools.train_shapes.lora import STYLES, Course, plan_of, shipped
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TRAINED = Path("runs") / "loras"
 """Adapters of ranks that no model comes with; git ignores it."""
-RANKS = {"night": (1, 4, 8), "hearts": (7,), "dusk": (1, 4)}
+RANKS = {"night": (1, 4, 8), "hearts": (7,), "dusk": (4,)}
 TOGETHER = 20
 """Pictures in flight, where none is timed."""
 EXACT = "exact"
 SUBJECTS = {"demo": "demo model", "film": "demo model of videos"}
 MODELS = {"demo": "shapes", "film": "shapes-film"}
 STEPS = 20
-MOVING = (
-    *("a red circle moves to the right", "a blue ring grows", "a green cross falls on a black background"),
-    "a yellow square",
-)
-"""What the model of videos is calibrated with: as for any, prompts like those that it will be asked."""
+LIKE = (12, 47)
+"""How many prompts a model is calibrated with, and the seed that they are drawn by: others than the graded ones."""
 FORECASTS = ("dbcache", "taylorseer")
 RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
 """Shares of right pictures, in percent, that the picture's axis may name."""
@@ -189,20 +186,21 @@ class Tally:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is measured: its folder, exact parameters, what is asked of it, and what it is calibrated with."""
+    """A model that is measured: its folder, exact parameters, what is asked of it, and what it is calibrated with,
+    `like` that.
+    """
 
     model: str
     exact: DiffusionParams
     tasks: Sequence[Task] | Sequence[FilmTask]
     timed: int
-    like: Sequence[str] = command.PROMPTS
+    like: Sequence[Task] | Sequence[FilmTask]
 
     @cached_property
     def fits(self) -> Fits:
         """What `omnimuse calibrate` finds with prompts like these."""
         engine = start(Choice(EXACT).config(self.model))
-        asks = [Ask(prompt, replace(self.exact, seed=100 + number)) for number, prompt in enumerate(self.like)]
-        found = calibrate(engine, asks, command.DIFFERENCE).fits
+        found = calibrate(engine, [ask_of(task, self.exact) for task in self.like], DIFFERENCE).fits
         engine.close()
         return found
 
@@ -283,11 +281,12 @@ def subjects(count: int, timed: int) -> dict[str, Callable[[], Subject]]:
 
     def demo() -> Subject:
         exact = DiffusionParams(STEPS, 3.0, width=SIZE, height=SIZE, cache="none")
-        return Subject(f"omnimuse/{MODELS['demo']}", exact, draw_tasks(count), timed)
+        return Subject(f"omnimuse/{MODELS['demo']}", exact, draw_tasks(count), timed, draw_tasks(*LIKE))
 
     def film() -> Subject:
         exact = DiffusionParams(STEPS, cache="none")
-        return Subject(f"omnimuse/{MODELS['film']}", exact, draw_film_tasks(count // 2), timed, MOVING)
+        tasks, like = draw_film_tasks(count // 2), draw_film_tasks(*LIKE)
+        return Subject(f"omnimuse/{MODELS['film']}", exact, tasks, timed, like)
 
     return {"demo": demo, "film": film}
 

@@ -1,9 +1,10 @@
 """Measure a model for its step caches, so that --cache auto, teacache, dbcache and magcache suit it.
 
 It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache's ratios to what is seen, tries some
-choices, and keeps the one that runs the fewest blocks of those that change latents by no more than --difference. What
-is found goes into a folder of this user, where every start finds it; a file cache.json in the model's own folder comes
-first. Prompts should be like those that will be drawn.
+choices, the presets among them, and keeps the one that runs the fewest blocks of those that change latents by no more
+than --difference. What is found goes into a folder of this user, where every start finds it; a file cache.json in the
+model's own folder comes first. Prompts should be like those that will be drawn, and a dozen: a few easy ones let
+any choice look good, and what a model has not learnt changes at random and lets none through.
 
 examples:
   omnimuse calibrate omnimuse/shapes
@@ -33,17 +34,27 @@ from omnimuse.media.destination import check_destination
 if TYPE_CHECKING:
     from omnimuse.engine.calibrate import Calibration, Trial
 
-DIFFERENCE = 0.03
-"""How far latents may be from exact ones, as a part of them: what pictures of the demo model bear by its grader
-(`docs/quality.md`).
+DIFFERENCE = 0.005
+"""How far latents may be from exact ones, as a part of them, the median of the prompts: what pictures of the demo model
+bear by its grader (`docs/quality.md`).
 """
-PROMPTS = ("a red circle on a blue background", "a green star above a white square", "a fox in the snow", "an old door")
+PROMPTS = (
+    *(
+        "a red circle on a blue background",
+        "a green star above a white square",
+        "a small blue cross inside a yellow ring",
+    ),
+    *("a white square to the left of a red triangle", "a large green ring below a blue star", "a yellow triangle"),
+    *("a fox in the snow", "an old door", "a crowded street market at night, neon signs, rain"),
+    *("a portrait of a woman with freckles, window light", "a bowl of fruit on a wooden table, oil painting"),
+    "a lighthouse on a cliff, waves below, wide angle",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse calibrate`."""
     parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw (default: four of ours)")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw (default: a dozen of ours)")
     drawn = parser.add_argument_group("what is drawn")
     drawn.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: the model's own)")
     drawn.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's own)")
@@ -53,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DIFFERENCE,
         metavar="X",
-        help=f"how far latents may be from those without a cache, as a part of them (default: {DIFFERENCE})",
+        help="how far latents may be from those without a cache, as a part of them, the median of the prompts "
+        f"(default: {DIFFERENCE})",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else: a *.json")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of -o, if there is one")

@@ -99,17 +99,14 @@ OFF = CacheConfig()
 
 
 class Preset(NamedTuple):
-    """TeaCache with so many `times` the threshold that belongs to the model, no more steps skipped `in_a_row`, and none
-    of the first `warm_up`.
-    """
+    """TeaCache with so many `times` the threshold that belongs to the model, and no more steps skipped `in_a_row`."""
 
     times: float
     in_a_row: int
-    warm_up: int = 1
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {"careful": Preset(1.0, 1), "balanced": Preset(1.2, 2), "fast": Preset(1.4, 2, 3)}
+    {"careful": Preset(0.8, 1), "balanced": Preset(1.0, 1), "fast": Preset(1.2, 2)}
 )
 """The one that changes least is first. What the grader makes of them is in `docs/quality.md`: a stride that is regular
 loses less than one that skips as often and irregularly.
@@ -207,9 +204,8 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
             )
         choice = cache_named(fits.auto)
     if choice.kind in PRESETS:
-        times, in_a_row, warm_up = PRESETS[choice.kind]
-        threshold = round(times * fits.tea.threshold, 6)
-        choice = CacheConfig("teacache", threshold, in_a_row=in_a_row, warm_up=warm_up)
+        times, in_a_row = PRESETS[choice.kind]
+        choice = CacheConfig("teacache", round(times * fits.tea.threshold, 6), in_a_row=in_a_row)
     if choice.kind == "magcache" and not fits.ratios:
         raise ConfigError(
             "cache='magcache' needs to know how this model's residuals grow; measure it once with "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omnimuse.cache.observe import Observer, Seen, polynomial, ratios
 from omnimuse.cache.stepcache import StepCache
-from omnimuse.core.caches import Fits, TeaFit, cache_named
+from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Done, Failed
 from omnimuse.core.request import Ask
@@ -25,12 +25,16 @@ from omnimuse.layers.network import Network
 LEAST = 0.05
 """The share of blocks that a choice saves at least: deciding takes as long as some of them."""
 
+REGULAR = 10
+"""So many usual steps are a threshold that none of them reaches: what is skipped is a regular stride."""
+
 
 @dataclass(frozen=True)
 class Trial:
     """One choice: the share of all blocks that ran, and by how much latents differ from those without a cache.
 
-    The difference is relative, in the 2-norm, the mean over all that was drawn.
+    The difference is relative, in the 2-norm, the median over all that was drawn: a few tip over into another picture
+    whatever is skipped, and a mean would tell how many did by chance.
     """
 
     choice: str
@@ -67,13 +71,20 @@ def calibrate(
         raise RequestError("one step has nothing to compare with; use at least 2", "num_inference_steps")
     fits = Fits(TeaFit(polynomial(seen)), ratios(seen))
     fit(engine, fits)
-    trials = []
-    for choice in candidates(seen):
+    trials = list[Trial]()
+
+    def tried(choice: str) -> None:
         drawn = [_draw(engine, replace(ask, params=replace(ask.params, cache=choice))) for ask in asks]
         apart = [float((new - old).norm() / old.norm()) for new, old in zip(drawn, exact, strict=True)]
-        trials.append(Trial(choice, _spent(watched) / whole, mean(apart)))
+        trials.append(Trial(choice, _spent(watched) / whole, median(apart)))
         told(trials[-1])
-    return Calibration(chosen(fits, trials, difference), tuple(trials))
+
+    for choice in candidates(seen):
+        tried(choice)
+    fit(engine, fits := suited(fits, trials, difference))
+    for preset in PRESETS:  # what they mean follows from the threshold that was found
+        tried(preset)
+    return Calibration(replace(fits, auto=best(trials, difference)), tuple(trials))
 
 
 def candidates(seen: Sequence[Seen]) -> list[str]:
@@ -88,29 +99,38 @@ def candidates(seen: Sequence[Seen]) -> list[str]:
         for order in (0, 1)
     ]
     tea = [f"teacache,threshold={_round(share * usual)}" for share in (0.8, 1.2, 2.2)]
-    mag = [f"magcache,threshold={_round(share * apart)},warm_up={warm_up}" for share in (2, 4.5, 8, 20)]
-    return [*first, *tea, *mag]
+    strides = dict.fromkeys(preset.in_a_row for preset in PRESETS.values())
+    regular = [f"teacache,threshold={_round(REGULAR * usual)},in_a_row={most}" for most in strides]
+    mag = [f"magcache,threshold={_round(share * apart)},warm_up={warm_up}" for share in (2, 4.5, 8)]
+    return [*first, *tea, *regular, *mag]
 
 
 def _round(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def chosen(fits: Fits, trials: Sequence[Trial], difference: float) -> Fits:
-    """`fits` with the choice that runs the fewest blocks of those that change little enough and save `LEAST` ("none" if
-    there is none), and with the threshold of every kind that was tried: the highest with which no trial changes more,
-    or else the lowest.
+def suited(fits: Fits, trials: Sequence[Trial], difference: float) -> Fits:
+    """`fits` with the threshold of every kind that was tried: the highest with which no trial changes more than
+    `difference`, or else the lowest. Trials that bound how many steps are skipped in a row tell nothing of it.
     """
-    good = [trial for trial in trials if trial.difference <= difference and trial.work <= 1 - LEAST]
-    best = min(good, key=lambda trial: (trial.work, trial.difference)).choice if good else "none"
     tried: defaultdict[str, defaultdict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         choice = cache_named(trial.choice)
-        tried[choice.kind][choice.threshold or 0.0].append(trial.difference <= difference)
+        if choice.in_a_row is None:
+            tried[choice.kind][choice.threshold or 0.0].append(trial.difference <= difference)
     found = {kind: max((each for each in of if all(of[each])), default=min(of)) for kind, of in tried.items()}
     tea = replace(fits.tea, threshold=found.get("teacache", fits.tea.threshold))
-    dbcache, magcache = found.get("dbcache", fits.dbcache), found.get("magcache", fits.magcache)
-    return replace(fits, tea=tea, auto=best, dbcache=dbcache, magcache=magcache)
+    return replace(
+        fits, tea=tea, dbcache=found.get("dbcache", fits.dbcache), magcache=found.get("magcache", fits.magcache)
+    )
+
+
+def best(trials: Sequence[Trial], difference: float) -> str:
+    """The choice that runs the fewest blocks of those that change little enough and save `LEAST`; "none" if there is
+    none.
+    """
+    good = [trial for trial in trials if trial.difference <= difference and trial.work <= 1 - LEAST]
+    return min(good, key=lambda trial: (trial.work, trial.difference)).choice if good else "none"
 
 
 def fit(engine: Engine, fits: Fits) -> None:

@@ -144,9 +144,9 @@ def test_a_dual_block_cache_and_a_series_give_what_cache_dit_gives(choice: str, 
     assert max(map(distance, found, expected)) < 1e-5
 
 
-def by_the_authors_rule(reference: FluxTransformer2DModel, threshold: float, in_a_row: int, warm_up: int) -> list[int]:
+def by_the_authors_rule(reference: FluxTransformer2DModel, threshold: float, in_a_row: int) -> list[int]:
     """The steps that TeaCache4FLUX skips: it compares what the first block's norm makes of the picture's tokens. That
-    no more are skipped `in_a_row`, and none of the first `warm_up`, is ours.
+    no more are skipped `in_a_row` is ours.
     """
     seen: list[Tensor] = []
     norm = reference.transformer_blocks[0].norm1
@@ -158,7 +158,7 @@ def by_the_authors_rule(reference: FluxTransformer2DModel, threshold: float, in_
     for step in range(1, STEPS - 1):
         change = float((seen[step] - seen[step - 1]).abs().mean() / seen[step - 1].abs().mean())
         total += float(np.polyval(FITS.tea.coefficients, change))
-        if step >= warm_up and total < threshold and skipped[-in_a_row:] != list(range(step - in_a_row, step)):
+        if step and total < threshold and skipped[-in_a_row:] != list(range(step - in_a_row, step)):
             skipped.append(step)
         else:
             total = 0.0
@@ -169,8 +169,8 @@ def by_the_authors_rule(reference: FluxTransformer2DModel, threshold: float, in_
 def test_every_preset_of_teacache_skips_the_steps_of_flux_that_its_authors_rule_skips(
     reference: FluxTransformer2DModel, preset: str
 ) -> None:
-    times, in_a_row, warm_up = PRESETS[preset]
-    expected = by_the_authors_rule(reference, times * FITS.tea.threshold, in_a_row, warm_up)
+    times, in_a_row = PRESETS[preset]
+    expected = by_the_authors_rule(reference, times * FITS.tea.threshold, in_a_row)
     _, skipped = with_ours(reference, preset)
     assert skipped == expected
     assert 0 < len(skipped) < STEPS - 1

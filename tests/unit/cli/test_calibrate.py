@@ -15,8 +15,8 @@ from PIL import Image, ImageChops
 
 from omnimuse.cache.observe import Seen
 from omnimuse.cli import main
-from omnimuse.core.caches import Fits, TeaFit, cache_named, completed
-from omnimuse.engine.calibrate import Trial, candidates, chosen
+from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named, completed
+from omnimuse.engine.calibrate import Trial, best, candidates, suited
 from omnimuse.loader.fits import read_fits
 
 
@@ -36,8 +36,9 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     told, fits = json.loads(capsys.readouterr().out), read_fits(model / "cache.json")
     assert told["auto"] == fits.auto != "none"
     assert len(fits.ratios) == 6
-    [best] = [trial for trial in told["trials"] if trial["choice"] == fits.auto]
-    assert best["work"] == min(trial["work"] for trial in told["trials"] if trial["difference"] <= 0.9)
+    assert [trial["choice"] for trial in told["trials"]][-len(PRESETS) :] == list(PRESETS)
+    [taken] = [trial for trial in told["trials"] if trial["choice"] == fits.auto]
+    assert taken["work"] == min(trial["work"] for trial in told["trials"] if trial["difference"] <= 0.9)
     pictures = []
     for name in ("auto", fits.auto, "none", "magcache,threshold=0.5"):
         assert main([*draw, "--cache", name, "-o", str(tmp_path / f"{len(pictures)}.png")]) == 0
@@ -106,14 +107,37 @@ def test_the_choice_that_runs_the_fewest_blocks_within_the_difference_is_taken()
         Trial("teacache,threshold=0.3", 0.3, 0.4),
         Trial("dbcache,threshold=0.1", 0.5, 0.08),
         Trial("dbcache,threshold=0.2", 0.5, 0.05),
+        Trial("careful", 0.55, 0.02),
+        Trial("balanced", 0.45, 0.11),
     ]
+    taken = [best(trials, difference) for difference in (0.001, 0.05, 0.1, 0.12, 1.0)]
+    assert taken == ["none", "dbcache,threshold=0.2", "dbcache,threshold=0.2", "balanced", "teacache,threshold=0.3"]
     fits = Fits(TeaFit((1.0, 0.0)))
-    expected = Fits(TeaFit((1.0, 0.0), 0.2), dbcache=0.2, auto="dbcache,threshold=0.2")
-    assert chosen(fits, trials, 0.1) == expected
-    none = chosen(fits, trials, 0.001)
-    assert none.auto == "none"
-    assert none.tea.threshold == 0.1
-    assert cache_named(chosen(fits, trials, 1.0).auto).threshold == 0.3
+    assert suited(fits, trials, 0.1) == Fits(TeaFit((1.0, 0.0), 0.2), dbcache=0.2)
+    assert suited(fits, trials, 0.001).tea.threshold == 0.1
+
+
+@pytest.mark.parametrize("difference", [0.02, 0.05, 0.08, 0.2])
+def test_no_preset_within_the_difference_runs_fewer_blocks_than_what_is_taken(difference: float) -> None:
+    presets = {"careful": (0.6, 0.01), "balanced": (0.5, 0.06), "fast": (0.4, 0.04)}
+    trials = [
+        Trial("teacache,threshold=0.1", 0.7, 0.02),
+        Trial("magcache,threshold=0.1", 0.45, 0.05),
+        *(Trial(preset, *found) for preset, found in presets.items()),
+    ]
+    work = {trial.choice: trial.work for trial in trials}
+    within = [preset for preset, (_, changed) in presets.items() if changed <= difference]
+    assert within and work[best(trials, difference)] <= min(work[preset] for preset in within)
+
+
+def test_how_many_steps_are_skipped_in_a_row_bounds_no_threshold_that_is_left_out() -> None:
+    trials = [
+        Trial("teacache,threshold=0.1", 0.8, 0.01),
+        Trial("teacache,threshold=9,in_a_row=2,warm_up=1", 0.4, 0.02),
+        Trial("teacache,threshold=0.2", 0.6, 0.3),
+    ]
+    assert suited(Fits(), trials, 0.1).tea.threshold == 0.1
+    assert best(trials, 0.1) == "teacache,threshold=9,in_a_row=2,warm_up=1"
 
 
 def test_a_threshold_suits_when_repeating_and_a_series_both_change_little_enough() -> None:
@@ -123,11 +147,11 @@ def test_a_threshold_suits_when_repeating_and_a_series_both_change_little_enough
         for order, difference in enumerate(differences)
     ]
     magcache = [Trial("magcache,threshold=0.01", 0.6, 0.02), Trial("magcache,threshold=0.02", 0.5, 0.2)]
-    found = chosen(Fits(), [*trials, *magcache], 0.1)
+    found = suited(Fits(), [*trials, *magcache], 0.1)
     assert (found.dbcache, found.magcache, found.tea) == (0.2, 0.01, TeaFit())
     assert completed(cache_named("taylorseer"), found).threshold == 0.2
     assert completed(cache_named("magcache"), replace(found, ratios=(1.0,))).threshold == 0.01
-    assert chosen(Fits(), trials, 0.001).dbcache == 0.1
+    assert suited(Fits(), trials, 0.001).dbcache == 0.1
 
 
 @pytest.mark.parametrize(("steps", "warm_up"), [(2, 1), (10, 2), (60, 4)])
@@ -137,8 +161,11 @@ def test_what_is_tried_follows_from_how_much_changed_between_steps_and_from_how_
     seen = [Seen(0, 1, steps, 0.0, added, growth) for added, growth in ((0.2, 0.9), (0.4, 1.1), (0.6, 3.0))]
     choices = [cache_named(choice) for choice in candidates([*seen, Seen(1, 1, 2, 0.0, 0.4, 1.1)])]
     found = {kind: [each for each in choices if each.kind == kind] for kind in ("dbcache", "teacache", "magcache")}
-    assert [each.threshold for each in found["teacache"]] == [0.32, 0.48, 0.88]
-    assert [each.threshold for each in found["magcache"]] == [0.2, 0.45, 0.8, 2.0]
+    irregular = [each.threshold for each in found["teacache"] if each.in_a_row is None]
+    regular = [(each.threshold, each.in_a_row) for each in found["teacache"] if each.in_a_row]
+    assert irregular == [0.32, 0.48, 0.88]
+    assert regular == [(4.0, 1), (4.0, 2)]
+    assert [each.threshold for each in found["magcache"]] == [0.2, 0.45, 0.8]
     assert {each.warm_up for kind in ("dbcache", "magcache") for each in found[kind]} == {warm_up}
     assert {(each.threshold, each.order) for each in found["dbcache"]} >= {(0.04, 0), (0.04, 1), (0.24, 1)}
     assert sum(map(len, found.values())) == len(choices)

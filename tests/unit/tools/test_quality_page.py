@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -77,9 +77,10 @@ def test_no_preset_loses_more_than_a_point(preset: str, subject: str) -> None:
     assert score >= exact - WITHIN, f"{preset} is {exact - score:.1f} points below exact drawing"
 
 
-def test_presets_that_change_more_are_faster() -> None:
-    speeds = [FIGURES["demo"][f"`{preset}`"].speed for preset in PRESETS]
-    assert speeds == sorted(speeds)
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_presets_that_change_more_are_faster(subject: str) -> None:
+    speeds = [FIGURES[subject][f"`{preset}`"].speed for preset in PRESETS]
+    assert all(later > 1.03 * earlier for earlier, later in pairwise(speeds))
 
 
 def test_every_preset_is_graded_and_weights_of_8_and_4_bits() -> None:
@@ -187,7 +188,7 @@ def test_what_was_measured_of_other_weights_adapters_or_of_another_cache_is_miss
 
     calibrated("teacache,threshold=0.3,in_a_row=2")
     assert [measured(), measured()] == [names, []]
-    assert rows["`careful`"]["source"].endswith("teacache,threshold=0.15,warm_up=1,in_a_row=1")
+    assert rows["`careful`"]["source"].endswith("teacache,threshold=0.12,warm_up=1,in_a_row=1")
     calibrated("teacache,threshold=0.3,in_a_row=1")
     assert [measured(), measured()] == [["`auto`, calibrated"], []]
     monkeypatch.setattr("omnimuse.core.caches.PRESETS", {**PRESETS, "careful": PRESETS["fast"]})
