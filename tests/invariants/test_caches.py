@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.cache.row import Row
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.errors import RequestError
@@ -17,6 +16,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
+from tests.skipping import ENOUGH, counting
 
 pytestmark = pytest.mark.crossed
 
@@ -28,7 +28,7 @@ SKIPPING = (
     "magcache,threshold=9,warm_up=1",
     "dbcache,first=0,forced=true,mask=MASK",
 )
-"""Each leaves out a step or more, also where a picture stands in for the first two of five."""
+"""One of each kind, which leaves out a step or more of what has `ENOUGH`."""
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -39,7 +39,7 @@ def asks_of(subject: Subject, shared: Engine, *choices: str) -> list[Ask]:
     """A request for every choice, over the family's wishes in turn."""
     found = []
     for number, choice in enumerate(choices):
-        ask = subject.ask(number % len(subject.family.wishes), num_inference_steps=5, strength=None)
+        ask = subject.ask(number % len(subject.family.wishes), **ENOUGH)
         found.append(choosing(shared, ask, choice))
     return found
 
@@ -66,13 +66,6 @@ def caches(engine: Engine) -> list[StepCache]:
     return [runner for runner in runners if isinstance(runner, StepCache)]
 
 
-def steps_skipped(engine: Engine) -> list[int]:
-    """How many steps every row in progress has skipped, by state and branch."""
-    memories = [memory for state in engine.runner.states.values() for memory in state.memories.values()]
-    return [row.skipped for memory in memories if isinstance(row := memory.data.get("stepcache"), Row)]
-
-
-@pytest.mark.shows("TeaCache", "company")
 def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(
     subject: Subject, shared: Engine, engine_with: Callable[..., Engine]
 ) -> None:
@@ -111,8 +104,9 @@ def test_pausing_a_request_that_skips_and_resuming_it_changes_no_bit(subject: Su
     [ask] = asks_of(subject, shared, "taylorseer,threshold=9,warm_up=2")
     [expected] = run(shared, ask)
     [id_] = submit(shared, ask)
-    while not any(steps_skipped(shared)):
-        tick(shared)
+    with counting(shared) as skipped:
+        while not skipped.total():
+            tick(shared)
     shared.pause(id_)
     shared.tick()
     assert shared.idle, "it is parked"

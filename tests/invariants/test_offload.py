@@ -19,6 +19,7 @@ from omnimuse.loader.tensors import stored_tensors
 from tests.checkpoints.families import BLOCKS
 from tests.compiling import Counter, compile_with
 from tests.invariants.conftest import Subject, drain, of, run, submit
+from tests.skipping import ENOUGH, counting
 
 pytestmark = pytest.mark.crossed
 
@@ -104,11 +105,14 @@ def test_networks_are_swapped_once_a_step_and_not_once_a_row(
 
 @pytest.mark.parametrize("mode", CACHED)
 def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: Make, tmp_path: Path, mode: str) -> None:
-    cached = engine_with(cache=CacheConfig("teacache", 0.3))
-    both = engine_with(cache=CacheConfig("teacache", 0.3), offload=OffloadConfig(mode, tmp_path))
-    asks = [subject.ask(i) for i in range(2)]
-    for expected, found in zip(run(cached, *asks), run(both, *asks), strict=True):
-        assert torch.equal(found, expected)
+    cache = CacheConfig("teacache", 1e6)
+    cached, both = engine_with(cache=cache), engine_with(cache=cache, offload=OffloadConfig(mode, tmp_path))
+    asks = [subject.ask(i, **ENOUGH) for i in range(2)]
+    with counting(both) as skipped:
+        found = run(both, *asks)
+    assert all(skipped.values()), "each skips a step"
+    for expected, drawn in zip(run(cached, *asks), found, strict=True):
+        assert torch.equal(drawn, expected)
 
 
 def test_random_weights_that_wait_are_those_that_stay(subject: Subject, engine_with: Make, tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""How much step caches leave out while an engine draws: what is tried beside one that skips nothing is tried alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+from unittest.mock import patch
+
+from omnimuse.cache.row import Row
+from omnimuse.core.output import Event
+from omnimuse.engine.engine import Engine
+from omnimuse.layers.stack import Memory
+
+ENOUGH: Mapping[str, Any] = MappingProxyType({"num_inference_steps": 5, "strength": None})
+"""Parameters of a request that has a step to skip, also where a picture stands in for the first two."""
+
+
+@contextmanager
+def counting(engine: Engine) -> Iterator[Counter[str]]:
+    """How many evaluations are skipped of each output that `engine` draws meanwhile, by the name of its state."""
+    memories, skipped, tick = dict[str, dict[tuple[str, str], Memory]](), Counter[str](), engine.tick
+
+    def watched(brief: float = 0.0) -> list[Event]:
+        events = tick(brief)
+        for state in engine.runner.states.values():
+            memories.setdefault(state.id, {}).update(state.memories)
+        for name, each in memories.items():
+            rows = [memory.data.get("stepcache") for memory in each.values()]
+            skipped[name] = sum(row.skipped for row in rows if isinstance(row, Row))
+        return events
+
+    with patch.object(engine, "tick", watched):
+        yield skipped
