@@ -17,9 +17,10 @@ from omnimuse.layers.steady import SteadyLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.compiler import prepare
 from tests.checkpoints.families import BLOCKS
-from tests.invariants.conftest import Subject, run, with_params
-from tests.invariants.test_caches import OFF, asks_of
+from tests.invariants.conftest import Subject, run
+from tests.invariants.test_caches import SKIPPING, asks_of, measured
 from tests.invariants.test_tiers import strangers
+from tests.skipping import counting
 
 pytestmark = pytest.mark.crossed
 
@@ -105,14 +106,13 @@ def test_packed_weights_that_wait_draw_what_those_that_stay_do(
 
 @pytest.mark.shows("int8", "TeaCache")
 @pytest.mark.shows("int8", "DBCache")
-def test_packed_weights_draw_the_same_with_step_caches_that_never_skip(
-    subject: Subject, shared: Engine, engine_with: Make
-) -> None:
-    engine = engine_with(quantize=asked(subject, "int8"))
-    asks = asks_of(subject, shared, *OFF)
-    plain = run(engine, *(with_params(ask, cache=None) for ask in asks))
-    for found, expected in zip(run(engine, *asks), plain, strict=True):
-        assert torch.equal(found, expected)
+def test_packed_weights_that_skip_steps_draw_the_same_in_any_company(subject: Subject, engine_with: Make) -> None:
+    schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
+    engine = measured(engine_with(quantize=asked(subject, "int8"), schedule=schedule))
+    asks = asks_of(subject, engine, *SKIPPING)
+    with counting(engine) as skipped:
+        assert strangers(engine, asks) == {}
+    assert all(skipped.values()), "each skips a step"
 
 
 @pytest.mark.shows("compile", "int8")
