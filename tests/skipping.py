@@ -13,14 +13,24 @@ from omnimuse.cache.row import Row
 from omnimuse.core.output import Event
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.stack import Memory
+from tests.checkpoints.wishes import Family
 
 ENOUGH: Mapping[str, Any] = MappingProxyType({"num_inference_steps": 5, "strength": None})
 """Parameters of a request that has a step to skip, also where a picture stands in for the first two."""
+EXPERTS: Mapping[str, Any] = MappingProxyType({**ENOUGH, "num_inference_steps": 6, "boundary_ratio": 0.93})
+"""Where two experts draw, of which each has three of these steps, and one to skip."""
+
+
+def enough(family: Family) -> Mapping[str, Any]:
+    """Parameters with which every network of a family has a step to skip."""
+    return EXPERTS if "A14B" in family.name else ENOUGH
 
 
 @contextmanager
-def counting(engine: Engine) -> Iterator[Counter[str]]:
-    """How many evaluations are skipped of each output that `engine` draws meanwhile, by the name of its state."""
+def counting(engine: Engine, network: str = "") -> Iterator[Counter[str]]:
+    """How many evaluations, of one `network` or of all, are skipped of each output that `engine` draws meanwhile, by
+    the name of its state.
+    """
     memories, skipped, tick = dict[str, dict[tuple[str, str], Memory]](), Counter[str](), engine.tick
 
     def watched(brief: float = 0.0) -> list[Event]:
@@ -28,7 +38,7 @@ def counting(engine: Engine) -> Iterator[Counter[str]]:
         for state in engine.runner.states.values():
             memories.setdefault(state.id, {}).update(state.memories)
         for name, each in memories.items():
-            rows = [memory.data.get("stepcache") for memory in each.values()]
+            rows = [memory.data.get("stepcache") for (by, _), memory in each.items() if network in ("", by)]
             skipped[name] = sum(row.skipped for row in rows if isinstance(row, Row))
         return events
 

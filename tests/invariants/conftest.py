@@ -40,9 +40,9 @@ class Subject:
         params = replace(wish.params, **{"output_type": "latent", **choices})  # type: ignore[arg-type]
         return Ask(wish.asked, params, previews=previews)
 
-    def asks(self) -> list[Ask]:
+    def asks(self, **choices: object) -> list[Ask]:
         """Every wish as an ask."""
-        return [self.ask(index) for index in range(len(self.family.wishes))]
+        return [self.ask(index, **choices) for index in range(len(self.family.wishes))]
 
     def config(self, **parts: object) -> Config:
         """Of an engine over its checkpoint."""

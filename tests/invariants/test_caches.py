@@ -15,8 +15,9 @@ from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
-from tests.invariants.conftest import Subject, drain, outputs, run, submit, tick, with_params
-from tests.skipping import ENOUGH, counting
+from tests.checkpoints.families import FAMILIES
+from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
+from tests.skipping import EXPERTS, counting, enough
 
 pytestmark = pytest.mark.crossed
 
@@ -28,7 +29,7 @@ SKIPPING = (
     "magcache,threshold=9,warm_up=1",
     "dbcache,first=0,forced=true,mask=MASK",
 )
-"""One of each kind, which leaves out a step or more of what has `ENOUGH`."""
+"""One of each kind, which leaves out a step or more of what has `enough`."""
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
@@ -39,7 +40,7 @@ def asks_of(subject: Subject, shared: Engine, *choices: str) -> list[Ask]:
     """A request for every choice, over the family's wishes in turn."""
     found = []
     for number, choice in enumerate(choices):
-        ask = subject.ask(number % len(subject.family.wishes), **ENOUGH)
+        ask = subject.ask(number % len(subject.family.wishes), **enough(subject.family))
         found.append(choosing(shared, ask, choice))
     return found
 
@@ -98,6 +99,15 @@ def test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_ge
     for exact, expected, drawn, ask in zip(plain, alone, found, asks, strict=True):
         assert close(drawn, expected)
         assert close(drawn, exact) == (ask.params.cache == "none"), f"{ask.params.cache} must skip steps"
+
+
+@pytest.mark.parametrize("network", ["transformer", "transformer_2"])
+@of([family for family in FAMILIES if enough(family) is EXPERTS])
+def test_each_of_two_experts_skips_steps_by_every_kind_of_cache(subject: Subject, shared: Engine, network: str) -> None:
+    asks = asks_of(subject, measured(shared), *SKIPPING)
+    with counting(shared, network) as skipped:
+        run(shared, *asks)
+    assert len(skipped) == len(asks) and all(skipped.values())
 
 
 def test_pausing_a_request_that_skips_and_resuming_it_changes_no_bit(subject: Subject, shared: Engine) -> None:

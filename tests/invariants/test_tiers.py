@@ -116,7 +116,7 @@ def test_a_thread_that_is_spared_half_way_changes_no_bit(
 def test_it_holds_beside_other_features(subject: Subject, engine_with: Make, parts: dict[str, object]) -> None:
     engine = engine_with(schedule=INVARIANT, host=HostConfig(threads=2), **parts)
     with counting(engine) as skipped:
-        found = strangers(engine, [subject.ask(i, **ENOUGH) for i in range(len(subject.family.wishes))])
+        found = strangers(engine, subject.asks(**ENOUGH))
     assert not found
     assert {count > 0 for count in skipped.values()} == {"cache" in parts}
 
