@@ -252,6 +252,7 @@ FEATURES = (
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
+    Feature("sleep", "weights leave memory, and who has begun goes on to the bit when they are back"),
     Feature("compile", "compiled blocks", {"compile": CompileConfig("blocks")}),
     Feature("tensor", "ranks hold a part of each block's weights", axes={"tensor": 2}),
     Feature("ulysses", "ranks share a row's tokens by heads", axes={"ulysses": 2}),
@@ -279,8 +280,8 @@ TOLD = (
     Feature("streams", "text and sound come in pieces while they are made, and these are the whole", ask={"chunks": 1}),
     Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
     Feature("reuse", "a beginning that was read before is not read again", also=remembers),
-    *(feature for feature in FEATURES if feature.name in ALIKE),
-    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "ulysses", "ring", "pipe", "cfg")),
+    *(each for each in FEATURES if each.name in ALIKE),
+    *(each for each in FEATURES if each.name in ("sleep", "compile", "tensor", "ulysses", "ring", "pipe", "cfg")),
     Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
 )
 """What is asked of models that write and speak."""

@@ -140,6 +140,7 @@ def test_who_waits_after_every_step_makes_what_it_would_have(teller: Teller, eng
     assert same(made(events, id_), expected, 1e-5)
 
 
+@pytest.mark.shows("sleep", "company")
 def test_who_has_begun_when_the_weights_leave_makes_what_it_would_have_to_the_bit(
     teller: Teller, engine: Engine
 ) -> None:
