@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.adapters import obstacle
 from omnimuse.worker.build import SHAPES, begin, run
 from omnimuse.worker.find import find, pipeline_for
-from tests.checkpoints import calling
+from tests.checkpoints import calling, qwen3_omni, qwen25_omni
 from tests.checkpoints.calling import LOOK
 from tests.checkpoints.families import SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Family, Wish, chord, film, halves, photo
@@ -106,8 +106,8 @@ class Stand:
 @dataclass(frozen=True)
 class Feature:
     """Something that is switched on: for an engine by `topics` of its configuration, by `axes` of its ranks or where it
-    is `pooled`, for one request by what `give` puts beside the prompt, by `params` and by `ask`. `also` is what else it
-    needs; `paired`, whether the page asks what it goes together with.
+    is `pooled`, between two ticks where it `rests`, for one request by what `give` puts beside the prompt, by `params`
+    and by `ask`. `also` is what else it needs; `paired`, whether the page asks what it goes together with.
     """
 
     name: str
@@ -115,6 +115,7 @@ class Feature:
     topics: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     pooled: bool = False
+    rests: bool = False
     give: Callable[[Stand, Prompt], Prompt] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
@@ -180,15 +181,20 @@ def shown(kind: str, name: str, thing: Any) -> Callable[[Stand, Prompt], Prompt]
     def give(stand: Stand, prompt: Prompt) -> Prompt:
         if not stand.door.spec.writes:
             return {**prompt, name: [thing]}
-        content = [{"type": kind}, {"type": "text", "text": "what is it?"}]
-        return {"prompt": None, "messages": [{"role": "user", "content": content}], name: [thing]}
+        [said] = spoken(prompt, "what is it?")
+        return {"prompt": None, "messages": [{**said, "content": [{"type": kind}, *said["content"]]}], name: [thing]}
 
     return give
 
 
+def spoken(prompt: Prompt, text: str) -> list[dict[str, Any]]:
+    """The one message of `prompt`, or else one that says `text`."""
+    return prompt.get("messages") or [{"role": "user", "content": [{"type": "text", "text": text}]}]
+
+
 def with_tools(stand: Stand, prompt: Prompt) -> Prompt:
     """As what somebody says who has a tool to be called."""
-    return {"prompt": None, "messages": [{"role": "user", "content": "what is a heron?"}], "tools": [LOOK]}
+    return {"prompt": None, "messages": spoken(prompt, "what is a heron?"), "tools": [LOOK]}
 
 
 def makes(medium: str) -> Callable[[Stand], None]:
@@ -252,7 +258,7 @@ FEATURES = (
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
-    Feature("sleep", "weights leave memory, and who has begun goes on to the bit when they are back"),
+    Feature("sleep", "weights leave memory, and who has begun goes on to the bit when they are back", rests=True),
     Feature("compile", "compiled blocks", {"compile": CompileConfig("blocks")}),
     Feature("tensor", "ranks hold a part of each block's weights", axes={"tensor": 2}),
     Feature("ulysses", "ranks share a row's tokens by heads", axes={"ulysses": 2}),
@@ -266,8 +272,9 @@ FEATURES = (
 )
 STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
 """Families that are asked first what goes together: the first that has both features."""
-TOGETHER = tuple(feature for feature in FEATURES if feature.paired)
-ALIKE = ("several", "company", "invariant", "exact", "TeaCache", "int8", "int4", "LoRA", "components", "layers")
+ALIKE = ("several", "company", "invariant", "exact", "int8", "int4", "LoRA", "components", "layers", "sleep")
+NEVER = ("TeaCache", "ulysses", "ring", "cfg")
+"""What nothing that writes or speaks has."""
 TOLD = (
     Feature("text out", "what is asked for ends with a text", also=makes("text")),
     Feature("sound out", "with a voice, alone or beside the text", also=makes("audio")),
@@ -280,11 +287,19 @@ TOLD = (
     Feature("streams", "text and sound come in pieces while they are made, and these are the whole", ask={"chunks": 1}),
     Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
     Feature("reuse", "a beginning that was read before is not read again", also=remembers),
-    *(each for each in FEATURES if each.name in ALIKE),
-    *(each for each in FEATURES if each.name in ("sleep", "compile", "tensor", "ulysses", "ring", "pipe", "cfg")),
+    *(feature for feature in FEATURES if feature.name in ALIKE),
+    *(replace(feature, paired=False) for feature in FEATURES if feature.name in NEVER),
+    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "pipe")),
     Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
 )
 """What is asked of models that write and speak."""
+STANDING_TOLD = (
+    "Qwen3ForCausalLM",
+    "Qwen3OmniMoeForConditionalGeneration",
+    "TalkAndDrawPipeline",
+    "Qwen3TTSForConditionalGeneration-base",
+)
+"""As `STANDING`, of those that write and speak."""
 
 
 def _tellers() -> Iterator[Teller]:
@@ -298,6 +313,10 @@ def _tellers() -> Iterator[Teller]:
         yield Teller(speaker.name, speaker.arch, speaker.build, (wish,))
 
 
-CALLING: Mapping[str, Callable[[Path], Path]] = {"Qwen3ForCausalLM": calling.build}
+CALLING: Mapping[str, Callable[[Path], Path]] = {
+    "Qwen3ForCausalLM": calling.build,
+    "Qwen3OmniMoeForConditionalGeneration": partial(calling.build_thinking, build=qwen3_omni.build),
+    "Qwen2_5OmniForConditionalGeneration": partial(calling.build_thinking, build=qwen25_omni.build),
+}
 """By the name of what writes: its checkpoint whose template tells of tools, which is asked in place of the other."""
 TELLING = tuple(_tellers())

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +21,7 @@ from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import make_params
 from omnimuse.core.request import Ask
+from omnimuse.deploy.pools import NO_ENGINE
 from omnimuse.worker.part import parts
 from tests.carrying import three
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, WIDER
@@ -29,8 +29,8 @@ from tests.checkpoints.wishes import Family, Wish
 from tools.feature_list import (
     FEATURES,
     STANDING,
+    STANDING_TOLD,
     TELLING,
-    TOGETHER,
     TOLD,
     Feature,
     Impossible,
@@ -48,6 +48,7 @@ WHERE = (
     "tests/dist",
     "tests/unit/models/talk_and_draw",
     "tests/server/test_calling.py",
+    "tests/server/test_calling_shown.py",
 )
 DRAWING: tuple[Family, ...] = (*FAMILIES, *ALLROUNDERS)
 ASKED: tuple[Family | Teller, ...] = (*DRAWING, *TELLING)
@@ -79,7 +80,9 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
         if problem := stand.refusal(config, worn=worn):
             raise ConfigError(problem)
         if any(feature.pooled for feature in features):
-            parts(replace(config, deploy=three(stand.pipeline.stages)), stand.door.spec)
+            if any(feature.rests for feature in features):
+                raise ConfigError(NO_ENGINE)
+            parts(replace(config, parallel=ParallelConfig(), deploy=three(stand.pipeline.stages)), stand.door.spec)
         stand.door.make_request(asked(stand, features), 0.0, 1)
     except Impossible as reason:
         return Cell("impossible", str(reason))
@@ -188,7 +191,7 @@ def by_test(tests: Sequence[Shown], wanted: Sequence[str], families: Iterable[st
     return Cell("untested") if best is None else Cell("works", f"`{best.test.partition('[')[0]}`")
 
 
-# -- the two tables ----------------------------------------------------------------------------------------------------
+# -- the tables --------------------------------------------------------------------------------------------------------
 
 
 def of_family(stand: Stand, feature: Feature, tests: Sequence[Shown]) -> Cell:
@@ -196,20 +199,22 @@ def of_family(stand: Stand, feature: Feature, tests: Sequence[Shown]) -> Cell:
     return attempt(stand, [feature]) or by_test(tests, [feature.name], [stand.family.name])
 
 
-def of_pair(able: Mapping[str, Sequence[Stand]], pair: tuple[Feature, Feature], tests: Sequence[Shown]) -> Cell:
-    """Whether two features go together in one of `STANDING` that are `able` to have either, or else in the first of all
+def of_pair(
+    able: Mapping[str, Sequence[Stand]], pair: tuple[Feature, Feature], tests: Sequence[Shown], standing: Sequence[str]
+) -> Cell:
+    """Whether two features go together in one of `standing` that are `able` to have either, or else in the first of all
     that are. Where none of those lets both in, the first says why.
     """
     one, other = (able[feature.name] for feature in pair)
     both = [stand for stand in one if stand in other]
     if not both:
         return Cell("impossible", "no model has both")
-    asked = [stand for stand in both if stand.family.name in STANDING] or both[:1]
+    asked = [stand for stand in both if stand.family.name in standing] or both[:1]
     against = attempt(asked[0], pair)
     if against is not None and all(attempt(stand, pair) for stand in asked[1:]):
         return against
-    names = [feature.name for feature in pair]
-    return by_test(tests, names, [family.name for family in DRAWING])
+    families = {stand.family.name for stands in able.values() for stand in stands}
+    return by_test(tests, [feature.name for feature in pair], families)
 
 
 @dataclass
@@ -240,9 +245,9 @@ differs from it in sizes alone. The numbers lead to the test, or to what is said
 PAIRS = """
 ## Features with features
 
-Whether two can be switched on at once, in the same words: `works` where a test has both. Each pair is asked of those of
-{standing} that have both, or else of the first of all that has; it is refused where none of them lets both in.
-{alone} have no row here: no pairs with them are asked.
+Whether two can be switched on at once, in the same words: `works` where a test has both. Each pair is asked of those
+models named above a table that have both, or else of the first of all that has; it is refused where none of them lets
+both in.
 """
 
 
@@ -254,20 +259,16 @@ def page() -> str:
             [Stand(family, family.build(Path(home) / family.name)) for family in asked] for asked in (DRAWING, TELLING)
         )
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
-        drawing.sort(key=lambda stand: (*STANDING, stand.family.name).index(stand.family.name))
-        able = {each.name: [stand for stand in drawing if attempt(stand, [each]) is None] for each in TOGETHER}
-        pairs = {frozenset((a.name, b.name)): of_pair(able, (a, b), tests) for a, b in combinations(TOGETHER, 2)}
+        pairs = [together(drawing, FEATURES, STANDING, tests), together(telling, TOLD, STANDING_TOLD, tests)]
     return "".join(
         [
             BEGIN,
             table(("feature", "what it is"), {each.name: each.about for each in (*FEATURES, *TOLD)}.items()),
             f"\n## Features of families that draw\n\n{drawn}",
             f"\n## Features of models that write and speak\n\n{told}",
-            PAIRS.format(
-                standing=", ".join(f"`{name}`" for name in STANDING),
-                alone=", ".join(feature.name for feature in FEATURES if not feature.paired),
-            ),
-            together(pairs),
+            PAIRS,
+            f"\n### Of families that draw\n\n{pairs[0]}",
+            f"\n### Of models that write and speak\n\n{pairs[1]}",
         ]
     )
 
@@ -282,14 +283,21 @@ def families(stands: Sequence[Stand], features: Sequence[Feature], tests: Sequen
     return f"{table(head, rows)}\n{reasons.told()}"
 
 
-def together(pairs: Mapping[frozenset[str], Cell]) -> str:
-    """Features by features."""
-    reasons, names = Reasons(), [feature.name for feature in TOGETHER]
-    rows = []
-    for at, name in enumerate(names):
-        found = [reasons.word(pairs[frozenset((name, other))]) for other in names[:at]]
-        rows.append([name, *found, *[""] * (len(names) - at - 1)])
-    return f"\n{table(['', *names[:-1]], rows)}\n{reasons.told()}"
+def together(
+    stands: Sequence[Stand], features: Sequence[Feature], standing: Sequence[str], tests: Sequence[Shown]
+) -> str:
+    """Features by features, of which some have no row; those of `standing` are asked first."""
+    stands = sorted(stands, key=lambda stand: (*standing, stand.family.name).index(stand.family.name))
+    paired = [feature for feature in features if feature.paired]
+    able = {each.name: [stand for stand in stands if attempt(stand, [each]) is None] for each in paired}
+    reasons, rows = Reasons(), []
+    for at, each in enumerate(paired):
+        found = [reasons.word(of_pair(able, (other, each), tests, standing)) for other in paired[:at]]
+        rows.append([each.name, *found, *[""] * (len(paired) - at - 1)])
+    asked = ", ".join(f"`{name}`" for name in standing)
+    alone = ", ".join(feature.name for feature in features if not feature.paired)
+    head = f"Asked first are {asked}. No pairs are asked with {alone}.\n"
+    return f"{head}\n{table(['', *(each.name for each in paired[:-1])], rows)}\n{reasons.told()}"
 
 
 def main() -> int:

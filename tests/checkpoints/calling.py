@@ -73,6 +73,16 @@ def build(folder: Path, asks: Sequence[str] = ASKS, knows: Sequence[str] = KNOWS
     return _says(folder, chain, tokens, "model.", "lm_head.", ())
 
 
+def with_tools(folder: Path, build: Callable[[Path], Path]) -> Path:
+    """What `build` writes, whose template tells of tools."""
+    build(folder)
+    apart = (folder / "chat_template.json").exists()
+    (folder / ("chat_template.json" if apart else "chat_template.jinja")).write_text(
+        json.dumps({"chat_template": TEMPLATE}) if apart else TEMPLATE
+    )
+    return folder
+
+
 def build_thinking(folder: Path, build: Callable[[Path], Path]) -> Path:
     """The same of a model that thinks and talks, which `build` writes: its thinker says that."""
     build(folder)

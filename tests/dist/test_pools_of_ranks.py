@@ -142,11 +142,19 @@ def test_a_rank_that_is_killed_costs_its_pool_which_is_started_again_and_draws_t
 
 @pytest.mark.crossed
 @pytest.mark.slow
-@pytest.mark.parametrize("teller", TELLERS, ids=lambda teller: teller.name)
-def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, once: Once) -> None:
+@pytest.mark.parametrize(
+    ("teller", "parallel"),
+    [
+        *(pytest.param(each, TWO, id=each.name, marks=pytest.mark.shows("pools", "tensor")) for each in TELLERS),
+        pytest.param(
+            TELLERS[0], ParallelConfig(pipe=2), id=f"{TELLERS[0].name}-pipe", marks=pytest.mark.shows("pools", "pipe")
+        ),
+    ],
+)
+def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, parallel: ParallelConfig, once: Once) -> None:
     folder = once.folder(f"shared {teller.name}", teller.build)
     asks = teller.asks(folder)
-    config = replace(shared(folder, ParallelConfig()), deploy=around(folder, TWO))
+    config = replace(shared(folder, ParallelConfig()), deploy=around(folder, parallel))
     check(spread(made(config, asks)), told(folder, asks, ParallelConfig()))
 
 

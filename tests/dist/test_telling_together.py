@@ -248,7 +248,11 @@ def test_ranks_round_inputs_as_one_does(scheme: str, tmp_path: Path) -> None:
 PIPED = (
     *((teller, ParallelConfig(pipe=2)) for teller in TELLERS),
     (Teller(f"draws-{BAGEL.name}", BAGEL.build, partial(_drawn, BAGEL)), ParallelConfig(pipe=2)),
-    *((teller, ParallelConfig(pipe=2, tensor=2)) for teller in TELLERS if teller.name.startswith("answers-")),
+    *(
+        pytest.param(teller, ParallelConfig(pipe=2, tensor=2), marks=pytest.mark.shows("pipe", "tensor"))
+        for teller in TELLERS
+        if teller.name.startswith("answers-")
+    ),
     (Teller("overhears", partial(qwen3_omni.build, accepted=2), _answered), ParallelConfig(pipe=3)),
 )
 """Of three ranks the second has the layer that a talker overhears, which is whole on all of them."""

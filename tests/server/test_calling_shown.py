@@ -26,6 +26,7 @@ ASKED: list[Any] = [
     }
 ]
 CALLS = [("look_up", {"word": "heron"}), ("count", {"upto": 3})]
+FAMILIES = ["Qwen3OmniMoeForConditionalGeneration", "Qwen2_5OmniForConditionalGeneration"]
 NAMED: Any = {"type": "function", "function": {"name": "look_up"}}
 
 
@@ -40,6 +41,7 @@ def made(calls: Any) -> list[tuple[str, Any]]:
     return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
 
 
+@pytest.mark.shows("text out", "tools", "pictures shown", families=FAMILIES)
 def test_an_answer_about_a_picture_asks_for_tools_and_goes_on_with_what_came_of_them(client: openai.OpenAI) -> None:
     ask = partial(client.chat.completions.create, model="default", tools=[calling.LOOK])  # type: ignore[list-item]
     first = ask(messages=ASKED)
@@ -55,6 +57,7 @@ def test_an_answer_about_a_picture_asks_for_tools_and_goes_on_with_what_came_of_
     assert made(named.message.tool_calls) == [("look_up", {"word": "stork"})]
 
 
+@pytest.mark.shows("text out", "sound out", "tools", "pictures shown", families=FAMILIES)
 def test_an_answer_aloud_is_said_up_to_its_call(client: openai.OpenAI) -> None:
     create: Any = client.chat.completions.create
     aloud = {"modalities": ["text", "audio"], "audio": {"voice": "chelsie", "format": "wav"}}

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.families import FAMILIES
-from tools.feature_list import FEATURES, STANDING, TOGETHER, TOLD, Feature, Stand
-from tools.features_page import ASKED, PAGE, Cell, Shown, by_test, family_in, of_pair, page
+from tools.feature_list import FEATURES, STANDING, TELLING, TOLD, Feature, Stand
+from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, family_in, of_pair, page
 
 CELL = re.compile(r"(works|refused|impossible) \d+")
 """None is untested: what no test shows would be a gap of the page."""
+TABLES = {"draws": FEATURES, "tells": TOLD}
 FEATURE = {feature.name: feature for feature in FEATURES}
 
 
@@ -24,25 +25,25 @@ def test_the_page_is_what_make_features_writes() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make features`"
 
 
-@pytest.mark.parametrize(
-    ("features", "begins"), [pytest.param(FEATURES, r"`\w+Pipel", id="draws"), pytest.param(TOLD, "`", id="tells")]
-)
-def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, ...], begins: str) -> None:
-    rows = [row for row in rows_of(begins) if len(row) == len(features) + 1]
+@pytest.mark.parametrize("features", [pytest.param(each, id=name) for name, each in TABLES.items()])
+def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, ...]) -> None:
+    rows = [row for row in rows_of("`") if len(row) == len(features) + 1]
     assert rows
     for row in rows:
         assert all(CELL.fullmatch(cell) for cell in row[1:]), row
 
 
 def test_every_family_has_a_row() -> None:
-    assert [row[0].strip("`") for row in rows_of("`")] == [family.name for family in ASKED]
+    expected = [family.name for family in (*DRAWING, *TELLING)]
+    assert [row[0].strip("`") for row in rows_of("`")] == expected
 
 
-def test_every_pair_of_features_says_one_of_the_words() -> None:
-    names = "|".join(re.escape(feature.name) for feature in TOGETHER[1:])
-    rows = [row for row in rows_of(rf"({names}) \|") if len(row) == len(TOGETHER)]
-    assert [row[0] for row in rows] == [feature.name for feature in TOGETHER[1:]]
-    for number, row in enumerate(rows, 1):
+@pytest.mark.parametrize("features", [FEATURES, TOLD], ids=["draws", "tells"])
+def test_every_pair_of_features_says_one_of_the_words(features: tuple[Feature, ...]) -> None:
+    names = [feature.name for feature in features if feature.paired]
+    rows = [row for row in rows_of(rf"({'|'.join(map(re.escape, names))}) \|") if len(row) == len(names)]
+    assert [row[0] for row in rows] == names
+    for number, row in enumerate(rows):
         assert all(CELL.fullmatch(cell) for cell in row[1 : number + 1]), row
 
 
@@ -54,8 +55,8 @@ def test_what_is_too_much_for_one_family_goes_together_where_it_is_not_for_anoth
     )
     shown = [Shown("a::b", frozenset(FEATURE), (), enough.family.name)]
     both, one = (dict.fromkeys(FEATURE, stands) for stands in ([few, enough], [few]))
-    assert of_pair(both, pair, shown) == Cell("works", "`a::b`")
-    assert of_pair(one, pair, shown).word == "refused"
+    assert of_pair(both, pair, shown, STANDING) == Cell("works", "`a::b`")
+    assert of_pair(one, pair, shown, STANDING).word == "refused"
 
 
 def rows_of(beginning: str) -> list[list[str]]:
