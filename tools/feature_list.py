@@ -11,7 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from omnimuse.attention.selection import BACKENDS
 from omnimuse.core.config import (
+    AttentionConfig,
     CacheConfig,
     CompileConfig,
     Config,
@@ -270,6 +272,18 @@ FEATURES = (
     Feature("tiles on ranks", "ranks decode some of the tiles each", axes={"vae_tiles": 2}),
     Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared, paired=False),
 )
+ATTENTION = (
+    *(
+        Feature(name, f"attention computed by `{name}` (docs/devices.md)", {"attention": AttentionConfig(name)})
+        for name in BACKENDS
+    ),
+    Feature(
+        "per role",
+        "one backend for a role of attention, another one for the others",
+        {"attention": AttentionConfig("sdpa", {"self": "reference"})},
+    ),
+)
+"""Backends that families which draw can be started with."""
 STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
 """Families that are asked first what goes together: the first that has both features."""
 ALIKE = ("several", "company", "invariant", "exact", "int8", "int4", "LoRA", "components", "layers", "sleep")
@@ -290,6 +304,12 @@ TOLD = (
     *(feature for feature in FEATURES if feature.name in ALIKE),
     *(replace(feature, paired=False) for feature in FEATURES if feature.name in NEVER),
     *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "pipe")),
+    Feature(
+        "attention",
+        "a backend asked for by its name, for what draws beside",
+        {"attention": AttentionConfig("reference")},
+        paired=False,
+    ),
     Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
 )
 """What is asked of models that write and speak."""

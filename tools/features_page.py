@@ -27,6 +27,7 @@ from tests.carrying import three
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, WIDER
 from tests.checkpoints.wishes import Family, Wish
 from tools.feature_list import (
+    ATTENTION,
     FEATURES,
     STANDING,
     STANDING_TOLD,
@@ -162,7 +163,7 @@ def collected() -> list[Shown]:
         if done.returncode:
             raise ConfigError(f"the tests cannot be collected:\n{done.stdout}{done.stderr}")
         marks = json.loads(told.read_text(encoding="utf-8"))
-    known = {feature.name for feature in (*FEATURES, *TOLD)}
+    known = {feature.name for feature in (*FEATURES, *ATTENTION, *TOLD)}
     names, found = {family.name for family in ASKED}, list[Shown]()
     for test, features, besides in marks:
         families = [WIDE.get(name, name) for name in besides.get("families", family_in(test))]
@@ -259,12 +260,16 @@ def page() -> str:
             [Stand(family, family.build(Path(home) / family.name)) for family in asked] for asked in (DRAWING, TELLING)
         )
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
+        attending = families(drawing, ATTENTION, tests)
         pairs = [together(drawing, FEATURES, STANDING, tests), together(telling, TOLD, STANDING_TOLD, tests)]
     return "".join(
         [
             BEGIN,
-            table(("feature", "what it is"), {each.name: each.about for each in (*FEATURES, *TOLD)}.items()),
+            table(
+                ("feature", "what it is"), {each.name: each.about for each in (*FEATURES, *ATTENTION, *TOLD)}.items()
+            ),
             f"\n## Features of families that draw\n\n{drawn}",
+            f"\n## Attention of families that draw\n\nOn a CPU, in float32.\n\n{attending}",
             f"\n## Features of models that write and speak\n\n{told}",
             PAIRS,
             f"\n### Of families that draw\n\n{pairs[0]}",

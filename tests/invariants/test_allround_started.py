@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.checkpoints.families import ALLROUNDERS
-from tests.invariants import test_caches, test_lora, test_offload, test_quantized, test_tiers
+from tests.invariants import test_caches, test_invariants, test_lora, test_offload, test_quantized, test_tiers
 from tests.invariants.conftest import of
 
 pytestmark = [of(ALLROUNDERS), pytest.mark.crossed]
@@ -19,6 +19,9 @@ test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_get_al
     test_caches.test_requests_with_all_kinds_of_step_caches_share_ticks_and_get_what_they_get_alone
 )
 test_every_mode_of_offload_is_resident_bit_for_bit = test_offload.test_every_mode_of_offload_is_resident_bit_for_bit
+test_attention_backends_agree_and_are_chosen_per_role = (
+    test_invariants.test_attention_backends_agree_and_are_chosen_per_role
+)
 test_packed_weights_draw_nearly_what_float32_draws = test_quantized.test_packed_weights_draw_nearly_what_float32_draws
 test_in_company_is_alone_bit_for_bit_while_forwards_are_shared = (
     test_tiers.test_in_company_is_alone_bit_for_bit_while_forwards_are_shared

@@ -335,12 +335,24 @@ def test_compiled_blocks_give_the_same_and_always_the_same(subject: Subject, sha
 
 
 @pytest.mark.crossed
-def test_attention_backends_agree_and_are_chosen_per_role(subject: Subject, shared: Engine, engine_with: Make) -> None:
+@pytest.mark.parametrize(
+    "attention",
+    [
+        *(
+            pytest.param(AttentionConfig(name), id=name, marks=pytest.mark.shows(name))
+            for name in ("sdpa", "reference", "sdpa_flash", "sdpa_math", "flex")
+        ),
+        pytest.param(
+            AttentionConfig("sdpa", {"self": "reference"}), id="per role", marks=pytest.mark.shows("per role")
+        ),
+    ],
+)
+def test_attention_backends_agree_and_are_chosen_per_role(
+    subject: Subject, shared: Engine, engine_with: Make, attention: AttentionConfig
+) -> None:
     asks = subject.asks()
-    expected = run(shared, *asks)
-    for choice in (AttentionConfig("reference"), AttentionConfig("sdpa", {"self": "reference"})):
-        for plain, found in zip(expected, run(engine_with(attention=choice), *asks), strict=True):
-            assert close(found, plain)
+    for plain, found in zip(run(shared, *asks), run(engine_with(attention=attention), *asks), strict=True):
+        assert close(found, plain)
 
 
 @pytest.mark.crossed

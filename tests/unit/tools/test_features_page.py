@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints.families import FAMILIES
-from tools.feature_list import FEATURES, STANDING, TELLING, TOLD, Feature, Stand
+from tools.feature_list import ATTENTION, FEATURES, STANDING, TELLING, TOLD, Feature, Stand
 from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, family_in, of_pair, page
 
 CELL = re.compile(r"(works|refused|impossible) \d+")
 """None is untested: what no test shows would be a gap of the page."""
-TABLES = {"draws": FEATURES, "tells": TOLD}
+TABLES = {"draws": FEATURES, "attends": ATTENTION, "tells": TOLD}
 FEATURE = {feature.name: feature for feature in FEATURES}
 
 
@@ -34,7 +34,7 @@ def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, .
 
 
 def test_every_family_has_a_row() -> None:
-    expected = [family.name for family in (*DRAWING, *TELLING)]
+    expected = [family.name for family in (*DRAWING, *DRAWING, *TELLING)]
     assert [row[0].strip("`") for row in rows_of("`")] == expected
 
 

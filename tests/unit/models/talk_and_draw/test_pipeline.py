@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ModelError
 from omnimuse.core.output import Chunk, Event, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
@@ -74,6 +75,16 @@ def test_the_picture_is_the_one_that_its_components_draw_of_the_same_words_and_s
         assert torch.allclose(result.tensors["image"], picture.output, atol=1e-5)
     assert found[1].tensors["image"].shape == (1, 3, 48, 48)
     assert list(found[4].tensors) == ["text"], "its answer ends before the second mark"
+
+
+@pytest.mark.shows("attention", "picture out", families=["TalkAndDrawPipeline"])
+def test_a_backend_of_attention_is_that_of_what_draws(engine: Engine, folder: Path) -> None:
+    [expected] = run(engine, chosen())
+    other = start(config(folder, attention=AttentionConfig("reference")))
+    [found] = run(other, chosen())
+    other.close()
+    assert found.written[0].tokens == expected.written[0].tokens
+    assert torch.allclose(found.tensors["image"], expected.tensors["image"], atol=1e-5)
 
 
 def test_text_comes_while_it_is_written_and_the_picture_after_it(engine: Engine) -> None:
