@@ -228,8 +228,12 @@ FEATURES = (
     Feature("company", "different requests share forwards, and each gets what it gets alone within 1e-5"),
     Feature("invariant", "the same, to the bit", {"schedule": ScheduleConfig(tier="invariant")}),
     Feature("exact", "to the bit, every row in a forward of its own", {"schedule": ScheduleConfig(tier="exact")}),
-    Feature("TeaCache", "steps that change little are skipped", {"cache": CacheConfig("teacache", 0.3)}),
-    Feature("DBCache", "the blocks between the first and the last are skipped", {"cache": CacheConfig("dbcache", 0.3)}),
+    Feature("TeaCache", "steps that change little are skipped", {"cache": CacheConfig("teacache", 1e6)}),
+    Feature(
+        "DBCache",
+        "the blocks between the first and the last are skipped",
+        {"cache": CacheConfig("dbcache", 9.0, warm_up=1)},
+    ),
     Feature(
         "TaylorSeer",
         "what skipped blocks would have added is continued as a series",

@@ -27,6 +27,7 @@ from tests.checkpoints.families import FAMILIES
 from tests.compiling import Counter, compile_with
 from tests.invariants.conftest import drain, nap, outputs, submit, tick, with_params
 from tests.ranks import play
+from tests.skipping import ENOUGH, counting
 from tools.feature_list import FEATURES, Feature, Stand
 from tools.features_page import asked, attempt, ranks
 
@@ -106,7 +107,7 @@ class Case:
         )
 
     def ask(self) -> Ask:
-        ask = with_params(asked(self.stand, self.features), output_type="pt", guidance_scale=4.0, strength=None)
+        ask = with_params(asked(self.stand, self.features), output_type="pt", guidance_scale=4.0, **ENOUGH)
         return with_params(ask, loras=[f"{self.adapter}:0.8"]) if "LoRA" in self.names else ask
 
     def draw(self, engine: Engine) -> list[Tensor]:
@@ -119,7 +120,10 @@ class Case:
             return [outputs(events, id_)[0] for id_ in singles]
         wish = self.stand.family.wishes[-1]
         mine, _ = submit(engine, ask, Ask(wish.asked, replace(wish.params, output_type="pt")))
-        events = self.events(engine)
+        with counting(engine) as skipped:
+            events = self.events(engine)
+        skipping = {count > 0 for name, count in skipped.items() if name.startswith(mine)}
+        assert skipping == {any("cache" in {*each.topics, *each.params} for each in self.features)}
         assert any(isinstance(event, Preview) for event in events) == ("previews" in self.names)
         assert not engine.runner.forwards.retries
         return list(outputs(events, mine))
