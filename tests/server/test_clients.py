@@ -261,7 +261,7 @@ BLOCKS = {"net.blocks.0": 0.5, "net.blocks.1": 0.25}
 
 def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running) -> None:
     server.workers.remarks = Remarks(
-        ("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)), blocks=BLOCKS
+        ("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)), blocks=BLOCKS, needs=2**26
     )
     try:
         answer = post(server, seed=-1, n=2, style="natural", block_timings=True)
@@ -270,7 +270,7 @@ def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running)
     body = answer.json()
     assert body["id"] == server.workers.started[-1].id
     assert server.workers.started[-1].blocks and body["block_timings"] == BLOCKS
-    assert (body["peak_memory_mb"], body["inference_time_s"]) == (3.0, 0.0)
+    assert (body["peak_memory_mb"], body["needs_memory_mb"], body["inference_time_s"]) == (3.0, 64.0, 0.0)
     assert body["shown"] == ["64x48", "32x32"]
     assert body["usage"] == {
         "input_tokens": 11,
@@ -293,7 +293,7 @@ def test_an_answer_has_what_clients_of_other_servers_read_in_it(server: Running)
 
 def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
     server.workers.remarks = Remarks(
-        ("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)), blocks=BLOCKS
+        ("the prompt has 99 tokens",), prompt_tokens=11, shown=((64, 48), (32, 32)), blocks=BLOCKS, needs=2**26
     )
     try:
         text = post(server, stream=True, n=2, generator_device="cuda").text
@@ -309,6 +309,7 @@ def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
     for told in (events[0]["warnings"], job["warnings"], job["result"]["warnings"]):
         assert "CPU" in told[0] and told[1:] == ["the prompt has 99 tokens"]
     assert set(job["stage_durations"]) == {"queue", "denoise"} and job["peak_memory_mb"] == 3.0
+    assert [told["needs_memory_mb"] for told in (job, job["result"])] == [64.0] * 2
     assert job["result"]["id"] == job["id"] and job["result"]["usage"]["input_tokens"] == 11
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from omnimuse.core.errors import NumericalError, RequestError
 from omnimuse.core.request import Request
-from omnimuse.deploy.wire import Form, MadeFile
+from omnimuse.deploy.wire import Form, MadeFile, Remarks
 from omnimuse.media.video import Video, encode_video
 from omnimuse.server.openapi import document
 from omnimuse.server.routes import videos
@@ -76,6 +76,7 @@ async def made(parts: Rig, body: dict[str, Any] | None = None) -> dict[str, Any]
 
 def test_the_official_client_makes_polls_downloads_lists_and_deletes(tmp_path: Path) -> None:
     async def act(parts: Rig, client: AsyncOpenAI) -> None:
+        parts.workers.remarks = Remarks(needs=2**26)
         video = await client.videos.create_and_poll(
             prompt="a hill", model=MODEL, seconds="4", size="64x32", extra_body={"num_inference_steps": 4, "seed": 5}
         )
@@ -91,6 +92,7 @@ def test_the_official_client_makes_polls_downloads_lists_and_deletes(tmp_path: P
         durations = video.model_extra["stage_durations"]
         assert set(durations) == {"queue", "denoise"} and durations["denoise"] == 0.0 <= durations["queue"]
         assert (video.model_extra["peak_memory_mb"], video.model_extra["inference_time_s"]) == (3.0, 0.0)
+        assert video.model_extra["needs_memory_mb"] == 64.0
         assert video.error is None and video.expires_at is not None and video.completed_at is not None
         assert video.expires_at - video.completed_at == pytest.approx(3600, abs=1)
         [request] = parts.workers.started

@@ -36,6 +36,7 @@ class Audio(AudioJob):
     timings: dict[str, float] | None = None
     block_timings: dict[str, float] | None = None
     peak_memory_mb: float | None = None
+    needs_memory_mb: float | None = None
     warnings: list[str] | None = None
 
 

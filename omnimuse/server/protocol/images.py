@@ -48,11 +48,22 @@ class Image(BaseModel):
     seed: int
 
 
-class ImagesResponse(BaseModel):
-    """The answer to a request for pictures. `timings` are seconds by stage, `block_timings` those of every block of a
-    network, where the request wants them, `inference_time_s` those spent drawing, `peak_memory_mb` the most MiB that
-    its worker held. `shown` are the sizes in which the model was shown the pictures that came, beside what it drew.
-    `warnings` say what may not be as one thinks.
+class Effort(BaseModel):
+    """What pictures took: `timings` are seconds by stage, `block_timings` those of every block of a network, where the
+    request wants them, `inference_time_s` those spent drawing, `peak_memory_mb` the most MiB that a worker held,
+    `needs_memory_mb` those that one output needs beside the weights, where that is known.
+    """
+
+    timings: dict[str, float]
+    block_timings: dict[str, float] | None = None
+    inference_time_s: float
+    peak_memory_mb: float | None = None
+    needs_memory_mb: float | None = None
+
+
+class ImagesResponse(Effort):
+    """The answer to a request for pictures. `shown` are the sizes in which the model was shown the pictures that came,
+    beside what it drew. `warnings` say what may not be as one thinks.
     """
 
     id: str
@@ -64,10 +75,6 @@ class ImagesResponse(BaseModel):
     size: str
     safety_identifier: str | None = None
     usage: Usage
-    timings: dict[str, float]
-    block_timings: dict[str, float] | None = None
-    inference_time_s: float
-    peak_memory_mb: float | None = None
     shown: list[str] | None = None
     warnings: list[str] | None = None
 
@@ -96,6 +103,7 @@ class ImageJob(BaseModel):
     inference_time_s: float | None = None
     stage_durations: dict[str, float] | None = None
     peak_memory_mb: float | None = None
+    needs_memory_mb: float | None = None
     warnings: list[str] | None = None
     result: ImagesResponse | None = None
 

@@ -27,7 +27,8 @@ class VideoJob(Kept):
 class Video(VideoJob):
     """A video, with what makes it again and how it went. `seconds` is the length that was asked for, `duration_s` the
     one it has; times in seconds, by stage as `timings` and, by vLLM-Omni's name, `stage_durations`. `peak_memory_mb` is
-    the most MiB that its worker held. `warnings` say what may not be as one thinks.
+    the most MiB that its worker held, `needs_memory_mb` those that it needs beside the weights, where that is known.
+    `warnings` say what may not be as one thinks.
     """
 
     seed: int
@@ -41,6 +42,7 @@ class Video(VideoJob):
     stage_durations: dict[str, float] | None = None
     inference_time_s: float | None = None
     peak_memory_mb: float | None = None
+    needs_memory_mb: float | None = None
     warnings: list[str] | None = None
 
 

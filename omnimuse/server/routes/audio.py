@@ -218,6 +218,7 @@ class Sounds:
             sample_rate=limits.rate if limits is not None else None,
             format=job.work.form.format.lower(),
             peak_memory_mb=answers.Made.of(job).memory_mb,
+            needs_memory_mb=answers.Made.of(job).needs_mb,
             warnings=answers.told([*job.work.detail.get("warnings", ()), *job.remarks.warnings]),
         )
 

@@ -148,6 +148,7 @@ class ImageJobs:
             inference_time_s=made.work_seconds if done else None,
             stage_durations=job.timings or None,
             peak_memory_mb=made.memory_mb,
+            needs_memory_mb=made.needs_mb,
             warnings=answers.told([*look.warnings, *made.remarks.warnings]),
         )
         if done:

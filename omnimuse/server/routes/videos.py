@@ -249,6 +249,7 @@ class Videos:
             stage_durations=job.timings or None,
             inference_time_s=made.work_seconds if done else None,
             peak_memory_mb=made.memory_mb,
+            needs_memory_mb=made.needs_mb,
             warnings=told([*detail.get("warnings", ()), *made.remarks.warnings]),
         )
 

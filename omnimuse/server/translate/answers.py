@@ -101,6 +101,11 @@ class Made:
         return round(self.memory / _MIB, 1) if self.memory else None
 
     @property
+    def needs_mb(self) -> float | None:
+        """The MiB that one output needs beside the weights; None where nobody knows."""
+        return round(self.remarks.needs / _MIB, 1) if self.remarks.needs else None
+
+    @property
     def work_seconds(self) -> float:
         """The seconds in which it was drawn."""
         return round(sum(seconds for stage, seconds in self.timings.items() if stage not in _NO_WORK), 6)
@@ -159,6 +164,7 @@ def response(
         block_timings=made.blocks,
         inference_time_s=made.work_seconds,
         peak_memory_mb=made.memory_mb,
+        needs_memory_mb=made.needs_mb,
         shown=made.shown,
         warnings=told([*look.warnings, *made.remarks.warnings]),
     )
