@@ -26,7 +26,7 @@ from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
-from tests.invariants.conftest import Subject, config, drain, of, outputs, submit, tick, with_params
+from tests.invariants.conftest import Subject, config, drain, of, outputs, run, submit, taking, tick, with_params
 
 
 def larger(engine: Engine, asks: list[Ask], sides: tuple[int, ...] = (896, 768, 576)) -> Iterator[Request]:
@@ -262,6 +262,29 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
     else:
         assert [each.size for each in tried] == [(256, 256), (512, 512)], "as is one that is decoded as a whole"
     assert 0.75 < foretold(engine, request) < 1.25
+
+
+@pytest.mark.costly
+@of([family for family in FAMILIES if family.name in IN_TILES and family.name != "HunyuanVideo15Pipeline"])
+def test_what_has_no_room_is_what_it_is_in_tiles_of_that_size_that_somebody_chose(
+    subject: Subject, engine_with: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnimuse.engine.extents.SIDES", (64, 96))
+    engine, ask = engine_with(), subject.ask(0, width=320, height=320, output_type="pt", num_outputs_per_prompt=1)
+    request, takes = engine.make_request(ask), dict[int, int]()
+    for way in engine.foretelling.extent.ways(request):
+        if engine.foretelling.can_learn(way):
+            engine.foretelling.learn(way)
+            takes[way.tile] = engine.foretelling.takes(way, 0)
+    room = min(takes.values())
+    tile = next(tile for tile, taken in takes.items() if taken == room)
+    engine.space = replace(engine.space, room=room)
+    found, took = taking(engine, request)
+    assert tile and took < 1.05 * room
+    assert f"decoded in tiles of {tile} pixels a side, as there is no room for more at once" in found.said
+    chosen, whole = (engine_with(decode=DecodeConfig(tile=each)) for each in (tile, None))
+    assert torch.equal(found.output, *run(chosen, ask))
+    assert not torch.equal(found.output, *run(whole, ask))
 
 
 PICTURES = (
