@@ -18,14 +18,14 @@ from threading import Thread
 import torch
 from omnimuse.worker.allocator import keep_memory
 
-def use(megabytes=80, times=6):
+def use(times, megabytes=40):
     for _ in range(times):
         torch.ones(megabytes * 2**18)
 
 def count():
-    use()  # until the holes between other blocks are large enough
+    use(40)  # until the holes between other blocks are large enough
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    use()
+    use(6)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 if sys.argv[1] == "kept":
