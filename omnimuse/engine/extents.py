@@ -59,6 +59,10 @@ class Extent:
         """What one output of it needs, guessed far too high."""
         return NOTHING
 
+    def tile(self, request: Request) -> Size | None:
+        """The pixels of a side of the tiles in which it is decoded, and from one to the next; None: as a whole."""
+        return None
+
     def ways(self, request: Request) -> list[Request]:
         """It as it can be made, what takes most first."""
         return [request]
@@ -84,7 +88,6 @@ class Area(Extent):
         return (p.width or 0) * (p.height or 0)
 
     def tile(self, request: Request) -> Size | None:
-        """The pixels of a side of the tiles in which it is decoded, and from one to the next; None: as a whole."""
         found = (stage.tiled(self.pipeline.ctx, request) for stage in self.pipeline.stages)
         return next((tile for tile in found if tile), None)
 
@@ -97,10 +100,10 @@ class Area(Extent):
             two = one + -(-tile[1] // step) * step
             if frames(request) > 1:  # hardly more than one, and beside it one more: both are cut to the same sizes
                 sizes = self._cut_alike(request, tile) or ((one, one), (two, one))
-            else:  # as those that are decoded as a whole, but that the larger one has several: all else is on one line
-                high = max(high, one)
+            else:  # as those that are decoded as a whole, but that the larger one has several: all else is on one line;
+                high = max(high, one)  # and two whole ones above each other, as the first waits for the other
                 most = (self.of(request) - 1) // high // step * step
-                sizes = (low, low), (max(high, min(two, most)), high)
+                sizes = (low, low), (high, max(high, min(two, most)))
         fewer, more = (prod(size) for size in sizes)
         if not (self._free and max(sizes[1]) <= self.limits.max_side and fewer < more < self.of(request)):
             return None

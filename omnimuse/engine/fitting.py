@@ -128,13 +128,19 @@ class Fitting:
         )
 
     def _takes(self, request: Request, space: Space, *, sure: bool = False) -> int:
-        """The bytes that one output takes at the least; where one has to be `sure`, and in tiles that cannot be tried,
-        as smaller ones may be known, of an unknown kind what is guessed far too high.
+        """The bytes that one output takes at the least; where one has to be `sure`, and in tiles that cannot be tried
+        where smaller ones can, of an unknown kind what is guessed far too high.
         """
         known = self.foretelling
-        guessed = sure or (request.tile and not known.can_learn(request))
+        guessed = sure or (not known.can_learn(request) and self._is_finer(request))
         foretold = known.at_most(request, space.coming).most if guessed else known.takes(request, space.coming)
         return max(self.runner.working(request, space.tokens), foretold)
+
+    def _is_finer(self, request: Request) -> bool:
+        """Whether it is decoded in tiles, and could be in smaller ones that can be tried, or were."""
+        known = self.foretelling
+        ways = known.extent.ways(request)[1:] if known.extent.tile(request) else []
+        return bool(request.tile) or any(known.can_learn(way) or known.knows(way) for way in ways)
 
     def _remembers(self, request: Request) -> int:
         return self.runner.remembers(request)[0] * request.outputs

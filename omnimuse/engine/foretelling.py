@@ -140,8 +140,8 @@ class Foretelling:
         """What of a request, besides how large it is, says what it takes."""
         p = request.params
         shown = len(request.images), len(request.videos), len(request.sounds), request.region is None
-        tile = self.extent.tile(request) if isinstance(self.extent, Area) else None
-        return p.num_frames, p.output_type == "latent", tile, request.branches, shown, repr(request.extra.sizing)
+        tile, sizing = self.extent.tile(request), repr(request.extra.sizing)
+        return p.num_frames, p.output_type == "latent", tile, request.branches, shown, sizing
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:

@@ -265,7 +265,7 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
 
 
 @pytest.mark.costly
-@of([family for family in FAMILIES if family.name in IN_TILES and family.name != "HunyuanVideo15Pipeline"])
+@of([family for family in FAMILIES if family.name in IN_TILES])
 def test_what_has_no_room_is_what_it_is_in_tiles_of_that_size_that_somebody_chose(
     subject: Subject, engine_with: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -329,6 +329,16 @@ def test_what_has_no_room_is_decoded_in_the_largest_tiles_that_have_and_no_large
     engine.close()
 
 
+@pytest.mark.costly("room")
+def test_a_whole_row_of_tiles_that_waits_for_the_next_is_foretold(subject: Subject) -> None:
+    asked = with_params(large(subject, 512), output_type="pt", num_outputs_per_prompt=1)
+    with contextlib.closing(start(subject.config(decode=DecodeConfig(tile=256)))) as engine:
+        request = engine.make_request(asked)
+        engine.foretelling.learn(request)
+        _, took = taking(engine, request)
+        assert 0.93 * took < engine.foretelling.takes(request, 0) < 1.05 * took
+
+
 def test_tiles_that_are_nearly_as_large_as_a_picture_are_tried_by_one_that_is_smaller() -> None:
     with contextlib.closing(start(Config(SHAPES, decode=DecodeConfig(tile=512)))) as engine:
         request = engine.make_request(Ask("a red circle", replace(LARGE, width=640, height=640)))
