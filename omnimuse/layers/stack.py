@@ -98,7 +98,9 @@ class Block(nn.Module, Generic[Cond]):
         raise NotImplementedError
 
     def probe(self, hidden: Tensor, cond: Cond) -> Tensor:
-        """What a step cache watches to see how much this step differs from the last; packed like `hidden`."""
+        """What a step cache watches to see how much this step differs from the last; as large as `hidden`, and packed
+        like it. Zeros have no part in the comparison.
+        """
         return hidden
 
     def telling(self, change: Tensor, cond: Cond) -> Tensor:

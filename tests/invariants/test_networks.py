@@ -64,18 +64,31 @@ def differences(found: Any, expected: Any, where: str = "cond") -> list[str]:
     return [] if found == expected else [where]
 
 
-@torch.inference_mode()
-def test_conditions_of_selected_rows_are_those_that_the_rows_have_without_the_others(
-    subject: Subject, shared: Engine
-) -> None:
-    pipeline, rows = shared.runner.pipeline, []
+def first_rows(subject: Subject, engine: Engine) -> tuple[Network, list[Any]]:
+    """The network that draws, and what the first rows of three requests bring it."""
+    pipeline, rows = engine.runner.pipeline, []
     for ask in subject.asks()[:3]:
-        [state] = pipeline.states(shared.make_request(ask))
+        [state] = pipeline.states(engine.make_request(ask))
         rows.append(pipeline.rows(pipeline.come_to(Denoise, state), state)[0])
     [name] = {row.network for row in rows}
     network = pipeline.ctx.network(name)
     assert isinstance(network, Network)
-    inputs = [row.inputs for row in rows]
+    return network, [row.inputs for row in rows]
+
+
+@torch.inference_mode()
+def test_conditions_of_selected_rows_are_those_that_the_rows_have_without_the_others(
+    subject: Subject, shared: Engine
+) -> None:
+    network, inputs = first_rows(subject, shared)
     (_, _, cond, _), (_, _, alone, _) = watched(network, inputs, [inputs[2], inputs[0]])
     assert differences(cond.select([2, 0]), alone) == []
     assert differences(cond.select([0, 2]), alone) != [], "the order matters"
+
+
+@torch.inference_mode()
+def test_what_a_step_cache_watches_is_as_large_as_the_hidden_states(subject: Subject, shared: Engine) -> None:
+    """Ranks without the first block make room for it by these."""
+    network, inputs = first_rows(subject, shared)
+    [(blocks, hidden, cond, _)] = watched(network, inputs)
+    assert blocks[0].probe(hidden, cond).shape == hidden.shape

@@ -131,7 +131,9 @@ class VideoBlock(WanBlock):
         return torch.cat([super().forward(video, cond), control], dim=-1)
 
     def probe(self, hidden: Tensor, cond: WanCond) -> Tensor:
-        return super().probe(hidden.chunk(2, dim=-1)[0], cond)
+        """Zeros for what is given, which has no part in the relative change."""
+        video, control = hidden.chunk(2, dim=-1)
+        return torch.cat([super().probe(video, cond), torch.zeros_like(control)], dim=-1)
 
 
 class ControlBlock(WanBlock):
@@ -148,4 +150,5 @@ class ControlBlock(WanBlock):
         return torch.cat([video + cond.spans.gate(self.proj_out(control), cond.scale[:, None]), control], dim=-1)
 
     def probe(self, hidden: Tensor, cond: WanCond) -> Tensor:
-        return super().probe(hidden.chunk(2, dim=-1)[1], cond)
+        video, control = hidden.chunk(2, dim=-1)
+        return torch.cat([torch.zeros_like(video), super().probe(control, cond)], dim=-1)
