@@ -6,7 +6,6 @@ import base64
 import io
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from tools.train_shapes.lora import night
 pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MODEL = "omnimuse/shapes"
-ENGINE = ["--quantize", "int8", "--cfg-parallel-size", "2"]
 SCRIPT = f"""
 import sys
 from omnimuse import Omni, ParallelConfig
@@ -33,48 +31,66 @@ with Omni("{MODEL}", quantize="int8", parallel=ParallelConfig(cfg=2)) as omni:
     omni.generate(sys.argv[1], **asked)[0].images[0].save(sys.argv[3])
 """
 STAR, SQUARE = Thing("star", "green", 32, 64, 25), Thing("square", "blue", 96, 80, 22)
-TASK = Task("a green star to the left of a blue square", Scene(("white",), (STAR, SQUARE), "left of"), True, False, 7)
+CIRCLE, TRIANGLE = Thing("circle", "red", 64, 64, 25), Thing("triangle", "yellow", 64, 32, 22)
+TASKS = (
+    Task("a green star to the left of a blue square", Scene(("white",), (STAR, SQUARE), "left of"), True, False, 7),
+    Task("a red circle", Scene(("white",), (CIRCLE,)), True, False, 3),
+    Task("a yellow triangle above a green star", Scene(("white",), (TRIANGLE, STAR), "above"), True, False, 5),
+)
 
 
-def by_command(folder: Path) -> Image.Image:
+def by_command(task: Task, folder: Path) -> Image.Image:
     """From the command line."""
     worn = ["--steps", "20", "--guidance", "3", "--cache", "careful", "--lora", f"{MODEL}/night"]
-    asked = [TASK.prompt, "--seed", str(TASK.seed), *worn, *ENGINE, "--quiet", "-o", str(folder / "made.png")]
+    engine = ["--quantize", "int8", "--cfg-parallel-size", "2"]
+    asked = [task.prompt, "--seed", str(task.seed), *worn, *engine, "--quiet", "-o", str(folder / "command.png")]
     subprocess.run([sys.executable, "-m", "omnimuse", "generate", *asked], capture_output=True, text=True, check=True)
-    return Image.open(folder / "made.png")
+    return Image.open(folder / "command.png").convert("RGB")
 
 
-def by_script(folder: Path) -> Image.Image:
+def by_script(task: Task, folder: Path) -> Image.Image:
     """From a Python program, which starts the other rank by itself."""
-    asked = [TASK.prompt, str(TASK.seed), str(folder / "made.png")]
+    asked = [task.prompt, str(task.seed), str(folder / "script.png")]
     subprocess.run([sys.executable, "-c", SCRIPT, *asked], capture_output=True, text=True, check=True)
-    return Image.open(folder / "made.png")
+    return Image.open(folder / "script.png").convert("RGB")
 
 
-def by_server(folder: Path) -> Image.Image:
-    """Over HTTP, from a server whose workers are groups of two."""
+def served(folder: Path, axis: str) -> WholeServer:
+    """Whose workers are groups of two."""
     loras = ["--lora-dir", str(resolve(MODEL).path / "loras")]
-    with WholeServer(folder, MODEL, *ENGINE, *loras) as server:
-        server.wait_ready()
-        asked = {"num_inference_steps": 20, "guidance_scale": 3, "cache": "careful", "lora": "night"}
-        answer = server.draw(prompt=TASK.prompt, seed=TASK.seed, **asked)
+    return WholeServer(folder, MODEL, "--quantize", "int8", f"--{axis}-parallel-size", "2", *loras)
+
+
+def by_server(task: Task, server: WholeServer, cache: str = "careful") -> Image.Image:
+    """Over HTTP."""
+    asked = {"num_inference_steps": 20, "guidance_scale": 3, "cache": cache, "lora": "night"}
+    answer = server.draw(prompt=task.prompt, seed=task.seed, **asked)
     assert answer.status == 200, answer.content
-    return Image.open(io.BytesIO(base64.b64decode(answer.json["data"][0]["b64_json"])))
+    return Image.open(io.BytesIO(base64.b64decode(answer.json["data"][0]["b64_json"]))).convert("RGB")
 
 
-@pytest.mark.shows("LoRA", "int8", "TeaCache", "cfg", families=["ZImagePipeline"])
-@pytest.mark.parametrize(
-    "draw",
-    [
-        pytest.param(by_command, marks=pytest.mark.costly),
-        pytest.param(by_script, marks=pytest.mark.costly),
-        by_server,
-    ],
-)
-def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_picture_together(
-    draw: Callable[[Path], Image.Image], tmp_path: Path
+def shown(axis: str) -> pytest.MarkDecorator:
+    return pytest.mark.shows("LoRA", "int8", "TeaCache", axis, families=["ZImagePipeline"])
+
+
+@pytest.mark.parametrize("axis", [pytest.param(axis, marks=shown(axis)) for axis in ("cfg", "tensor")])
+def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_pictures_together(
+    axis: str, tmp_path: Path
 ) -> None:
-    picture = draw(tmp_path).convert("RGB")
-    seen = judge_task(picture, replace(TASK, scene=night(TASK.scene))).aspects
-    assert all(seen.values()), seen
-    assert not judge_task(picture, TASK).aspects["background"], "without the adapter it is white"
+    with served(tmp_path, axis) as server:
+        server.wait_ready()
+        exact, *pictures = by_server(TASKS[0], server, "none"), *(by_server(task, server) for task in TASKS)
+    assert pictures[0].tobytes() != exact.tobytes(), "steps are skipped"
+    for task, picture in zip(TASKS, pictures, strict=True):
+        seen = judge_task(picture, replace(task, scene=night(task.scene))).aspects
+        assert all(seen.values()), (task.prompt, seen)
+        assert not judge_task(picture, task).aspects["background"], "without the adapter it is white"
+
+
+@pytest.mark.costly
+def test_every_way_in_draws_the_same_picture(tmp_path: Path) -> None:
+    with served(tmp_path, "cfg") as server:
+        server.wait_ready()
+        expected = by_server(TASKS[0], server)
+    for draw in (by_command, by_script):
+        assert draw(TASKS[0], tmp_path).tobytes() == expected.tobytes(), draw.__doc__
