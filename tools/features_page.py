@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from omnimuse.core.config import ParallelConfig
+from omnimuse.core.config import CacheConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import make_params
 from omnimuse.core.request import Ask
@@ -29,6 +29,7 @@ from tests.checkpoints.wishes import Family, Wish
 from tools.feature_list import (
     ATTENTION,
     FEATURES,
+    SKIPPING,
     STANDING,
     STANDING_TOLD,
     TELLING,
@@ -38,6 +39,7 @@ from tools.feature_list import (
     Stand,
     Teller,
     from_text,
+    measured,
 )
 from tools.models_page import table
 
@@ -67,17 +69,12 @@ class Cell:
 
 def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
     """None where all of `features` at once are let in; else who says what against it."""
-    topics: dict[str, Any] = {}
-    for feature in features:
-        for topic, value in feature.topics.items():
-            if topics.setdefault(topic, value) != value:
-                return Cell("impossible", "they are two values of one choice")
     try:
         for feature in features:
             if feature.also is not None:
                 feature.also(stand)
         worn = any("loras" in feature.params for feature in features)
-        config = stand.config({**topics, "parallel": ranks(features)})
+        config = stand.config({**topics(features), "parallel": ranks(features)})
         if problem := stand.refusal(config, worn=worn):
             raise ConfigError(problem)
         if any(feature.pooled for feature in features):
@@ -90,6 +87,22 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
     except (ConfigError, RequestError) as reason:
         return Cell("refused", stand.told(str(reason)))
     return None
+
+
+def topics(features: Sequence[Feature]) -> dict[str, Any]:
+    """With what an engine with all of `features` is started; Impossible where two choose one thing differently."""
+    chosen, cache = joined(each.topics for each in features), joined(each.cache for each in features)
+    return {**chosen, "cache": CacheConfig(**{**SKIPPING, **cache})} if cache else chosen
+
+
+def joined(choices: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """All of these in one."""
+    chosen: dict[str, Any] = {}
+    for choice in choices:
+        for name, value in choice.items():
+            if chosen.setdefault(name, value) != value:
+                raise Impossible("they are two values of one choice")
+    return chosen
 
 
 def ranks(features: Sequence[Feature]) -> ParallelConfig:
@@ -259,6 +272,8 @@ def page() -> str:
         drawing, telling = (
             [Stand(family, family.build(Path(home) / family.name)) for family in asked] for asked in (DRAWING, TELLING)
         )
+        for stand in drawing:
+            measured(stand.folder)
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
         attending = families(drawing, ATTENTION, tests)
         pairs = [together(drawing, FEATURES, STANDING, tests), together(telling, TOLD, STANDING_TOLD, tests)]

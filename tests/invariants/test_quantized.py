@@ -24,7 +24,7 @@ from tests.skipping import counting
 
 pytestmark = pytest.mark.crossed
 
-NAMED = ("int8", "int4", "int8-dynamic", "fp8")
+NAMED = ("int8", "int4", "int8-dynamic", "fp8", "fp8-dynamic")
 """Schemes that are features of their own in docs/features.md."""
 
 

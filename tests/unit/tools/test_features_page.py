@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from omnimuse.core.config import CacheConfig
 from tests.checkpoints.families import FAMILIES
-from tools.feature_list import ATTENTION, FEATURES, STANDING, TELLING, TOLD, Feature, Stand
-from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, family_in, of_pair, page
+from tools.feature_list import ATTENTION, FEATURES, STANDING, TELLING, TOLD, Feature, Impossible, Stand
+from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, family_in, of_pair, page, topics
 
 CELL = re.compile(r"(works|refused|impossible) \d+")
 """None is untested: what no test shows would be a gap of the page."""
@@ -57,6 +58,14 @@ def test_what_is_too_much_for_one_family_goes_together_where_it_is_not_for_anoth
     both, one = (dict.fromkeys(FEATURE, stands) for stands in ([few, enough], [few]))
     assert of_pair(both, pair, shown, STANDING) == Cell("works", "`a::b`")
     assert of_pair(one, pair, shown, STANDING).word == "refused"
+
+
+def test_a_step_cache_goes_with_a_mask_and_a_series_and_not_with_another_one() -> None:
+    together = [FEATURE[name] for name in ("MagCache", "TaylorSeer", "step masks")]
+    made = CacheConfig("magcache", 9.0, warm_up=1, order=1, mask="medium")
+    assert topics(together)["cache"] == made
+    with pytest.raises(Impossible, match="two values of one choice"):
+        topics([*together, FEATURE["DBCache"]])
 
 
 def rows_of(beginning: str) -> list[list[str]]:
