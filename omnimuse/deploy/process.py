@@ -354,7 +354,7 @@ class Worker:
             needs = 0  # of pools, each knows of its own stages alone
             if not self.settings.config.deploy.pools:
                 engine = self._background.engine
-                needs = engine.foretelling.first(request, engine.space.coming, engine.space.room)
+                needs = engine.fitting.takes(request, engine.space)
             remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks, needs)
             self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
 

@@ -100,8 +100,10 @@ class Area(Extent):
             two = one + -(-tile[1] // step) * step
             if frames(request) > 1:  # hardly more than one, and beside it one more: both are cut to the same sizes
                 sizes = self._cut_alike(request, tile) or ((one, one), (two, one))
-            else:  # as those that are decoded as a whole, but that the larger one has several: all else is on one line;
-                high = max(high, one)  # and two whole ones above each other, as the first waits for the other
+            else:
+                # As those that are decoded as a whole, but that the larger one has several, so that all else is on one
+                # line; and two whole ones above each other, as the first waits for the other.
+                high = max(high, one)
                 most = (self.of(request) - 1) // high // step * step
                 sizes = (low, low), (high, max(high, min(two, most)))
         fewer, more = (prod(size) for size in sizes)

@@ -96,7 +96,8 @@ class Fitting:
             if self._fits(way, space):
                 return way
         refusal = self._refusal(request, space, self.foretelling.extent.ways)
-        assert refusal is not None
+        if refusal is None:  # a way that was passed over for smaller tiles, of which nothing could be learnt
+            return next(way for way in self.foretelling.extent.ways(request) if self._fits(way, space))
         raise RequestError(refusal.message, refusal.param)
 
     def learn(self, together: Sequence[Request], space: Space) -> None:
@@ -115,11 +116,20 @@ class Fitting:
         """What is foretold of one output of `request`, in the first way that there is room for. Of a kind of which
         nobody knows, it is what is guessed far too high, unless small ones are drawn before it begins beside others.
         """
-        known, room = self.foretelling, space.room
-        ways = known.extent.ways(request)
-        way = next((way for way in ways if room is None or self._takes(way, space) <= room), ways[-1])
+        known, way = self.foretelling, self._way(request, space) or self.foretelling.extent.ways(request)[-1]
         tried = self.runner.hand.all and known.can_learn(way)
         return known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
+
+    def takes(self, request: Request, space: Space) -> int:
+        """The bytes that one output of it takes beside the weights, in the first way that there is room for; 0 if
+        nothing is known of that.
+        """
+        way = self._way(request, space)
+        return self.foretelling.takes(way, space.coming) if way else 0
+
+    def _way(self, request: Request, space: Space) -> Request | None:
+        ways = self.foretelling.extent.ways(request)
+        return next((way for way in ways if space.room is None or self._takes(way, space) <= space.room), None)
 
     def _fits(self, request: Request, space: Space, *, sure: bool = False) -> bool:
         kept = self.runner.config.running_bytes
@@ -132,12 +142,14 @@ class Fitting:
         where smaller ones can, of an unknown kind what is guessed far too high.
         """
         known = self.foretelling
-        guessed = sure or (not known.can_learn(request) and self._is_finer(request))
+        guessed = sure or (not known.can_learn(request) and self._may_be_smaller(request))
         foretold = known.at_most(request, space.coming).most if guessed else known.takes(request, space.coming)
         return max(self.runner.working(request, space.tokens), foretold)
 
-    def _is_finer(self, request: Request) -> bool:
-        """Whether it is decoded in tiles, and could be in smaller ones that can be tried, or were."""
+    def _may_be_smaller(self, request: Request) -> bool:
+        """Whether it is in tiles that are smaller than usual, or in usual ones and of smaller ones something is known,
+        or can be.
+        """
         known = self.foretelling
         ways = known.extent.ways(request)[1:] if known.extent.tile(request) else []
         return bool(request.tile) or any(known.can_learn(way) or known.knows(way) for way in ways)

@@ -120,11 +120,6 @@ class Foretelling:
         """
         return self.needs(request, coming).most
 
-    def first(self, request: Request, coming: int, room: int | None) -> int:
-        """The same, in the first way that there is `room` for."""
-        found = (self.takes(way, coming) for way in self.extent.ways(request))
-        return next((takes for takes in found if room is None or takes <= room), 0)
-
     def needs(self, request: Request, coming: int) -> Need:
         """What one takes beside others, and by itself."""
         known = self._known.get(self._kind(request))

@@ -203,6 +203,20 @@ def test_where_small_ones_cannot_be_drawn_nothing_is_foretold(
     engine.close()
 
 
+def test_what_was_passed_over_for_smaller_tiles_of_which_nothing_could_be_learnt_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = ModelConfig("omnimuse/shapes-film", dtype="float32", device="cpu")
+    with contextlib.closing(start(Config(model, decode=DecodeConfig(tile=256)))) as engine:
+        sized = DiffusionParams(width=288, height=288, num_frames=5, num_inference_steps=1)
+        request, space = engine.make_request(Ask("a red circle", sized)), replace(engine.space, room=2**24)
+        usual, *smaller = engine.foretelling.extent.ways(request)
+        assert not engine.foretelling.can_learn(usual) and any(map(engine.foretelling.can_learn, smaller))
+        monkeypatch.setattr(engine.foretelling, "_draw", lambda request: False)
+        assert engine.fitting.first_way(request, space) == usual
+        assert engine.fitting.takes(request, space) == 0, "nothing is known of it"
+
+
 def test_what_is_foretold_is_what_torch_allocates_for_it() -> None:
     engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
     request = engine.make_request(Ask("a red circle", DiffusionParams(width=640, height=512, num_inference_steps=2)))
