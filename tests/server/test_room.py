@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from omnimuse import Config, DiffusionParams, ModelConfig, Omni
 from omnimuse.cli import main
 from omnimuse.core.config import HostConfig
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import OmnimuseError, RequestError
+from omnimuse.core.output import Result
 from omnimuse.worker.find import find, pipeline_for
 from tests.checkpoints.families import FAMILIES, WRITERS
 from tests.once import Once
@@ -25,73 +27,90 @@ from tests.server.whole_server import WholeServer
 pytestmark = [pytest.mark.costly("room"), pytest.mark.timeout(600)]
 
 
+Words = tuple[str, ...]
+Asked = Mapping[str, Any]
+"""What is asked for: parameters by their names over HTTP."""
+OPTIONS = {"size": "--size", "num_frames": "--frames", "num_inference_steps": "--steps", "seconds": "--seconds"}
+"""What asks for them on the command line."""
+OFFERS = {
+    "size": r"the nearest size that may fit is (\d+x\d+)",
+    "max_tokens": r"the most tokens that may fit are (\d+)",
+}
+"""What a refusal says to ask for instead, by parameter."""
+
+
 @dataclass(frozen=True)
 class Case:
-    """A request of `model` for which `room`, in GiB, is too little, and a smaller one for which it is enough, if any.
+    """A request of `model` for what is `asked`, for which `room`, in GiB, is too little.
 
-    `wide` and `narrow` are what the parameters of both are, `words` and `body` what asks for the former on the command
-    line and over HTTP, at `path`; `hint` is what is said to ask for instead, `middle` the stages of the second of three
-    pools.
+    It is asked for over HTTP at `path`; `hint` is what is said, `middle` the stages of the second of three pools.
     """
 
     model: str
     room: float
-    wide: dict[str, Any]
-    narrow: dict[str, Any] | None
-    words: tuple[str, ...]
+    asked: Asked
     path: str
-    body: dict[str, Any]
     hint: str
     middle: tuple[str, ...]
 
 
-Words = tuple[str, ...]
 CASES = {
     "image": Case(
         "omnimuse/shapes",
         0.05,
-        {"width": 1024, "height": 1024, "num_inference_steps": 1},
-        {"width": 256, "height": 256, "num_inference_steps": 1},
-        ("--size", "1024x1024", "--steps", "1"),
-        "/v1/images/generations",
         {"size": "1024x1024", "num_inference_steps": 1},
+        "/v1/images/generations",
         r"1024x1024 takes .* MiB .* of which there are 51\.2 MiB; the nearest size that may fit is \d+x\d+",
         ("denoise",),
     ),
     "video": Case(
         "omnimuse/shapes-film",
-        0.15,
-        {"width": 576, "height": 576, "num_frames": 5, "num_inference_steps": 1},
-        {"width": 128, "height": 128, "num_frames": 5, "num_inference_steps": 1},
-        ("--size", "576x576", "--frames", "5", "--steps", "1"),
-        "/v1/videos",
+        0.03,
         {"size": "576x576", "num_frames": 5, "num_inference_steps": 1},
-        r"576x576 with 5 frames takes .* MiB .* of which there are 154 MiB; the nearest size that may fit is \d+x\d+",
+        "/v1/videos",
+        r"576x576 with 5 frames takes .* MiB .* of which there are 30\.7 MiB; the nearest size that may fit is \d+x\d+",
         ("init latents", "denoise"),
     ),
     "audio": Case(
         "StableAudioPipeline",
         0.001,
         {"seconds": 3.2, "num_inference_steps": 2},
-        None,  # it draws the longest one, and cuts it
-        ("--seconds", "3.2", "--steps", "2"),
-        "/v1/audio/generate",
-        {"seconds": 3.2, "num_inference_steps": 2},
+        "/v1/audio/generate",  # it draws the longest one, and cuts it
         r"a sound of 3\.2 seconds takes .* MiB .* of which there are 1\.02 MiB; no length of it fits",
         ("denoise",),
     ),
     "text": Case(
         "Qwen3ForCausalLM",
         2e-5,
-        {"extra": {"max_tokens": 200}},
-        {"extra": {"max_tokens": 10}},
-        ("--set", "max_tokens=200"),
-        "/v1/chat/completions",
         {"max_tokens": 200},
+        "/v1/chat/completions",
         r"\S+ KiB are to be remembered .* room for 21 KiB \(running_bytes\); the most tokens that may fit are \d+",
         (),
     ),
 }
+
+
+def offered(message: str) -> Asked:
+    """What a refusal says to ask for instead; nothing, if nothing fits."""
+    found = {name: re.search(pattern, message) for name, pattern in OFFERS.items()}
+    told = {name: match[1] for name, match in found.items() if match}
+    return {name: int(value) if value.isdecimal() else value for name, value in told.items()}
+
+
+def params_of(asked: Asked) -> DiffusionParams:
+    size = [int(side) for side in asked["size"].split("x")] if "size" in asked else (None, None)
+    rest = {name: value for name, value in asked.items() if name not in ("size", "max_tokens")}
+    extra = {name: value for name, value in asked.items() if name == "max_tokens"}
+    return DiffusionParams(width=size[0], height=size[1], extra=extra or None, **rest)
+
+
+def words_of(asked: Asked) -> list[str]:
+    """What asks for it on the command line."""
+    told = [
+        (OPTIONS[name], str(value)) if name in OPTIONS else ("--set", f"{name}={value}")
+        for name, value in asked.items()
+    ]
+    return [word for pair in told for word in pair]
 
 
 @pytest.fixture(params=CASES)
@@ -117,20 +136,24 @@ def model(case: Case, once: Once) -> str:
     return case.model if build is None else str(once.folder(case.model, build))
 
 
-def test_the_python_api_raises_it_and_what_fits_is_made(case: Case, model: str, deploy: Words) -> None:
+def test_the_python_api_raises_it_and_what_is_offered_is_made(case: Case, model: str, deploy: Words) -> None:
     place = Config(ModelConfig(model, dtype="float32", device="cpu"), host=HostConfig(room=int(case.room * 2**30)))
     with Omni(model, config=place, deploy=deploy[1] if deploy else None) as omni:
-        if case.narrow is not None:
-            [result] = omni.generate(["a red circle"], DiffusionParams(**case.narrow), progress=False)
-            assert result.error is None
-        for _ in range(2):  # when it would begin; and at the door, once it is known
+
+        def ask(asked: Asked) -> Result | OmnimuseError:
             try:
-                [result] = omni.generate(["a red circle"], DiffusionParams(**case.wide), progress=False)
-                error = result.error
+                [result] = omni.generate(["a red circle"], params_of(asked), progress=False)
             except RequestError as problem:
-                error = problem
-            assert isinstance(error, RequestError)
-            assert re.search(case.hint, str(error))
+                return problem
+            return result.error or result
+
+        for _ in range(2):  # when it would begin; and at the door, once it is known
+            error = ask(case.asked)
+            assert isinstance(error, RequestError) and re.search(case.hint, str(error))
+            if offer := offered(str(error)):
+                made = ask({**case.asked, **offer})
+                assert isinstance(made, Result), made
+                assert any("decoded in tiles of" in said for said in made.said) == ("size" in offer)
 
 
 def test_the_command_line_says_it(
@@ -142,10 +165,14 @@ def test_the_command_line_says_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["generate", "a red circle", "-m", model, "--dtype", "float32", "--device", "cpu", *case.words]
-    assert main([*words, "--room", str(case.room), *deploy]) == 2
-    assert re.search(case.hint, " ".join(capsys.readouterr().err.split()))
+    words = ["generate", "a red circle", "-m", model, "--dtype", "float32", "--device", "cpu"]
+    place = ["--room", str(case.room), *deploy]
+    assert main([*words, *words_of(case.asked), *place]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(case.hint, said)
     assert not list(tmp_path.iterdir())
+    if offer := offered(said):
+        assert main([*words, *words_of({**case.asked, **offer}), *place]) == 0
 
 
 def test_the_server_answers_it(case: Case, model: str, deploy: Words, tmp_path: Path) -> None:
@@ -153,15 +180,28 @@ def test_the_server_answers_it(case: Case, model: str, deploy: Words, tmp_path: 
     said = {"messages": [{"role": "user", "content": "a red circle"}]} if "chat" in case.path else {}
     with WholeServer(tmp_path, model, *place) as server:
         server.wait_ready()
-        answer = server.ask(case.path, {"prompt": "a red circle", **case.body} if not said else {**said, **case.body})
-        if case.path == "/v1/videos":  # a job, which is looked at
+
+        def ask(asked: Asked) -> str | None:
+            """What is wrong with it, if anything is."""
+            answer = server.ask(case.path, {**(said or {"prompt": "a red circle"}), **asked})
+            if case.path != "/v1/videos":
+                assert answer.status == (400 if "error" in answer.json else 200)
+                return answer.json["error"]["message"] if "error" in answer.json else None
             job = answer.json
             while job["status"] in ("queued", "in_progress"):
                 time.sleep(0.1)
                 job = server.ask(f"/v1/videos/{job['id']}").json
-            assert job["status"] == "failed"
-            error = job["error"]
-        else:
-            assert answer.status == 400, answer.content
-            error = answer.json["error"]
-        assert re.search(case.hint, error["message"])
+            return job["error"]["message"] if job["status"] == "failed" else None
+
+        for _ in range(2):  # when it would begin; and at the door, once it is known
+            message = ask(case.asked)
+            assert message is not None and re.search(case.hint, message)
+            offer = offered(message)
+            assert not offer or ask({**case.asked, **offer}) is None
+        if "size" in case.asked and not deploy:
+            page = server.ask("/metrics").content.decode()
+            made, bytes_ = (
+                float(value)
+                for value in re.findall(r"^omnimuse_request_needs_bytes_(?:count|sum)\S* (\S+)", page, re.M)
+            )
+            assert made == 2 and case.room / 2 < bytes_ / made / 2**30 <= case.room
