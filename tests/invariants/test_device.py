@@ -146,7 +146,7 @@ def test_a_second_device_draws_all_at_once_as_the_cpu_does(
     asks = everything(subject, adapters)
     with counting(engine) as skipped:
         expected = interrupted(engine, asks)
-    assert all(skipped.values()), "each skips a step"
+    assert len(skipped) >= len(asks) and all(skipped.values()), "each skips a step"
     for found, plain in zip(interrupted(moved(engine, device, offload), asks), expected, strict=True):
         assert len(found) == 2
         assert torch.equal(found, plain)

@@ -17,8 +17,8 @@ from omnimuse.layers.steady import SteadyLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.compiler import prepare
 from tests.checkpoints.families import BLOCKS
-from tests.invariants.conftest import Subject, run
-from tests.invariants.test_caches import SKIPPING, asks_of, measured
+from tests.invariants.conftest import Subject, run, with_params
+from tests.invariants.test_caches import OFF, SKIPPING, asks_of, measured
 from tests.invariants.test_tiers import strangers
 from tests.skipping import counting
 
@@ -112,7 +112,17 @@ def test_packed_weights_that_skip_steps_draw_the_same_in_any_company(subject: Su
     asks = asks_of(subject, engine, *SKIPPING)
     with counting(engine) as skipped:
         assert strangers(engine, asks) == {}
-    assert all(skipped.values()), "each skips a step"
+    assert len(skipped) == len(asks) and all(skipped.values()), "each skips a step"
+
+
+def test_packed_weights_draw_the_same_with_step_caches_that_never_skip(
+    subject: Subject, shared: Engine, engine_with: Make
+) -> None:
+    engine = engine_with(quantize=asked(subject, "int8"))
+    asks = asks_of(subject, shared, *OFF)
+    plain = run(engine, *(with_params(ask, cache=None) for ask in asks))
+    for found, expected in zip(run(engine, *asks), plain, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.shows("compile", "int8")

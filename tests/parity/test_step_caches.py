@@ -158,7 +158,7 @@ def by_the_authors_rule(reference: FluxTransformer2DModel, threshold: float, in_
     for step in range(1, STEPS - 1):
         change = float((seen[step] - seen[step - 1]).abs().mean() / seen[step - 1].abs().mean())
         total += float(np.polyval(FITS.tea.coefficients, change))
-        if step and total < threshold and skipped[-in_a_row:] != list(range(step - in_a_row, step)):
+        if total < threshold and skipped[-in_a_row:] != list(range(step - in_a_row, step)):
             skipped.append(step)
         else:
             total = 0.0

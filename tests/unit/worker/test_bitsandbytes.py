@@ -192,3 +192,22 @@ def test_codes_may_be_held_in_another_format_of_the_same_bytes(storage: torch.dt
         assert isinstance(content, Rows)
         found.append(content.floats())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize(("double", "inputs"), [(False, 128), (True, 128), (True, 96)])
+def test_numbers_are_the_librarys_to_the_bit(kind: str, double: bool, inputs: int, tmp_path: Path) -> None:
+    library = pytest.importorskip("bitsandbytes.functional", reason="it is not installed")
+    from omnimuse.loader.bitsandbytes import packed as found_in
+
+    weight = torch.randn(6, inputs, generator=torch.Generator().manual_seed(0))
+    packed, state = library.quantize_4bit(weight, blocksize=64, quant_type=kind, compress_statistics=double)
+    told = {f"a.weight.{name}": each for name, each in state.as_dict(packed=True).items()}
+    save_file({"a.weight": packed, **told}, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", "pt") as handle:
+        kinds = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+        found = found_in(handle, kinds)["a.weight"].content(handle)
+    state.shape = torch.Size([1, weight.numel()])  # of blocks that cross rows its kernel for CPUs (0.50) makes others
+    expected = library.dequantize_4bit(packed, state).view(weight.shape)
+    assert torch.equal(found.floats() if isinstance(found, Rows) else found, expected)
+    assert (expected - weight).abs().mean() < 0.11, "the library has understood itself"

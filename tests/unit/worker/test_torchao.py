@@ -20,8 +20,10 @@ from omnimuse.loader.checkpoint import PACKERS
 from omnimuse.loader.foreign import FLOATS
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.libraries import READERS
+from omnimuse.loader.torchao_tiles import ELEMENTS
 from omnimuse.quant.codes import MICRO
 from omnimuse.quant.packings import NARROW_INT4, PACKINGS, Rows
+from omnimuse.quant.schemes import SCHEMES
 from tests.checkpoints import torchao
 from tests.unit.worker.test_bitsandbytes import (
     Z_IMAGE,
@@ -126,6 +128,35 @@ def test_weights_that_another_file_of_the_checkpoint_has_are_read_there(tmp_path
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index | {scale: first.name}}))
     with pytest.raises(ModelError, match=r"is not in the file that has the rest of layers\.weight.*larger files"):
         stored_in(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(48, 96), (200, 320)])
+@pytest.mark.parametrize("kind", MICRO)
+def test_formats_with_factors_for_few_inputs_are_the_librarys_to_the_bit(
+    kind: str, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    pytest.importorskip("torchao", reason="it is not installed")
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+    from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    made = []
+    for blocks in (False, True):
+        if kind == "nvfp4":
+            all_ = per_tensor_amax_to_scale(weight.abs().max())
+            made += [NVFP4Tensor.to_nvfp4(weight, per_tensor_scale=all_, is_swizzled_scales=blocks)]
+            made += [NVFP4Tensor.to_nvfp4(weight, is_swizzled_scales=blocks)]
+        else:
+            [element] = [each for each, (name, _) in ELEMENTS.items() if name == kind]
+            made += [MXTensor.to_mx(weight, getattr(torch, element), 32, is_swizzled_scales=blocks)]
+    (tmp_path / "config.json").write_text("{}")
+    for each in made:
+        tensors, notes = flatten_tensor_state_dict({"layers.weight": each})
+        save_file(tensors, tmp_path / "model.safetensors", notes)
+        found = read_all(tmp_path)["layers.weight"]
+        assert isinstance(found, Rows) and found.packing == kind
+        assert torch.equal(found.floats(), each.dequantize(torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -233,3 +264,27 @@ def test_files_and_pictures_are_the_librarys(kind: str, z_image_folder: Path, tm
     [expected] = Z_IMAGE.reference(folder, Z_IMAGE.wishes[:1], "latent")
     found, _ = first_drawn(folder)
     assert Z_IMAGE.far(found[0], expected) <= Z_IMAGE.tolerance
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "fp8"])
+def test_what_is_packed_here_are_the_librarys_numbers_to_the_bit(kind: str) -> None:
+    """Of float32; those of bfloat16 it rounds once more on the way."""
+    pytest.importorskip("torchao", reason="it is not installed")
+    from torchao import quantization as library
+
+    how = {
+        "int8": library.Int8WeightOnlyConfig,
+        "int8-dynamic": library.Int8DynamicActivationInt8WeightConfig,
+        "fp8": library.Float8WeightOnlyConfig,
+    }[kind]
+    draw = torch.Generator().manual_seed(5)
+    linear = torch.nn.Linear(96, 48, bias=False)
+    linear.weight = torch.nn.Parameter(torch.randn(48, 96, generator=draw), requires_grad=False)
+    x, scheme = torch.randn(7, 96, generator=draw), SCHEMES[kind]
+    parts = scheme.pack(linear.weight)
+    library.quantize_(linear, how())
+    assert torch.equal(parts["weight"], linear.weight.qdata.view(parts["weight"].dtype))
+    assert torch.equal(parts["weight_scale"], linear.weight.scale)
+    found, expected = scheme.multiply(x, parts, torch.nn.functional.linear), linear(x)
+    rounding = 1e-6 if kind == "fp8" else 0  # whose weights it multiplies with their scales first
+    assert (found - expected).norm() <= rounding * expected.norm()
