@@ -108,7 +108,7 @@ class Preset(NamedTuple):
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {"careful": Preset(0.8, 1), "balanced": Preset(1.0, 1), "fast": Preset(1.2, 2)}
 )
-"""The one that changes least is first. What the grader makes of them is in `docs/quality.md`: a stride that is regular
+"""The one that skips least is first. What the grader makes of them is in `docs/quality.md`: a stride that is regular
 loses less than one that skips as often and irregularly.
 """
 BY_NAME: Mapping[str, CacheConfig] = MappingProxyType(
