@@ -112,7 +112,7 @@ def test_packed_weights_that_skip_steps_draw_the_same_in_any_company(subject: Su
     asks = asks_of(subject, engine, *SKIPPING)
     with counting(engine) as skipped:
         assert strangers(engine, asks) == {}
-    assert len(skipped) == len(asks) and all(skipped.values()), "each skips a step"
+    assert len(skipped) >= len(asks) and all(skipped.values()), "each skips a step"
 
 
 def test_packed_weights_draw_the_same_with_step_caches_that_never_skip(
