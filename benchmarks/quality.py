@@ -1,8 +1,8 @@
 """What every approximation costs and saves: `python -m benchmarks.quality`, which writes `docs/quality.md`.
 
 The demo models, of pictures and of videos, draw the prompts of the graders in `tools/train_shapes`, several at a time,
-and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds: of the
-models, with prompts that are like the graded ones but others.
+and the graders judge what they drew. What is calibrated has the thresholds that `omnimuse calibrate` finds
+with prompts that are like the graded ones, but others.
 
 Time is processor seconds of one thread, of some prompts drawn alone and up to the finished latents, as a ratio to exact
 drawing in turns with it; other work on the machine disturbs it less than the clock (several threads wait for each other

@@ -90,14 +90,15 @@ class Fitting:
         """`request` in the first way that there is room for, after small ones of every kind were drawn of which nobody
         knows; RequestError if there is none.
         """
-        for way in self.foretelling.extent.ways(request):
+        ways = self.foretelling.extent.ways(request)
+        for way in ways:
             if self.foretelling.doubts(way, space.room):
                 self.foretelling.learn(way)
             if self._fits(way, space):
                 return way
         refusal = self._refusal(request, space, self.foretelling.extent.ways)
         if refusal is None:  # a way that was passed over for smaller tiles, of which nothing could be learnt
-            return next(way for way in self.foretelling.extent.ways(request) if self._fits(way, space))
+            return next(way for way in ways if self._fits(way, space))
         raise RequestError(refusal.message, refusal.param)
 
     def learn(self, together: Sequence[Request], space: Space) -> None:

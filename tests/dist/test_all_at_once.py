@@ -7,10 +7,11 @@ taken; together the cases have every pair that goes together and that no other t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copytree
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,13 +26,14 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.wishes import Family
 from tests.compiling import Counter, compile_with
 from tests.invariants.conftest import drain, nap, outputs, submit, tick, with_params
 from tests.invariants.test_quantized import FAR
 from tests.once import Once
 from tests.ranks import play
 from tests.skipping import ENOUGH, counting
-from tools.feature_list import FEATURES, Feature, Stand, measured
+from tools.feature_list import FEATURES, Feature, Stand, Teller, measured
 from tools.features_page import asked, attempt, ranks, topics
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -109,15 +111,16 @@ SHARED_PACKED: tuple[tuple[str, tuple[str, ...]], ...] = (
 LONG = {**ENOUGH, "num_inference_steps": 8}
 """Parameters of a request that has enough steps for a mask, too, where a picture stands in for the first three."""
 COMPILED = (PICTURE, (*ASKED, "cfg", "compile", "tiles on ranks", "sleep"))
-NAMED = {feature.name: feature for feature in FEATURES}
 
 
 @dataclass(frozen=True)
 class Case:
     """A family's checkpoint with features, by name; an `adapter` to wear, where the results of several ranks go, and
-    which `output` is asked for.
+    which `output` is asked for. Families and features are those of `among` and `named`.
     """
 
+    among: ClassVar[Sequence[Family | Teller]] = FAMILIES
+    named: ClassVar[Mapping[str, Feature]] = {feature.name: feature for feature in FEATURES}
     family: str
     names: tuple[str, ...]
     folder: Path
@@ -127,12 +130,12 @@ class Case:
 
     @property
     def stand(self) -> Stand:
-        [family] = [family for family in FAMILIES if family.name == self.family]
+        [family] = [family for family in self.among if family.name == self.family]
         return Stand(family, self.folder)
 
     @property
     def features(self) -> list[Feature]:
-        return [NAMED[name] for name in self.names]
+        return [self.named[name] for name in self.names]
 
     @property
     def tipping(self) -> str:

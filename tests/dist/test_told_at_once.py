@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ from tests.invariants.conftest import drain, nap, submit, tick, with_params
 from tests.invariants.test_pools import through
 from tests.once import Once
 from tests.ranks import play
-from tools.feature_list import TELLING, TOLD, Feature, Stand
+from tools.feature_list import TELLING, TOLD, Feature
 from tools.features_page import asked, attempt
 
 __all__ = ["one_thread"]
@@ -92,7 +92,6 @@ POOLED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     for family, names in (ALONE[0], ALONE[1], ALONE[3], ALONE[5], ALONE[9])
 )
 """Of what is told while it is made, `test_in_two_pools_the_same_is_written_piece_by_piece` asks."""
-NAMED = {feature.name: feature for feature in TOLD}
 LONG = "one two three " * 60
 """What is read in more than one step, so that there is a beginning to be read once."""
 
@@ -100,14 +99,8 @@ LONG = "one two three " * 60
 class Told(Case):
     """A case of what tells."""
 
-    @property
-    def stand(self) -> Stand:
-        [family] = [family for family in TELLING if family.name == self.family]
-        return Stand(family, self.folder)
-
-    @property
-    def features(self) -> list[Feature]:
-        return [NAMED[name] for name in self.names]
+    among = TELLING
+    named: ClassVar[Mapping[str, Feature]] = {feature.name: feature for feature in TOLD}
 
     @property
     def plain(self) -> Told:
