@@ -16,6 +16,7 @@ from omnimuse.cli.app import describe
 from omnimuse.cli.job import Job
 from omnimuse.cli.plot import blocks_of
 from omnimuse.cli.table import columns
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
@@ -53,6 +54,7 @@ class Outcome:
             row["bytes"][stage] = list(held)
         for block, runs in result.blocks.items():
             row["blocks"][block] = [round(seconds, 6) for seconds in runs]
+        row["needs"] = max(row["needs"], result.needs)
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
@@ -114,6 +116,7 @@ class Outcome:
                 "steps": {},
                 "bytes": {},
                 "blocks": {},
+                "needs": 0,
                 "texts": [],
                 "shown": [],
                 "warnings": list(self.job.doubts.get(number, ())),
@@ -173,6 +176,8 @@ def print_text(record: Record, job: Job, out: TextIO) -> None:
     if record["stopped"] or not any(row["files"] for row in rows):
         return
     print(_timing_line(record), file=out)
+    if needs := max(row["needs"] for row in rows):
+        print(f"memory: one takes {told_bytes(needs)} beside the weights", file=out)
     if blocks := blocks_of(record):
         print(_block_table(blocks), file=out)
     if record["defaults"]:

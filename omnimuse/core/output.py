@@ -147,20 +147,32 @@ class Part:
     data: Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a prompt took. `timings` are seconds per stage, summed over the ticks this request took part in, `steps`
+    those of every step of a stage that has some; `held` are the bytes that the process held when each was done,
+    `blocks` the seconds of every run of each block of a network, where they were asked for. `needs` are the bytes that
+    one output takes by itself beside the weights, as small ones of its kind foretold it; 0 where none were tried.
+    """
+
+    timings: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    needs: int = 0
+
+
 @dataclass(frozen=True)
-class Result:
+class Result(Spent):
     """What one prompt gave.
 
     `parts` has for every output its parts, the one that the model is there for first. For output types `"pt"` and
     `"latent"` it is empty, and `tensors` has what the pipeline made by medium: one tensor [n, ...] where all outputs
     have one shape, else a list, None in it for an output that does without; of `"pt"` pictures [n, 3, H, W], pictures
-    in layers [n, L, 4, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds [n, channels, samples] in [-1, 1]. `timings`
-    are seconds per stage, summed over the ticks this request took part in, `steps` those of every step of a stage that
-    has some; `held` are the bytes that the process held when each was done, `blocks` the seconds of every run of each
-    block of a network, where they were asked for. `texts` says how much of each text every
-    encoder read, `shown` in which sizes (width, height) the model was shown pictures beside what it drew, `written` in
-    which tokens it wrote each text, `said` what was adjusted, and what a library that runs the pipeline warned of.
-    `error` is set, and everything else empty, when this prompt failed.
+    in layers [n, L, 4, H, W] and videos [n, F, 3, H, W] in [0, 1], sounds [n, channels, samples] in [-1, 1]. `texts`
+    says how much of each text every encoder read, `shown` in which sizes (width, height) the model was shown pictures
+    beside what it drew, `written` in which tokens it wrote each text, `said` what was adjusted, and what a library that
+    runs the pipeline warned of. `error` is set, and everything else empty, when this prompt failed.
     """
 
     request_id: str
@@ -169,10 +181,6 @@ class Result:
     parts: tuple[tuple[Part, ...], ...] = ()
     tensors: Mapping[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
-    timings: Mapping[str, float] = field(default_factory=dict)
-    steps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     texts: tuple[TextRead, ...] = ()
     shown: tuple[tuple[int, int], ...] = ()
     written: tuple[TextWritten, ...] = ()

@@ -72,12 +72,12 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """How what was asked for is made: in tiles of `tile` pixels a side, which take less (0: as it usually is), and
-    whether it is `tried`, to see what it takes.
-    """
+    """How it is made: in tiles of `tile` pixels a side (0: as usual), whether it is `tried`, to see what it takes, and
+    the bytes that one output `needs` beside the weights, where small ones of its kind have foretold it (else 0)."""
 
     tile: int = 0
     tried: bool = False
+    needs: int = 0
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Foretelling:
                     lost = await self._try(replace(request, tile=way.tile), doubts)
                     if lost is not None:
                         ended(lost)
-        return replace(request, tile=way.tile)
+        return replace(request, tile=way.tile, needs=way.needs)
 
     async def try_on(self, loras: Sequence[Lora]) -> None:
         """Have every replica of every pool read what requests are to wear; what speaks against it is raised."""
@@ -166,13 +166,14 @@ class Foretelling:
 
 
 def _way(answers: Sequence[Answer]) -> Way:
-    """The first way that no replica refuses. If there is none, the first of which one knows nothing, and so not what to
-    ask for instead; RequestError if they all know, of that way in which the nearest is largest.
+    """The first way that no replica refuses, with the most that one of them needs. If there is none, the first of which
+    one knows nothing, and so not what to ask for instead; RequestError if they all know, of that way in which the
+    nearest is largest.
     """
     ways = list(zip(*(answer.ways for _, answer in answers), strict=True))
     for way in ways:
         if not any(each.message for each in way):
-            return Way(way[0].tile, any(each.doubted for each in way))
+            return Way(way[0].tile, any(each.doubted for each in way), max(each.needs for each in way))
     for way in ways:
         if any(each.doubted for each in way):
             return Way(way[0].tile, True)

@@ -62,11 +62,13 @@ class Weigh(Frame, frozen=True):
 
 class Way(msgspec.Struct, frozen=True, array_like=True):
     """How a request could be made: in tiles of how many pixels (0: as it usually is), and whether nothing is known of
-    that. With a `message` where it never fits so, by which parameter, and how large is what does.
+    that; what one output `needs` beside the weights, if that is known. With a `message` where it never fits so, by
+    which parameter, and how large is what does.
     """
 
     tile: int
     doubted: bool
+    needs: int = 0
     message: str = ""
     param: str | None = None
     nearest: int = 0

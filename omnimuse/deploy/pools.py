@@ -353,7 +353,8 @@ class Pools:
         told["written"], told["texts"] = tuple(told["written"]), tuple(told["texts"])
         seeds = [request.seed(index) for index in range(request.outputs)]
         params = replace(request.params, extra=request.extra)
-        self._end(job, Done(request.id, Result(request.id, request.prompt, params, seeds=seeds, **told)))
+        result = Result(request.id, request.prompt, params, seeds=seeds, needs=request.needs, **told)
+        self._end(job, Done(request.id, result))
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, OmnimuseError):

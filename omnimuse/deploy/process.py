@@ -351,11 +351,7 @@ class Worker:
         if self._jobs.pop(request.id, None) is not None:
             tokens = sum(len(note.tokens) for note in result.written)
             blocks = {name: sum(runs) for name, runs in result.blocks.items()}
-            needs = 0  # of pools, each knows of its own stages alone
-            if not self.settings.config.deploy.pools:
-                engine = self._background.engine
-                needs = engine.fitting.takes(request, engine.space)
-            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks, needs)
+            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks, result.needs)
             self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
 
     def _end(self, request_id: str, error: BaseException) -> None:

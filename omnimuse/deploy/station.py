@@ -93,7 +93,7 @@ class Station:
         engine = self._background.engine
         request = unpack(frame.request, engine.door.spec)
         ways = engine.fitting.ways(request, engine.space)
-        return Weighed(frame.stream, [Way(tile, doubted, *(why or ())) for tile, doubted, why in ways])
+        return Weighed(frame.stream, [Way(way.tile, way.doubted, way.needs, *(way.refusal or ())) for way in ways])
 
     # -- the engine's thread ---------------------------------------------------------------------------------------
 

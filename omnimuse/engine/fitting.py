@@ -6,7 +6,7 @@ Asked by the engine when a request comes and when it would begin.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -29,12 +29,13 @@ class Refusal(NamedTuple):
 
 class Way(NamedTuple):
     """How a request could be made: in tiles of how many pixels (0: as it usually is), whether nothing is known of that,
-    and why it never fits so.
+    why it never fits so, and what one output then needs beside the weights, as far as that is known.
     """
 
     tile: int
     doubted: bool
     refusal: Refusal | None
+    needs: int
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class Fitting:
 
     def ways(self, request: Request, space: Space) -> list[Way]:
         """In which ways it could be made, what takes most first."""
-        ways = self.foretelling.extent.ways(request)
+        known = self.foretelling
         return [
-            Way(way.tile, self.foretelling.doubts(way, space.room), self._refusal(way, space, lambda each: [each]))
-            for way in ways
+            Way(
+                way.tile,
+                known.doubts(way, space.room),
+                self._refusal(way, space, lambda each: [each]),
+                known.takes(way, space.coming),
+            )
+            for way in known.extent.ways(request)
         ]
 
     def _refusal(self, request: Request, space: Space, ways: Callable[[Request], list[Request]]) -> Refusal | None:
@@ -87,18 +93,18 @@ class Fitting:
         )
 
     def first_way(self, request: Request, space: Space) -> Request:
-        """`request` in the first way that there is room for, after small ones of every kind were drawn of which nobody
-        knows; RequestError if there is none.
+        """`request` in the first way that there is room for, with what it needs, after small ones of every kind were
+        drawn of which nobody knows; RequestError if there is none.
         """
-        ways = self.foretelling.extent.ways(request)
-        for way in ways:
-            if self.foretelling.doubts(way, space.room):
-                self.foretelling.learn(way)
+        known = self.foretelling
+        for way in known.extent.ways(request):
+            if known.doubts(way, space.room):
+                known.learn(way)
             if self._fits(way, space):
-                return way
-        refusal = self._refusal(request, space, self.foretelling.extent.ways)
-        if refusal is None:  # a way that was passed over for smaller tiles, of which nothing could be learnt
-            return next(way for way in ways if self._fits(way, space))
+                return replace(way, needs=known.takes(way, space.coming))
+        if (refusal := self._refusal(request, space, known.extent.ways)) is None:
+            # A way that was passed over for smaller tiles, of which nothing could be learnt.
+            return next(way for way in known.extent.ways(request) if self._fits(way, space))
         raise RequestError(refusal.message, refusal.param)
 
     def learn(self, together: Sequence[Request], space: Space) -> None:
@@ -120,13 +126,6 @@ class Fitting:
         known, way = self.foretelling, self._way(request, space) or self.foretelling.extent.ways(request)[-1]
         tried = self.runner.hand.all and known.can_learn(way)
         return known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
-
-    def takes(self, request: Request, space: Space) -> int:
-        """The bytes that one output of it takes beside the weights, in the first way that there is room for; 0 if
-        nothing is known of that.
-        """
-        way = self._way(request, space)
-        return self.foretelling.takes(way, space.coming) if way else 0
 
     def _way(self, request: Request, space: Space) -> Request | None:
         ways = self.foretelling.extent.ways(request)

@@ -107,6 +107,7 @@ class Job:
             steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
             held=self.held(),
             blocks=seconds_of(self.blocks),
+            needs=request.needs,
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),

@@ -154,6 +154,7 @@ def test_the_python_api_raises_it_and_what_is_offered_is_made(case: Case, model:
                 made = ask({**case.asked, **offer})
                 assert isinstance(made, Result), made
                 assert any("decoded in tiles of" in said for said in made.said) == ("size" in offer)
+                assert (case.room / 2 < made.needs / 2**30 <= case.room) == ("size" in offer)
 
 
 def test_the_command_line_says_it(
@@ -198,7 +199,7 @@ def test_the_server_answers_it(case: Case, model: str, deploy: Words, tmp_path: 
             assert message is not None and re.search(case.hint, message)
             offer = offered(message)
             assert not offer or ask({**case.asked, **offer}) is None
-        if "size" in case.asked and not deploy:
+        if "size" in case.asked:
             page = server.ask("/metrics").content.decode()
             made, bytes_ = (
                 float(value)

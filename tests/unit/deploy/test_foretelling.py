@@ -15,13 +15,13 @@ SEAT = mock.Mock(spec=Seat)
 
 
 def test_what_a_pool_refuses_of_which_it_knows_nothing_is_tried_before_anything_is_named() -> None:
-    known, unknown = Way(0, False, "takes much", "max_tokens", 484), Way(0, True, "is wide", "max_tokens", 1301)
+    known, unknown = Way(0, False, 0, "takes much", "max_tokens", 484), Way(0, True, 0, "is wide", "max_tokens", 1301)
     assert _way([(SEAT, Weighed("", [known])), (SEAT, Weighed("", [unknown]))]) == Way(0, True)
     with pytest.raises(RequestError, match="takes much"):
         _way([(SEAT, Weighed("", [known])), (SEAT, Weighed("", [Way(0, False)]))])
 
 
 def test_the_first_tiles_are_taken_for_which_all_pools_have_room() -> None:
-    one = Weighed("", [Way(0, False, "too much"), Way(128, False), Way(64, False)])
-    other = Weighed("", [Way(0, False), Way(128, False, "too much"), Way(64, False)])
-    assert _way([(SEAT, one), (SEAT, other)]) == Way(64, False)
+    one = Weighed("", [Way(0, False, 9, "too much"), Way(128, False), Way(64, False, 5)])
+    other = Weighed("", [Way(0, False), Way(128, False, 0, "too much"), Way(64, False, 7)])
+    assert _way([(SEAT, one), (SEAT, other)]) == Way(64, False, 7), "the pool that needs most"
