@@ -405,20 +405,18 @@ class AsyncOmni:
 
 
 def explain(
-    model: str | Path,
-    *,
-    config: Config | None = None,
-    **short: Unpack[Short],
+    model: str | Path, *, config: Config | None = None, measure: str | None = None, **short: Unpack[Short]
 ) -> list[Choice]:
-    """What an engine for `model` would choose and why, without loading any weights."""
-    from omnimuse.worker.explain import explain as explain_build
+    """What an engine for `model` would choose and why, without loading any weights; but to `measure` what a request of
+    that size ("1024x1024", "832x480x81", "small", "default") takes beside them, they are loaded."""
+    from omnimuse.engine.measure import told
 
     chosen = configure(model, config, short)
     if chosen.deploy.pools:
         with _served():
             from omnimuse.deploy.connectors import check_connectors
         check_connectors(chosen.deploy)
-    return explain_build(chosen)
+    return told(chosen, measure)
 
 
 def warm(model: str | Path, *, config: Config | None = None, loras: Loras | None = None) -> Warmed:

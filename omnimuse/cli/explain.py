@@ -1,9 +1,10 @@
-"""What would be chosen for a model, and why, without reading any weights.
+"""What would be chosen for a model, and why, without reading any weights; with --measure, what a request takes, too.
 
 examples:
   omnimuse explain omnimuse/shapes
   omnimuse explain omnimuse/shapes --dtype float32 --json
   omnimuse explain omnimuse/shapes --deploy pools.yaml
+  omnimuse explain omnimuse/shapes --measure 1024x1024
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from omnimuse.cli.engine import add_engine_options, add_pool_options, read_confi
 from omnimuse.cli.table import columns
 from omnimuse.core.config import Choice, Config
 
-Explain = Callable[[Config], Sequence[Choice]]
+Explain = Callable[[Config, str | None], Sequence[Choice]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,22 +26,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
     add_engine_options(parser)
     add_pool_options(parser)
+    parser.add_argument(
+        "--measure",
+        nargs="?",
+        const="default",
+        metavar="WxH[xF]",
+        help="load the model, and tell what a request of that size takes beside the weights, stage by stage: of a "
+        "large one by two small ones, which are drawn (left out: its own size)",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
 
 
 def run(args: argparse.Namespace, ask: Explain | None = None) -> int:
     """Print the choices; `ask` is `omnimuse.explain` unless a test passes another."""
     config = with_pools(args, read_config(args))
-    choices = (ask or explain)(config)
+    choices = (ask or explain)(config, args.measure)
     print(json.dumps([asdict(c) for c in choices], indent=2) if args.json else text(choices))
     return 0
 
 
-def explain(config: Config) -> Sequence[Choice]:
+def explain(config: Config, measure: str | None) -> Sequence[Choice]:
     """The real explanation; imports torch."""
     from omnimuse import api
 
-    return api.explain(config.model.model, config=config)
+    return api.explain(config.model.model, config=config, measure=measure)
 
 
 def text(choices: Sequence[Choice]) -> str:

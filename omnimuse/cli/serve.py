@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     much.add_argument(
         "--warm-up",
         default="small",
-        metavar="{none,small,WxH[xF]}",
+        metavar="{none,small,default,WxH[xF]}",
         help="what a worker draws before it is ready (default: small, the smallest that the model can)",
     )
     much.add_argument("--max-queue", type=int, default=256, metavar="N", help="unfinished requests (default: 256)")

@@ -122,14 +122,18 @@ class Foretelling:
 
     def needs(self, request: Request, coming: int) -> Need:
         """What one takes beside others, and by itself."""
-        known = self._known.get(self._kind(request))
-        if known is None or not known.lines:
+        if not (found := self.by_stage(request)):
             return NOTHING
-        unwritten = max(0, self._remembers(request) - known.remembered) if isinstance(self.extent, Area) else 0
-        found = {name: line.at(self.extent.of(request)) for name, line in known.lines.items()}
+        remembered = self._known[self._kind(request)].remembered
+        unwritten = max(0, self._remembers(request) - remembered) if isinstance(self.extent, Area) else 0
         shared = max((size for name, size in found.items() if name not in BY_ITSELF), default=0)
         beside, most = (max(0, size + unwritten - coming) for size in (shared, max(found.values())))
         return Need(beside, most - beside)
+
+    def by_stage(self, request: Request) -> dict[str, int]:
+        """The bytes that each kind of stage takes of one, by label; nothing, where nothing is known of its kind."""
+        known = self._known.get(self._kind(request), Known({}))
+        return {name: line.at(self.extent.of(request)) for name, line in known.lines.items()}
 
     def _kind(self, request: Request) -> Hashable:
         """What of a request, besides how large it is, says what it takes."""

@@ -13,21 +13,23 @@ from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.request import Ask, Clip, Door, Picture, Recording
 
-NONE, SMALL = "none", "small"
+NONE, SMALL, DEFAULT = "none", "small", "default"
 LIBRARY_SIDE = 256
 _SIZE = re.compile(r"(\d{1,6})[xX](\d{1,6})(?:[xX](\d{1,6}))?")
 
 
-def warm_up_ask(wanted: str, door: Door) -> Ask | None:
-    """The request that `--warm-up` names: of "small" the smallest legal one, of "none" none, else of that size.
+def warm_up_ask(wanted: str, door: Door, option: str = "--warm-up") -> Ask | None:
+    """The request that an `option` names: of "small" the smallest legal one, of "default" one of the model's own size,
+    of "none" none, else of that size.
 
     ConfigError for anything else, and for a size that the model does not make.
     """
     if wanted == NONE:
         return None
     limits, size = door.limits, _SIZE.fullmatch(wanted)
-    if size is None and wanted != SMALL:
-        raise ConfigError(f"--warm-up {wanted} is not understood; use none, small, or a size as WxH or WxHxFRAMES")
+    if size is None and wanted not in (SMALL, DEFAULT):
+        known = "none, small, default, or a size as WxH or WxHxFRAMES"
+        raise ConfigError(f"{option} {wanted} is not understood; use {known}")
     side = _small_side(door)
     width, height, frames = size.groups() if size else (side, side, None)
     least = limits.min_frames if limits.max_frames > 1 else None
@@ -39,11 +41,12 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
         "seed": 0,
     }
     if size is None:
-        chosen = {name: value for name, value in chosen.items() if name not in limits.refuses}
+        own = ("width", "height", "num_frames") if wanted == DEFAULT else ()
+        chosen = {name: value for name, value in chosen.items() if name not in {*limits.refuses, *own}}
     text = "a warm-up" if door.spec.prompted else ""
     prompt: dict[str, Any] = {"prompt": text, "images": _blanks(limits.min_images)}
     if limits.min_videos:
-        prompt["videos"] = [_film(chosen["num_frames"] or 1)] * limits.min_videos
+        prompt["videos"] = [_film(chosen.get("num_frames") or door.defaults.num_frames or 1)] * limits.min_videos
     if door.spec.fills:
         prompt["pad"] = (LIBRARY_SIDE, 0, 0, 0)
     params = DiffusionParams(**chosen)
@@ -58,7 +61,7 @@ def warm_up_ask(wanted: str, door: Door) -> Ask | None:
     try:
         door.make_request(ask, 0.0, 0)
     except RequestError as error:
-        raise ConfigError(f"--warm-up {wanted} does not fit this model: {error}") from None
+        raise ConfigError(f"{option} {wanted} does not fit this model: {error}") from None
     return ask
 
 

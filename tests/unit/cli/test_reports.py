@@ -78,7 +78,8 @@ CHOICES = [
 def test_explain_prints_each_choice_with_its_reason_by_topic(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[Config] = []
 
-    def ask(config: Config) -> list[Choice]:
+    def ask(config: Config, measure: str | None) -> list[Choice]:
+        assert measure is None
         asked.append(config)
         return CHOICES
 
@@ -90,7 +91,7 @@ def test_explain_prints_each_choice_with_its_reason_by_topic(capsys: pytest.Capt
 
 
 def test_explain_as_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    explain.run(explaining("a/b", "--json"), lambda config: CHOICES)
+    explain.run(explaining("a/b", "--json"), lambda config, measure: CHOICES)
     assert json.loads(capsys.readouterr().out)[0] == {
         "topic": "place",
         "name": "dtype",

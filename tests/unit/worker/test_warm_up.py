@@ -59,6 +59,14 @@ def test_steps_that_a_schedule_needs_or_a_checkpoint_fixes_are_kept() -> None:
     assert drawn("small", replace(PICTURES, limits=fixed)) == "8x8, 4 steps"
 
 
+def test_the_default_is_the_model_s_own_size() -> None:
+    assert [drawn("default", door) for door in (PICTURES, VIDEOS)] == ["its own size"] * 2
+    ask = warm_up_ask("default", VIDEOS)
+    assert ask is not None
+    made = VIDEOS.make_request(ask, 0.0, 0).params
+    assert (made.width, made.height, made.num_frames, made.num_inference_steps) == (64, 64, 21, 1)
+
+
 def test_none_draws_nothing_and_a_size_is_that_size() -> None:
     assert drawn("none", PICTURES) == "nothing"
     assert drawn("64x32", PICTURES) == "64x32, 1 step"
@@ -68,7 +76,7 @@ def test_none_draws_nothing_and_a_size_is_that_size() -> None:
 @pytest.mark.parametrize(
     ("wanted", "door", "words"),
     [
-        ("big", PICTURES, "--warm-up big is not understood; use none, small, or a size as WxH or WxHxFRAMES"),
+        ("big", PICTURES, "--warm-up big is not understood; use none, small, default, or a size as WxH"),
         ("64", PICTURES, "--warm-up 64 is not understood"),
         ("20x32", PICTURES, "--warm-up 20x32 does not fit this model: width=20 is not a multiple of 8; use 16 or 24"),
         ("32x32x5", PICTURES, "num_frames means nothing to fake"),

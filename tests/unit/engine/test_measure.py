@@ -1,0 +1,72 @@
+"""What one request takes, as `omnimuse explain --measure` tells it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from itertools import accumulate
+from pathlib import Path
+
+import pytest
+
+from omnimuse import explain
+from omnimuse.cli import main
+from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig
+from omnimuse.core.errors import ConfigError
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.pools import DeployConfig, PoolConfig
+from omnimuse.core.request import Ask
+from omnimuse.engine import measure as measuring
+from omnimuse.engine.local import finished, start
+from omnimuse.engine.measure import FORETOLD, MADE, measure
+from omnimuse.observe.profile import allocated, recorded_events
+
+MODEL = "omnimuse/shapes"
+PLACE = Config(ModelConfig(MODEL, dtype="float32", device="cpu"), host=HostConfig(room=2**30))
+
+
+@pytest.fixture(autouse=True)
+def small_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried is small, so that little may be asked for."""
+    monkeypatch.setattr("omnimuse.engine.extents.SIDES", (128, 256))
+
+
+@pytest.mark.parametrize(("wanted", "how"), [("320x256", FORETOLD), ("96x96", MADE)])
+def test_it_is_what_torch_allocates_for_a_request_of_that_size(
+    wanted: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, seen = measuring.told_bytes, list[int]()
+    monkeypatch.setattr(measuring, "told_bytes", lambda count: seen.append(count) or told(count))
+    size, *stages, most = measure(PLACE, wanted)
+    assert (size.value, most.reason) == (wanted, "beside the weights, of which there are 1 GiB")
+    assert {stage.name for stage in stages} >= {"diffuse", "vae.decode"}
+    assert {stage.reason for stage in stages} == {how}
+    width, height = map(int, wanted.split("x"))
+    with contextlib.closing(start(PLACE)) as engine:
+        params = DiffusionParams(width=width, height=height, num_inference_steps=1)
+        finished(engine, engine.make_request(Ask("a warm-up", params)))
+        events = recorded_events(lambda: finished(engine, engine.make_request(Ask("a warm-up", params))))
+    took = max(accumulate(size for _, size in allocated(events)))
+    assert max(seen[1:]) == pytest.approx(took, rel=0.03) and most.value == told(max(seen[1:]))
+
+
+def test_the_command_line_and_python_tell_it_beside_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = explain(MODEL, config=PLACE)
+    found = explain(MODEL, config=PLACE, measure="small")
+    assert found[: len(chosen)] == chosen and {each.topic for each in found[len(chosen) :]} == {"request"}
+    assert main(["explain", MODEL, "--dtype", "float32", "--device", "cpu", "--measure", "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["topic"] == "request"]
+    assert rows[0]["value"] == "128x128" and rows[-1]["name"] == "at most"
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    for wanted, words in (("none", "measures nothing; use small"), ("big", "--measure big is not understood")):
+        with pytest.raises(ConfigError, match=words):
+            measure(PLACE, wanted)
+    pools = DeployConfig((PoolConfig("one", ("*",)),))
+    for spread in (
+        Config(PLACE.model, parallel=ParallelConfig(tensor=2)),
+        Config(PLACE.model, deploy=pools),
+    ):
+        with pytest.raises(ConfigError, match="leave the ranks and pools out"):
+            measure(spread, "small")
