@@ -224,8 +224,8 @@ class Engine:
 
     def die(self, error: Exception) -> EngineDeadError:
         """Nothing more will come of it, for this reason; what is said of it from now on."""
-        log.error("the engine has died", exc_info=error)
-        self.dead = EngineDeadError(f"the engine has died ({type(error).__name__}: {error}); start a new one")
+        log.error("the engine has died: %s", error, exc_info=None if isinstance(error, EngineDeadError) else error)
+        self.dead = dead_of(error)
         return self.dead
 
     def record(self) -> None:
@@ -400,6 +400,13 @@ class Engine:
             raise EngineDeadError(str(self.dead))
         if self._closed:
             raise EngineClosedError("this engine is closed; make a new one")
+
+
+def dead_of(error: Exception) -> EngineDeadError:
+    """What is said of an engine that `error` has ended: one that knows says itself what is to be done."""
+    if isinstance(error, EngineDeadError):
+        return EngineDeadError(f"the engine has died: {error}")
+    return EngineDeadError(f"the engine has died ({type(error).__name__}: {error}); start a new one")
 
 
 def too_late(scheduler: Scheduler, now: float) -> dict[str, RequestCancelled]:

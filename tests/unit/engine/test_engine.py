@@ -482,9 +482,10 @@ def test_an_engine_that_dies_of_what_is_done_between_its_ticks_tells_it_to_all_w
     deaths: list[EngineDeadError] = []
     subject, ear = Background(engine, deaths.append), Ear()
     subject.submit(subject.engine.make_request(ask(num_inference_steps=10_000)), ear)
-    subject.between_ticks(lambda: subject.engine.die(EngineDeadError("a rank is gone")))
+    subject.between_ticks(lambda: subject.engine.die(EngineDeadError("a rank is gone; start the engine again")))
     end = ear.wait()
     assert isinstance(end, Failed) and isinstance(end.error, EngineDeadError)
+    assert str(end.error) == "the engine has died: a rank is gone; start the engine again"
     assert [str(death) for death in deaths] == [str(end.error)]
     subject.close()
 
