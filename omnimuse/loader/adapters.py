@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,7 @@ class Reader:
                 products = dict[Site, tuple[Product, ...]]()
                 for layer, each in bound.items():
                     strength = said.get(each.component, said.get("", Strength()))
-                    for site, product in self._products(file, handle, layer, each, strength):
-                        _check_room(source, layer, product)
+                    for site, product in self._products(source, file, handle, layer, each, strength):
                         products[site] = (*products.get(site, ()), product)
         except (ModelError, OSError) as problem:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
@@ -158,7 +158,7 @@ class Reader:
     # -- numbers ---------------------------------------------------------------------------------------------------
 
     def _products(
-        self, file: Path, handle: Any, layer: str, bound: Bound, strength: Strength
+        self, source: str, file: Path, handle: Any, layer: str, bound: Bound, strength: Strength
     ) -> Iterator[tuple[Site, Product]]:
         tensors = {role: handle.get_tensor(name).float() for role, name in bound.tensors.items()}
         for role, name in bound.tensors.items():
@@ -182,33 +182,36 @@ class Reader:
                 parts = [((0, outputs.count), outputs.start)]
             else:
                 parts = list(share.meet(outputs.start, outputs.stop))
-            down, mine, own = self._placed(down, dtype), up[rows], None if bias is None else bias[rows]
+            placed = partial(self._placed, source, layer, dtype)
+            down, mine, own = placed(down), up[rows], None if bias is None else bias[rows]
             for (first, last), place in parts:
                 yield (
                     (bound.component, outputs.path),
                     Product(
                         down=down,
-                        up=self._placed(mine[first:last], dtype),
+                        up=placed(mine[first:last]),
                         start=place,
-                        bias=None if own is None else self._placed(own[first:last], dtype),
+                        bias=None if own is None else placed(own[first:last]),
                     ),
                 )
 
-    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        return tensor.to(self._device, dtype).contiguous()
+    def _placed(self, source: str, layer: str, dtype: torch.dtype, tensor: Tensor) -> Tensor:
+        """On the device, in the format of the layer. Nobody waits for a device: its numbers are looked at before."""
+        mine = tensor.to(dtype).contiguous()
+        _check_room(source, layer, mine)
+        return mine.to(self._device, non_blocking=True)
 
 
-def _check_room(source: str, layer: str, product: Product) -> None:
+def _check_room(source: str, layer: str, tensor: Tensor) -> None:
     """RequestError where numbers that were some in the file are none in the format that the layer computes in."""
-    for tensor in (product.down, product.up, product.bias):
-        if tensor is not None and not tensor.isfinite().all():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            wider = "another --dtype, or an adapter" if kind == "float16" else "an adapter"
-            raise refusal(
-                source,
-                f"has numbers for {layer} that {kind} has no room for (over {torch.finfo(tensor.dtype).max:.2g}, with "
-                f"its alpha); use {wider} whose training has not failed",
-            )
+    if not tensor.isfinite().all():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        wider = "another --dtype, or an adapter" if kind == "float16" else "an adapter"
+        raise refusal(
+            source,
+            f"has numbers for {layer} that {kind} has no room for (over {torch.finfo(tensor.dtype).max:.2g}, with "
+            f"its alpha); use {wider} whose training has not failed",
+        )
 
 
 def _says_nothing(name: str, handle: Any) -> bool:

@@ -5,6 +5,7 @@ The device is that of `tests/second_device.py`.
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -161,6 +162,29 @@ def test_what_is_worn_makes_no_step_wait(
     ticks = waits(engine, device, *asks)["denoise"]
     assert ticks, "no tick took only steps"
     assert [waited for _, waited in ticks if waited] == []
+
+
+@pytest.mark.parametrize("way", ["resident", pytest.param("compile", marks=pytest.mark.slow)])
+def test_an_adapter_that_nobody_wore_yet_is_read_and_worn_without_a_wait(
+    subject: Subject, engine_with: Make, device: SecondDevice, adapters: tuple[Path, Path], way: str
+) -> None:
+    """Nothing waits for the device that would not wait without the adapter."""
+    parts, offload = WAYS[way]
+    engine = moved(engine_with(schedule=FAST, **parts), device, offload)
+    plain = subject.ask(0)
+    with torch.compiler.set_stance("force_eager") if way == "compile" else nullcontext():
+        run(engine, plain)
+        without, worn = (
+            waits_of_all(engine, device, ask) for ask in (plain, with_params(plain, loras=[str(adapters[0])]))
+        )
+    assert worn == without
+
+
+def waits_of_all(engine: Engine, device: SecondDevice, ask: Ask) -> Counts[str]:
+    """What the host waits for while `ask` is drawn, from the beginning to the end."""
+    device.waits.clear()
+    run(engine, ask)
+    return Counts(device.waits)
 
 
 @pytest.mark.slow
