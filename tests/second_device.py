@@ -151,17 +151,26 @@ class SecondDevice(TorchDispatchMode):
     """While this context lasts, `ELSEWHERE` exists. `waits` says of every wait of the host why and where it was."""
 
     waits: list[str] = field(default_factory=list)
+    _kernels: torch.library.Library = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def __enter__(self) -> Self:
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes on the CPU what it then moves under our eyes
+        self._kernels = torch.library.Library("aten", "IMPL")
+        self._kernels.impl("_local_scalar_dense", self._read, "Lazy")
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        self._kernels._destroy()
         torch._C._set_only_lift_cpu_tensors(False)
+
+    def _read(self, number: Elsewhere) -> Any:
+        """What `torch.tensor([number])` asks for, which passes by all modes and classes of tensors."""
+        self._note("_local_scalar_dense")
+        return number.inner.item()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -95,6 +95,7 @@ def test_nothing_is_drawn_there_and_no_array_is_made(there: Tensor) -> None:
         lambda x: torch.ones(2, 3).to(x),
         lambda x: torch.tensor([1.0, 2.0], device=x.device),
         lambda x: x.new_tensor([1.0, 2.0]),
+        lambda x: torch.tensor([[x[0, 0] / 2]]),
     ],
 )
 def test_the_host_is_seen_to_wait_once(there: Tensor, device: SecondDevice, read: Callable[[Tensor], object]) -> None:
