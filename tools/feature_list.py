@@ -40,6 +40,7 @@ from omnimuse.worker.find import find, pipeline_for
 from tests.checkpoints import calling, qwen3_omni, qwen25_omni
 from tests.checkpoints.calling import LOOK
 from tests.checkpoints.families import SPEAKERS, WRITERS
+from tests.checkpoints.packed import FILES
 from tests.checkpoints.wishes import Family, Wish, chord, film, halves, photo
 
 SIDE = 64
@@ -72,6 +73,18 @@ class Stand:
     family: Family | Teller
     folder: Path
     starts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    files: str = ""
+    others: dict[str, Stand] = field(default_factory=dict)
+
+    def packed(self, how: str) -> Stand:
+        """The same, whose files are packed so (`tests/checkpoints/packed.py`); made once."""
+        if how == self.files:
+            return self
+        if how not in self.others:
+            made = self.folder.with_name(f"{self.folder.name}-{how}".replace(" ", "-"))
+            FILES[how](self.folder, made)
+            self.others[how] = replace(self, folder=made, starts={}, files=how, others={})
+        return self.others[how]
 
     @cached_property
     def door(self) -> Door:
@@ -103,7 +116,8 @@ class Stand:
         return started or (f"loras cannot be worn: {adapters}" if worn and adapters else "")
 
     def told(self, reason: str) -> str:
-        """`reason` in words that do not name the model."""
+        """`reason` in words that name neither the model nor a file of it."""
+        reason = re.sub(rf"{re.escape(str(self.folder.parent))}/\S+", "this file", reason)
         return re.sub(rf"(this )?\b{self.door.spec.family}\b", "this model", reason)
 
 
@@ -117,8 +131,8 @@ def measured(folder: Path) -> Path:
 class Feature:
     """Something that is switched on: for an engine by `topics` of its configuration, by its part of the choice of a
     step `cache`, by `axes` of its ranks or where it is `pooled`, between two ticks where it `rests`, for one request by
-    what `give` puts beside the prompt, by `params` and by `ask`. `also` is what else it needs; `paired`, whether the
-    page asks what it goes together with.
+    what `give` puts beside the prompt, by `params` and by `ask`; or that the checkpoint has, by how its `files` are
+    packed. `also` is what else it needs; `paired`, whether the page asks what it goes together with.
     """
 
     name: str
@@ -131,6 +145,7 @@ class Feature:
     give: Callable[[Stand, Prompt], Prompt] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     ask: Mapping[str, Any] = field(default_factory=dict)
+    files: str = ""
     also: Callable[[Stand], None] | None = None
     paired: bool = True
 
@@ -225,6 +240,14 @@ def remembers(stand: Stand) -> None:
         raise Impossible("no text is written, whose beginning could be there already")
 
 
+PACKED_FILES = {
+    "bitsandbytes": "files that bitsandbytes has packed, in 4 bits or 8",
+    "GGUF": "a single file in blocks of 4 to 8 bits",
+    "torchao": "files that torchao has packed",
+    "fp8 files": "floats of 8 bits with a scale for each block of weights, as transformers saves them",
+    "scaled fp8": "a single file of floats of 8 bits with a scale for each layer, as ComfyUI has them",
+}
+"""Files whose weights are packed: the networks that draw, or read and draw."""
 FEATURES = (
     Feature("text", "drawn from a prompt alone", give=from_text, paired=False),
     Feature("picture in", "starts from pictures, or is shown them", give=with_picture),
@@ -257,6 +280,7 @@ FEATURES = (
     Feature("int8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "int8-dynamic"})}),
     Feature("fp8", "weights of 8 bits that are floats", {"quantize": QuantConfig({"": "fp8"})}),
     Feature("fp8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "fp8-dynamic"})}),
+    *(Feature(name, about, files=name, paired=False) for name, about in PACKED_FILES.items()),
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from omnimuse.core.config import CacheConfig, ParallelConfig
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.core.params import make_params
 from omnimuse.core.request import Ask
 from omnimuse.deploy.pools import NO_ENGINE
@@ -70,6 +70,7 @@ class Cell:
 def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
     """None where all of `features` at once are let in; else who says what against it."""
     try:
+        stand = packed(stand, features)
         for feature in features:
             if feature.also is not None:
                 feature.also(stand)
@@ -84,7 +85,7 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
         stand.door.make_request(asked(stand, features), 0.0, 1)
     except Impossible as reason:
         return Cell("impossible", str(reason))
-    except (ConfigError, RequestError) as reason:
+    except (ConfigError, ModelError, RequestError) as reason:
         return Cell("refused", stand.told(str(reason)))
     return None
 
@@ -93,6 +94,12 @@ def topics(features: Sequence[Feature]) -> dict[str, Any]:
     """With what an engine with all of `features` is started; Impossible where two choose one thing differently."""
     chosen, cache = joined(each.topics for each in features), joined(each.cache for each in features)
     return {**chosen, "cache": CacheConfig(**{**SKIPPING, **cache})} if cache else chosen
+
+
+def packed(stand: Stand, features: Sequence[Feature]) -> Stand:
+    """`stand` with files as `features` have them; Impossible where two have them differently."""
+    files = joined({"files": feature.files} for feature in features if feature.files)
+    return stand.packed(files["files"]) if files else stand
 
 
 def joined(choices: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

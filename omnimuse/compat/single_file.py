@@ -8,7 +8,7 @@ be all of a network, in its shapes. Called by `omnimuse convert`, and by `openin
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,11 @@ def kind_of(file: Path) -> str:
 
 def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Collection[str]) -> dict[str, Contents]:
     """The weights of every component `names` of `like` that the file holds, as the library names them."""
+    if like.files is not None:
+        raise ModelError(
+            f"{file} cannot become a {like.arch}: its networks are of no class of diffusers or transformers, by whose "
+            "names files are read; use a folder in its authors' layout"
+        )
     content, found, why = read_file(file), dict[str, Contents](), list[str]()
     tensors = content.tensors
     for name in names:
@@ -147,14 +152,13 @@ def _part(name: str, tensors: Tensors) -> Tensors:
 def _translated(
     cls: Any, name: str, like: Checkpoint, part: Tensors, content: Content, *, packed: bool
 ) -> Contents | None:
-    """`part` in the library's names; None if the library has no converter for `cls`, or it does not take `part`."""
-    from diffusers.loaders import single_file_model
-
-    known = single_file_model.SINGLE_FILE_LOADABLE_CLASSES
+    """`part` in the library's names; None if these are others, and it has no converter for `cls` or that takes no such
+    names.
+    """
     try:
         with quiet("diffusers"):
-            if cls.__name__ in known:
-                network = _network(cls, known[cls.__name__]["checkpoint_mapping_fn"], like.config(name), part)
+            network = _network(cls, like.config(name), part)
+            if network is not None:
                 return content.resolved(network) if packed else dict(content.floats(network))
             reader = _reader(cls, name, like, content.floats(part))
             return None if reader is None else dict(reader)
@@ -162,13 +166,20 @@ def _translated(
         return None  # the converters look for names without asking
 
 
-def _network(cls: Any, mapping: Callable[..., Any], config: Mapping[str, Any], part: Tensors) -> Tensors:
+def _network(cls: Any, config: Mapping[str, Any], part: Tensors) -> Tensors | None:
+    """`part` as it is, where these are the library's own names already; else as its converter for `cls` has it, if it
+    has one.
+    """
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES as KNOWN
+
     bare = {key.removeprefix(DENOISER): tensor for key, tensor in part.items()}
-    if set(construct(lambda: cls.from_config(dict(config))).state_dict()) <= set(bare):
-        return bare  # the library's own names already
+    if hasattr(cls, "from_config") and _shapes(cls, config).keys() <= bare.keys():
+        return bare
+    if cls.__name__ not in KNOWN:
+        return None
     if cls.__name__.startswith("UNet"):  # this converter wants the prefix, the others do without
         bare = {DENOISER + key: tensor for key, tensor in bare.items()}
-    converted: Tensors = mapping(checkpoint=bare, config=dict(config))
+    converted: Tensors = KNOWN[cls.__name__]["checkpoint_mapping_fn"](checkpoint=bare, config=dict(config))
     return converted
 
 
@@ -191,8 +202,7 @@ def _differences(cls: Any, name: str, like: Checkpoint, weights: Contents) -> st
     """What is wrong with `weights` for component `name`, in words; None if they are all of it, in its shapes."""
     if not hasattr(cls, "from_config"):
         return None  # the library built it from these weights
-    module: nn.Module = construct(lambda: cls.from_config(dict(like.config(name))))
-    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    wanted = _shapes(cls, like.config(name))
     missing = sorted(wanted.keys() - weights.keys())
     shapes = [key for key in sorted(wanted.keys() & weights.keys()) if tuple(weights[key].shape) != wanted[key]]
     if missing:
@@ -205,6 +215,12 @@ def _differences(cls: Any, name: str, like: Checkpoint, weights: Contents) -> st
             return f"it has {key} besides, so it is a larger network"
         del weights[key]  # counters, copies for training
     return None
+
+
+def _shapes(cls: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of a network of the library's, by its name."""
+    module: nn.Module = construct(lambda: cls.from_config(dict(config)))
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
 
 
 def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: bool) -> None:

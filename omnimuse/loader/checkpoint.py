@@ -218,7 +218,7 @@ class Checkpoint:
         for file, key in piece.files.items():
             content = read_json(self.folder / file) if (self.folder / file).is_file() else {}
             found |= {key: content} if key else content
-        return found
+        return _as_of_floats(found)
 
     def sources(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The files that say what this checkpoint is, by name, with what they say."""

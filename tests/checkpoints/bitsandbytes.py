@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.quant.codes import CODES, GROUP
+from tests.checkpoints.parts import packable, say_packed, weights_of
 
 SAID = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -25,9 +26,9 @@ def pack(folder: Path, kind: str, double: bool = False) -> dict[str, Tensor]:
     """Pack the weights of blocks in the component `folder`, with factors packed as well if `double`; what they are now,
     as floats.
     """
-    [file] = folder.glob("*.safetensors")
+    file = weights_of(folder)
     tensors, floats = load_file(file), dict[str, Tensor]()
-    for name in [name for name, each in tensors.items() if "layers." in name and each.ndim == 2]:
+    for name in [name for name, each in tensors.items() if packable(name, each)]:
         weight = tensors.pop(name).float()
         made = _eight(weight) if kind == "int8" else _four(weight, kind, double)
         floats[name] = made.pop("floats")
@@ -35,15 +36,13 @@ def pack(folder: Path, kind: str, double: bool = False) -> dict[str, Tensor]:
         tensors[name] = made.pop("weight")
         tensors |= {f"{prefix or name + '.'}{part}": each for part, each in made.items()}
     save_file(tensors, file, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", **SAID[kind]}
-    (folder / "config.json").write_text(json.dumps(config))
+    say_packed(file, {"quant_method": "bitsandbytes", **SAID[kind]})
     return floats
 
 
 def unpack(folder: Path, floats: dict[str, Tensor]) -> None:
     """Write `floats` over the weights in the component `folder`."""
-    [file] = folder.glob("*.safetensors")
+    file = weights_of(folder)
     save_file(load_file(file) | floats, file, {"format": "pt"})
 
 

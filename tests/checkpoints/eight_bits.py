@@ -7,7 +7,6 @@ Written here by their layouts, so that tests do not need the libraries.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-IN_BLOCKS = re.compile(r"(.*\.)?\w*(layers|blocks)\..*\.weight|layers\.weight")
+from tests.checkpoints.parts import packable, say_packed, weights_of
+
 POWERS = (torch.float8_e8m0fnu, torch.uint8)
 """Formats of scales that are powers of two."""
 
@@ -124,15 +124,14 @@ def pack(folder: Path, kind: str, beside: bool = False) -> dict[str, Tensor]:
     """Pack the weights of blocks in the component `folder`; what they are now, as floats. `beside`: ModelOpt's note
     lies in a file of its own.
     """
-    [file] = folder.glob("*.safetensors")
+    file = weights_of(folder)
     layout, tensors, floats = LAYOUTS[kind], load_file(file), dict[str, Tensor]()
-    for name in [name for name, each in tensors.items() if IN_BLOCKS.match(name) and each.ndim == 2]:
+    for name in [name for name, each in tensors.items() if packable(name, each)]:
         parts, floats[name] = layout.packed(tensors.pop(name).float())
         tensors |= {name.removesuffix("weight") + role: part for role, part in parts.items()}
     save_file(tensors, file, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
     if beside:
         (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": dict(layout.said)}))
     else:
-        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": dict(layout.said)}))
+        say_packed(file, layout.said)
     return floats

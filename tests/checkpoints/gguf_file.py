@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from torch import Tensor
 
@@ -47,3 +48,22 @@ def write(path: Path, tensors: dict[str, Tensor], kind_of: Callable[[str, Tensor
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def usual(name: str, tensor: Tensor) -> str:
+    """As such files are: what has no whole blocks, or is no matrix, in floats; several formats side by side."""
+    if tensor.ndim != 2 or tensor.shape[1] % 32 or "pad_token" in name:
+        return "F32" if tensor.ndim <= 2 else "F16"
+    if tensor.shape[1] % 256 == 0:
+        return "Q6_K" if "layers.1." in name else "Q4_K"
+    last = "to_v" in name or ".v." in name
+    return "BF16" if "_embedder" in name else "Q5_0" if last else "Q4_0" if "att" in name else "Q8_0"
+
+
+def exact(file: Path) -> dict[str, Tensor]:
+    """Every tensor in the file, as gguf unpacks it."""
+    found = {}
+    for each in gguf.GGUFReader(file, "c").tensors:
+        shape = [int(size) for size in reversed(each.shape)]
+        found[each.name] = torch.from_numpy(gguf.quants.dequantize(each.data, each.tensor_type)).reshape(shape)
+    return found

@@ -7,6 +7,7 @@ alone, so adding a component changes no other.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,26 @@ QWEN_CHAT = (
     "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
     "{%- endif %}"
 )
+
+
+IN_BLOCKS = re.compile(r"(.*\.)?\w*((layers|blocks)\.|refiner\.\d).*\.weight|layers\.weight")
+
+
+def packable(name: str, tensor: Tensor) -> bool:
+    """Whether this is what packers pack: the weights of a linear layer in a block that repeats."""
+    return tensor.ndim == 2 and IN_BLOCKS.match(name) is not None
+
+
+def weights_of(component: Path) -> Path:
+    """The one file of weights of a component, which is a folder, or that file."""
+    [file] = component.glob("*.safetensors") if component.is_dir() else [component]
+    return file
+
+
+def say_packed(file: Path, said: Mapping[str, Any]) -> None:
+    """Have the configuration beside `file` say how its weights are packed."""
+    config = file.parent / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": dict(said)}))
 
 
 def unfilled(make: Callable[[], M]) -> M:

@@ -17,26 +17,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.quant.codes import E2M1
+from tests.checkpoints.parts import packable, say_packed, weights_of
 
 FLOAT32 = {"_type": "torch.dtype", "_data": "float32"}
 
 
 def pack(folder: Path, kind: str) -> dict[str, Tensor]:
     """Pack the weights of blocks in the component `folder`; what they are now, as floats."""
-    [file] = folder.glob("*.safetensors")
+    file = weights_of(folder)
     tensors, floats, notes = load_file(file), dict[str, Tensor](), dict[str, Any]()
     for name in list(tensors):
         weight = tensors[name]
         notes[name] = {"_type": "Tensor"}
-        if "layers." in name and weight.ndim == 2:
+        if packable(name, weight):
             parts, floats[name], notes[name] = _packed(tensors.pop(name).float(), kind)
             layer, _, own = name.rpartition(".")
             tensors |= {f"{layer}._{own}_{role}": part.contiguous() for role, part in parts.items()}
     header = {name: json.dumps(note) for name, note in notes.items()} | {"tensor_names": json.dumps(list(notes))}
     save_file(tensors, file, {"format": "pt", **header})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "torchao", "quant_type": {"default": {"_type": kind}}}
-    (folder / "config.json").write_text(json.dumps(config))
+    say_packed(file, {"quant_method": "torchao", "quant_type": {"default": {"_type": kind}}})
     return floats
 
 

@@ -22,7 +22,6 @@ from tests.dist.test_shared_work import PLAIN, QWEN, Job, Z, on_rank
 from tests.dist.test_telling_together import TELLERS, check, told
 from tests.dist.test_telling_together import on_rank as tell
 from tests.ranks import play
-from tests.unit.compat.test_gguf import usual
 from tests.unit.compat.test_single_file import original
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
@@ -64,9 +63,9 @@ PACKED: dict[str, tuple[str, Pack]] = {
     "int8": (Z, partial(by_bitsandbytes, "int8", False)),
     **{f"{kind} of torchao": (Z, partial(by_torchao, kind)) for kind in BY_TORCHAO},
     **{f"{kind}, in one": (Z, partial(in_gguf, original, partial(alike, kind))) for kind in ("Q8_0", "Q4_0")},
-    "several formats, in one": (Z, partial(in_gguf, original, usual)),
+    "several formats, in one": (Z, partial(in_gguf, original, gguf_file.usual)),
     "Q8_0, apart": (QWEN, partial(in_gguf, dict, partial(alike, "Q8_0"))),
-    "several formats, apart": (QWEN, partial(in_gguf, dict, usual)),
+    "several formats, apart": (QWEN, partial(in_gguf, dict, gguf_file.usual)),
 }
 
 

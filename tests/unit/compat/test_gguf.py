@@ -33,7 +33,7 @@ from omnimuse.quant.linear import quantized_layers
 from omnimuse.quant.packings import Rows
 from omnimuse.worker.find import our_networks
 from tests.checkpoints import qwen_image, wan, z_image
-from tests.checkpoints.gguf_file import random_blocks, write
+from tests.checkpoints.gguf_file import exact, random_blocks, usual, write
 from tests.checkpoints.single_file import Tensors, weights
 from tests.checkpoints.single_file import wan as wan_names
 from tests.invariants.conftest import Subject, run
@@ -62,16 +62,6 @@ def test_layers_of_few_bits_are_compiled_whole(kind: str) -> None:
     found = torch.compile(multiplied, backend="eager", fullgraph=True)(x)
     expected = gguf.quants.dequantize(parts["weight"].numpy(), GGMLQuantizationType[kind])
     assert torch.equal(found, torch.nn.functional.linear(x, torch.from_numpy(expected)))
-
-
-def usual(name: str, tensor: Tensor) -> str:
-    """As such files are: what has no whole blocks, or is no matrix, in floats; several formats side by side."""
-    if tensor.ndim != 2 or tensor.shape[1] % 32 or "pad_token" in name:
-        return "F32" if tensor.ndim <= 2 else "F16"
-    if tensor.shape[1] % 256 == 0:
-        return "Q6_K" if "layers.1." in name else "Q4_K"
-    last = "to_v" in name or ".v." in name
-    return "BF16" if "_embedder" in name else "Q5_0" if last else "Q4_0" if "att" in name else "Q8_0"
 
 
 @dataclass(frozen=True)
@@ -104,15 +94,6 @@ KINDS = {
         wan.FAMILIES[0], lambda folder, seed: wan.build(folder, "2.1", seed=seed), wan_names, "WanTransformer3DModel"
     ),
 }
-
-
-def exact(file: Path) -> Tensors:
-    """Every tensor in the file, as gguf unpacks it."""
-    found = {}
-    for each in gguf.GGUFReader(file, "c").tensors:
-        shape = [int(size) for size in reversed(each.shape)]
-        found[each.name] = torch.from_numpy(gguf.quants.dequantize(each.data, each.tensor_type)).reshape(shape)
-    return found
 
 
 def numbers(folder: Path) -> Tensors:

@@ -252,3 +252,13 @@ def test_pickles_other_formats_and_folders_that_exist_are_refused(z_image_folder
         convert(tmp_path / "b.safetensors", like, tmp_path / "made")
     with pytest.raises(RequestError, match="exists; name a folder that does not"):
         convert(tmp_path / "b.safetensors", like, tmp_path)
+
+
+def test_a_file_cannot_become_a_model_whose_networks_no_library_has(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    save_file({"a.weight": torch.ones(6, 8)}, tmp_path / "a.safetensors")
+    like = Checkpoint(tiny("BagelForConditionalGeneration"))
+    with pytest.raises(ModelError, match=r"a\.safetensors cannot become a Bagel.*use a folder in its authors' layout"):
+        convert(tmp_path / "a.safetensors", like, tmp_path / "made")
+    assert not (tmp_path / "made").exists()

@@ -1,0 +1,89 @@
+"""Tiny checkpoints whose files are packed, as people have them: `FILES[how](folder, made)` makes of the checkpoint in
+`folder` one at `made` and tells what its weights stand for, which `as_floats` writes into a third.
+
+Packed are the networks that draw, or read and draw: in their folders as libraries save them, or in single files, by the
+names that the library has for weights, which become folders as `omnimuse convert` makes them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from omnimuse.compat.single_file import convert
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.worker.find import our_networks
+from tests.checkpoints import bitsandbytes, eight_bits, gguf_file, torchao
+from tests.checkpoints.parts import packable
+from tests.checkpoints.single_file import Tensors, weights
+
+Found = dict[str, Tensors]
+"""What weights stand for, by component and name."""
+
+
+def networks(checkpoint: Checkpoint) -> list[str]:
+    """Those that are packed."""
+    ours = our_networks()[checkpoint.arch]
+    return [name for name in ours if name in checkpoint.components and name.startswith(("transformer", "model"))]
+
+
+def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Found:
+    """As a library saves each of them."""
+    checkpoint = Checkpoint(Path(shutil.copytree(folder, made)))
+    return {name: pack(checkpoint.weights(name)) for name in networks(checkpoint)}
+
+
+def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:
+    """Each in a single file."""
+    like, found = Checkpoint(folder), Found()
+    for name in networks(like):
+        file, found[name] = write(made.with_name(f"{made.name}-{name}"), weights(like.weights(name)))
+        place = made.with_name(f"{made.name}-of-{name}")
+        like = Checkpoint(convert(file, like, place, name, ours=our_networks()[like.arch]).folder)
+    like.folder.rename(made)
+    return found
+
+
+def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
+    """In blocks of several formats."""
+    file = gguf_file.write(path.with_name(f"{path.name}.gguf"), tensors, gguf_file.usual)
+    return file, gguf_file.exact(file)
+
+
+def scaled(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
+    """Floats of 8 bits with a scale for all weights of a layer, as ComfyUI writes them."""
+    file, small, floats = path.with_name(f"{path.name}.safetensors"), dict(tensors), dict[str, Tensor]()
+    for name in [name for name, tensor in tensors.items() if packable(name, tensor)]:
+        scale = tensors[name].abs().max() / 400
+        small[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        small[f"{name.removesuffix('weight')}scale_weight"] = scale
+        floats[name] = small[name].float() * scale
+    save_file(small, file)
+    return file, floats
+
+
+def as_floats(folder: Path, found: Mapping[str, Tensors], made: Path) -> Path:
+    """The checkpoint in `folder` with these weights, at `made`."""
+    checkpoint = Checkpoint(Path(shutil.copytree(folder, made)))
+    for name, tensors in found.items():
+        bitsandbytes.unpack(checkpoint.weights(name), tensors)
+    return made
+
+
+FILES: Mapping[str, Callable[[Path, Path], Found]] = {
+    "bitsandbytes": partial(in_folders, partial(bitsandbytes.pack, kind="nf4")),
+    "bitsandbytes, 8 bits": partial(in_folders, partial(bitsandbytes.pack, kind="int8")),
+    "torchao": partial(in_folders, partial(torchao.pack, kind="int8")),
+    "fp8 files": partial(in_folders, partial(eight_bits.pack, kind="blocks")),
+    "GGUF": partial(in_files, in_gguf),
+    "scaled fp8": partial(in_files, scaled),
+}
+"""How files are packed: the names are those of features in `tools/feature_list.py`, up to a comma."""
+IN_ONE_FILE = ("GGUF", "scaled fp8")
+"""Those that come in single files."""
