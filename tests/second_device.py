@@ -11,16 +11,19 @@ What it cannot show: kernels that an accelerator lacks or computes in another wa
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 import weakref
 from collections import Counter as Counts
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -29,6 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import omnimuse
 from omnimuse.cache.stepcache import StepCache
+from omnimuse.compat.contract import offloaded
+from omnimuse.core.config import Choice, Config
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 from omnimuse.loader.adapters import Reader
@@ -40,6 +45,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
+from omnimuse.worker import build
 from omnimuse.worker.clock import HostClock
 from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
@@ -117,13 +123,19 @@ class Elsewhere(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Elsewhere:
+    def __new__(cls, inner: Tensor, /, **attributes: Any) -> Any:
+        if inner.is_meta:  # as accelerate makes one that waits for its numbers: of the class that had some before
+            return nn.Parameter(inner, attributes["requires_grad"])
         made = Tensor._make_wrapper_subclass(
             cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=ELSEWHERE
         )
         made.inner = inner
         SHELF.put(made)
         return made
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The memory of its numbers, which tells whether two tensors are parts of one."""
+        return self.inner.untyped_storage()
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"Elsewhere({self.inner!r})"
@@ -148,9 +160,12 @@ class Elsewhere(Tensor):
 
 @dataclass
 class SecondDevice(TorchDispatchMode):
-    """While this context lasts, `ELSEWHERE` exists. `waits` says of every wait of the host why and where it was."""
+    """While this context lasts, `ELSEWHERE` exists. `waits` says of every wait of the host why and where it was. It
+    `draws` where weights are made that others are then put in the place of.
+    """
 
     waits: list[str] = field(default_factory=list)
+    draws: bool = False
     _kernels: torch.library.Library = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -175,7 +190,7 @@ class SecondDevice(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return compute(func, args, kwargs or {}, self._note)
+        return compute(func, args, kwargs or {}, self._note, draws=self.draws)
 
     def send(self, tensor: Tensor) -> Arrival:
         """As `omnimuse.pipeline.arrival.send`: the copy is begun, and nobody waits for it."""
@@ -195,7 +210,9 @@ def _place(frame: FrameType | None) -> str:
     return f"{Path(file).name}:{frame.f_lineno} {linecache.getline(file, frame.f_lineno).strip()}"
 
 
-def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], note: Callable[[str], None]) -> Any:
+def compute(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], note: Callable[[str], None], *, draws: bool = False
+) -> Any:
     """One operation of torch: on the CPU, with the rules of the second device. `note` is told why the host waits."""
     name, names = _facts(func)
     met = _Met()
@@ -212,12 +229,12 @@ def compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], note: Cal
     elif met.there:
         _check_reading(func, name, given, note)
         _check_company(func, name, met.here, note)
-    if met.draws or "rand" in name:
+    if (met.draws or "rand" in name) and not draws:
         raise RuntimeError(f"{name} cannot draw on {ELSEWHERE} as seeds promise it; draw on the CPU and move the noise")
     found = STANDING_IN.get(func, func)(*plain_args, **plain_kwargs)
     if name == "copy_":
         return args[0]
-    return found if goal.type == "cpu" else _there(found, met.there)
+    return _there(found, met.there) if goal.type == ELSEWHERE.type else found.to(goal)
 
 
 @cache
@@ -343,6 +360,23 @@ class Lanes:
 
     def close(self) -> None:
         """Nothing is under way."""
+
+
+@torch.inference_mode()
+def started(config: Config, device: SecondDevice, lanes: Lanes | None = None) -> Engine:
+    """An engine whose weights are read to the device, or to where they wait for it, as `config` says."""
+    where, begin = Choice("place", "device", str(ELSEWHERE), "asked for"), lanes or Lanes()
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(build, "choose_device", lambda chosen: (ELSEWHERE, where)))
+        patches.enter_context(patch.object(build, "compute_on", lambda device: None))
+        for module in (build, offloaded):
+            patches.enter_context(patch.object(module, "DeviceLanes", lambda device: begin))
+        patches.enter_context(patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"))  # a thread knows no second device
+        device.draws = True
+        built = build.build(config)
+        device.draws = False
+    pipeline = type(built.pipeline)(replace(built.pipeline.ctx, send=device.send), built.pipeline.part)
+    return Engine(Runner(pipeline, config.schedule, built.resources, clock=HostClock()), built.door)
 
 
 @torch.inference_mode()

@@ -35,7 +35,8 @@ class Rotary(nn.Module):
 
     def forward(self, ids):
         angles = [
-            ids[:, axis : axis + 1].double() * self.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            ids[:, axis : axis + 1].double()
+            * self.theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim)
             for axis, dim in enumerate(self.axes)
         ]
         whole = torch.cat(angles, dim=-1)

@@ -90,6 +90,7 @@ class DenoisingStage(PipelineStage):
         self.scheduler, self.vae = scheduler, vae
         self.guidance: float | None = None
         self._kinds: dict[str, tuple[Any, Hashable]] = {}
+        self._numbers: tuple[Any, list[int]] = (None, [])
 
     # -- what subclasses may change --------------------------------------------------------------------------------
 
@@ -257,7 +258,7 @@ class DenoisingStage(PipelineStage):
             noise = predictions[POSITIVE]
         else:
             _, scale = self._select_and_manage_model(
-                t_int=int(timestep),
+                t_int=self._number(prepared, index),
                 boundary_timestep=prepared["boundary_timestep"],
                 server_args=self.server_args,
                 batch=batch,
@@ -330,11 +331,21 @@ class DenoisingStage(PipelineStage):
             return there
         return self.prepare_extra_func_kwargs(self.transformer.forward, there)
 
+    def _number(self, prepared: Variables, index: int) -> int:
+        """The timestep of a step; all of them are read from the device at the first."""
+        timesteps = prepared["timesteps"]
+        if self._numbers[0] is not timesteps:
+            self._numbers = timesteps, [int(each) for each in timesteps.tolist()]
+        return self._numbers[1][index]
+
     def _step(self, batch: Req, server_args: ServerArgs, prepared: Variables, index: int) -> Variables:
         """What step `index` begins with, under the names that hooks take."""
         timestep, latents, dtype = prepared["timesteps"][index], prepared["latents"], prepared["target_dtype"]
         model, scale = self._select_and_manage_model(
-            t_int=int(timestep), boundary_timestep=prepared["boundary_timestep"], server_args=server_args, batch=batch
+            t_int=self._number(prepared, index),
+            boundary_timestep=prepared["boundary_timestep"],
+            server_args=server_args,
+            batch=batch,
         )
         latents = self._part(batch, latents)
         seen = latents.to(dtype)
