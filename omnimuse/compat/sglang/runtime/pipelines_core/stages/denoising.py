@@ -90,7 +90,6 @@ class DenoisingStage(PipelineStage):
         self.scheduler, self.vae = scheduler, vae
         self.guidance: float | None = None
         self._kinds: dict[str, tuple[Any, Hashable]] = {}
-        self._numbers: tuple[Any, list[int]] = (None, [])
 
     # -- what subclasses may change --------------------------------------------------------------------------------
 
@@ -332,11 +331,10 @@ class DenoisingStage(PipelineStage):
         return self.prepare_extra_func_kwargs(self.transformer.forward, there)
 
     def _number(self, prepared: Variables, index: int) -> int:
-        """The timestep of a step; all of them are read from the device at the first."""
-        timesteps = prepared["timesteps"]
-        if self._numbers[0] is not timesteps:
-            self._numbers = timesteps, [int(each) for each in timesteps.tolist()]
-        return self._numbers[1][index]
+        """The timestep of a step; those of all are read from the device at the first."""
+        if "numbers" not in prepared:
+            prepared["numbers"] = [int(each) for each in prepared["timesteps"].tolist()]
+        return int(prepared["numbers"][index])
 
     def _step(self, batch: Req, server_args: ServerArgs, prepared: Variables, index: int) -> Variables:
         """What step `index` begins with, under the names that hooks take."""
