@@ -96,8 +96,8 @@ def composed(arch: str, build: Callable[[Path], Path], wishes: tuple[Wish, ...],
 
 TOLD = {"sampling": {"empty_tokens": TOKENS}}
 SEEN = [name for name in CASES if name != "sound"]
-"""The solver of sound draws its noise on the device itself (`torch.Generator(device)` in `brownian_interval.py` of
-torchsde), so that on any accelerator it is another noise than on the CPU.
+"""The solver of sound draws its noise on the device itself (`torch.Generator(device)` in torchsde's Brownian interval),
+so that on any accelerator it is another noise than on the CPU.
 """
 GUESTS = {
     **{f"{name}, whole": written(name, steps=False) for name in SEEN},
