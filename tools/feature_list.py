@@ -280,7 +280,7 @@ FEATURES = (
     Feature("int8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "int8-dynamic"})}),
     Feature("fp8", "weights of 8 bits that are floats", {"quantize": QuantConfig({"": "fp8"})}),
     Feature("fp8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "fp8-dynamic"})}),
-    *(Feature(name, about, files=name, paired=False) for name, about in PACKED_FILES.items()),
+    *(Feature(name, about, files=name) for name, about in PACKED_FILES.items()),
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),

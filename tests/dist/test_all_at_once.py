@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import ClassVar
@@ -26,6 +27,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.packed import FILES
 from tests.checkpoints.wishes import Family
 from tests.compiling import Counter, compile_with
 from tests.invariants.conftest import drain, nap, outputs, submit, tick, with_params
@@ -33,7 +35,7 @@ from tests.invariants.test_quantized import FAR
 from tests.once import Once
 from tests.ranks import play
 from tests.skipping import ENOUGH, counting
-from tools.feature_list import FEATURES, Feature, Stand, Teller, measured
+from tools.feature_list import FEATURES, PACKED_FILES, Feature, Stand, Teller, measured
 from tools.features_page import asked, attempt, ranks, topics
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -108,6 +110,26 @@ SHARED_PACKED: tuple[tuple[str, tuple[str, ...]], ...] = (
     (VIDEO, ("video in", "several", "company", "pipe", "fp8-dynamic")),
     (VIDEO, ("video in", "several", "company", "tensor", "fp8")),
 )
+FILES_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (PICTURE, (*NAPS, files, *others))
+    for files in PACKED_FILES
+    for others in (
+        ("exact", *SKIPS, "components"),
+        ("invariant", "TeaCache", "layers"),
+        ("DBCache", "compile"),
+    )
+)
+FILES_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (family, (*names, files))
+    for files in PACKED_FILES
+    for family, names in (
+        (PICTURE, (*ASKED, "tensor", "tiles on ranks")),
+        (PICTURE, (*ASKED, "ulysses", "shard")),
+        (PICTURE, (*ASKED, "ring")),
+        (SOUND, ("sound in", "several", "company", "cfg")),
+        (VIDEO, ("video in", "several", "company", "pipe")),
+    )
+)
 LONG = {**ENOUGH, "num_inference_steps": 8}
 """Parameters of a request that has enough steps for a mask, too, where a picture stands in for the first three."""
 COMPILED = (PICTURE, (*ASKED, "cfg", "compile", "tiles on ranks", "sleep"))
@@ -131,7 +153,7 @@ class Case:
     @property
     def stand(self) -> Stand:
         [family] = [family for family in self.among if family.name == self.family]
-        return Stand(family, self.folder)
+        return Stand(family, self.folder, files=files_of(self.names))
 
     @property
     def features(self) -> list[Feature]:
@@ -201,20 +223,38 @@ class Case:
         return [f"{self.family}, {' '.join(self.names)}: {error:.1e}" for error in errors if not error <= bound]
 
 
+def files_of(names: Iterable[str]) -> str:
+    """How the files are packed of what has these features; empty where they are not."""
+    return next((name for name in names if name in PACKED_FILES), "")
+
+
+Fitted = Callable[..., Path]
+
+
 @pytest.fixture
-def fitted(tiny: Callable[[str], Path], once: Once) -> Callable[[str], Path]:
-    """The tiny checkpoint of a family, by its name, once it is measured for step caches (read only)."""
-    return lambda name: once.folder(f"measured {name}", lambda folder: measured(copytree(tiny(name), folder)))
+def fitted(tiny: Callable[[str], Path], once: Once) -> Fitted:
+    """The tiny checkpoint of a family, by its name and how its files are packed, once it is measured for step caches
+    (read only).
+    """
+
+    def folder(name: str, files: str = "") -> Path:
+        return once.folder(f"measured {name} {files}", partial(make, name, files))
+
+    def make(name: str, files: str, made: Path) -> None:
+        FILES.get(files, copytree)(tiny(name), made)
+        measured(made)
+
+    return folder
 
 
-def cases(asked: Iterable[tuple[str, tuple[str, ...]]], fitted: Callable[[str], Path], folder: Path) -> list[Case]:
+def cases(asked: Iterable[tuple[str, tuple[str, ...]]], fitted: Fitted, folder: Path) -> list[Case]:
     """All of these, with adapters to wear."""
     made = []
     for number, (family, names) in enumerate(asked):
         adapter = folder / f"{family}.safetensors"
         if not adapter.exists():
             write(adapter, layers_of(fitted(family)))
-        case = Case(family, names, fitted(family), adapter, folder / f"{number}.safetensors")
+        case = Case(family, names, fitted(family, files_of(names)), adapter, folder / f"{number}.safetensors")
         made.append(replace(case, output="latent") if case.tipping else case)
     return made
 
@@ -258,11 +298,11 @@ def one_thread() -> Iterable[None]:
 
 @pytest.mark.crossed
 @pytest.mark.parametrize(
-    "asked", [*ALONE, *SHARED, *PACKED, *SHARED_PACKED, COMPILED], ids=lambda asked: " ".join(asked[1])
+    "asked",
+    [*ALONE, *SHARED, *PACKED, *SHARED_PACKED, COMPILED, *FILES_ALONE, *FILES_SHARED],
+    ids=lambda asked: " ".join(asked[1]),
 )
-def test_what_is_tried_is_let_in(
-    asked: tuple[str, tuple[str, ...]], fitted: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], fitted: Fitted, tmp_path: Path) -> None:
     [case] = cases([asked], fitted, tmp_path)
     assert attempt(case.stand, case.features) is None
 
@@ -275,10 +315,14 @@ def test_what_is_tried_is_let_in(
     [
         *(pytest.param(asked, id=str(number), marks=shown([asked])) for number, asked in enumerate(ALONE)),
         *(pytest.param(asked, id=f"packed-{number}", marks=shown([asked])) for number, asked in enumerate(PACKED)),
+        *(
+            pytest.param(asked, id=f"files-{number}", marks=[pytest.mark.costly("files at once"), *shown([asked])])
+            for number, asked in enumerate(FILES_ALONE)
+        ),
     ],
 )
 def test_what_changes_nothing_changes_nothing_of_what_the_others_make(
-    asked: tuple[str, tuple[str, ...]], fitted: Callable[[str], Path], tmp_path: Path
+    asked: tuple[str, tuple[str, ...]], fitted: Fitted, tmp_path: Path
 ) -> None:
     [case] = cases([asked], fitted, tmp_path)
     assert not case.wrong(on_one(case), on_one(case.plain))
@@ -291,12 +335,11 @@ def test_what_changes_nothing_changes_nothing_of_what_the_others_make(
     [
         pytest.param(SHARED, id="all", marks=shown(SHARED)),
         pytest.param(SHARED_PACKED, id="packed", marks=[pytest.mark.costly("packed at once"), *shown(SHARED_PACKED)]),
+        pytest.param(FILES_SHARED, id="files", marks=[pytest.mark.costly("files on ranks"), *shown(FILES_SHARED)]),
         pytest.param([COMPILED], id="compiled", marks=[pytest.mark.costly("compiled at once"), *shown([COMPILED])]),
     ],
 )
-def test_neither_do_two_ranks(
-    asked: Sequence[tuple[str, tuple[str, ...]]], fitted: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_neither_do_two_ranks(asked: Sequence[tuple[str, tuple[str, ...]]], fitted: Fitted, tmp_path: Path) -> None:
     several = cases(asked, fitted, tmp_path)
     play(on_rank, several, tmp_path / "meeting", ranks=2)
     wrong = []
