@@ -372,9 +372,9 @@ def started(config: Config, device: SecondDevice, lanes: Lanes | None = None) ->
         for module in (build, offloaded):
             patches.enter_context(patch.object(module, "DeviceLanes", lambda device: begin))
         patches.enter_context(patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"))  # a thread knows no second device
-        device.draws = True
+        patches.enter_context(patch.object(device, "draws", True))
         built = build.build(config)
-        device.draws = False
+    assert built.pipeline.ctx.device == ELSEWHERE
     pipeline = type(built.pipeline)(replace(built.pipeline.ctx, send=device.send), built.pipeline.part)
     return Engine(Runner(pipeline, config.schedule, built.resources, clock=HostClock()), built.door)
 

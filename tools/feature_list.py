@@ -117,7 +117,7 @@ class Stand:
 
     def told(self, reason: str) -> str:
         """`reason` in words that name neither the model nor a file of it."""
-        reason = re.sub(rf"{re.escape(str(self.folder.parent))}/\S+", "this file", reason)
+        reason = re.sub(rf"{re.escape(str(self.folder.parent))}/[^\s:,;]+", "this file", reason)
         return re.sub(rf"(this )?\b{self.door.spec.family}\b", "this model", reason)
 
 

@@ -152,9 +152,7 @@ def _part(name: str, tensors: Tensors) -> Tensors:
 def _translated(
     cls: Any, name: str, like: Checkpoint, part: Tensors, content: Content, *, packed: bool
 ) -> Contents | None:
-    """`part` in the library's names; None if these are others, and it has no converter for `cls` or that takes no such
-    names.
-    """
+    """`part` in the library's names: as it is, if it has them, or converted; None if nothing converts it for `cls`."""
     try:
         with quiet("diffusers"):
             network = _network(cls, like.config(name), part)

@@ -152,7 +152,8 @@ class Spent:
     """What a prompt took. `timings` are seconds per stage, summed over the ticks this request took part in, `steps`
     those of every step of a stage that has some; `held` are the bytes that the process held when each was done,
     `blocks` the seconds of every run of each block of a network, where they were asked for. `needs` are the bytes that
-    one output takes by itself beside the weights, as small ones of its kind foretold it; 0 where none were tried.
+    one output takes by itself beside the weights, as small ones of its kind had foretold it when it began; 0 where none
+    had.
     """
 
     timings: Mapping[str, float] = field(default_factory=dict)

@@ -72,8 +72,8 @@ SCHEDULE = frozenset({"flow_shift", "scheduler"})
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """How it is made: in tiles of `tile` pixels a side (0: as usual), whether it is `tried`, to see what it takes, and
-    the bytes that one output `needs` beside the weights, where small ones of its kind have foretold it (else 0)."""
+    """How a request is made: in tiles of `tile` pixels (0: as usual), `tried` to see what it takes, and the bytes that
+    one output `needs` beside the weights, as small ones foretold it before it began (0: none did)."""
 
     tile: int = 0
     tried: bool = False

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from functools import partial
 
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
+from omnimuse.core.output import Failed
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -25,7 +25,7 @@ FORETOLD, MADE = "foretold by two small ones, which were made", "as torch alloca
 
 def told(config: Config, wanted: str | None) -> list[Choice]:
     """Everything an engine would choose; and what a request takes, if one of some size is to be measured."""
-    return [*explain(config), *(measure(config, wanted) if wanted else ())]
+    return [*explain(config), *(measure(config, wanted) if wanted is not None else ())]
 
 
 def measure(config: Config, wanted: str) -> list[Choice]:
@@ -38,27 +38,34 @@ def measure(config: Config, wanted: str) -> list[Choice]:
         ask = warm_up_ask(wanted, engine.door, "--measure")
         if ask is None:
             raise ConfigError(f"--measure {NONE} measures nothing; use small, default, or a size as WxH or WxHxFRAMES")
-        request = engine.make_request(ask)
-        return list(_rows(engine, request, *_taken(engine, request)))
+        return list(_rows(engine, engine.make_request(ask)))
 
 
-def _taken(engine: Engine, request: Request) -> tuple[Mapping[str, int], str]:
-    """The bytes by label of stage, nothing where nobody tells; and how that is known."""
-    known = engine.foretelling
+def _rows(engine: Engine, request: Request) -> Iterator[Choice]:
+    known, space = engine.foretelling, engine.space
+    yield Choice("request", "size", known.extent.told(request), "as it was asked to be measured")
     if known.can_learn(request):
         known.learn(request)
-        return known.by_stage(request), FORETOLD
-    make = partial(engine.alone, request)
-    make()  # texts are read once; what libraries make with it does not count
-    return most_allocated(engine.runner.pipeline.ctx.device, make) or {}, MADE
-
-
-def _rows(engine: Engine, request: Request, taken: Mapping[str, int], how: str) -> Iterator[Choice]:
-    room = engine.space.room
-    beside = "beside the weights" if room is None else f"beside the weights, of which there are {told_bytes(room)}"
-    yield Choice("request", "size", engine.foretelling.extent.told(request), "as it was asked to be measured")
+    taken: Mapping[str, int] = known.by_stage(request)
+    how, foretold = FORETOLD, known.takes(request, space.coming)
+    if not taken:
+        taken, how = _made(engine, request), MADE
     for stage, size in taken.items():
         if size:  # one whose text was read before takes nothing
             yield Choice("request", stage, told_bytes(size), how)
-    most = told_bytes(max(taken.values())) if taken else "unknown"
-    yield Choice("request", "at most", most, beside if taken else "nobody tells what this device has for tensors")
+    most = max(*taken.values(), foretold + space.coming if foretold else 0) if taken else None
+    there = "" if space.room is None else f", of which there are {told_bytes(space.room + space.coming)}"
+    why = f"beside the weights that stay{there}" if taken else "nobody tells what this device has for tensors"
+    yield Choice("request", "at most", "unknown" if most is None else told_bytes(most), why)
+
+
+def _made(engine: Engine, request: Request) -> Mapping[str, int]:
+    """The bytes by label of stage while it is made; nothing where nobody tells. What it fails with is raised."""
+
+    def make() -> None:
+        last = engine.alone(request)[-1]
+        if isinstance(last, Failed):
+            raise last.error
+
+    make()  # texts are read once; what libraries make with it does not count
+    return most_allocated(engine.runner.pipeline.ctx.device, make) or {}

@@ -196,9 +196,13 @@ class Reader:
                 )
 
     def _placed(self, source: str, layer: str, dtype: torch.dtype, tensor: Tensor) -> Tensor:
-        """On the device, in the format of the layer. Nobody waits for a device: its numbers are looked at before."""
+        """On the device, in the format of the layer. Its numbers are looked at before, and a GPU takes them over while
+        the host goes on.
+        """
         mine = tensor.to(dtype).contiguous()
         _check_room(source, layer, mine)
+        if self._device.type == "cuda":
+            mine = mine.pin_memory()
         return mine.to(self._device, non_blocking=True)
 
 

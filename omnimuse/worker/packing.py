@@ -141,7 +141,7 @@ def unpack(head: bytes, data: memoryview, device: torch.device, records: Iterabl
         tensors = [_tensor(laid, data, device) for laid in packed.tensors]
         return _value(packed.tree, tensors.__getitem__, known(records))
     except (msgspec.MsgspecError, ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise EngineDeadError(f"what came from another pool makes no sense: {error}") from None
+        raise EngineDeadError(f"what came from another pool makes no sense: {error}; start the engine again") from None
 
 
 def _tensor(laid: Laid, data: memoryview, device: torch.device) -> Tensor:

@@ -30,7 +30,9 @@ Found = dict[str, Tensors]
 def networks(checkpoint: Checkpoint) -> list[str]:
     """Those that are packed."""
     ours = our_networks()[checkpoint.arch]
-    return [name for name in ours if name in checkpoint.components and name.startswith(("transformer", "model"))]
+    found = [name for name in ours if name in checkpoint.components and name.startswith(("transformer", "model"))]
+    assert found, f"{checkpoint.arch} has no network whose files could be packed"
+    return found
 
 
 def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Found:

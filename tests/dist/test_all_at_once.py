@@ -238,7 +238,7 @@ def fitted(tiny: Callable[[str], Path], once: Once) -> Fitted:
     """
 
     def folder(name: str, files: str = "") -> Path:
-        return once.folder(f"measured {name} {files}", partial(make, name, files))
+        return once.folder(f"measured {name} {files}".strip(), partial(make, name, files))
 
     def make(name: str, files: str, made: Path) -> None:
         FILES.get(files, copytree)(tiny(name), made)

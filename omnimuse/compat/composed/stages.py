@@ -180,11 +180,11 @@ class Denoise(Loop):
             stage.verified(stage.verify_input(batch, live.args), "before")
             prepared = stage._prepare_denoising_loop(batch, live.args)
         state.working["prepared"] = prepared
-        timesteps = prepared["timesteps"]
-        if len(timesteps) == 0:
+        timesteps = stage.numbers(prepared)
+        if not timesteps:
             raise ModelError(f"{self.stage} has no timesteps; a stage before it must set batch.timesteps")
         branches = branches_of(batch) if stage.parted else (POSITIVE,)
-        return [Step(index, float(t), network=NETWORK, branches=branches) for index, t in enumerate(timesteps)]
+        return [Step(index, t, network=NETWORK, branches=branches) for index, t in enumerate(timesteps)]
 
     def rows(self, ctx: Context, state: State, step: Step) -> list[Row]:
         live, stage, batch = self._of(ctx, state)

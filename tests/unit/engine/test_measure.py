@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 from omnimuse import explain
 from omnimuse.cli import main
-from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.config import Config, HostConfig, ModelConfig, OffloadConfig, ParallelConfig
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
@@ -20,6 +21,7 @@ from omnimuse.engine import measure as measuring
 from omnimuse.engine.local import finished, start
 from omnimuse.engine.measure import FORETOLD, MADE, measure
 from omnimuse.observe.profile import allocated, recorded_events
+from omnimuse.pipeline.decode import DecodeImage
 
 MODEL = "omnimuse/shapes"
 PLACE = Config(ModelConfig(MODEL, dtype="float32", device="cpu"), host=HostConfig(room=2**30))
@@ -35,10 +37,9 @@ def small_tries(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_what_torch_allocates_for_a_request_of_that_size(
     wanted: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, seen = measuring.told_bytes, list[int]()
-    monkeypatch.setattr(measuring, "told_bytes", lambda count: seen.append(count) or told(count))
+    monkeypatch.setattr(measuring, "told_bytes", str)
     size, *stages, most = measure(PLACE, wanted)
-    assert (size.value, most.reason) == (wanted, "beside the weights, of which there are 1 GiB")
+    assert (size.value, most.reason) == (wanted, f"beside the weights that stay, of which there are {2**30}")
     assert {stage.name for stage in stages} >= {"diffuse", "vae.decode"}
     assert {stage.reason for stage in stages} == {how}
     width, height = map(int, wanted.split("x"))
@@ -47,7 +48,30 @@ def test_it_is_what_torch_allocates_for_a_request_of_that_size(
         finished(engine, engine.make_request(Ask("a warm-up", params)))
         events = recorded_events(lambda: finished(engine, engine.make_request(Ask("a warm-up", params))))
     took = max(accumulate(size for _, size in allocated(events)))
-    assert max(seen[1:]) == pytest.approx(took, rel=0.03) and most.value == told(max(seen[1:]))
+    assert int(most.value) == max(int(stage.value) for stage in stages) == pytest.approx(took, rel=0.03)
+
+
+@pytest.mark.parametrize("wanted", ["320x256", "64x64"])
+def test_where_weights_take_turns_there_is_as_much_as_where_none_had_come_in(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "told_bytes", str)
+    waiting = replace(PLACE, offload=OffloadConfig("components"))
+    _, *stages, most = measure(waiting, wanted)
+    with contextlib.closing(start(waiting)) as engine:
+        coming = engine.space.coming
+    assert coming and most.reason.endswith(f"of which there are {2**30 + coming}")
+    assert int(most.value) == max(int(stage.value) for stage in stages)
+
+
+def test_what_cannot_be_made_raises_why_and_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise ModelError("it decodes nothing")
+
+    monkeypatch.setattr(DecodeImage, "decode", broken)
+    for wanted in ("64x64", "320x256"):
+        with pytest.raises(ModelError, match="it decodes nothing"):
+            measure(PLACE, wanted)
 
 
 def test_the_command_line_and_python_tell_it_beside_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:

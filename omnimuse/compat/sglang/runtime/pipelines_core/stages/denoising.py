@@ -257,7 +257,7 @@ class DenoisingStage(PipelineStage):
             noise = predictions[POSITIVE]
         else:
             _, scale = self._select_and_manage_model(
-                t_int=self._number(prepared, index),
+                t_int=int(self.numbers(prepared)[index]),
                 boundary_timestep=prepared["boundary_timestep"],
                 server_args=self.server_args,
                 batch=batch,
@@ -330,17 +330,18 @@ class DenoisingStage(PipelineStage):
             return there
         return self.prepare_extra_func_kwargs(self.transformer.forward, there)
 
-    def _number(self, prepared: Variables, index: int) -> int:
-        """The timestep of a step; those of all are read from the device at the first."""
+    def numbers(self, prepared: Variables) -> list[float]:
+        """The timesteps, read from the device once."""
         if "numbers" not in prepared:
-            prepared["numbers"] = [int(each) for each in prepared["timesteps"].tolist()]
-        return int(prepared["numbers"][index])
+            prepared["numbers"] = prepared["timesteps"].tolist()
+        found: list[float] = prepared["numbers"]
+        return found
 
     def _step(self, batch: Req, server_args: ServerArgs, prepared: Variables, index: int) -> Variables:
         """What step `index` begins with, under the names that hooks take."""
         timestep, latents, dtype = prepared["timesteps"][index], prepared["latents"], prepared["target_dtype"]
         model, scale = self._select_and_manage_model(
-            t_int=self._number(prepared, index),
+            t_int=int(self.numbers(prepared)[index]),
             boundary_timestep=prepared["boundary_timestep"],
             server_args=server_args,
             batch=batch,
