@@ -123,13 +123,11 @@ class Fitting:
         """What is foretold of one output of `request`, in the first way that there is room for. Of a kind of which
         nobody knows, it is what is guessed far too high, unless small ones are drawn before it begins beside others.
         """
-        known, way = self.foretelling, self._way(request, space) or self.foretelling.extent.ways(request)[-1]
+        known, room = self.foretelling, space.room
+        ways = known.extent.ways(request)
+        way = next((way for way in ways if room is None or self._takes(way, space) <= room), ways[-1])
         tried = self.runner.hand.all and known.can_learn(way)
         return known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
-
-    def _way(self, request: Request, space: Space) -> Request | None:
-        ways = self.foretelling.extent.ways(request)
-        return next((way for way in ways if space.room is None or self._takes(way, space) <= space.room), None)
 
     def _fits(self, request: Request, space: Space, *, sure: bool = False) -> bool:
         kept = self.runner.config.running_bytes

@@ -6,9 +6,8 @@ The device is that of `tests/second_device.py`.
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,11 +31,13 @@ from tests.compat.checkpoints import COMPOSED, PLUGIN, customised, renamed
 from tests.compat.test_documented import CASES, Case
 from tests.compat.test_sglang import WISHES
 from tests.compat.test_sglang_stages import CHANGED, DRAWN, FILMED, TOKENS, medium
+from tests.invariants import test_device_telling
 from tests.invariants.conftest import drain, outputs, run, submit, tick
 from tests.second_device import SecondDevice, started
 from tests.waits import waits_of_steps
 
 pytestmark = pytest.mark.crossed
+device = test_device_telling.device
 WAYS: dict[str, dict[str, Any]] = {
     "resident": {},
     "components": {"offload": OffloadConfig("components")},
@@ -125,13 +126,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[name]
 
     return folder
-
-
-@pytest.fixture
-def device() -> Iterator[SecondDevice]:
-    with SecondDevice() as device:
-        yield device
-        gc.collect()  # what is let go of touches the device
 
 
 @pytest.mark.parametrize(
