@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("-k", nargs="*", default=[""], help="families whose names have one of these in them")
     parser.add_argument("--side", type=int, default=1024, help="pixels a side")
     parser.add_argument("--tiling", action="store_true", help="decode in tiles where there are some")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="of so many pixels a side, and not the usual ones")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,7 +85,7 @@ def main() -> None:
                 continue
             [family] = [each for each in families if each.name == name] or [None]
             model = DEMO if family is None else str(family.build(Path(folder) / name))
-            decode = DecodeConfig(options.tiling)
+            decode = DecodeConfig(options.tiling, options.tile)
             engine = start(Config(ModelConfig(model, dtype=options.dtype, device="cpu"), decode=decode))
             for request in requests(engine, asks, options.side):
                 foretold, *took = compare(engine, request)
