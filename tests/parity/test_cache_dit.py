@@ -35,6 +35,8 @@ PROMPT, STEPS = "a red circle", 6
 WRITTEN = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 2, "residual_diff_threshold": 9.0}
 """As the documents have it; at so high a threshold every step after the warm-up is skipped that may be."""
 CHOICES = ("dbcache,threshold=9,warm_up=2", "dbcache,threshold=9,mask=101010,forced=true,order=2")
+ROUNDING = 1e-5
+"""Where a tensor lies in memory has a matrix library round in another way, on some processors."""
 here = pytest.mark.skipif(not known(), reason="cache-dit is not installed: pip install 'omnimuse[cache-dit]'")
 gone = pytest.mark.skipif(bool(known()), reason="cache-dit is installed")
 
@@ -43,6 +45,10 @@ def wish(entry: Foreign, **choices: object) -> tuple[dict[str, object], Diffusio
     asked = {"prompt": PROMPT} | ({} if entry.negative is None else {"negative_prompt": entry.negative})
     params = replace(entry.params, num_inference_steps=STEPS, num_outputs_per_prompt=2, output_type="pt")
     return asked, replace(params, **choices)  # type: ignore[arg-type]
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
 
 
 def librarys(entry: Foreign, folder: Path, seed: int, choice: str) -> Tensor:
@@ -88,8 +94,8 @@ def test_two_outputs_in_turns_are_each_what_cache_dit_gives_and_one_without_is_u
         [after] = omni.generate([asked], params, progress=False)
     for choice in CHOICES:
         for output, seed in zip(found[choice], (7, 8), strict=True):
-            assert torch.equal(output, librarys(entry, folder, seed, choice))
-        assert not torch.equal(found[choice], found["none"])
+            assert apart(output, librarys(entry, folder, seed, choice)) < ROUNDING
+        assert apart(found[choice], found["none"]) > 100 * ROUNDING
     assert torch.equal(after.output, found["none"])
 
 
@@ -117,7 +123,7 @@ def test_documented_settings_reach_cache_dit_as_they_are_written(foreign_folder:
     options = {"cache_backend": "cache_dit", "cache_config": WRITTEN, "dtype": "float32", "device": "cpu"}
     with Omni(str(folder), config=config_of(str(folder), options)) as omni:  # type: ignore[arg-type]
         [found] = omni.generate([asked], params, progress=False)
-    assert torch.equal(found.output[0], librarys(entry, folder, 7, str(choice)))
+    assert apart(found.output[0], librarys(entry, folder, 7, str(choice))) < ROUNDING
 
 
 @here

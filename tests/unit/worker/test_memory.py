@@ -94,6 +94,7 @@ for how in ways:
     run(tiny, *how)  # everything is imported, every thread has its memory
 print(json.dumps([[run(tiny, *how), run(large, *how)] for how in ways]))
 """
+PACKED = 2**20  # bytes: some matrix libraries put what they multiply into an order of their own meanwhile
 SLACK = 48e6  # bytes: activations, and what an allocator holds on to while a request runs
 
 
@@ -150,7 +151,7 @@ def test_loading_takes_what_stays_and_one_tensor_even_where_weights_are_fused_an
 ) -> None:
     run = measured["none"]
     assert run.whole > 120e6
-    assert run.besides < 12e6, "a tiny model's weights are a part of it"
+    assert run.besides < run.whole / 8, "a tiny model's weights are a part of it"
     assert 0.9 * run.whole < run.loading < run.whole + run.tensor + run.besides, "the first: the measure sees weights"
 
 
@@ -158,7 +159,7 @@ def test_loading_takes_what_stays_and_one_tensor_even_where_weights_are_fused_an
 def test_weights_that_wait_are_never_the_process_s_own(measured: dict[str, Measured], mode: str) -> None:
     run = measured[mode]
     assert run.whole > 240e6
-    assert run.loading < run.tensor + run.besides < run.whole / 10
+    assert run.loading < run.tensor + run.besides + PACKED < run.whole / 10
 
 
 def test_with_components_offloaded_the_largest_of_them_is_held(measured: dict[str, Measured]) -> None:
