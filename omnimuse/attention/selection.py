@@ -1,12 +1,13 @@
 """Which kernel computes which attention site, and why.
 
-Called once per network when a worker is built; `doctor` and `explain` print what it returns. A choice that
-cannot be honoured is refused here, at start-up: nothing falls back in silence.
+Called once when a worker is built, for all of its networks; `explain` prints what it returns. A choice that cannot be
+honoured is refused here, at start-up: nothing falls back in silence.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -28,7 +29,7 @@ from omnimuse.attention.backends.reference import Reference
 from omnimuse.attention.backends.sdpa import KERNELS, Sdpa, SdpaKernel
 from omnimuse.attention.backends.varlen import Varlen
 from omnimuse.attention.layer import Attention, Backend
-from omnimuse.core.config import AttentionConfig
+from omnimuse.core.config import AttentionConfig, Choice, Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plugins import ATTENTION, brought, loaded
 
@@ -88,6 +89,23 @@ class Place:
         if why is None and self.compiled and isinstance(backend, Compiling):
             return backend.why_not_within(self.device)
         return why
+
+
+def bind_all(
+    networks: Mapping[str, nn.Module], config: Config, device: torch.device, dtype: torch.dtype
+) -> list[Choice]:
+    """Give every site of `networks` its backend: what was chosen by network and role, and why.
+
+    A role is known where any of them has it: not each has all.
+    """
+    ring, compiled = config.parallel.ring > 1, config.compile.mode != "none"
+    together = nn.ModuleDict(networks)
+    bindings = bind(together, config.attention, device, dtype, weighing=ring, compiled=compiled)
+    alike = Counter((each.site.partition(".")[0], each.role, each.backend, each.reason) for each in bindings)
+    return [
+        Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason)
+        for (name, role, backend, reason), sites in alike.items()
+    ]
 
 
 def bind(

@@ -7,7 +7,6 @@ adds to it; a pass that cannot do what was asked raises with the reason. A model
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.attention.selection import AUTO, bind
+from omnimuse.attention.selection import AUTO, bind_all
 from omnimuse.compat.door import Place, Wardrobe, door_of
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
@@ -295,14 +294,9 @@ def threads(under: Build) -> None:
 def attention(under: Build) -> None:
     """Every attention site gets its backend; what writes has no site beside what draws, and is refused a backend."""
     found = under.found
-    for name, network in (under.drawing or under.networks).items():
-        ring = found.config.parallel.ring > 1
-        choice, compiled = found.config.attention, under.compiles
-        bindings = bind(network, choice, under.device, under.dtype, weighing=ring, compiled=compiled)
-        alike = Counter((binding.role, binding.backend, binding.reason) for binding in bindings)
-        for (role, backend, reason), sites in alike.items():
-            under.choices.append(Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason))
-    bound = found.spec.library or any(each.topic == "attention" for each in under.choices)
+    if found.spec.library:  # whose door has done it
+        return
+    under.choices += (bound := bind_all(under.drawing or under.networks, found.config, under.device, under.dtype))
     if (wanted := found.config.attention.default) != AUTO and not bound:
         raise ConfigError(f"attention={wanted} is not there for {found.spec.family}, which has its own; leave it out")
 

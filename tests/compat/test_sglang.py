@@ -13,13 +13,22 @@ import torch
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.compat.sglang import DiffGenerator
 from omnimuse.compat.sglang.runtime.entrypoints.options import config_of
-from omnimuse.core.config import CacheConfig, CompileConfig, OffloadConfig, ParallelConfig, QuantConfig, ScheduleConfig
+from omnimuse.core.config import (
+    AttentionConfig,
+    CacheConfig,
+    CompileConfig,
+    OffloadConfig,
+    ParallelConfig,
+    QuantConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Done, Event, Failed, Preview, Progress
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
 from tests.checkpoints.flux import FAMILIES, build
 from tests.checkpoints.wishes import Wish, of_picture
@@ -213,6 +222,20 @@ def test_parts_take_turns_on_the_device(folder: Path, expected: list[torch.Tenso
 def test_weights_in_fewer_bits_draw_nearly_the_same(folder: Path, expected: list[torch.Tensor]) -> None:
     found = drawn_with(folder, WISHES[0], quantize=QuantConfig({"": "int8"}))
     assert 1e-5 < (found - expected[0]).abs().max() < 0.1
+
+
+def test_an_attention_backend_is_chosen_by_a_role_that_one_of_its_components_has(
+    folder: Path, expected: list[torch.Tensor]
+) -> None:
+    chosen = AttentionConfig(per_role={"self": "reference"})
+    torch.testing.assert_close(drawn_with(folder, WISHES[0], attention=chosen), expected[0], atol=1e-5, rtol=0)
+    model = ModelConfig(str(renamed(folder, "ComposedSmallPipeline")), "float32", "cpu", plugins=(COMPOSED,))
+    built = build_engine(Config(model, attention=chosen))
+    built.resources.close()
+    found = {each.name.partition(",")[0]: each.value for each in built.choices if each.topic == "attention"}
+    assert found == {"transformer of pipeline": "reference"}
+    with pytest.raises(ConfigError, match=r"no attention role or category 'slef'; did you mean 'self'"):
+        build_engine(Config(model, attention=AttentionConfig(per_role={"slef": "reference"})))
 
 
 def test_what_is_not_translated_is_refused_when_the_engine_starts(folder: Path) -> None:

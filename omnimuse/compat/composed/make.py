@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omnimuse.attention.selection import bind
+from omnimuse.attention.selection import bind_all
 from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package
 from omnimuse.compat.composed.spec import NETWORK, PIPELINE, facts_of
 from omnimuse.compat.composed.weights import network_of
@@ -124,7 +123,8 @@ def make(entry: Entry, place: Place) -> Composed:
         raise ModelError(f"create_pipeline_stages of {entry.name} adds no stage; call add_stage in it")
     refuse_ranks(entry.name, pipe.stages, modules, config, place)
     refuse_cache(entry.name, pipe.stages, place)
-    passed.choices += _attention(modules, place)
+    sites = {f"{name} of {PIPELINE}": each for name, each in modules.items() if isinstance(each, nn.Module)}
+    passed.choices += bind_all(sites, place.config, place.device, place.dtype)
     sampling = _class(facts.configs[SAMPLING], SamplingParams) if SAMPLING in facts.configs else SamplingParams
     return Composed(Live(pipe.named_stages, sampling, surroundings), modules, passed, wearing)
 
@@ -277,19 +277,3 @@ def _tiles(parts: nn.Module, ranks: int) -> list[Choice]:
         kind: Any = type(part)
         part.__class__ = shared_out(kind)  # it stays what it is, and knows who decodes
     return shared_tiles(parts, ranks)
-
-
-def _attention(modules: Mapping[str, Any], place: Place) -> list[Choice]:
-    """Every site of ours gets its backend; what was chosen, and why."""
-    found = []
-    for name, module in modules.items():
-        if isinstance(module, nn.Module):
-            ring = place.config.parallel.ring > 1
-            choice, compiled = place.config.attention, place.config.compile.mode != "none"
-            bindings = bind(module, choice, place.device, place.dtype, weighing=ring, compiled=compiled)
-            alike = Counter((each.role, each.backend, each.reason) for each in bindings)
-            found += [
-                Choice("attention", f"{name} of {PIPELINE}, {role} ({sites} sites)", backend, reason)
-                for (role, backend, reason), sites in alike.items()
-            ]
-    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omnimuse.attention.selection import bind
+from omnimuse.attention.selection import bind_all
 from omnimuse.compat.contract.adapters import dress_all, wardrobe
 from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.extracted import by_extractor, extract
@@ -90,7 +89,8 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     passed = transform(pipe, place if around else replace(place, config=replace(place.config, cache=CacheConfig())))
     if place.config.compile.mode != "none":
         dress_all(wearing, place.rack)
-    passed.choices += [*choices, *packed, *_decoding(pipe, place), *_attention(pipe, place)]
+    bound = bind_all({PIPELINE: pipe}, place.config, place.device, place.dtype)
+    passed.choices += [*choices, *packed, *_decoding(pipe, place), *bound]
     cached = None if steps or extracted else _cached(pipe, place, passed)
     return Live(pipe, before, after, surroundings, cached), passed, wearing
 
@@ -185,18 +185,6 @@ def shared_tiles(pipe: nn.Module, ranks: int) -> list[Choice]:
         else:
             part.use_tiling = True
     return [Choice("decode", f"{PIPELINE}.{name}", f"tiles shared out to {ranks} ranks", "asked for") for name in able]
-
-
-def _attention(pipe: nn.Module, place: Place) -> list[Choice]:
-    """Every site gets its backend; what was chosen, and why."""
-    ring = place.config.parallel.ring > 1
-    choice, compiled = place.config.attention, place.config.compile.mode != "none"
-    bindings = bind(pipe, choice, place.device, place.dtype, weighing=ring, compiled=compiled)
-    alike = Counter((each.role, each.backend, each.reason) for each in bindings)
-    return [
-        Choice("attention", f"{PIPELINE}, {role} ({sites} sites)", backend, reason)
-        for (role, backend, reason), sites in alike.items()
-    ]
 
 
 @contextmanager

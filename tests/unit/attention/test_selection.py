@@ -1,12 +1,14 @@
 """Every attention site gets the kernel the configuration names, or the start is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from omnimuse.attention.layer import Attention
-from omnimuse.attention.selection import bind
-from omnimuse.core.config import AttentionConfig
+from omnimuse.attention.selection import bind, bind_all
+from omnimuse.core.config import AttentionConfig, Config, ModelConfig
 from omnimuse.core.errors import ConfigError
 
 
@@ -47,6 +49,17 @@ def test_an_unknown_backend_is_refused_with_the_nearest_name():
 def test_an_unknown_role_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"'toy.txt'; did you mean 'toy.text'\?"):
         bind(model(), AttentionConfig(per_role={"toy.txt": "sdpa"}))
+
+
+def test_a_role_is_looked_for_in_all_networks_together():
+    networks = {"reader": nn.Linear(2, 2), "one": Attention(2, 8, "self"), "other": Attention(2, 8, "cross")}
+    chosen = Config(ModelConfig("toy"), attention=AttentionConfig(per_role={"self": "reference"}))
+    one, other = bind_all(networks, chosen, torch.device("cpu"), torch.float32)
+    assert (one.name, one.value) == ("one, self (1 sites)", "reference")
+    assert (other.name, other.value) == ("other, cross (1 sites)", "sdpa")
+    unknown = replace(chosen, attention=AttentionConfig(per_role={"croos": "reference"}))
+    with pytest.raises(ConfigError, match=r"'croos'; did you mean 'cross'\? Known: cross, self"):
+        bind_all(networks, unknown, torch.device("cpu"), torch.float32)
 
 
 def test_a_backend_that_cannot_run_is_refused_with_its_reason():
