@@ -153,7 +153,7 @@ class Spent:
     those of every step of a stage that has some; `held` are the bytes that the process held when each was done,
     `blocks` the seconds of every run of each block of a network, where they were asked for. `needs` are the bytes that
     one output takes by itself beside the weights, as small ones of its kind had foretold it when it began; 0 where none
-    had.
+    had. `labels` are what stages are called in measurements where their names do not say it (`observe/labels.py`).
     """
 
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -161,6 +161,7 @@ class Spent:
     held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     needs: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -351,7 +351,8 @@ class Worker:
         if self._jobs.pop(request.id, None) is not None:
             tokens = sum(len(note.tokens) for note in result.written)
             blocks = {name: sum(runs) for name, runs in result.blocks.items()}
-            remarks = Remarks(tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks, result.needs)
+            told = tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks, result.needs
+            remarks = Remarks(*told, dict(result.labels))
             self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
 
     def _end(self, request_id: str, error: BaseException) -> None:

@@ -238,7 +238,7 @@ def closed(stream: str, error: BaseException) -> Close:
 
 def told(result: Result) -> dict[str, Any]:
     """What the front cannot know of a result."""
-    names = ("tensors", "timings", "steps", "texts", "shown", "written", "said")
+    names = ("tensors", "timings", "steps", "texts", "shown", "written", "said", "labels")
     return {name: getattr(result, name) for name in names}
 
 

@@ -203,8 +203,9 @@ class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What there is to say of a result beside its files: what people should know, the tokens read of its texts, in
     which sizes (width, height) the model was shown pictures beside what it drew, how many tokens it made, the
-    seconds of every block of a network, where they were asked for, and the bytes that one output `needs` beside the
-    weights, as small ones of its kind foretold it; 0 where none were drawn.
+    seconds of every block of a network, where they were asked for, the bytes that one output `needs` beside the
+    weights, as small ones of its kind foretold it (0 where none were drawn), and the `labels` of stages whose names do
+    not say it.
     """
 
     warnings: tuple[str, ...] = ()
@@ -213,6 +214,7 @@ class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     made: int = 0
     blocks: dict[str, float] = {}
     needs: int = 0
+    labels: dict[str, str] = {}
 
 
 class Finished(Message, frozen=True):

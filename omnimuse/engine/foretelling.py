@@ -19,7 +19,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.extents import Area, extent_of, frames
 from omnimuse.engine.needs import NOTHING, Need
-from omnimuse.observe.labels import LABELS
+from omnimuse.observe.labels import LABELS, MADE, PICTURE, SEEN, TEXT
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.place import most_allocated
 
@@ -31,7 +31,7 @@ MOST_KINDS = 1024
 """Kinds that are known at once: what clients choose tells them apart, so that there may be any number in time."""
 EVER = 2**62
 """More bytes than there ever are."""
-BY_ITSELF = frozenset(LABELS[name] for name in ("encode prompt", "encode image", "decode", "encode"))
+BY_ITSELF = frozenset({TEXT, SEEN, PICTURE, MADE, LABELS["encode"]})
 """The labels of what is done for one output at a time, whoever else is in progress."""
 
 
@@ -148,6 +148,6 @@ def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, 
     tile seems to take is that of another size, which is convolved in another way. What encodes has no tiles.
     """
     fewer, more = counts
-    most = {LABELS["decode"]: grown}
+    most = {MADE: grown}
     names = {*small, *large}
     return {name: Line((fewer, small.get(name, 0)), (more, large.get(name, 0)), most.get(name, EVER)) for name in names}

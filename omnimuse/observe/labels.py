@@ -4,25 +4,58 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+TEXT, SEEN, PICTURE, STEPS, WRITING, MADE = (
+    *("text_encoder.forward", "perceive", "vae.encode", "diffuse", "decode", "vae.decode"),
+)
+"""Texts are encoded; what is shown is looked at, or listened to; an autoencoder makes latents of it; steps of what is
+drawn, or painted; tokens are written, or said; latents, codes and spectra become pictures and sounds.
+"""
+
 LABELS = MappingProxyType(
     {
         "queue": "queue",
-        "encode prompt": "text_encoder.forward",
-        "encode negative prompt": "text_encoder.forward",
-        "encode image": "vae.encode",
-        "encode pictures": "vae.encode",
-        "encode sound": "vae.encode",
-        "denoise": "diffuse",
+        "encode prompt": TEXT,
+        "encode negative prompt": TEXT,
+        "read prompt": TEXT,
+        "read negative prompt": TEXT,
+        "connect prompt": TEXT,
+        "connect negative prompt": TEXT,
+        "project": TEXT,
+        "see pictures": SEEN,
+        "perceive": SEEN,
+        "look": SEEN,
+        "read pictures": SEEN,
+        "hear": SEEN,
+        "encode image": PICTURE,
+        "encode pictures": PICTURE,
+        "encode kept picture": PICTURE,
+        "encode what is kept": PICTURE,
+        "encode sound": PICTURE,
+        "denoise": STEPS,
+        "paint": STEPS,
         "read": "prefill",
-        "generate": "decode",
-        "decode": "vae.decode",
+        "read thoughts": "prefill",
+        "generate": WRITING,
+        "write": WRITING,
+        "write prior": WRITING,
+        "talk": WRITING,
+        "decode": MADE,
+        "decode bands": MADE,
+        "sound": MADE,
+        "forward": "forward",
+        "tokenizer.forward": "tokenizer.forward",
         "encode": "save",
     }
 )
-"""Stages, as `Result.timings` has them. What a family does besides has no label."""
+"""Stages, as `Result.timings` has them; `forward` is a pipeline in one piece. What no network does has no label."""
 OTHER = "other"
+STAGES = frozenset({*LABELS.values(), OTHER})
+"""All labels there are."""
 
 
 def label_of(stage: str) -> str:
-    """The label of a stage: one of a closed set."""
-    return LABELS.get(stage, OTHER)
+    """The label of a stage, or of a part of one that bears its label for a name: one of a closed set. Which of several
+    encoders it is, in brackets behind its name, does not count.
+    """
+    name = stage.partition(" (")[0]
+    return LABELS.get(name, name if name in LABELS.values() else OTHER)

@@ -23,14 +23,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import refused
-from omnimuse.observe.labels import LABELS, OTHER
+from omnimuse.observe.labels import OTHER, STAGES
 
 log = logging.getLogger(__name__)
 
 ONE = threading.Lock()
 """Torch records for one thread of a process at a time."""
-STAGES = frozenset({*LABELS.values(), OTHER})
-"""What stages are marked by."""
 
 
 class Recording:

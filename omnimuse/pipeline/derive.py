@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.request import Request
+from omnimuse.observe.labels import PICTURE
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
@@ -53,6 +54,10 @@ class EncodeGiven(Stage):
     reads: tuple[str, ...] = ("images",)
     uses: tuple[str, ...] = ("vae",)
     always: bool = False
+
+    @property
+    def label(self) -> str:
+        return PICTURE
 
     @property
     def writes(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -19,6 +19,7 @@ from omnimuse.core.spec import Configs, Limits, Size, Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import Memory
 from omnimuse.lora.adapters import Adapters
+from omnimuse.observe.labels import label_of
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.arrival import Send, send
@@ -148,6 +149,11 @@ class Stage:
     lendable: ClassVar[bool] = False
     tiles: ClassVar[bool] = False
     whole_clips: ClassVar[bool] = False
+
+    @property
+    def label(self) -> str:
+        """What it is called in recordings and measurements (`observe/labels.py`): by its name, unless it knows."""
+        return label_of(self.name)
 
     def tiled(self, ctx: Context, request: Request) -> Size | None:
         """The pixels of a side of the tiles in which it works on `request`, and from one to the next; None: on it as a

@@ -7,11 +7,12 @@ is counted as "other", so the number of series is bounded whatever comes in.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from omnimuse.observe.labels import OTHER, label_of
+from omnimuse.observe.labels import OTHER, STAGES, label_of
 
 TASKS = frozenset(
     {
@@ -27,6 +28,7 @@ CAUSES = frozenset({"exit", "hang", "silence", "start"})
 PLACES = frozenset({"queued", "running", "disconnect"})
 CHORES = frozenset({"starting jobs", "tidying up", "ending a job"})
 
+NONE: Mapping[str, str] = MappingProxyType({})
 _WAITS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _BYTES = tuple(2.0**power for power in range(28, 42))
 _NEEDS = tuple(2.0**power for power in range(20, 42))
@@ -126,14 +128,23 @@ class Metrics:
         for kind, tokens in (("read", read), ("reused", reused), ("written", written)):
             self._tokens.labels(kind).inc(tokens)
 
-    def drawn(self, pixels: int, timings: dict[str, float], steps: int, memory: int = 0, needs: int = 0) -> None:
+    def drawn(
+        self,
+        pixels: int,
+        timings: dict[str, float],
+        steps: int,
+        memory: int = 0,
+        needs: int = 0,
+        labels: Mapping[str, str] = NONE,
+    ) -> None:
         """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps, the most
-        bytes that it held meanwhile, and those that one output needs beside the weights (0: unknown).
+        bytes that it held meanwhile, those that one output needs beside the weights (0: unknown), and the `labels` of
+        stages whose names do not say it.
         """
         self._pixels.inc(pixels)
         seconds: dict[str, float] = {}
         for stage, taken in timings.items():
-            label = label_of(stage)
+            label = _known(labels.get(stage, label_of(stage)), STAGES)
             seconds[label] = seconds.get(label, 0.0) + taken
         for label, taken in seconds.items():
             self._stage_seconds.labels(self._model, label).observe(taken)

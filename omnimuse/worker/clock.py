@@ -61,6 +61,16 @@ class Share(NamedTuple):
         return self.whole.seconds() / self.parts
 
 
+class Without(NamedTuple):
+    """A stretch without `parts` of it, seconds that are told by themselves."""
+
+    whole: Span
+    parts: float
+
+    def seconds(self) -> float:
+        return max(0.0, self.whole.seconds() - self.parts)
+
+
 class HostClock:
     """For work that is done when its call returns; `now` gives seconds."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omnimuse.core.output import Note, PicturesShown, Result, TextRead, TextWritten
 from omnimuse.core.request import Recording, Request
+from omnimuse.observe.labels import label_of
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Stage
 from omnimuse.pipeline.state import State
@@ -108,6 +109,7 @@ class Job:
             held=self.held(),
             blocks=seconds_of(self.blocks),
             needs=request.needs,
+            labels={each.name: each.label for each in pipeline.stages if each.label != label_of(each.name)},
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),
             shown=tuple(size for note in self.notes.values() if isinstance(note, PicturesShown) for size in note.sizes),
             written=tuple(self.written[index] for index in sorted(self.written)),

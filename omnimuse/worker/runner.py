@@ -19,7 +19,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.request import Request
-from omnimuse.observe.labels import LABELS, OTHER, label_of
+from omnimuse.observe.labels import OTHER
 from omnimuse.observe.profile import marked
 from omnimuse.offload.residency import Residency
 from omnimuse.parallel.agree import agree_on_stage
@@ -30,7 +30,7 @@ from omnimuse.pipeline.stage import Context, Loop, Row, Stage
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.taken import taken
 from omnimuse.worker.blocks import Blocks, runs_for
-from omnimuse.worker.clock import Clock, Span, clock_for
+from omnimuse.worker.clock import Clock, Span, Without, clock_for
 from omnimuse.worker.crew import Crew
 from omnimuse.worker.failures import settle
 from omnimuse.worker.forwards import Forwards, Predictions
@@ -45,6 +45,9 @@ from omnimuse.worker.strides import shared_out, strides
 from omnimuse.worker.telling import Telling
 
 log = logging.getLogger(__name__)
+
+TEXTS = ("encode prompt", "encode negative prompt")
+"""Stages that read texts alone."""
 
 
 Evaluated = tuple[Predictions, dict[str, OmnimuseError], dict[str, set[str]]]
@@ -308,15 +311,16 @@ class Runner:
         return skipped
 
     def _run_stage(self, stage: Stage, state: State) -> None:
-        ctx, began = self.pipeline.ctx, self.clock.mark()
-        with self._isolated(state.request.id, stage.name), marked(label_of(stage.name)):
+        ctx, began, known = self.pipeline.ctx, self.clock.mark(), set(state.timed)
+        with self._isolated(state.request.id, stage.name), marked(stage.label):
             with self.blocks.watched(ctx.components, [state]) as ran:
                 self.shortages.run(stage, state, partial(self._run_or_recall, stage, state))
             self.telling.grown(state)
             if state.goes_without(stage):
                 return
             job = self.jobs[state.request.id]
-            job.spend(state, stage, held_bytes(ctx.device), self.clock.since(began))
+            parts = sum(each for name, each in state.timed.items() if name not in known | {stage.name})
+            job.spend(state, stage, held_bytes(ctx.device), Without(self.clock.since(began), parts))
             job.see(state, ran)
             self.telling.events.append(Progress(state.request.id, state.output, stage.name, 1, 1))
 
@@ -326,7 +330,7 @@ class Runner:
         Of what is tried only texts are recalled: what else is encoded may be what takes most.
         """
         with state.opened_for(stage):
-            recalls = not state.request.tried or label_of(stage.name) == LABELS["encode prompt"]
+            recalls = not state.request.tried or stage.name in TEXTS
             content = stage.key(ctx, state) if recalls else None
         key: Hashable = (type(stage), content, ctx.version, state.adapters(stage.uses))
         known = None if content is None else self.memo.get(key, state.request.id)
@@ -356,13 +360,13 @@ class Runner:
 
     def _run_loops(self, stepping: Sequence[tuple[State, Loop]], teams: int) -> None:
         ctx, began, rows = self.pipeline.ctx, self.clock.mark(), list[Row]()
-        names = {label_of(name) for name in {loop.name for _, loop in stepping}}
+        labels = {loop.label for _, loop in stepping}
         for state, loop in stepping:
             with self._isolated(state.request.id, loop.name):
                 if not state.plan:
                     self.pipeline.begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
-        with marked(" and ".join(sorted(names)) or OTHER), marked(self.blocks.steps(stepping)):
+        with marked(" and ".join(sorted(labels)) or OTHER), marked(self.blocks.steps(stepping)):
             with self.blocks.watched(ctx.components, (state for state, _ in stepping)) as ran:
                 predictions, failures, asked = self._evaluate(rows, teams)
         shared = self.clock.since(began)
@@ -374,7 +378,7 @@ class Runner:
                 self._fail(state.request.id, failures[state.id])
                 continue
             began = self.clock.mark()
-            label = nullcontext() if state.id in asked else marked(label_of(loop.name))
+            label = nullcontext() if state.id in asked else marked(loop.label)
             with label, self.blocks.watched(ctx.components, [state]) as alone:
                 self._step(loop, state, predictions.get(state.id, {}))
             own = self.clock.since(began)  # loops without rows do all their work in the step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -268,8 +269,11 @@ def test_its_autoencoder_is_told_and_its_parts_are_timed(folder: Path, caplog: p
         decode=DecodeConfig(tiling=True),
     )
     with caplog.at_level("INFO"), Omni(str(folder), config=config) as omni:
+        began = time.perf_counter()
         [found] = omni.generate([WISH.asked], WISH.params, progress=False)
+        took = time.perf_counter() - began
     assert found.error is None
+    assert sum(found.timings.values()) <= took, "what a part took is not in the whole again"
     assert {"diffuse", "vae.decode", "text_encoder.forward"} <= set(found.timings)
     assert any("[DiffusionPipelineProfiler] diffuse took" in line for line in caplog.messages)
     built = build_engine(config)

@@ -100,6 +100,8 @@ def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(
     engine.submit(engine.make_request(Ask(WISHES[0].asked, params, previews=1, blocks=True)))
     events = drain(engine)
     [done] = [event for event in events if isinstance(event, Done)]
+    labels = {"prompt_encoding_stage_primary": "text_encoder.forward", "decoding_stage": "vae.decode"}
+    assert done.result.labels == labels, "by their classes, as names may be any"
     assert {len(runs) for name, runs in done.result.blocks.items() if ".transformer_blocks." in name} == {4}
     stages = [
         *("input_validation_stage", "prompt_encoding_stage_primary", "conditioning_stage"),

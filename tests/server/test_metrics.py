@@ -27,8 +27,10 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics = Metrics("demo")
     metrics.ended("text-to-image", "completed", 2.0)
-    timings = {"queue": 0.5, "denoise": 1.0, "encode prompt": 0.25, "encode negative prompt": 0.25, "project": 2.0}
-    metrics.drawn(16384, timings, steps=10, memory=2**30, needs=2**26)
+    timings = {"queue": 0.5, "denoise": 1.0, "encode prompt": 0.25, "encode negative prompt": 0.25, "init latents": 2.0}
+    timings |= {"vae.decode": 0.25, "decode": 0.5, "forward": 0.125, "their_stage": 4.0, "strange": 1.0}
+    labels = {"their_stage": "vae.encode", "strange": "no label"}
+    metrics.drawn(16384, timings, steps=10, memory=2**30, needs=2**26, labels=labels)
     metrics.rejected("queue_full")
     metrics.cancelled("disconnect")
     metrics.restarted("hang")
@@ -43,7 +45,8 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     assert found["omnimuse_request_seconds_sum", ours] == 2.0
     assert found["omnimuse_queue_seconds_sum", ours[:1]] == 0.5
     assert found["omnimuse_step_seconds_sum", ours[:1]] == pytest.approx(0.1)
-    taken = {"queue": 0.5, "diffuse": 1.0, "text_encoder.forward": 0.5, "other": 2.0}
+    taken = {"queue": 0.5, "diffuse": 1.0, "text_encoder.forward": 0.5, "other": 3.0}
+    taken |= {"vae.decode": 0.75, "forward": 0.125, "vae.encode": 4.0}
     for stage, seconds in taken.items():
         assert found["omnimuse_stage_seconds_sum", (ours[0], ("stage", stage))] == seconds
     assert found["omnimuse_request_peak_bytes_sum", ours[:1]] == 2**30

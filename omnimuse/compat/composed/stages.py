@@ -22,17 +22,24 @@ from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.diffusers.call import Call
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import OutputBatch, Req
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineStage
+from omnimuse.compat.sglang.runtime.pipelines_core.stages.decoding import DecodingStage
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import (
     POSITIVE,
     DenoisingStage,
     Evaluation,
     branches_of,
 )
+from omnimuse.compat.sglang.runtime.pipelines_core.stages.image_encoding import (
+    ImageEncodingStage,
+    ImageVAEEncodingStage,
+)
+from omnimuse.compat.sglang.runtime.pipelines_core.stages.text_encoding import TextEncodingStage
 from omnimuse.core.errors import ModelError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
+from omnimuse.observe.labels import MADE, OTHER, PICTURE, SEEN, STEPS, TEXT
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
@@ -43,6 +50,15 @@ BATCH, STAGES = "batch", "stages"
 
 LOOP = "denoise"
 """What the loop is called wherever time and steps are told, as in every pipeline of ours."""
+
+LABELS: Mapping[type[PipelineStage], str] = {
+    TextEncodingStage: TEXT,
+    ImageEncodingStage: SEEN,
+    ImageVAEEncodingStage: PICTURE,
+    DenoisingStage: STEPS,
+    DecodingStage: MADE,
+}
+"""What stages are called in measurements, by the guide's class from which they derive."""
 
 CELL = 8
 """Pixels of a cell of latents, of which a preview has at most so many a side."""
@@ -115,6 +131,7 @@ class Once(Stage):
     medium: str
     name: str = ""
     last: bool = False
+    label: str = OTHER
     uses: tuple[str, ...] = (PIPELINE,)
 
     @property
@@ -285,5 +302,6 @@ def pipeline_of(spec: Spec, live: Live) -> type[Pipeline]:
         if isinstance(stage, DenoisingStage) and 0 < number < last:
             stages.append(Denoise(number, name) if stage.stock else Driven(number, name))
         else:
-            stages.append(Once(number, spec.medium, name, number == last))
+            label = next((each for kind, each in LABELS.items() if isinstance(stage, kind)), OTHER)
+            stages.append(Once(number, spec.medium, name, number == last, label))
     return type(spec.arch, (Pipeline,), {"spec": spec, "stages": tuple(stages), "results": {spec.medium: spec.medium}})

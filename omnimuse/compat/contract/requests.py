@@ -76,8 +76,9 @@ def _lengths(seconds: float | None) -> dict[str, float]:
 
 def note_times(state: State, made: Any) -> None:
     """What a pipeline says of how long its parts took goes with the times of its stages."""
-    if isinstance(made, DiffusionOutput):
-        state.timed |= made.stage_durations or {}
+    for each in made if isinstance(made, list) else [made]:
+        if isinstance(each, DiffusionOutput):
+            state.timed |= each.stage_durations or {}
 
 
 def finished(made: Any, after: Callable[..., Any] | None, medium: str) -> Tensor:

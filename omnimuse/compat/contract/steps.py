@@ -22,6 +22,7 @@ from omnimuse.compat.contract.make import Live
 from omnimuse.compat.contract.requests import finished, note_times, request_of
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import within
+from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.diffusion.worker.input_batch import InputBatch, company
 from omnimuse.compat.vllm_omni.diffusion.worker.utils import StepRequestState
 from omnimuse.core.errors import ModelError
@@ -101,7 +102,7 @@ class Prepare(Stage):
     """
 
     uses: tuple[str, ...] = (PIPELINE,)
-    name: str = "encode"
+    name: str = "encode prompt"
     reads: tuple[str, ...] = ("prompt", "negative_prompt", "images", "sounds")
     writes: tuple[str, ...] = ("request",)
 
@@ -193,6 +194,8 @@ class Finish(Stage):
         live: Live = ctx.components[PIPELINE]
         pipe: Any = live.pipe
         for state in states:
+            if isinstance(pipe, DiffusionPipelineProfilerMixin):
+                pipe.clear_profiler_records()  # of all that have stepped together
             with within(live.surroundings):
                 made = pipe.post_decode(state["stepped"])
                 note_times(state, made)

@@ -110,7 +110,8 @@ class Attempts:
         if done:
             pixels = sum(file.width * file.height * file.frames for file in kept)
             steps = request.evaluations * request.outputs
-            self._metrics.drawn(pixels, made.timings, steps, made.memory, made.remarks.needs)
+            told = made.remarks
+            self._metrics.drawn(pixels, made.timings, steps, made.memory, told.needs, told.labels)
             self.count(replace(live.job, timings=made.timings), "completed")
 
     async def fail(self, live: Live, error: BaseException) -> None:

@@ -307,6 +307,7 @@ def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
 def _count(service: Service, order: Order, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
     steps = order.request.evaluations * order.request.outputs
-    service.metrics.drawn(pixels, made.timings, steps, made.memory, made.remarks.needs)
+    remarks = made.remarks
+    service.metrics.drawn(pixels, made.timings, steps, made.memory, remarks.needs, remarks.labels)
     for text in made.texts:
-        service.metrics.wrote(made.remarks.prompt_tokens, text.reused, text.tokens)
+        service.metrics.wrote(remarks.prompt_tokens, text.reused, text.tokens)

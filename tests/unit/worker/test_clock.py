@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from omnimuse.worker.clock import DeviceClock, HostClock, clock_for
+from omnimuse.worker.clock import DeviceClock, Elapsed, HostClock, Without, clock_for
 
 
 class Event:
@@ -50,3 +50,8 @@ def test_a_device_is_not_waited_for_until_somebody_asks() -> None:
     assert not any(each.waited for each in made)
     assert span.seconds() == 0.002
     assert [each.waited for each in made] == [False, False, True]
+
+
+def test_what_parts_took_that_are_told_by_themselves_comes_off_a_stretch() -> None:
+    assert Without(Elapsed(3.0), 1.0).seconds() == 2.0
+    assert Without(Elapsed(3.0), 4.0).seconds() == 0.0, "parts within each other, of which both are told"
