@@ -54,7 +54,13 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
     if not config.quantize.schemes:
         raise ConfigError("nothing is to be packed; say how: --quantize int8, or COMPONENT=SCHEME")
     check_new_folder(target)
-    under = run(begin(config, Mesh.single()), (construct, formats, quantize))
+    under = begin(config, Mesh.single())
+    if (spec := under.found.spec).library:
+        raise ConfigError(
+            f"the networks of {spec.arch} are those of {spec.library}, whose weights are packed at every start: leave "
+            "the folder as it is, and start it with --quantize"
+        )
+    run(under, (construct, formats, quantize))
     checkpoint = under.found.checkpoint
     if checkpoint.lender is not None:
         raise ConfigError(f"{checkpoint.folder} has components in {checkpoint.lender}; pack that one")

@@ -26,6 +26,7 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
+from omnimuse.worker.pack import pack_checkpoint
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.compat.running import config, drawn, refusal, running
 
@@ -155,6 +156,14 @@ def test_weights_in_fewer_bits_draw_what_the_weights_that_they_stand_for_draw(
         for path, weights in packed.items():
             pipe.transformer.get_submodule(path.removesuffix(".packed")).weight.copy_(weights)
         torch.testing.assert_close(drawn(engine, WISHES[:1], **FOUR)[0], found, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
+def test_its_folder_is_not_packed_once_and_it_is_said_what_to_do(folder: Path, arch: str, tmp_path: Path) -> None:
+    asked = config(folder, arch, quantize=QuantConfig({"": "int8"}))
+    with pytest.raises(ConfigError, match=rf"{arch}.* packed at every start: leave .* start it with --quantize"):
+        pack_checkpoint(asked, tmp_path / "small")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_packed_is_refused_with_what_can(folder: Path) -> None:
