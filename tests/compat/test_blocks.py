@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.contract.blocks import Calls, ContractStack, stacked
+from omnimuse.compat.contract.packed import pack
 from omnimuse.compat.contract.passes import Passed, compile_blocks
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.vllm_omni.diffusion.cache.cachedit import CacheDiTAdapterConfig
@@ -156,6 +157,23 @@ def test_weights_in_fewer_bits_draw_what_the_weights_that_they_stand_for_draw(
         for path, weights in packed.items():
             pipe.transformer.get_submodule(path.removesuffix(".packed")).weight.copy_(weights)
         torch.testing.assert_close(drawn(engine, WISHES[:1], **FOUR)[0], found, atol=1e-5, rtol=0)
+
+
+class Twins(nn.Module):
+    """Blocks of which two share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.blocks[2].weight = self.blocks[0].weight
+
+
+def test_a_weight_that_layers_share_stays_one(folder: Path) -> None:
+    network = Twins()
+    pack({"transformer": network}, config(folder, STEPPED, quantize=QuantConfig({"": "int8"})))
+    assert list(quantized_layers(network)) == ["blocks.1"]
+    first, _, last = network.blocks
+    assert first.weight is last.weight
 
 
 @pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])

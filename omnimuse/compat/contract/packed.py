@@ -13,7 +13,7 @@ from torch import nn
 from omnimuse.compat.vllm.model_executor.layers.linear import LinearBase
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
-from omnimuse.loader.tensors import matches
+from omnimuse.loader.tensors import matches, stored_tensors
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.schemes import SCHEMES, Scheme
 
@@ -62,10 +62,13 @@ def _packable(part: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers in the lists of blocks of a network, by their paths, whose weights are their own."""
     blocks = [block for each in part.modules() if isinstance(each, nn.ModuleList) for block in each]
     inside = {id(each) for block in blocks for each in block.modules()}
+    alone = {names[0] for _, names in stored_tensors(part).values() if len(names) == 1}
     return {
         path: layer
         for path, layer in part.named_modules()
-        if (type(layer) is nn.Linear or isinstance(layer, LinearBase)) and id(layer) in inside
+        if (type(layer) is nn.Linear or isinstance(layer, LinearBase))
+        and id(layer) in inside
+        and f"{path}.weight" in alone
     }
 
 
