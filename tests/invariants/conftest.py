@@ -20,6 +20,7 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import finished, present, start
+from omnimuse.layers.network import Network
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Answerer, Family, Speaker, Wish, Writer
@@ -133,6 +134,19 @@ def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]
             raise event.error
     done = {event.request_id: event.result for event in events if isinstance(event, Done)}
     return [present(done[id_], engine.door.limits) for id_ in ids]
+
+
+def runs_of_blocks(engine: Engine, result: Result) -> int:
+    """How often stacks of its networks ran, all together; every block of one as often as the others."""
+    components, ran = engine.runner.pipeline.ctx.components, 0
+    for name in components:
+        network = components.wherever(name)
+        for stack in network.stacks().values() if isinstance(network, Network) else ():
+            paths = {id(part): path for path, part in network.named_modules()}
+            runs = {len(result.blocks.get(f"{name}.{paths[id(block)]}", ())) for block in stack.blocks()}
+            assert len(runs) == 1, "every block of a stack runs as often as the others"
+            ran += runs.pop()
+    return ran
 
 
 def run(engine: Engine, *asks: Ask) -> list[Tensor]:

@@ -27,7 +27,6 @@ from omnimuse.core.request import Ask
 from omnimuse.core.sources import Region
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from omnimuse.layers.network import Network
 from omnimuse.loader.checkpoint import CONFIGS, INDEX
 from omnimuse.media.picture import mask_of, picture_of
 from omnimuse.models import TABLE
@@ -40,7 +39,18 @@ from omnimuse.worker.governor import IdleTeams
 from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import photo
-from tests.invariants.conftest import Subject, drain, of, outputs, results, run, submit, tick, with_params
+from tests.invariants.conftest import (
+    Subject,
+    drain,
+    of,
+    outputs,
+    results,
+    run,
+    runs_of_blocks,
+    submit,
+    tick,
+    with_params,
+)
 
 Make = Callable[..., Engine]
 EXACT = ScheduleConfig(tier="exact", strict_slots=True, company="always")
@@ -270,17 +280,8 @@ def test_neither_previews_nor_who_times_blocks_changes_the_result(subject: Subje
     [id_] = submit(shared, replace(subject.ask(0, previews=1), blocks=True))
     events = drain(shared)
     assert torch.equal(outputs(events, id_), expected)
-    [blocks] = [event.result.blocks for event in events if isinstance(event, Done)]
-    components = shared.runner.pipeline.ctx.components
-    networks = {name: components.wherever(name) for name in components}
-    ran = 0
-    for name, network in networks.items():
-        for stack in network.stacks().values() if isinstance(network, Network) else ():
-            paths = {id(part): path for path, part in network.named_modules()}
-            runs = {len(blocks.get(f"{name}.{paths[id(block)]}", ())) for block in stack.blocks()}
-            assert len(runs) == 1, "every block of a stack runs as often as the others"
-            ran += runs.pop()
-    assert ran
+    [result] = [event.result for event in events if isinstance(event, Done)]
+    assert runs_of_blocks(shared, result)
 
 
 PADDING = [

@@ -22,7 +22,7 @@ from tests.carrying import three
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.invariants import test_answering, test_speaking, test_writing
-from tests.invariants.conftest import config, drain, nap, submit, tick
+from tests.invariants.conftest import config, drain, nap, runs_of_blocks, submit, tick
 from tests.invariants.test_pools import through
 
 Teller = Writer | Speaker | Answerer
@@ -110,6 +110,19 @@ def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one
             assert len(result.steps.get("generate", note.tokens)) == len(note.tokens), "every token has its seconds"
     if isinstance(teller, Writer):
         assert counted[2] - counted[1] < (counted[1] - counted[0]) / 2
+
+
+def test_who_times_blocks_makes_the_same_and_hears_of_a_run_a_token(teller: Teller, engine: Engine) -> None:
+    [wanted, *_] = asks(teller)
+    engine.runner.memo.clear()
+    [expected] = run(engine, wanted)
+    engine.runner.memo.clear()
+    [id_] = submit(engine, replace(wanted, blocks=True))
+    events = drain(engine)
+    assert same(made(events, id_), expected)
+    [result] = [event.result for event in events if isinstance(event, Done)]
+    steps = sum(len(each) for each in result.steps.values())
+    assert runs_of_blocks(engine, result) >= steps > 1
 
 
 @pytest.mark.shows("several", "company")

@@ -128,6 +128,18 @@ def test_a_stream_tells_steps_then_pieces_then_the_whole(server: WholeServer, fo
     assert order.index("audio.delta") > order.index("audio.progress")
 
 
+def test_a_stream_and_a_job_tell_what_every_block_took_and_a_file_cannot(server: WholeServer) -> None:
+    asked = {**ASKED, "seconds": 1.0, "block_timings": True}
+    done = events(server.ask("/v1/audio/generate", {**asked, "stream_format": "sse"}))[-1]
+    job = ended(server, server.ask(JOBS, asked).json["id"])
+    assert done["block_timings"].keys() == job["block_timings"].keys()
+    assert any(name.startswith("transformer.") for name in done["block_timings"])
+    assert "block_timings" not in events(server.ask("/v1/audio/generate", {**ASKED, "stream_format": "sse"}))[-1]
+    error = server.ask("/v1/audio/generate", asked).json["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "block_timings")
+    assert f"a job at {JOBS}, tells it" in error["message"]
+
+
 def test_a_job_is_followed_fetched_listed_and_removed(server: WholeServer) -> None:
     asked = {**ASKED, "seconds": 1.0, "response_format": "flac"}
     job = server.ask(JOBS, asked, {"Idempotency-Key": "k1"})

@@ -15,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
+from omnimuse.deploy.wire import Remarks
 from omnimuse.media.picture import pixels_of
 from omnimuse.server.options import Clients
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
@@ -116,6 +117,25 @@ def test_a_stream_brings_the_picture_in_a_delta_and_the_usage_last(server: Runni
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 64
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_an_answer_and_the_last_piece_of_a_stream_tell_what_every_block_took(server: Running, usage: bool) -> None:
+    blocks = {"net.blocks.0": 0.5, "net.blocks.1": 0.25}
+    asked = {"block_timings": True, "n": 2}
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    server.workers.remarks = Remarks(blocks=blocks)
+    try:
+        whole = post(server, **asked).json()
+        assert server.workers.started[-1].blocks
+        text = post(server, **asked, stream=True, **options).text
+    finally:
+        server.workers.remarks = Remarks()
+    chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    assert [whole["block_timings"], chunks[-1]["block_timings"]] == [blocks] * 2
+    assert chunks[-1]["timings"].keys() == whole["timings"].keys() == {"queue_s", "denoise_s"}
+    assert not any("block_timings" in chunk for chunk in chunks[:-1])
+    assert not {"block_timings"} & post(server).json().keys()
 
 
 def test_clients_of_vllm_omni_find_content_parts(compatible: Running) -> None:

@@ -335,6 +335,8 @@ def test_pictures_may_be_the_answer_itself_and_several_are_a_zip(server: Running
             for number, name in enumerate(archive.namelist()):
                 colour = Image.open(io.BytesIO(archive.read(name))).getpixel((0, 0))
                 assert colour == (5 + number, 0, 99)
+    refused = post(server, response_format="file", block_timings=True).json()["error"]
+    assert (refused["code"], refused["param"]) == ("unsupported_parameter", "block_timings")
     edit = post(server, EDITS, image=URL, response_format="file")
     assert Image.open(io.BytesIO(edit.content)).size == (176, 96)
     assert list(server.workers.spool.iterdir()) == []

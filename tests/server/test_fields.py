@@ -15,7 +15,9 @@ import pytest
 
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Door
+from omnimuse.server.app import ALLROUND, LISTENING, SPEAKING
 from omnimuse.server.errors import ApiError
+from omnimuse.server.protocol.within import Within
 from omnimuse.server.translate.aliases import _plain, read
 from omnimuse.server.translate.asks import to_form, to_request
 from omnimuse.server.translate.field import Field, Kind
@@ -78,6 +80,14 @@ def test_any_value_in_any_field_is_honoured_or_refused(kind: Kind, form: bool) -
             except Exception as error:  # the fault that this test looks for
                 faults.append((field.name, value, repr(error)))
     assert not faults
+
+
+def test_every_answer_in_json_has_room_for_what_its_request_may_ask_to_be_told() -> None:
+    described = {made for groups in (SPEAKING, LISTENING, ALLROUND) for group in groups for made in group.OPERATIONS}
+    asked = [made for made in described if made.body is not None and "block_timings" in made.body.model_fields]
+    answers = [answer for made in asked for answer in made.responses.values() if isinstance(answer, type)]
+    assert len({answer.__name__ for answer in answers}) == 7
+    assert [answer.__name__ for answer in answers if not issubclass(answer, Within)] == []
 
 
 def test_a_text_of_a_form_that_nests_without_end_is_a_text() -> None:

@@ -92,6 +92,17 @@ def test_events_carry_the_whole_in_pieces_and_end_with_the_usage(server: WholeSe
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
 
+def test_events_end_with_what_every_block_took_and_a_sound_by_itself_cannot_tell(server: WholeServer) -> None:
+    asked = {**ASKED, "response_format": "pcm", "block_timings": True}
+    done = deltas(server.ask(SPEECH, {**asked, "stream_format": "sse"}).content)[-1]
+    assert any(name.startswith("talker.") for name in done["block_timings"])
+    assert all(seconds > 0 for seconds in done["block_timings"].values())
+    for choice in ({}, {"stream_format": "audio"}):
+        error = server.ask(SPEECH, {**asked, **choice}).json["error"]
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "block_timings")
+        assert "stream_format=sse tells it" in error["message"]
+
+
 @pytest.mark.parametrize("speed", [0.5, 2])
 def test_a_speed_makes_it_shorter_and_a_stream_of_it_is_the_whole(server: WholeServer, speed: float) -> None:
     asked = {**ASKED, "speed": speed, "response_format": "pcm"}

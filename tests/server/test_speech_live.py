@@ -136,6 +136,7 @@ def test_a_speed_gives_the_bytes_that_the_stream_and_the_file_of_a_request_have(
         ({"type": "session.config", "stream_audio": True, "response_format": "wav"}, "the response_format is pcm"),
         ({"type": "session.config", "word_timestamps": True}, "when each word is said"),
         ({"type": "session.config", "split_granularity": "word"}, "none, sentence, clause"),
+        ({"type": "session.config", "block_timings": True}, "block_timings has no place in this answer"),
         ({"type": "session.config", "loudness": 3}, "there is no field 'loudness' here"),
         ({"type": "session.config", "input": "a star"}, 'in messages of the type "input.text"'),
         ({"type": "session.config", "prompt": "a star"}, 'in messages of the type "input.text"'),

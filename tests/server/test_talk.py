@@ -119,6 +119,25 @@ def test_a_stream_has_the_role_pieces_the_reason_and_the_usage(client: openai.Op
     assert chunks[-1].usage.completion_tokens <= 120
 
 
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize(
+    ("path", "said"), [("/v1/chat/completions", {"messages": SAID}), ("/v1/completions", {"prompt": "a green star"})]
+)
+def test_an_answer_and_the_last_piece_of_a_stream_tell_what_every_block_took(
+    server: WholeServer, path: str, said: dict[str, Any], usage: bool
+) -> None:
+    asked = {**said, **GREEDY, "n": 2, "block_timings": True}
+    whole = server.ask(path, asked).json
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    lines = server.ask(path, {**asked, "stream": True, **options}).content.decode().splitlines()
+    pieces = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert whole["block_timings"].keys() == pieces[-1]["block_timings"].keys() >= {"model.layers.0", "model.layers.1"}
+    assert all(seconds > 0 for seconds in whole["block_timings"].values())
+    assert whole["timings"].keys() == pieces[-1]["timings"].keys()
+    assert not any("block_timings" in piece for piece in pieces[:-1])
+    assert "block_timings" not in server.ask(path, {**said, **GREEDY}).json
+
+
 def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(client: openai.OpenAI, omni: Omni) -> None:
     whole = written(omni, SAID, **GREEDY)
     stop = whole[len(whole) // 2 :][:3]

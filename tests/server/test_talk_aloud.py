@@ -318,6 +318,11 @@ def test_a_sound_is_written_down_by_the_model_that_hears_it(client: openai.OpenA
     assert whole.text == texts[0]
     assert whole.usage.output_tokens == 10
     assert create(file=file, language="en", response_format="text", **HEARD) == texts[0] + "\n"
+    timed = {**HEARD, "extra_body": {**HEARD["extra_body"], "block_timings": True}}
+    assert create(file=file, language="en", **timed).block_timings.keys() > {"model.layers.0"}
+    assert list(create(file=file, language="en", stream=True, **timed))[-1].block_timings
+    with pytest.raises(openai.BadRequestError, match="block_timings has no place in this answer"):
+        create(file=file, language="en", response_format="text", **timed)
     events = list(create(file=file, language="en", stream=True, **HEARD))
     pieces = [event.delta for event in events if event.type == "transcript.text.delta"]
     assert len(pieces) > 1

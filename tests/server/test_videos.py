@@ -465,6 +465,16 @@ def test_a_video_at_once_is_the_file_and_leaves_nothing(tmp_path: Path) -> None:
     run(tmp_path, act)
 
 
+def test_a_file_cannot_tell_what_every_block_took(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        answer = await ask(parts, "POST", "/v1/videos/sync", {"prompt": "a hill", "block_timings": True})
+        assert (answer.error["code"], answer.error["param"]) == ("unsupported_parameter", "block_timings")
+        assert "a job at /v1/videos tells it" in answer.error["message"]
+        assert "block_timings" in await made(parts, {"block_timings": True})
+
+    run(tmp_path, act)
+
+
 def test_a_video_at_once_stops_when_its_client_goes(tmp_path: Path) -> None:
     async def act(parts: Rig) -> None:
         body = json.dumps({"prompt": "a hill", **LONG}).encode()

@@ -134,6 +134,13 @@ def refuse_key(http: HttpRequest) -> None:
         raise refusal("unsupported_parameter", message, "idempotency-key")
 
 
+def refuse_blocks(wanted: Wanted, where: str) -> None:
+    """ApiError 400 for `block_timings` of an answer that has no place for them; `where` is one that has."""
+    if wanted.delivery.blocks:
+        name = wanted.names["blocks"]
+        raise refusal("unsupported_parameter", f"{name} has no place in this answer; {where} tells it", name)
+
+
 async def may_read(service: Service, http: HTTPConnection) -> None:
     """Raises unless something that would be decoded now could come in afterwards."""
     gate = Gate(service.workers, service.files, service.admission, service.metrics)

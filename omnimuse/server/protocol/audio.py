@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from omnimuse.server.protocol.images import JobError
 from omnimuse.server.protocol.kept import Deleted, Ended, Kept, Listed, Looked, Progressed
 from omnimuse.server.protocol.requests import request_model
+from omnimuse.server.protocol.within import Within
 
 AudioRequest = request_model("AudioRequest", "audio")
 
@@ -34,7 +35,6 @@ class Audio(AudioJob):
     seed: int
     eta_seconds: float | None = None
     timings: dict[str, float] | None = None
-    block_timings: dict[str, float] | None = None
     peak_memory_mb: float | None = None
     needs_memory_mb: float | None = None
     warnings: list[str] | None = None
@@ -85,7 +85,7 @@ class AudioDeltaEvent(BaseModel):
     format: Literal["pcm16"] = "pcm16"
 
 
-class AudioDoneEvent(BaseModel):
+class AudioDoneEvent(Within):
     """The last event of a stream: the whole sound as a file, and what makes it again."""
 
     type: Literal["audio.done"] = "audio.done"

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from omnimuse.server.protocol.requests import request_model
+from omnimuse.server.protocol.within import Within
 
 ChatRequest = request_model("ChatRequest", "chat")
 
@@ -72,7 +73,7 @@ class ChatUsage(BaseModel):
     total_tokens: int
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(Within):
     """The answer. `timings` are seconds by stage; `warnings` say what of the request had no part in the picture."""
 
     id: str
@@ -85,8 +86,8 @@ class ChatCompletion(BaseModel):
     warnings: list[str] | None = None
 
 
-class ChatChunk(BaseModel):
-    """A piece of a streamed answer; the last has the usage and no choices, where it was asked for."""
+class ChatChunk(Within):
+    """A piece of a streamed answer; the last has the usage and no choices, where it was asked for, and the timings."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

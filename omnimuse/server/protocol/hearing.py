@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from omnimuse.server.protocol.requests import request_model
+from omnimuse.server.protocol.within import Within
 
 HearingRequest = request_model("HearingRequest", "hearing")
 
@@ -20,7 +21,7 @@ class HeardUsage(BaseModel):
     total_tokens: int
 
 
-class Transcription(BaseModel):
+class Transcription(Within):
     """What the model heard."""
 
     text: str

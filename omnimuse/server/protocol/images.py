@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from omnimuse.server.protocol.requests import request_model
+from omnimuse.server.protocol.within import Within
 
 ImageRequest = request_model("ImageRequest", "image")
 ImageEditRequest = request_model("ImageEditRequest", "edit")
@@ -48,14 +49,12 @@ class Image(BaseModel):
     seed: int
 
 
-class Effort(BaseModel):
-    """What pictures took: `timings` are seconds by stage, `block_timings` those of every block of a network, where the
-    request wants them, `inference_time_s` those spent drawing, `peak_memory_mb` the most MiB that a worker held,
-    `needs_memory_mb` those that one output needs beside the weights, where that is known.
+class Effort(Within):
+    """What pictures took: `timings` are seconds by stage, `inference_time_s` those spent drawing, `peak_memory_mb` the
+    most MiB that a worker held, `needs_memory_mb` those that one output needs beside the weights, where that is known.
     """
 
     timings: dict[str, float]
-    block_timings: dict[str, float] | None = None
     inference_time_s: float
     peak_memory_mb: float | None = None
     needs_memory_mb: float | None = None
@@ -142,7 +141,7 @@ class PartialImageEvent(BaseModel):
     output_format: Format = "jpeg"
 
 
-class CompletedImageEvent(BaseModel):
+class CompletedImageEvent(Within):
     """One finished picture."""
 
     type: Literal["image_generation.completed", "image_edit.completed"] = "image_generation.completed"
@@ -156,7 +155,6 @@ class CompletedImageEvent(BaseModel):
     output_format: Format
     usage: Usage
     timings: dict[str, float]
-    block_timings: dict[str, float] | None = None
     safety_identifier: str | None = None
     shown: list[str] | None = None
     warnings: list[str] | None = None

@@ -9,11 +9,13 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
+from omnimuse.server.protocol.within import Within
+
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Body = TypeVar("Body", bound=BaseModel)
 
 
-class Kept(BaseModel):
+class Kept(Within):
     """A job as all are told; each kind names its `object`, and the `type` of its events. Dates in seconds since 1970;
     `progress` 0 to 100.
     """

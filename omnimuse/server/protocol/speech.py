@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from omnimuse.server.protocol.requests import request_model
+from omnimuse.server.protocol.within import Within
 
 SpeechRequest = request_model("SpeechRequest", "speech")
 
@@ -26,7 +27,7 @@ class SpeechUsage(BaseModel):
     total_tokens: int
 
 
-class SpeechDoneEvent(BaseModel):
+class SpeechDoneEvent(Within):
     """The last event."""
 
     type: Literal["speech.audio.done"] = "speech.audio.done"

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from omnimuse.server.protocol.chat import ImagePart
 from omnimuse.server.protocol.requests import request_model
+from omnimuse.server.protocol.within import Within
 
 TalkRequest = request_model("TalkRequest", "talk")
 CompletionRequest = request_model("CompletionRequest", "completion")
@@ -90,7 +91,7 @@ class TokenUsage(BaseModel):
     prompt_tokens_details: PromptDetails
 
 
-class Spoken(BaseModel):
+class Spoken(Within):
     """What every answer has; `timings` are seconds by stage, `warnings` what a person should know of the request."""
 
     id: str

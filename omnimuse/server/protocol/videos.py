@@ -36,7 +36,6 @@ class Video(VideoJob):
     fps: float
     eta_seconds: float | None = None
     timings: dict[str, float] | None = None
-    block_timings: dict[str, float] | None = None
     duration_s: float
     file_name: str | None = None
     stage_durations: dict[str, float] | None = None

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from omnimuse.deploy.wire import Finished, Grown, MadeFile, Stepped
+from omnimuse.deploy.wire import Finished, Grown, Stepped
 from omnimuse.server.errors import refusal
 from omnimuse.server.http.bodies import Upload, is_form, read_any
 from omnimuse.server.http.download import MEDIA, Sent, download
@@ -36,10 +36,12 @@ from omnimuse.server.orders.order import (
     finished,
     opened,
     read_sounds,
+    refuse_blocks,
     refuse_key,
     taken,
 )
 from omnimuse.server.protocol import audio as protocol
+from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import Handler, for_tasks
 from omnimuse.server.routes.image_jobs import idempotency_of
 from omnimuse.server.routes.kept import PAGES, PREVIEWS, KeptJobs, Kind, event_of
@@ -122,6 +124,7 @@ class Sounds:
         request.state.lease.close()
         if order.wanted.delivery.stream:
             return await opened(self._grown(order))
+        refuse_blocks(order.wanted, f"stream_format=sse, or a job at {JOBS},")
         made = await cancel_on_disconnect(request, finished(self._service, order))
         [sound] = made.files
         suffix = sound.name.rpartition(".")[2]
@@ -203,8 +206,8 @@ class Sounds:
                         yield event_of(_delta(update))
                     case Finished():
                         with await contents(self._service.files, update.files) as files:
-                            done = _done(update.files[0], files.words[0], update.timings)
-                            yield done.type, Parcel(done.model_dump(), files)
+                            done = _done(update, files.words[0])
+                            yield done.type, Parcel(dump(done), files)
 
     def _ended(self, job: Job) -> protocol.AudioEndedEvent:
         completed = job.state == "completed"
@@ -232,12 +235,14 @@ def _delta(piece: Grown) -> protocol.AudioDeltaEvent:
     )
 
 
-def _done(made: MadeFile, content: str, timings: dict[str, float]) -> protocol.AudioDoneEvent:
+def _done(whole: Finished, content: str) -> protocol.AudioDoneEvent:
+    made = whole.files[0]
     return protocol.AudioDoneEvent(
         audio=content,
         format=made.name.rpartition(".")[2],
         seconds=made.seconds or 0.0,
         sample_rate=made.rate or 0,
         seed=made.seed,
-        timings={name: round(seconds, 4) for name, seconds in timings.items()},
+        timings={name: round(seconds, 4) for name, seconds in whole.timings.items()},
+        **answers.Made.of(whole).within,
     )

@@ -49,7 +49,7 @@ from omnimuse.server.routes.pictured import Looks
 from omnimuse.server.routes.talk import Chat, answer
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
-from omnimuse.server.translate.answers import Made, image_tokens, told
+from omnimuse.server.translate.answers import Made, image_tokens, timed, told
 from omnimuse.server.translate.values import shown
 
 TASK, EDIT = "text-to-image", "image-to-image"
@@ -235,6 +235,7 @@ def _completion(
         usage=_usage(service, made),
         timings=Made.of(made).seconds,
         warnings=_warnings(order, made),
+        **Made.of(made).within,
     )
     plain = dump(answer)
     for choice in plain["choices"]:
@@ -256,16 +257,20 @@ async def _chunks(service: Service, order: Order, style: frozenset[str]) -> Asyn
                 choice = update.output if order.wanted.delivery.split else 0
                 yield chunks.make([protocol.ChunkChoice(index=choice, delta=protocol.Message(images=parts))])
             elif isinstance(update, Finished):
+                usage = order.wanted.delivery.usage
                 with await contents(service.files, update.files) as drawn:
-                    for index, delta in enumerate(_messages(order, update, drawn, style)):
+                    messages = _messages(order, update, drawn, style)
+                    for index, delta in enumerate(messages):
                         if index == 0:
                             delta.role = None
                         name, chunk = chunks.make([protocol.ChunkChoice(index=index, delta=delta)])
                         yield name, Parcel(chunk, drawn)
                         end = protocol.ChunkChoice(index=index, delta=protocol.Message(), finish_reason="stop")
-                        yield chunks.make([end], warnings=_warnings(order, update))
-                if order.wanted.delivery.usage:
-                    yield chunks.last(update)
+                        took = {} if usage or index < len(messages) - 1 else timed(update)
+                        yield chunks.make([end], warnings=_warnings(order, update), **took)
+                if usage:
+                    made = Made.of(update)
+                    yield chunks.make([], usage=_usage(service, update), timings=made.seconds, **made.within)
 
 
 class _Chunks:
@@ -274,26 +279,16 @@ class _Chunks:
     def __init__(self, service: Service, order: Order) -> None:
         self._service, self._order, self._created = service, order, int(time.time())
 
-    def make(
-        self,
-        choices: list[protocol.ChunkChoice],
-        made: Finished | None = None,
-        warnings: list[str] | None = None,
-    ) -> Event:
+    def make(self, choices: list[protocol.ChunkChoice], **about: Any) -> Event:
+        """A chunk that tells `about` the answer, too."""
         chunk = protocol.ChatChunk(
             id=f"chatcmpl-{self._order.request.id}",
             created=self._created,
             model=self._service.options.model_name,
             choices=choices,
-            usage=None if made is None else _usage(self._service, made),
-            timings=None if made is None else Made.of(made).seconds,
-            warnings=warnings,
+            **about,
         )
         return None, dump(chunk)
-
-    def last(self, made: Finished) -> Event:
-        """The chunk that has the usage and no choices."""
-        return self.make([], made)
 
 
 def _messages(order: Order, made: Finished, drawn: Enclosed, style: frozenset[str]) -> list[protocol.Message]:

@@ -29,9 +29,11 @@ from omnimuse.server.orders.order import (
     opened,
     place_order,
     read_sounds,
+    refuse_blocks,
     refuse_key,
 )
 from omnimuse.server.protocol import hearing as protocol
+from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.absent import Handler
 from omnimuse.server.routes.talk import TASK, Told, usage_of
 from omnimuse.server.service import Service
@@ -71,7 +73,7 @@ def routes(service: Service) -> list[Route]:
             headers = Made.of(made).headers([*order.wanted.warnings, *_warnings(made)])
             if order.wanted.output.transport == "text":
                 return PlainTextResponse(made.texts[0].text + "\n", headers=headers)
-            return JSONResponse(whole(made).model_dump(), headers=headers)
+            return JSONResponse(dump(whole(made)), headers=headers)
 
         return write_down
 
@@ -87,6 +89,8 @@ async def _read(service: Service, request: Request, translated: bool) -> Order:
         raise refusal("missing_parameter", f"file is one sound, and {len(sources)} came; send it in a form", "file")
     if wanted.delivery.stream and wanted.output.transport == "text":
         raise refusal("conflicting_parameters", "a stream is of events; leave response_format out", "response_format")
+    if wanted.output.transport == "text":
+        refuse_blocks(wanted, "response_format=json")
     return order_of(service, wanted, request, await read_sounds(service, request, sources), translated)
 
 
@@ -108,7 +112,7 @@ async def _pieces(service: Service, order: Order) -> AsyncGenerator[Event, None]
         async for piece in pieces:
             if isinstance(piece, Finished):
                 done = protocol.TranscriptDoneEvent(**whole(piece).model_dump())
-                yield done.type, done.model_dump()
+                yield done.type, dump(done)
             elif piece:
                 delta = protocol.TranscriptDeltaEvent(delta=piece)
                 yield delta.type, delta.model_dump()
@@ -143,7 +147,7 @@ def whole(made: Finished) -> protocol.Transcription:
         output_tokens=counted.completion_tokens,
         total_tokens=counted.total_tokens,
     )
-    return protocol.Transcription(text=made.texts[0].text, usage=usage)
+    return protocol.Transcription(text=made.texts[0].text, usage=usage, **Made.of(made).within)
 
 
 def _warnings(made: Finished) -> list[str]:

@@ -39,6 +39,7 @@ from omnimuse.server.orders.order import (
     place_order,
     read_mask,
     read_pictures,
+    refuse_blocks,
     taken,
 )
 from omnimuse.server.protocol import images as protocol
@@ -94,6 +95,8 @@ def routes(service: Service) -> list[Route]:
         return await answered(request, order, idem)
 
     async def answered(request: Request, order: Order, idem: Idempotency | None) -> Response:
+        if order.wanted.output.transport == "file":
+            refuse_blocks(order.wanted, "another response_format")
         if idem is not None or order.wanted.delivery.durable:
             return await jobs.answer(request, order, idem)
         if order.wanted.delivery.stream:

@@ -142,7 +142,7 @@ class KeptJobs:
             "seed": job.work.request["params"]["seed"],
             "eta_seconds": self._left(job),
             "timings": job.timings or None,
-            "block_timings": Made.of(job).blocks,
+            **Made.of(job).within,
         }
 
     def _left(self, job: Job) -> float | None:

@@ -37,10 +37,12 @@ from omnimuse.server.orders.order import (
     opened,
     place_order,
     read_sounds,
+    refuse_blocks,
     refuse_key,
     taken,
 )
 from omnimuse.server.protocol import speech as protocol
+from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.voices import voiced
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import read
@@ -79,6 +81,8 @@ def routes(service: Service) -> list[Route]:
         if flow and format_ not in FLOWING:
             message = f"response_format={format_.lower()} is made whole; a stream is pcm or wav"
             raise refusal("conflicting_parameters", message, "stream_format")
+        if flow != "sse":
+            refuse_blocks(wanted, "stream_format=sse")
         sources = uploaded({}, wanted.urls, "ref_audio")
         sounds = await read_sounds(service, request, sources) if sources else kept
         order = place_order(service, wanted, request, TASK, {"sounds": sounds})
@@ -184,8 +188,8 @@ async def _told(pieces: AsyncGenerator[bytes | Finished, None]) -> AsyncGenerato
             if isinstance(piece, Finished):
                 read_, said = piece.remarks.prompt_tokens, piece.remarks.made
                 usage = protocol.SpeechUsage(input_tokens=read_, output_tokens=said, total_tokens=read_ + said)
-                done = protocol.SpeechDoneEvent(usage=usage)
-                yield done.type, done.model_dump()
+                done = protocol.SpeechDoneEvent(usage=usage, **Made.of(piece).within)
+                yield done.type, dump(done)
             elif piece:
                 delta = protocol.SpeechDeltaEvent(audio=base64.b64encode(piece).decode())
                 yield delta.type, delta.model_dump()

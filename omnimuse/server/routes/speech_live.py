@@ -25,7 +25,7 @@ from omnimuse.server.errors import ApiError, body, refusal
 from omnimuse.server.http.live import Event, Live, live_routes
 from omnimuse.server.http.uploads import uploaded
 from omnimuse.server.openapi import Operation
-from omnimuse.server.orders.order import Order, finished, may_read, place_order, taken
+from omnimuse.server.orders.order import Order, finished, may_read, place_order, refuse_blocks, taken
 from omnimuse.server.routes.speech import TASK, pieces_of, read_away
 from omnimuse.server.routes.voices import voiced
 from omnimuse.server.service import Service
@@ -152,6 +152,7 @@ class Saying:
         came: dict[str, object] = {"sounds": kept} if kept else {}
         manner = Manner(named, came, flows, cut_of(event.get("split_granularity", "sentence")))
         wanted = read({**named, "input": "a"}, "speech", self._service.door)
+        refuse_blocks(wanted, "a stream of events at /v1/audio/speech")
         if sources := uploaded({}, wanted.urls, "ref_audio"):
             await may_read(self._service, self._live.socket)
             most, hold = self._sound.max_inputs, self._live.socket.state.lease.grow  # once, however often it is asked

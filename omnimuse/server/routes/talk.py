@@ -55,7 +55,7 @@ from omnimuse.server.routes.calling import Calling
 from omnimuse.server.routes.pictured import Looks, pictures, wants
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
-from omnimuse.server.translate.answers import Made, told
+from omnimuse.server.translate.answers import Made, timed, told
 from omnimuse.server.translate.field import Kind
 from omnimuse.server.translate.parts import KINDS, Shown, able
 from omnimuse.server.translate.values import is_nothing
@@ -368,6 +368,7 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
             elif isinstance(update, Previewed) and isinstance(shape, Chat) and (parts := looks.new(update)):
                 yield None, dump(shape.picture(order, head, update.output, parts))
             elif isinstance(update, Finished):
+                usage = order.wanted.delivery.usage
                 about, files = _about(order, update), await stack.enter_async_context(open_files(service, update))
                 held = Enclosed(files)
                 drawn = pictures(order, update.files, held.words) if wants(order) else {}
@@ -380,9 +381,10 @@ async def _chunks(service: Service, order: Order, shape: Shape, head: dict[str, 
                             yield None, dump(shape.sound(order, head, index, sound))
                     if isinstance(shape, Chat) and index in drawn:
                         yield None, Parcel(dump(shape.picture(order, head, index, drawn[index])), held)
-                    end = _warned(head | {"warnings": about["warnings"]}, calling)
+                    took = {} if usage or index < len(update.texts) - 1 else timed(update)
+                    end = _warned(head | {"warnings": about["warnings"], **took}, calling)
                     yield None, dump(shape.piece(order, end, index, "", calling.reason(index, made.reason)))
-                if order.wanted.delivery.usage:
+                if usage:
                     yield None, dump(shape.last(order, head | about))
 
 
@@ -405,4 +407,9 @@ def usage_of(made: Finished) -> protocol.TokenUsage:
 
 def _about(order: Order, made: Finished) -> dict[str, Any]:
     warnings = told([*order.wanted.warnings, *made.remarks.warnings])
-    return {"usage": usage_of(made), "timings": Made.of(made).seconds, "warnings": warnings}
+    return {
+        "usage": usage_of(made),
+        "timings": Made.of(made).seconds,
+        "warnings": warnings,
+        **Made.of(made).within,
+    }

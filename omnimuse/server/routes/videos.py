@@ -32,6 +32,7 @@ from omnimuse.server.orders.order import (
     read_mask,
     read_pictures,
     read_videos,
+    refuse_blocks,
     refuse_key,
     taken,
 )
@@ -145,6 +146,7 @@ class Videos:
         """POST /v1/videos/sync: the file itself; the work stops when the client goes."""
         refuse_key(request)
         order, _ = await self._read(request)
+        refuse_blocks(order.wanted, f"a job at {PATH}")
         request.state.lease.close()
         made = await cancel_on_disconnect(request, finished(self._service, order))
         [video] = made.files

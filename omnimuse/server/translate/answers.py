@@ -91,9 +91,11 @@ class Made:
         return [f"{width}x{height}" for width, height in self.remarks.shown] or None
 
     @property
-    def blocks(self) -> dict[str, float] | None:
-        """The seconds of every block of a network; None where nobody asked for them."""
-        return {name: round(seconds, 6) for name, seconds in self.remarks.blocks.items()} or None
+    def within(self) -> dict[str, Any]:
+        """What it took within its stages, as `protocol.within` has it; empty where nobody asked."""
+        if not self.remarks.blocks:
+            return {}
+        return {"block_timings": {name: round(seconds, 6) for name, seconds in self.remarks.blocks.items()}}
 
     @property
     def memory_mb(self) -> float | None:
@@ -119,6 +121,12 @@ class Made:
     def seconds(self) -> dict[str, float]:
         """`timings` under names with their unit."""
         return {f"{stage.replace(' ', '_')}_s": round(seconds, 6) for stage, seconds in self.timings.items()}
+
+
+def timed(made: Finished) -> dict[str, Any]:
+    """What the last piece of a stream tells beside the usage, of a request that wants to know what it took within."""
+    drawn = Made.of(made)
+    return {"timings": drawn.seconds, **drawn.within} if drawn.within else {}
 
 
 def image_tokens(door: Door, files: Sequence[MadeFile]) -> int:
@@ -161,7 +169,7 @@ def response(
         safety_identifier=look.safety_identifier,
         usage=usage(image_tokens(door, made.files), made.remarks.prompt_tokens),
         timings=made.seconds,
-        block_timings=made.blocks,
+        **made.within,
         inference_time_s=made.work_seconds,
         peak_memory_mb=made.memory_mb,
         needs_memory_mb=made.needs_mb,
@@ -215,7 +223,7 @@ class Events:
                     output_format=self._look.format,
                     usage=usage(image_tokens(door, [file]), 0 if index else made.remarks.prompt_tokens),
                     timings=made.seconds,
-                    block_timings=made.blocks,
+                    **made.within,
                     safety_identifier=self._look.safety_identifier,
                     shown=made.shown,
                     warnings=told([*self._look.warnings, *made.remarks.warnings]),

@@ -12,7 +12,17 @@ from typing import Any
 from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
-from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, Kind, refused
+from omnimuse.server.translate.field import (
+    ADAPTERS,
+    BLOCKS,
+    DEADLINE,
+    HARMLESS,
+    MAX_OUTPUTS,
+    MAX_WORD,
+    Field,
+    Kind,
+    refused,
+)
 from omnimuse.server.translate.hearing import HEARING
 from omnimuse.server.translate.speaking import SPEECH
 from omnimuse.server.translate.talking import COMPLETION, TALK
@@ -50,7 +60,7 @@ SHARED: tuple[Field, ...] = (
     Field("width", "whole", "width", "pixels"),
     Field("height", "whole", "height", "pixels"),
     Field("resolution", "resolution", "size", "the side of a square in pixels, or WIDTHxHEIGHT (VO)"),
-    Field("block_timings", "flag", "blocks", "the answer tells what every block of a network took (ours)"),
+    BLOCKS,
     Field("timeout_s", "real", "deadline", "give up after so many seconds"),
     DEADLINE,
     Field("extra_params", "object", "extra", "the family's own parameters, by name"),

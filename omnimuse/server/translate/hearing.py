@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from omnimuse.core.request import MAX_PROMPT
-from omnimuse.server.translate.field import DEADLINE, HARMLESS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import BLOCKS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
 
 _NO_TIMES = "when each word is said is not known here"
 _NO_SPEAKERS = "who says what is not told"
@@ -32,6 +32,7 @@ HEARING: tuple[Field, ...] = (
     Field("seed", "seed", "seed", "of what is drawn by chance (ours)"),
     Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
     DEADLINE,
+    BLOCKS,
     Field("chunking_strategy", "text", HARMLESS, "the sound is heard whole", longest=MAX_WORD),
     *refused(_NO_TIMES, "timestamp_granularities"),
     *refused("how likely tokens were is not told", "include"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.core.speech import FASTEST, MAX_INSTRUCTIONS, SLOWEST
-from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import ADAPTERS, BLOCKS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
 
 _ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
 _NO_NUMBERS = "a voice is that of a sound: send it as `ref_audio`"
@@ -43,6 +43,7 @@ SPEECH: tuple[Field, ...] = (
     Field("repetition_penalty", "real", "repetition_penalty", "above 1: sound less like before", low=0.01),
     Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
     DEADLINE,
+    BLOCKS,
     *ADAPTERS,
     Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),

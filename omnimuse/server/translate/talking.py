@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.messages import MAX_WRITTEN
-from omnimuse.server.translate.field import ADAPTERS, DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import ADAPTERS, BLOCKS, DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
 
 MAX_STOPS = 16
 """Texts that may end an answer; OpenAI has four."""
@@ -59,6 +59,7 @@ _WRITING: tuple[Field, ...] = (
     Field("stop", "texts", "stop", "texts that end the answer and are no part of it", longest=MAX_WORD, high=MAX_STOPS),
     Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
     DEADLINE,
+    BLOCKS,
     Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
     Field("user", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
     Field("safety_identifier", "text", HARMLESS, _ABUSE, longest=MAX_WORD),
