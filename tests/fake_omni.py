@@ -19,6 +19,8 @@ from omnimuse.core.params import DiffusionParams
 
 STEPS = 4
 SIDE = 8
+BLOCKS = {"net.blocks.0": (0.25, 0.5), "net.blocks.1": (0.25, 0.25)}
+HELD = {"net.blocks.0": (2**20, 3 * 2**20), "net.blocks.1": (2**20, 2**20)}
 
 
 class FakeOmni:
@@ -108,7 +110,8 @@ class FakeOmni:
             ),
             seeds=[seed + i for i in range(count)],
             timings={"queue": 0.0001, "encode": 0.02, "denoise": 1.25},
-            blocks={"net.blocks.0": (0.25, 0.5), "net.blocks.1": (0.25, 0.25)} if self.times_blocks else {},
+            blocks=BLOCKS if self.times_blocks else {},
+            blocks_held=HELD if self.times_blocks else {},
         )
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from omnimuse.cli import again
 from omnimuse.cli.app import describe
 from omnimuse.cli.job import Job
-from omnimuse.cli.plot import blocks_of
+from omnimuse.cli.plot import blocks_of, held_of
 from omnimuse.cli.table import columns
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
@@ -54,6 +54,8 @@ class Outcome:
             row["bytes"][stage] = list(held)
         for block, runs in result.blocks.items():
             row["blocks"][block] = [round(seconds, 6) for seconds in runs]
+        for block, held in result.blocks_held.items():
+            row["block_bytes"][block] = list(held)
         row["needs"] = max(row["needs"], result.needs)
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
@@ -116,6 +118,7 @@ class Outcome:
                 "steps": {},
                 "bytes": {},
                 "blocks": {},
+                "block_bytes": {},
                 "needs": 0,
                 "texts": [],
                 "shown": [],
@@ -179,7 +182,7 @@ def print_text(record: Record, job: Job, out: TextIO) -> None:
     if needs := max(row["needs"] for row in rows):
         print(f"memory: one takes {told_bytes(needs)} beside the weights", file=out)
     if blocks := blocks_of(record):
-        print(_block_table(blocks), file=out)
+        print(_block_table(blocks, held_of(record)), file=out)
     if record["defaults"]:
         print(record["defaults"], file=out)
     print("try next:", file=out)
@@ -241,12 +244,16 @@ def _timing_line(record: Record) -> str:
     return f"time: {before}, {', '.join(parts)}; {duration(seconds['total'])} in all"
 
 
-def _block_table(blocks: Mapping[str, Sequence[float]]) -> str:
-    """What every block of a network took, in the order in which each was done for the first time."""
+def _block_table(blocks: Mapping[str, Sequence[float]], held: Mapping[str, int]) -> str:
+    """What every block of a network took, in the order in which each was done for the first time; and, where that is
+    told, the most that was held when it was done.
+    """
     rows = [
-        [name, str(len(runs)), *map(_thousandths, (sum(runs) / len(runs), sum(runs)))] for name, runs in blocks.items()
+        [name, str(len(runs)), *map(_thousandths, (sum(runs) / len(runs), sum(runs))), told_bytes(held.get(name, 0))]
+        for name, runs in blocks.items()
     ]
-    return columns([["block", "runs", "ms a run", "ms in all"], *rows], indent=0)
+    width = 5 if any(held.values()) else 4
+    return columns([row[:width] for row in (["block", "runs", "ms a run", "ms in all", "held"], *rows)], indent=0)
 
 
 def _thousandths(seconds: float) -> str:

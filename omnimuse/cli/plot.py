@@ -57,6 +57,15 @@ def blocks_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
     return found
 
 
+def held_of(record: Mapping[str, Any]) -> dict[str, int]:
+    """The most bytes that were held after a run of each block, for any prompt."""
+    found: dict[str, int] = {}
+    for row in record["results"]:
+        for name, held in row["block_bytes"].items():
+            found[name] = max(found.get(name, 0), *held)
+    return found
+
+
 def plot(record: Mapping[str, Any], path: Path, replace: bool = False) -> None:
     """Write the picture to `path`, whose ending says of which kind; FileExistsError if it must not `replace` a file."""
     from PIL import Image, ImageDraw

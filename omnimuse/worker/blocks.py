@@ -1,4 +1,5 @@
-"""Blocks of networks, by name, while somebody looks: how long each took, and a label of its own in a recording.
+"""Blocks of networks, by name, while somebody looks: how long each took, how many bytes were held when it was done, and
+a label of its own in a recording.
 
 The runner looks for requests that want to know (`Ask.blocks`), and while it is recorded. Hooks stand on whatever is
 called for a block, whoever runs it: blocks of our stacks, and the lists that networks of libraries have. On a device,
@@ -8,9 +9,10 @@ no blocks left to tell of.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import nn
@@ -25,19 +27,24 @@ from omnimuse.worker.clock import Clock, Span
 
 @dataclass(frozen=True)
 class Ran:
-    """One run of the block called `name`, such as `transformer.blocks.3`, of a component."""
+    """One run of the block called `name`, such as `transformer.blocks.3`, of a component. `held` are the bytes that
+    were held when it was done.
+    """
 
     component: str
     name: str
     span: Span
+    held: int = 0
 
 
 class Blocks:
-    """The blocks of all components. While the runner is `recorded`, they are always looked at."""
+    """The blocks of all components. While the runner is `recorded`, they are always looked at. `held` tells the bytes
+    that are held now.
+    """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, held: Callable[[], int]) -> None:
         self.recorded = False
-        self._clock = clock
+        self._clock, self._held = clock, held
 
     def watched(self, components: Residency, states: Iterable[State]) -> AbstractContextManager[list[Ran]]:
         """For the length of a `with` block what runs is added to the list, in order of ending, if a request of one of
@@ -77,7 +84,8 @@ class Blocks:
 
         def end(*_: Any) -> None:
             label, began = under_way.pop()
-            ran.append(Ran(component, name, self._clock.since(began)))
+            span = self._clock.since(began)  # before memory is asked for, which takes its time
+            ran.append(Ran(component, name, span, self._held()))
             label.__exit__(None, None, None)
 
         hooks.callback(called.register_forward_pre_hook(begin).remove)
@@ -116,9 +124,22 @@ def runs_for(state: str, ran: Sequence[Ran], asked: Mapping[str, Set[str]]) -> l
     return [each for each in ran if each.component in asked[state] or each.component not in named]
 
 
-def seconds_of(runs: Mapping[tuple[str, str], list[Span]]) -> dict[str, tuple[float, ...]]:
+def seconds_of(runs: Mapping[tuple[str, str], list[Ran]]) -> dict[str, tuple[float, ...]]:
     """Seconds of every run of each block, of the output that took longest; `runs` are by name and output."""
     found: dict[str, tuple[float, ...]] = {}
-    for (name, _), spans in runs.items():
-        found[name] = max(found.get(name, ()), tuple(span.seconds() for span in spans), key=sum)
+    for (name, _), each in runs.items():
+        found[name] = max(found.get(name, ()), tuple(ran.span.seconds() for ran in each), key=sum)
     return found
+
+
+def held_of(runs: Mapping[tuple[str, str], list[Ran]]) -> dict[str, tuple[int, ...]]:
+    """Bytes after every run of each block: the most of all outputs."""
+    found: dict[str, tuple[int, ...]] = {}
+    for (name, _), each in runs.items():
+        found[name] = most(found.get(name, ()), [ran.held for ran in each])
+    return found
+
+
+def most(some: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
+    """The larger one in every place."""
+    return tuple(map(max, zip_longest(some, others, fillvalue=0)))

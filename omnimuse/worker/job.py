@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from omnimuse.observe.labels import label_of
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Stage
 from omnimuse.pipeline.state import State
-from omnimuse.worker.blocks import Ran, seconds_of
+from omnimuse.worker.blocks import Ran, held_of, most, seconds_of
 from omnimuse.worker.clock import Share, Span
 from omnimuse.worker.handover import Carried
 
@@ -42,7 +41,7 @@ class Job:
     made: dict[str, Any] = field(default_factory=dict)
     there: dict[str, set[int]] = field(default_factory=dict)
     spent: dict[tuple[str, str], Spent] = field(default_factory=dict)
-    blocks: dict[tuple[str, str], list[Span]] = field(default_factory=dict)
+    blocks: dict[tuple[str, str], list[Ran]] = field(default_factory=dict)
     notes: dict[str, Note] = field(default_factory=dict)
     written: dict[int, TextWritten] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
@@ -64,7 +63,7 @@ class Job:
     def see(self, state: State, ran: Iterable[Ran]) -> None:
         """Note which blocks ran for `state`, alone or with others, if that was asked for."""
         for each in ran if self.request.blocks else ():
-            self.blocks.setdefault((each.name, state.id), []).append(each.span)
+            self.blocks.setdefault((each.name, state.id), []).append(each)
 
     def timings(self) -> dict[str, tuple[float, ...]]:
         """Seconds by stage, of the output that took longest in it: of one run, or of every step."""
@@ -78,7 +77,7 @@ class Job:
         """Bytes by stage, after one run or every step: the most of all outputs."""
         found: dict[str, tuple[int, ...]] = {}
         for (stage, _), spent in self.spent.items():
-            found[stage] = tuple(map(max, zip_longest(found.get(stage, ()), spent.held, fillvalue=0)))
+            found[stage] = most(found.get(stage, ()), spent.held)
         return found
 
     def take(self, state: State, made: Mapping[str, Any]) -> None:
@@ -108,6 +107,7 @@ class Job:
             steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
             held=self.held(),
             blocks=seconds_of(self.blocks),
+            blocks_held=held_of(self.blocks),
             needs=request.needs,
             labels={each.name: each.label for each in pipeline.stages if each.label != label_of(each.name)},
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),

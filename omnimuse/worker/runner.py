@@ -100,7 +100,7 @@ class Runner:
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
         self.clock = clock or clock_for(pipeline.ctx.device)
-        self.blocks = Blocks(self.clock)
+        self.blocks = Blocks(self.clock, partial(held_bytes, pipeline.ctx.device))
         self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)

@@ -137,7 +137,9 @@ def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]
 
 
 def runs_of_blocks(engine: Engine, result: Result) -> int:
-    """How often stacks of its networks ran, all together; every block of one as often as the others."""
+    """How often stacks of its networks ran, all together; every block of one as often as the others, each time with
+    bytes that were held.
+    """
     components, ran = engine.runner.pipeline.ctx.components, 0
     for name in components:
         network = components.wherever(name)
@@ -146,6 +148,10 @@ def runs_of_blocks(engine: Engine, result: Result) -> int:
             runs = {len(result.blocks.get(f"{name}.{paths[id(block)]}", ())) for block in stack.blocks()}
             assert len(runs) == 1, "every block of a stack runs as often as the others"
             ran += runs.pop()
+    assert {name: len(held) for name, held in result.blocks_held.items()} == {
+        name: len(runs) for name, runs in result.blocks.items()
+    }
+    assert all(size > 0 for held in result.blocks_held.values() for size in held)
     return ran
 
 

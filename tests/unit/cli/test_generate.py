@@ -544,7 +544,7 @@ def test_a_plot_has_a_bar_for_the_command_and_one_for_every_prompt(tmp_path: Pat
     assert drawn(job(words)).code == 0
     single = tmp_path / "one.png"
     told = drawn(job(["a red circle", "-o", str(tmp_path / "b.png"), "--plot", str(single)]))
-    assert told.code == 0 and re.search(r"net\.blocks\.0 +2 +375\.000 +750\.000\n", told.out)
+    assert told.code == 0 and re.search(r"net\.blocks\.0 +2 +375\.000 +750\.000 +3 MiB\n", told.out)
     with Image.open(place) as two, Image.open(single) as one:
         assert two.height - one.height == 2 * GAP
     with pytest.raises(RequestError, match=r"time.png is there already; choose another name, or --overwrite"):

@@ -56,19 +56,19 @@ def bare(module: nn.Module) -> bool:
 
 
 def test_each_block_is_timed_under_its_path_and_nothing_stays_on_it() -> None:
-    net, ticks = Net(BlockStack([Double(), Double()])), count()
-    watch = Blocks(HostClock(lambda: float(next(ticks))))
+    net, ticks, sizes = Net(BlockStack([Double(), Double()])), count(), count(10)
+    watch = Blocks(HostClock(lambda: float(next(ticks))), lambda: next(sizes))
     with watch.watched(Residency({"net": net, "words": object()}), [asking(True)]) as ran:
         net.blocks(torch.ones(1, 3, 2), COND)
-    assert [(each.component, each.name, each.span.seconds()) for each in ran] == [
-        ("net", "net.blocks.0", 1.0),
-        ("net", "net.blocks.1", 1.0),
+    assert [(each.component, each.name, each.span.seconds(), each.held) for each in ran] == [
+        ("net", "net.blocks.0", 1.0, 10),
+        ("net", "net.blocks.1", 1.0, 11),
     ]
     assert bare(net)
 
 
 def test_nobody_who_looks_costs_nothing_and_a_recording_looks_always() -> None:
-    net, watch = Net(BlockStack([Double()])), Blocks(HostClock())
+    net, watch = Net(BlockStack([Double()])), Blocks(HostClock(), lambda: 0)
     with watch.watched(Residency({"net": net}), [asking(False)]) as ran:
         assert bare(net)
         net.blocks(torch.ones(1, 3, 2), COND)
@@ -80,7 +80,7 @@ def test_nobody_who_looks_costs_nothing_and_a_recording_looks_always() -> None:
 
 
 def test_a_block_that_fails_ends_its_own_label_and_is_let_go() -> None:
-    net, watch = Net(BlockStack([Double(), Double()])), Blocks(HostClock())
+    net, watch = Net(BlockStack([Double(), Double()])), Blocks(HostClock(), lambda: 0)
     with watch.watched(Residency({"net": net}), [asking(True)]) as ran:
         with pytest.raises(ValueError, match="no numbers"):
             net.blocks(torch.full((1, 3, 2), torch.nan), COND)
@@ -91,7 +91,7 @@ def test_a_block_that_fails_ends_its_own_label_and_is_let_go() -> None:
 
 def test_of_a_compiled_block_what_is_called_in_its_place_is_timed() -> None:
     stack = BlockStack([Twice(), Twice()])
-    net, watch = Net(stack), Blocks(HostClock())
+    net, watch = Net(stack), Blocks(HostClock(), lambda: 0)
     runner = CompiledRunner(stack.blocks(), backend="eager")
     stack.runner, stack.instead = runner, runner.compiled
     for _ in range(2):  # the first of them compiles

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from omnimuse.worker.blocks import Ran
+from omnimuse.worker.blocks import Ran, held_of, seconds_of
 from omnimuse.worker.clock import Elapsed
 from omnimuse.worker.job import Job, placed
 
@@ -52,8 +52,16 @@ def test_a_stage_took_as_long_as_in_the_output_that_took_longest_and_as_many_byt
     assert told.held() == {"denoise": (30, 15)}
 
 
+def test_a_block_took_as_long_as_in_the_output_that_took_longest_and_as_many_bytes_as_any() -> None:
+    told = job(blocks=True)
+    told.see(state(0), [Ran("net", "net.0", Elapsed(1.0), 30), Ran("net", "net.0", Elapsed(1.0), 10)])
+    told.see(state(1), [Ran("net", "net.0", Elapsed(3.0), 20), Ran("net", "net.0", Elapsed(0.5), 20)])
+    assert seconds_of(told.blocks) == {"net.0": (3.0, 0.5)}
+    assert held_of(told.blocks) == {"net.0": (30, 20)}
+
+
 def test_blocks_are_noted_for_who_wants_to_know() -> None:
     for wanted in (False, True):
         told, ran = job(blocks=wanted), [Ran("net", "net.0", Elapsed(1.0)), Ran("net", "net.0", Elapsed(2.0))]
         told.see(state(0), ran)
-        assert told.blocks == ({("net.0", "r/0"): [each.span for each in ran]} if wanted else {})
+        assert told.blocks == ({("net.0", "r/0"): ran} if wanted else {})
