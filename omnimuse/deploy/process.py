@@ -349,11 +349,8 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            tokens = sum(len(note.tokens) for note in result.written)
-            blocks = {name: sum(runs) for name, runs in result.blocks.items()}
-            told = tuple(result.warnings), result.prompt_tokens, result.shown, tokens, blocks, result.needs
-            remarks = Remarks(*told, dict(result.labels))
-            self._line.send(Finished(request.id, files, timings, max(job.memory, resident()), remarks, texts))
+            memory = max(job.memory, resident())
+            self._line.send(Finished(request.id, files, timings, memory, remarked(result, request.blocks), texts))
 
     def _end(self, request_id: str, error: BaseException) -> None:
         """Report that a request ended without a result, unless it has ended already."""
@@ -370,6 +367,27 @@ def spelt(result: Result) -> tuple[MadeText, ...]:
         return ()
     made = zip(result.texts_written, result.written, strict=True)
     return tuple(MadeText(text, len(note.tokens), note.reason, note.reused) for text, note in made)
+
+
+def remarked(result: Result, within: bool) -> Remarks:
+    """What there is to say of a result beside its files; what it took `within` its stages only if that is asked for."""
+    told = Remarks(
+        tuple(result.warnings),
+        result.prompt_tokens,
+        result.shown,
+        sum(len(note.tokens) for note in result.written),
+        needs=result.needs,
+        labels=dict(result.labels),
+    )
+    if not within:
+        return told
+    return msgspec.structs.replace(
+        told,
+        blocks={name: sum(runs) for name, runs in result.blocks.items()},
+        block_bytes={name: max(held) for name, held in result.blocks_held.items()},
+        steps=dict(result.steps),
+        held=dict(result.held),
+    )
 
 
 def build(settings: Settings) -> Engine:

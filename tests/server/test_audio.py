@@ -134,7 +134,13 @@ def test_a_stream_and_a_job_tell_what_every_block_took_and_a_file_cannot(server:
     job = ended(server, server.ask(JOBS, asked).json["id"])
     assert done["block_timings"].keys() == job["block_timings"].keys()
     assert any(name.startswith("transformer.") for name in done["block_timings"])
-    assert "block_timings" not in events(server.ask("/v1/audio/generate", {**ASKED, "stream_format": "sse"}))[-1]
+    for told in (done, job):
+        assert told["block_bytes"].keys() == told["block_timings"].keys()
+        assert len(told["steps"]["denoise"]) == len(told["bytes"]["denoise"]) == 3
+        assert min(*told["steps"]["denoise"], *told["bytes"]["denoise"], *told["bytes"]["decode"]) > 0
+        assert abs(sum(told["steps"]["denoise"]) - told["timings"]["denoise"]) < 1e-3
+    plain = events(server.ask("/v1/audio/generate", {**ASKED, "stream_format": "sse"}))[-1]
+    assert not {"block_timings", "block_bytes", "steps", "bytes"} & plain.keys()
     error = server.ask("/v1/audio/generate", asked).json["error"]
     assert (error["code"], error["param"]) == ("unsupported_parameter", "block_timings")
     assert f"a job at {JOBS}, tells it" in error["message"]

@@ -135,7 +135,10 @@ def test_an_answer_and_the_last_piece_of_a_stream_tell_what_every_block_took(
     assert all(seconds > 0 for seconds in whole["block_timings"].values())
     assert whole["timings"].keys() == pieces[-1]["timings"].keys()
     assert not any("block_timings" in piece for piece in pieces[:-1])
-    assert "block_timings" not in server.ask(path, {**said, **GREEDY}).json
+    for told in (whole, pieces[-1]):
+        assert told["block_bytes"].keys() == told["block_timings"].keys()
+        assert len(told["steps"]["generate"]) == len(told["bytes"]["generate"]) == GREEDY["max_tokens"]
+    assert not {"block_timings", "block_bytes", "steps", "bytes"} & server.ask(path, {**said, **GREEDY}).json.keys()
 
 
 def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(client: openai.OpenAI, omni: Omni) -> None:

@@ -93,9 +93,14 @@ class Made:
     @property
     def within(self) -> dict[str, Any]:
         """What it took within its stages, as `protocol.within` has it; empty where nobody asked."""
-        if not self.remarks.blocks:
-            return {}
-        return {"block_timings": {name: round(seconds, 6) for name, seconds in self.remarks.blocks.items()}}
+        told = self.remarks
+        found = {
+            "block_timings": {name: round(seconds, 6) for name, seconds in told.blocks.items()},
+            "block_bytes": told.block_bytes,
+            "steps": {stage: [round(each, 5) for each in seconds] for stage, seconds in told.steps.items()},
+            "bytes": {stage: list(held) for stage, held in told.held.items()},
+        }
+        return {name: value for name, value in found.items() if value}
 
     @property
     def memory_mb(self) -> float | None:

@@ -65,7 +65,12 @@ DEADLINE = Field(
     longest=MAX_WORD,
 )
 """Of every endpoint that makes something."""
-BLOCKS = Field("block_timings", "flag", "blocks", "the answer tells what every block of a network took (ours)")
+BLOCKS = Field(
+    "block_timings",
+    "flag",
+    "blocks",
+    "the answer tells what every block of a network took, and every step (ours)",
+)
 """Likewise; refused where the answer is no JSON."""
 ADAPTERS = (
     Field(
