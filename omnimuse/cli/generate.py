@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -35,6 +34,7 @@ from omnimuse.cli.outcome import Outcome, print_errors, print_json, print_text, 
 from omnimuse.cli.plot import plot
 from omnimuse.cli.preview import PreviewFile
 from omnimuse.cli.terms import add_adapters, add_deadline
+from omnimuse.cli.timing import Clock, Recorder, recorded
 from omnimuse.core.config import Config
 from omnimuse.core.effort import EFFORT
 from omnimuse.core.environment import Environment
@@ -46,7 +46,7 @@ from omnimuse.media.formats import COMPRESSION, FORMATS
 from omnimuse.observe.progress import Display, display
 
 
-class Engine(Protocol):
+class Engine(Recorder, Protocol):
     """What `generate` needs of `omnimuse.Omni`."""
 
     times_blocks: bool
@@ -65,9 +65,6 @@ class Engine(Protocol):
         deadline: float | str | None,
     ) -> Iterator[tuple[int, Result]]:
         """The place of a prompt and its result, as each is done."""
-
-    def recording(self, path: Path) -> AbstractContextManager[None]:
-        """What is computed in a `with` block, recorded into that file."""
 
 
 Start = Callable[[Config], AbstractContextManager[Engine]]
@@ -246,7 +243,7 @@ def run(args: argparse.Namespace) -> int:
     found = find(job.config)
     if found.spec.writes:
         job = checked(job, found)
-        return write(job, import_engine(job.config), stdout=sys.stdout, stderr=sys.stderr)
+        return write(job, import_engine, stdout=sys.stdout, stderr=sys.stderr)
     return draw(job.at_the_door(found), import_engine, stdout=sys.stdout, stderr=sys.stderr)
 
 
@@ -284,27 +281,6 @@ def draw(job: Job, prepare: Callable[[Config], Start], *, stdout: TextIO, stderr
     return outcome.exit_code()
 
 
-class Clock:
-    """Seconds by name: what a job spends its time on."""
-
-    def __init__(self) -> None:
-        self._marks = [time.perf_counter()]
-        self._names: list[str] = []
-
-    def reach(self, name: str) -> None:
-        """`name` is what the time since the last call went into."""
-        self._names.append(name)
-        self._marks.append(time.perf_counter())
-
-    def seconds(self) -> dict[str, float]:
-        """Every part, and the total."""
-        parts = zip(self._names, self._marks, self._marks[1:], strict=False)
-        spent = {"import": 0.0, "load": 0.0, "draw": 0.0}
-        for name, start, end in parts:
-            spent[name] = spent.get(name, 0.0) + end - start
-        return {**spent, "total": self._marks[-1] - self._marks[0]}
-
-
 def _draw(
     job: Job, prepare: Callable[[Config], Start], outcome: Outcome, clock: Clock, stdout: TextIO, stderr: TextIO
 ) -> str:
@@ -317,7 +293,7 @@ def _draw(
             shown.say(f"loading {job.config.model.model}" + (f"; {job.about}" if job.about else ""))
             with start(job.config) as engine:
                 clock.reach("load")
-                with _recorded(job.shown.profile, engine, clock):
+                with recorded(job.shown.profile, engine, clock):
                     _take_all(job, engine, outcome, shown, stdout)
     except STOPS as stop:
         return said(stop)
@@ -328,21 +304,6 @@ def _draw(
     finally:
         clock.reach("draw")
     return ""
-
-
-@contextmanager
-def _recorded(path: Path | None, engine: Engine, clock: Clock) -> Iterator[None]:
-    """What is drawn within goes into a recording at `path`, if there is one; the drawing is timed apart from that."""
-    if path is None:
-        yield
-        return
-    with engine.recording(path):
-        clock.reach("begin the trace")
-        try:
-            yield
-        finally:
-            clock.reach("draw")
-    clock.reach("write the trace")
 
 
 def _take_all(job: Job, engine: Engine, outcome: Outcome, shown: Display, stdout: TextIO) -> None:

@@ -20,7 +20,7 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import OmnimuseError, RequestCancelled, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.loras import told as told_loras
-from omnimuse.core.output import Part, Result
+from omnimuse.core.output import Part, Result, Spent
 from omnimuse.media.destination import free_names
 from omnimuse.media.formats import FORMATS
 from omnimuse.observe.progress import duration
@@ -46,17 +46,12 @@ class Outcome:
         """
         drawing = self.job.drawings[index]
         row = self._row(drawing.row, result, place)
-        for stage, seconds in result.timings.items():
-            row["timings"][stage] = max(row["timings"].get(stage, 0.0), round(seconds, 4))
-        for stage, steps in result.steps.items():
-            row["steps"][stage] = [round(seconds, 5) for seconds in steps]
-        for stage, held in result.held.items():
-            row["bytes"][stage] = list(held)
-        for block, runs in result.blocks.items():
-            row["blocks"][block] = [round(seconds, 6) for seconds in runs]
-        for block, held in result.blocks_held.items():
-            row["block_bytes"][block] = list(held)
-        row["needs"] = max(row["needs"], result.needs)
+        took = spent_of(result)
+        for stage, seconds in took.pop("timings").items():
+            row["timings"][stage] = max(row["timings"].get(stage, 0.0), seconds)
+        row["needs"] = max(row["needs"], took.pop("needs"))
+        for name, each in took.items():
+            row[name] |= each
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
@@ -114,12 +109,7 @@ class Outcome:
             self._rows[number] = {
                 "prompt": result.prompt,
                 "settings": settings,
-                "timings": {},
-                "steps": {},
-                "bytes": {},
-                "blocks": {},
-                "block_bytes": {},
-                "needs": 0,
+                **spent_of(Spent()),
                 "texts": [],
                 "shown": [],
                 "warnings": list(self.job.doubts.get(number, ())),
@@ -146,6 +136,18 @@ class Outcome:
                 return file
             except FileExistsError:  # another program was quicker
                 [file] = free_names(file, 1)
+
+
+def spent_of(spent: Spent) -> Record:
+    """What a prompt took, for programs: seconds by stage, step and run of a block, and bytes behind each."""
+    return {
+        "timings": {stage: round(seconds, 4) for stage, seconds in spent.timings.items()},
+        "steps": {stage: [round(each, 5) for each in seconds] for stage, seconds in spent.steps.items()},
+        "bytes": {stage: list(held) for stage, held in spent.held.items()},
+        "blocks": {block: [round(each, 6) for each in runs] for block, runs in spent.blocks.items()},
+        "block_bytes": {block: list(held) for block, held in spent.blocks_held.items()},
+        "needs": spent.needs,
+    }
 
 
 def told(prompt: Mapping[str, Any]) -> Record:
@@ -178,16 +180,21 @@ def print_text(record: Record, job: Job, out: TextIO) -> None:
             print(f"{file}  {_size(row)}seed {seed}{about}", file=out)
     if record["stopped"] or not any(row["files"] for row in rows):
         return
-    print(_timing_line(record), file=out)
-    if needs := max(row["needs"] for row in rows):
-        print(f"memory: one takes {told_bytes(needs)} beside the weights", file=out)
-    if blocks := blocks_of(record):
-        print(_block_table(blocks, held_of(record)), file=out)
+    print_spent(record, out)
     if record["defaults"]:
         print(record["defaults"], file=out)
     print("try next:", file=out)
     for command in suggestions(record, job):
         print(f"  {command}", file=out)
+
+
+def print_spent(record: Record, out: TextIO, doing: str = "drawing") -> None:
+    """How long each stage took, what one takes beside the weights, and what blocks took, where that is told."""
+    print(_timing_line(record, doing), file=out)
+    if needs := max(row["needs"] for row in record["results"]):
+        print(f"memory: one takes {told_bytes(needs)} beside the weights", file=out)
+    if blocks := blocks_of(record):
+        print(_block_table(blocks, held_of(record)), file=out)
 
 
 def print_warnings(record: Record, err: TextIO) -> None:
@@ -235,10 +242,10 @@ def suggestions(record: Record, job: Job) -> list[str]:
     ]
 
 
-def _timing_line(record: Record) -> str:
+def _timing_line(record: Record, doing: str) -> str:
     """Seconds per stage; of several prompts, which share their time, only the whole."""
     seconds, rows = record["seconds"], record["results"]
-    stages = rows[0]["timings"] if len(rows) == 1 else {"drawing": seconds["draw"]}
+    stages = rows[0]["timings"] if len(rows) == 1 else {doing: seconds["draw"]}
     parts = [f"{name} {_precise(value)}" for name, value in stages.items() if value >= 0.0005]
     before = f"imports {duration(seconds['import'])}, load {duration(seconds['load'])}"
     return f"time: {before}, {', '.join(parts)}; {duration(seconds['total'])} in all"

@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
-from omnimuse.cli.app import describe
+from omnimuse.cli.app import describe, told
 from omnimuse.cli.job import NAMES, Drawing, Job
-from omnimuse.cli.outcome import print_json
+from omnimuse.cli.outcome import print_json, print_spent, spent_of
+from omnimuse.cli.plot import plot
 from omnimuse.cli.terms import check_adapters
+from omnimuse.cli.timing import Clock, recorded
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Chunk, Event, Result
@@ -23,15 +25,15 @@ from omnimuse.media.formats import FORMATS, WRITTEN
 from omnimuse.worker.find import Found
 
 Record = dict[str, Any]
+Prepare = Callable[[Config], Callable[[Config], AbstractContextManager[Any]]]
 
 
 def checked(job: Job, found: Found) -> Job:
     """`job` with seeds and names of files; ConfigError or RequestError for what a model that writes cannot do."""
     from omnimuse.media.finished import check_file
 
-    shown = {"--preview": job.shown.previews, "--plot": job.shown.plot, "--profile": job.shown.profile}
-    others = {**shown, "--resume": job.naming.resume, "--cfg-scale": job.terms.cfg_scale is not None}
-    others |= {"--quality": job.terms.quality is not None, "--adjust": job.terms.adjust}
+    others = {"--preview": job.shown.previews, "--resume": job.naming.resume, "--adjust": job.terms.adjust}
+    others |= {"--cfg-scale": job.terms.cfg_scale is not None, "--quality": job.terms.quality is not None}
     if wrong := [option for option, given in others.items() if given]:
         raise ConfigError(f"{wrong[0]} is for models that draw, and {found.folder.id} writes; leave it out")
     for prompt in job.prompts:
@@ -47,25 +49,49 @@ def checked(job: Job, found: Found) -> Job:
     return placed
 
 
-def write(job: Job, start: Callable[[Config], AbstractContextManager[Any]], *, stdout: TextIO, stderr: TextIO) -> int:
-    """Write the texts of `job` with the `Omni` that `start` makes, tell them or keep them; the exit code."""
+def write(job: Job, prepare: Prepare, *, stdout: TextIO, stderr: TextIO) -> int:
+    """Write the texts of `job` with the `Omni` that `prepare` makes, tell them or keep them; the exit code.
+
+    Where its time went is told on stderr, as texts alone go to stdout.
+    """
     aloud = len(job.drawings) == 1 and not job.shown.as_json and not _kept(job)
-    rows: dict[int, Record] = {}
+    rows, clock = dict[int, Record](), Clock()
 
     def listen(event: Event) -> None:
         if aloud and isinstance(event, Chunk) and event.medium == "text":
             print(event.data, end="", file=stdout, flush=True)
 
+    start, wanted = prepare(job.config), job.terms.deadline
+    clock.reach("import")
     with start(job.config) as engine:
+        clock.reach("load")
         prompts = [job.prompts[drawing.row] for drawing in job.drawings]
         params = [job.params_of(drawing) for drawing in job.drawings]
-        for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud, deadline=job.terms.deadline):
-            rows[index] = _row(job, job.drawings[index], result)
-            if aloud:
-                print(file=stdout)
+        engine.times_blocks = job.shown.blocks
+        with recorded(job.shown.profile, engine, clock):
+            for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud, deadline=wanted):
+                rows[index] = _row(job, job.drawings[index], result)
+                if aloud:
+                    print(file=stdout)
+    clock.reach("draw")
     made = [rows[index] for index in sorted(rows)]
+    record = {"model": job.config.model.model, "results": made, "seconds": clock.seconds()}
+    _tell(record, job, aloud, stdout, stderr)
+    if job.shown.plot is not None:
+        try:
+            plot(record, job.shown.plot, job.naming.overwrite)
+        except OSError as error:  # what was written is told all the same
+            print(f"omnimuse: {told(error)}", file=stderr)
+            return 1
+    wrong = [row["error"] for row in made if row["error"]]
+    return 0 if not wrong else 2 if all(error["kind"] == "RequestError" for error in wrong) else 1
+
+
+def _tell(record: Record, job: Job, aloud: bool, stdout: TextIO, stderr: TextIO) -> None:
+    """What there is to say once all is written; texts, unless they were told `aloud` or kept."""
     if job.shown.as_json:
-        print_json({"model": job.config.model.model, "results": made}, stdout)
+        print_json(record, stdout)
+    made = record["results"]
     for row in made:
         if not job.shown.as_json:
             told = [row["text"]] if not row["error"] and not aloud and not _kept(job) else []
@@ -74,8 +100,8 @@ def write(job: Job, start: Callable[[Config], AbstractContextManager[Any]], *, s
             print("".join(f"omnimuse: {warning}\n" for warning in row["warnings"]), end="", file=stderr)
         if row["error"]:
             print(f"omnimuse: {row['error']['message']}", file=stderr)
-    wrong = [row["error"] for row in made if row["error"]]
-    return 0 if not wrong else 2 if all(error["kind"] == "RequestError" for error in wrong) else 1
+    if job.shown.blocks and not job.shown.as_json and not job.shown.quiet:
+        print_spent(record, stderr, "writing")
 
 
 def _kept(job: Job) -> bool:
@@ -86,11 +112,12 @@ def _kept(job: Job) -> bool:
 def _row(job: Job, drawing: Drawing, result: Result) -> Record:
     """What came of one text, for programs; its files are written."""
     row: Record = {"prompt": result.prompt, "seed": drawing.seed, "text": "", "files": [], "warnings": result.warnings}
+    row |= spent_of(result)
     if result.error is not None:
         return row | {"error": describe(result.error)}
     [written] = result.written
     row |= {"text": result.text, "tokens": len(written.tokens), "reason": written.reason, "error": None}
-    row |= {"prompt_tokens": result.prompt_tokens, "timings": dict(result.timings)}
+    row |= {"prompt_tokens": result.prompt_tokens}
     if _kept(job):
         file = _free(job, drawing.file)
         write_whole(file, f"{result.text}\n".encode(), replace=job.naming.overwrite)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from omnimuse import DiffusionParams, GenerationParams, Omni
 from omnimuse.cli.app import main
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.chat import Setting, talk
+from omnimuse.cli.plot import GAP
 from omnimuse.core.params import AnswerParams
 from omnimuse.media.picture import open_picture
 from tests.checkpoints import calling, qwen3, qwen3_omni, qwen25_omni, talk_and_draw
@@ -117,6 +120,42 @@ def test_a_text_goes_on_on_stdout_in_a_file_and_in_json(
     assert main([*command, "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["results"]
     assert (row["text"], row["tokens"], row["reason"], row["error"]) == (expected.text, 4, "length", None)
+
+
+def test_a_plot_and_a_recording_show_where_the_time_of_a_text_went_beside_the_text(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, trace = tmp_path / "time.png", tmp_path / "trace.json.gz"
+    command = ["generate", "a red circle", "-m", str(folder), "--dtype", "float32", "--device", "cpu"]
+    command += ["--set", "temperature=0", "--set", "max_tokens=4"]
+    assert main(command) == 0
+    plain = capsys.readouterr()
+    assert plain.err == ""
+    assert main([*command, "--plot", str(place)]) == 0
+    told = capsys.readouterr()
+    assert told.out == plain.out
+    assert re.search(r"^time: imports .*, generate \d", told.err, re.MULTILINE)
+    assert re.search(r"^model\.layers\.0 +4 .* [\d.]+ [KMG]iB$", told.err, re.MULTILINE)
+    with Image.open(place) as bars:
+        assert bars.height > 2 * 2 * GAP, "two bars, and blocks below them"
+    assert main([*command, "--json", "--profile", str(trace)]) == 0
+    [row] = json.loads(capsys.readouterr().out)["results"]
+    assert len(row["steps"]["generate"]) == len(row["bytes"]["generate"]) == 4
+    assert {len(runs) for name, runs in row["blocks"].items() if name.startswith("model.layers.")} == {4}
+    assert row["block_bytes"].keys() == row["blocks"].keys()
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert {"step 1", "step 4", "model.layers.0", "aten::linear"} <= names
+
+
+def test_a_plot_of_a_text_that_cannot_be_written_hides_nothing_of_the_text(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "answer.txt"
+    command = ["generate", "a red circle", "-m", str(folder), "--dtype", "float32", "--device", "cpu"]
+    assert main([*command, "--set", "max_tokens=4", "-o", str(kept), "--plot", str(kept / "time.png")]) == 1
+    told = capsys.readouterr()
+    assert told.out == f"{kept}\n" and kept.read_text().strip()
+    assert str(kept) in told.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
