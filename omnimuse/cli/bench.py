@@ -8,7 +8,7 @@ client asks again when it has its picture; one that got none first waits for Ret
   goodput        the same, counting only pictures within --slo (all of them if it is not given)
   first preview  like latency, to the first partial picture of a stream (--stream)
   in STAGE       how long each stage took, as the server tells it (`queue`: until a worker had it); with --blocks, each
-                 block of a network, too
+                 of its steps and each block of a network, too, and the most that was held when one was done
   refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
   failed         every other answer without a picture, a broken connection, and --timeout
   wasted         work that was taken on but failed or came after --slo: its part of all that was taken on, which what
@@ -46,6 +46,7 @@ from omnimuse.simulate.figures import Figures, spread
 
 LATE = 0.05
 """Seconds; a generator that is later than this is said to be."""
+PARTS = ("p50", "p90", "p99", "max")
 SHOWN = 3
 """Messages of one error code that are printed."""
 
@@ -78,7 +79,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--slo", type=float, metavar="S", help="a picture that takes longer is of no use")
     shown.add_argument(
-        "--blocks", action="store_true", help="ask what every block of a network takes, and show it (ours)"
+        "--blocks",
+        action="store_true",
+        help="ask what every block and every step takes, and show it (ours)",
     )
     shown.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and every request to FILE")
     shown.add_argument("--overwrite", action="store_true", help="replace the file of --json, if there is one")
@@ -225,7 +228,9 @@ def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
         "first_preview": spread([o.previewed - o.due for o in good if o.previewed is not None]),
         "rejection": spread([o.ended - o.sent for o in refused]),
         "stages": _spreads([o.stages for o in good]),
+        "steps": _spreads_of_all([o.steps for o in good]),
         "blocks": _spreads([o.blocks for o in good]),
+        "behind": _most([o.behind for o in good]),
         "held_mb": max((o.held for o in good if o.held is not None), default=None),
         "sent_late": spread([o.sent - o.due for o in outcomes]),
         "errors": dict(Counter(o.code for o in outcomes if o.code).most_common()),
@@ -246,6 +251,17 @@ def _spreads(told: Sequence[Mapping[str, float]]) -> Figures:
     """What answers tell of all that they tell of, in the order of the first that does."""
     names = dict.fromkeys(name for each in told for name in each)
     return {name: spread([each[name] for each in told if name in each]) for name in names}
+
+
+def _spreads_of_all(told: Sequence[Mapping[str, Sequence[float]]]) -> Figures:
+    """As `_spreads`, of what each answer tells several of."""
+    names = dict.fromkeys(name for each in told for name in each)
+    return {name: spread([one for each in told for one in each.get(name, ())]) for name in names}
+
+
+def _most(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for each in told for name in each)
+    return {name: max(each[name] for each in told if name in each) for name in names}
 
 
 def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:
@@ -314,14 +330,19 @@ def _said(messages: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
 def _table(figures: Figures) -> list[Sequence[str]]:
     kinds = figures["latency_of"].items()
     rows = [("latency", figures["latency"]), *((f"  {name}", one) for name, one in kinds if len(kinds) > 1)]
-    rows += [(f"  in {name}", one) for part in ("stages", "blocks") for name, one in figures[part].items()]
+    for name, one in figures["stages"].items():
+        rows.append((f"  in {name}", one))
+        if name in figures["steps"]:
+            rows.append((f"  in a step of {name}", figures["steps"][name]))
+    rows += [(f"  in {name}", one) for name, one in figures["blocks"].items()]
     rows += [("first preview", figures["first_preview"]), ("refused", figures["rejection"])]
+    behind = {f"  in {name}": told_bytes(round(size)) for name, size in figures["behind"].items()}
     cells = [
-        [name, str(one["count"]), *(_milliseconds(one[part]) for part in ("p50", "p90", "p99", "max"))]
+        [name, str(one["count"]), *(_milliseconds(one[part]) for part in PARTS), behind.get(name, "")]
         for name, one in rows
         if one["count"] or name == "latency"
     ]
-    return [["milliseconds", "count", "p50", "p90", "p99", "max"], *cells]
+    return [["milliseconds", "count", *PARTS, "held" if behind else ""], *cells]
 
 
 def _milliseconds(seconds: float | None) -> str:

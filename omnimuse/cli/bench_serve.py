@@ -13,7 +13,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -87,7 +87,8 @@ class Target:
 class Load:
     """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
     `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds. With a `deadline` requests
-    say after how many their answer is of no use, or the name of a class. With `blocks` they ask what every block took.
+    say after how many their answer is of no use, or the name of a class. With `blocks` they ask what every block and
+    step took.
     """
 
     mix: tuple[Entry, ...]
@@ -108,9 +109,9 @@ class Outcome:
     """How one request went. Times are seconds since the load began; `previewed` is when the first preview came.
 
     `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture, and `message` is what
-    the server said of that. `stages` are the
-    seconds of each, `blocks` those of every block of a network, and `held` the most MiB that the worker held, as far as
-    the server tells them.
+    the server said of that. As far as the server tells them, `stages` are the seconds of each, `steps` those of each of
+    its steps, `blocks` those of every block of a network; `behind` are the most bytes that were held when a stage, a
+    step of it or a run of a block was done, by the same names, and `held` the most MiB that the worker held at all.
     """
 
     entry: Entry
@@ -123,7 +124,9 @@ class Outcome:
     message: str = ""
     retry_after: float = 1.0
     stages: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
     blocks: Mapping[str, float] = field(default_factory=dict)
+    behind: Mapping[str, float] = field(default_factory=dict)
     held: float | None = None
 
     @property
@@ -293,15 +296,26 @@ def _judge(status: int, content: bytes) -> tuple[str, str]:
 def _told(outcome: Outcome, content: bytes) -> Outcome:
     """`outcome` with what an answer with a picture says of where its time and memory went."""
     body = {} if outcome.code else json.loads(content)
-    stages = {name.removesuffix("_s"): took for name, took in _seconds(body.get("timings")).items()}
+    stages = {name.removesuffix("_s"): took for name, took in _numbers(body.get("timings")).items()}
     held = body.get("peak_memory_mb")
     held = held if isinstance(held, int | float) else None
-    return replace(outcome, stages=stages, blocks=_seconds(body.get("block_timings")), held=held)
+    steps, blocks = _lists(body.get("steps")), _numbers(body.get("block_timings"))
+    behind = {stage: max(each) for stage, each in _lists(body.get("bytes")).items()}
+    behind |= _numbers(body.get("block_bytes"))
+    return replace(outcome, stages=stages, steps=steps, blocks=blocks, behind=behind, held=held)
 
 
-def _seconds(told: object) -> dict[str, float]:
+def _numbers(told: object) -> dict[str, float]:
     found = told.items() if isinstance(told, dict) else ()
-    return {str(name): float(took) for name, took in found if isinstance(took, int | float)}
+    return {str(name): float(number) for name, number in found if isinstance(number, int | float)}
+
+
+def _lists(told: object) -> dict[str, list[float]]:
+    """Numbers by stage, by the names that `timings` have for these."""
+    found = told.items() if isinstance(told, dict) else ()
+    lists = {str(name).replace(" ", "_"): each for name, each in found if isinstance(each, list)}
+    numbers = {name: [float(one) for one in each if isinstance(one, int | float)] for name, each in lists.items()}
+    return {name: each for name, each in numbers.items() if each}
 
 
 def _complaint(body: object, otherwise: str) -> tuple[str, str]:

@@ -106,7 +106,8 @@ class FakeServer:
             self.open -= 1
         told: dict[str, object] = {"timings": {"queue_s": 0.001, "denoise_s": 0.5}, "peak_memory_mb": 321.0}
         if fields.get("block_timings"):
-            told["block_timings"] = {"net.blocks.0": 0.25}
+            told |= {"block_timings": {"net.blocks.0": 0.25}, "block_bytes": {"net.blocks.0": 2**21}}
+            told |= {"steps": {"denoise": [0.125, 0.375]}, "bytes": {"denoise": [2**20, 3 * 2**20], "a b": [2**22]}}
         return JSONResponse({"data": [{"b64_json": "A" * 200_000}], **told})
 
     async def _stream(self, steps: object) -> AsyncIterator[str]:
@@ -170,11 +171,15 @@ def test_a_closed_loop_measures_each_kind_by_itself(server: FakeServer) -> None:
     assert {asked["model"] for asked in server.asked} == {"the model"}
 
 
-def test_what_blocks_took_is_asked_for_and_shown_beside_the_stages(server: FakeServer) -> None:
+def test_what_blocks_and_steps_took_is_asked_for_and_shown_beside_the_stages(server: FakeServer) -> None:
     figures, _ = measure(server, "--requests", "2", "--mix", "64x64", "--blocks")
     assert (figures["blocks"]["net.blocks.0"]["p50"], figures["blocks"]["net.blocks.0"]["count"]) == (0.25, 2)
     shown = bench.text({**figures, "url": "", "model": "", "load": bench.describe(read_load(options("--blocks")))})
-    assert re.search(r"in denoise +2 +500 .*\n +in net\.blocks\.0 +2 +250 ", shown)
+    steps = r" +in a step of denoise +4 +125 +375 +375 +375\n"
+    assert re.search(rf"in denoise +2 +500 .* 3 MiB\n{steps} +in net\.blocks\.0 +2 +250 .* 2 MiB\n", shown)
+    assert "held\n" in shown and figures["behind"]["a_b"] == 2**22
+    figures, _ = measure(server, "--requests", "1", "--mix", "64x64")
+    assert figures["steps"] == figures["behind"] == {}
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
