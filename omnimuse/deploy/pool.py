@@ -144,12 +144,12 @@ class Pool:
             for r in self._replicas
         ]
 
-    async def profile(self, index: int, seconds: float) -> Path:
-        """Where a recording of `seconds` of a worker's work is (`Replica.profile`); ConfigError without that worker."""
+    async def profile(self, index: int, seconds: float, requests: int = 0) -> Path:
+        """Where a recording of a worker's work is (`Replica.profile`); ConfigError without that worker."""
         replica = next((each for each in self._replicas if each.index == index), None)
         if replica is None:
             raise ConfigError(f"there is no worker {index}; the last one is {self._replicas[-1].index}")
-        return await replica.profile(seconds)
+        return await replica.profile(seconds, requests)
 
     @property
     def asleep(self) -> bool:

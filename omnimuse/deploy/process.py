@@ -37,6 +37,7 @@ from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.line import Line
 from omnimuse.deploy.ranks import Rank, follow
+from omnimuse.deploy.window import Window
 from omnimuse.deploy.wire import (
     Beat,
     Cancel,
@@ -107,6 +108,7 @@ class Worker:
         self._jobs: dict[str, Job] = {}
         self._ticks, self._memory, self._looked = 0, 0, 0.0
         self._background: Background | Pools | None = None
+        self._window = Window(0.0)
         self._spool: Spool | None = None
         self._previewer = ThreadPoolExecutor(1, "omnimuse-preview")
         self._finishers = ThreadPoolExecutor(FINISHERS, "omnimuse-finish")
@@ -177,7 +179,8 @@ class Worker:
         elif isinstance(command, Cancel):
             self._background.cancel(command.request_id)
         elif isinstance(command, Profile):
-            work = partial(self._profile, command.seconds, self._background)
+            self._window = Window(command.seconds, command.requests)  # what comes next is in it
+            work = partial(self._profile, self._window, self._background)
             threading.Thread(target=work, name="omnimuse-profile", daemon=True).start()
         elif isinstance(command, Sleep):
             work = partial(self._sleep, command.asleep, self._background)
@@ -207,6 +210,7 @@ class Worker:
 
         request = unpack(command.request, background.door.spec)
         job = self._jobs[request.id] = Job(request, command.form)
+        self._window.came(request.id)
         try:
             check_form(request, command.form, background.door.spec.medium)
             background.submit(request, partial(self._hear, job))
@@ -215,15 +219,15 @@ class Worker:
 
     # -- a thread that waits ---------------------------------------------------------------------------------------
 
-    def _profile(self, seconds: float, background: Background | Pools) -> None:
-        """Record what every rank computes for a while, and report where the recording is."""
+    def _profile(self, window: Window, background: Background | Pools) -> None:
+        """Record what every rank computes within a window, and report where the recording is."""
         from omnimuse.observe.profile import merge
 
         path = self.settings.spool / f"profile-{self.settings.name}.json.gz"
         try:
             engine = background.engine
             background.between_ticks(engine.record).result()
-            time.sleep(seconds)
+            window.wait()
             merge(background.between_ticks(partial(engine.end_recording, path)).result(), path)
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
             ours = isinstance(error, OmnimuseError)
@@ -351,11 +355,13 @@ class Worker:
         if self._jobs.pop(request.id, None) is not None:
             memory = max(job.memory, resident())
             self._line.send(Finished(request.id, files, timings, memory, remarked(result, request.blocks), texts))
+            self._window.ended(request.id)
 
     def _end(self, request_id: str, error: BaseException) -> None:
         """Report that a request ended without a result, unless it has ended already."""
         if self._jobs.pop(request_id, None) is None:
             return
+        self._window.ended(request_id)
         if not isinstance(error, OmnimuseError):
             traceback.print_exception(error)
         self._line.send(ended(request_id, error))

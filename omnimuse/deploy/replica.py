@@ -317,13 +317,14 @@ class Replica:
         while not attempt.updates.empty():
             self._remove(attempt.updates.get_nowait())
 
-    async def profile(self, seconds: float) -> Path:
-        """Where a recording of `seconds` of its work is; the caller's to remove.
+    async def profile(self, seconds: float, requests: int = 0) -> Path:
+        """Where a recording of `seconds` of its work is, or of the next `requests`; the caller's to remove.
 
         CapacityError while another is made, ConfigError where none can be, EngineDeadError when the worker is not there
         or could not make this one.
         """
-        made = await self._answer(self._ask(Profile(seconds), Profiled, "is being recorded already"), seconds + WRITING)
+        asked = self._ask(Profile(seconds, requests), Profiled, "is being recorded already")
+        made = await self._answer(asked, seconds + WRITING)
         if made.trouble:
             raise error_of(made.kind, f"worker {self.index} could not be recorded: {made.trouble}")
         return self.plan.spool / made.name

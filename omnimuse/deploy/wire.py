@@ -68,9 +68,12 @@ class Cancel(Message, frozen=True):
 
 
 class Profile(Message, frozen=True):
-    """Record for so many seconds what the engine computes with; answered by Profiled."""
+    """Record for so many seconds what the engine computes with or, if there are `requests`, until the first of so many
+    that come from now on have ended; answered by Profiled.
+    """
 
     seconds: float
+    requests: int = 0
 
 
 class Sleep(Message, frozen=True):

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from omnimuse.server.routes.admin import LONGEST
 from tests.processes import has_torch
 from tests.server.pooled import placed
 from tests.server.unix_http import ask
@@ -94,6 +95,24 @@ def test_a_profile_is_a_trace_of_what_the_worker_computed(watched: tuple[WholeSe
     assert names & {"aten::mm", "aten::addmm", "aten::linear"}
     assert not [path for path in (server.folder / "data" / "spool").iterdir() if path.name.startswith("profile")]
     for wrong in ({"seconds": 0}, {"seconds": 1000}, {"worker": 7}, {"seconds": "long"}, {"minutes": 1}):
+        assert ask(admin, "/admin/profile", wrong)[0].status == 400
+
+
+def test_a_profile_of_the_next_request_has_all_of_it_and_ends_with_it(watched: tuple[WholeServer, Path]) -> None:
+    server, admin = watched
+    found: list[tuple[Any, bytes]] = []
+    recording = threading.Thread(target=lambda: found.append(ask(admin, "/admin/profile", {"requests": 1})))
+    began, steps = time.monotonic(), 2
+    recording.start()
+    while recording.is_alive():  # who comes before the recording was asked for is not in it
+        steps += 1
+        assert server.draw(num_inference_steps=steps).status == 200
+    [(answer, content)] = found
+    assert answer.status == 200 and time.monotonic() - began < LONGEST / 2
+    names = {event.get("name") for event in json.loads(gzip.decompress(content))["traceEvents"]}
+    whole = [n for n in range(3, steps + 1) if {f"step {step} of {n}" for step in range(1, n + 1)} <= names]
+    assert whole and {"text_encoder.forward", "diffuse", "vae.decode", "transformer.layers.0"} <= names
+    for wrong in ({"requests": 0}, {"requests": 101}, {"requests": True}):
         assert ask(admin, "/admin/profile", wrong)[0].status == 400
 
 

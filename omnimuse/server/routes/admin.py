@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS, LONGEST = 5, 60
 """Of a recording: usual, and at most."""
+MOST = 100
+"""Requests in one."""
 
 
 class Staff(Protocol):
@@ -40,8 +42,8 @@ class Staff(Protocol):
     def status(self) -> list[ReplicaStatus]:
         """How every worker is."""
 
-    async def profile(self, index: int, seconds: float) -> Path:
-        """Where a recording of `seconds` of a worker's work is; the caller's to remove."""
+    async def profile(self, index: int, seconds: float, requests: int = 0) -> Path:
+        """Where a recording of `seconds` of a worker's work is, or of the next `requests`; the caller's to remove."""
 
     @property
     def asleep(self) -> bool:
@@ -76,13 +78,16 @@ def routes(service: Service, staff: Staff) -> list[Route]:
         return JSONResponse({"draining": True, "in_progress": service.admission.load().count}, 202)
 
     async def profile(request: Request) -> Response:
-        """POST /admin/profile {"seconds": 5, "worker": 0}: a Chrome trace, compressed"""
-        body = await _body(request, {"seconds": (int, float), "worker": (int,)})
-        seconds = body.get("seconds", SECONDS)
+        """POST /admin/profile {"seconds": 5, "worker": 0}, or {"requests": 1} of the next: a Chrome trace"""
+        body = await _body(request, {"seconds": (int, float), "worker": (int,), "requests": (int,)})
+        requests = body.get("requests", 0)
+        if "requests" in body and not 0 < requests <= MOST:
+            raise refusal("invalid_value", f"requests={requests} is not allowed; use 1 to {MOST}", "requests")
+        seconds = body.get("seconds", LONGEST if requests else SECONDS)
         if not 0 < seconds <= LONGEST:
             raise refusal("invalid_value", f"seconds={seconds} is not allowed; use above 0, up to {LONGEST}", "seconds")
         try:
-            path = await staff.profile(body.get("worker", 0), seconds)
+            path = await staff.profile(body.get("worker", 0), seconds, requests)
         except ConfigError as error:
             raise refusal("invalid_value", str(error), "worker") from None
         return FileResponse(
