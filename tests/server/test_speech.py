@@ -97,6 +97,7 @@ def test_events_end_with_what_every_block_took_and_a_sound_by_itself_cannot_tell
     done = deltas(server.ask(SPEECH, {**asked, "stream_format": "sse"}).content)[-1]
     assert any(name.startswith("talker.") for name in done["block_timings"])
     assert all(seconds > 0 for seconds in done["block_timings"].values())
+    assert abs(sum(done["steps"]["talk"]) - done["timings"]["talk_s"]) < 1e-2
     for choice in ({}, {"stream_format": "audio"}):
         error = server.ask(SPEECH, {**asked, **choice}).json["error"]
         assert (error["code"], error["param"]) == ("unsupported_parameter", "block_timings")

@@ -22,10 +22,11 @@ class HeardUsage(BaseModel):
 
 
 class Transcription(Within):
-    """What the model heard."""
+    """What the model heard; `timings` are seconds by stage, where the request has `block_timings`."""
 
     text: str
     usage: HeardUsage
+    timings: dict[str, float] | None = None
 
 
 class TranscriptDeltaEvent(BaseModel):

@@ -28,7 +28,8 @@ class SpeechUsage(BaseModel):
 
 
 class SpeechDoneEvent(Within):
-    """The last event."""
+    """The last event; `timings` are seconds by stage, where the request has `block_timings`."""
 
     type: Literal["speech.audio.done"] = "speech.audio.done"
     usage: SpeechUsage
+    timings: dict[str, float] | None = None

@@ -38,7 +38,7 @@ from omnimuse.server.routes.absent import Handler
 from omnimuse.server.routes.talk import TASK, Told, usage_of
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Wanted, read
-from omnimuse.server.translate.answers import Made
+from omnimuse.server.translate.answers import Made, timed
 from omnimuse.server.translate.hearing import asked
 from omnimuse.server.translate.parts import able
 
@@ -147,7 +147,7 @@ def whole(made: Finished) -> protocol.Transcription:
         output_tokens=counted.completion_tokens,
         total_tokens=counted.total_tokens,
     )
-    return protocol.Transcription(text=made.texts[0].text, usage=usage, **Made.of(made).within)
+    return protocol.Transcription(text=made.texts[0].text, usage=usage, **timed(made))
 
 
 def _warnings(made: Finished) -> list[str]:

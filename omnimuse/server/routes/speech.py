@@ -46,7 +46,7 @@ from omnimuse.server.protocol.images import dump
 from omnimuse.server.routes.voices import voiced
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import read
-from omnimuse.server.translate.answers import Made
+from omnimuse.server.translate.answers import Made, timed
 
 PATH = "/v1/audio/speech"
 TASK = "text-to-audio"
@@ -188,7 +188,7 @@ async def _told(pieces: AsyncGenerator[bytes | Finished, None]) -> AsyncGenerato
             if isinstance(piece, Finished):
                 read_, said = piece.remarks.prompt_tokens, piece.remarks.made
                 usage = protocol.SpeechUsage(input_tokens=read_, output_tokens=said, total_tokens=read_ + said)
-                done = protocol.SpeechDoneEvent(usage=usage, **Made.of(piece).within)
+                done = protocol.SpeechDoneEvent(usage=usage, **timed(piece))
                 yield done.type, dump(done)
             elif piece:
                 delta = protocol.SpeechDeltaEvent(audio=base64.b64encode(piece).decode())

@@ -129,7 +129,7 @@ class Made:
 
 
 def timed(made: Finished) -> dict[str, Any]:
-    """What the last piece of a stream tells beside the usage, of a request that wants to know what it took within."""
+    """What is told beside the usage to a request that wants to know what it took within, and to no other."""
     drawn = Made.of(made)
     return {"timings": drawn.seconds, **drawn.within} if drawn.within else {}
 
