@@ -1,12 +1,14 @@
-"""Measure a running server under load. `serve` asks any OpenAI-compatible image server for pictures.
+"""Measure a running server under load. `serve` asks any OpenAI-compatible server for pictures or, with --task, for
+answers in a chat or for speech.
 
 The load is open (--rate: requests come at random moments, however slow the server is) or closed (--concurrency: each
-client asks again when it has its picture; one that got none first waits for Retry-After, or 1 s). What is printed:
+client asks again when it has its picture; one that got none first waits for Retry-After, or 1 s). What is printed (of
+answers and sounds where it says pictures, by --task):
   latency        from the moment a request was due (open) or sent (closed) to the last byte of its answer, connecting
                  included; pictures only. p99 is the least of them that 99 % do not exceed
   throughput     pictures a second, from the first request due at 0 s to the last answer
   goodput        the same, counting only pictures within --slo (all of them if it is not given)
-  first preview  like latency, to the first partial picture of a stream (--stream)
+  first preview  like latency, to the first partial picture, or piece, of a stream (--stream)
   in STAGE       how long each stage took, as the server tells it (`queue`: until a worker had it); with --blocks, each
                  of its steps and each block of a network, too, and the most that was held when one was done
   refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
@@ -19,6 +21,7 @@ examples:
   omnimuse bench serve --concurrency 4 --requests 100
   omnimuse bench serve --url http://127.0.0.1:9000 --rate 2 --duration 60 --slo 5 --json load.json
   omnimuse bench serve --mix "128x128@10:3,64x64@4:1" --stream --duration 30
+  omnimuse bench serve --task chat --tokens 100 --stream --concurrency 8 --requests 100
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from omnimuse.cli.bench_asks import TASKS
 from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_model, run_load
 from omnimuse.cli.plot import check_place
 from omnimuse.cli.table import columns
@@ -70,7 +74,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what to ask for: SIZE[@STEPS][:WEIGHT], several with commas; auto is the server's own size",
     )
     load.add_argument("--steps", type=int, metavar="N", help="steps of each picture, where --mix says none")
-    load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture")
+    load.add_argument("--task", choices=TASKS, default="pictures", help="what is asked for (default: pictures)")
+    load.add_argument("--tokens", type=int, metavar="N", help="of each answer or sound, at most")
+    load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture, or for pieces")
     load.add_argument("--timeout", type=float, default=600, metavar="S", help="a client waits so long (default: 600)")
     load.add_argument(
         "--deadline", metavar="S|CLASS", help="say so in every request: of no use later, in seconds or by a name (ours)"
@@ -88,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Send the load, print the figures; 1 if there was not a single picture."""
+    """Send the load, print the figures; 1 if there was not a single good answer."""
     load, target = read_load(args), Target.read(args.url, args.api_key)
     if args.slo is not None:
         _above_zero("--slo", args.slo)
@@ -139,10 +145,17 @@ def read_load(args: argparse.Namespace) -> Load:
     deadline = read_deadline(args.deadline)
     if not isinstance(deadline, str):
         options["--deadline"] = deadline
-    options |= {"--requests": args.requests, "--timeout": args.timeout, "--steps": args.steps}
+    options |= {"--requests": args.requests, "--timeout": args.timeout, "--steps": args.steps, "--tokens": args.tokens}
     for name, value in options.items():
         if value is not None:
             _above_zero(name, value)
+    drawn, file = args.task == "pictures", TASKS[args.task].file
+    if others := [name for name, given in (("mix", args.mix != "auto"), ("steps", args.steps)) if given and not drawn]:
+        raise RequestError(f"--{others[0]} is of pictures, and --task {args.task} asks for none", others[0])
+    if drawn and args.tokens is not None:
+        raise RequestError("--tokens is of answers and sounds; say --steps, or give --task", "tokens")
+    if file and args.blocks and not args.stream:
+        raise RequestError("--blocks needs --stream here: a sound by itself cannot tell what it took", "blocks")
     return Load(
         mix=read_mix(args.mix, args.steps),
         rate=args.rate,
@@ -155,6 +168,8 @@ def read_load(args: argparse.Namespace) -> Load:
         model=args.model or "",
         deadline=deadline,
         blocks=args.blocks,
+        task=args.task,
+        tokens=args.tokens,
     )
 
 
@@ -192,10 +207,12 @@ def describe(load: Load) -> Figures:
     pace = {"concurrency": load.concurrency} if load.rate is None else {"rate": load.rate}
     return {
         "kind": "closed" if load.rate is None else "open",
+        "task": load.task,
         **pace,
         "seconds": load.seconds,
         "requests": load.requests,
         "mix": {entry.name: entry.weight for entry in load.mix},
+        "tokens": load.tokens,
         "stream": load.stream,
         "timeout": load.timeout,
         "deadline": load.deadline,
@@ -295,16 +312,17 @@ def text(figures: Figures) -> str:
     """The figures for people."""
     load, slo, wasted = figures["load"], figures["slo"], figures["wasted"]
     pace = f"{load['rate']:g} requests a second" if load["kind"] == "open" else f"concurrency {load['concurrency']}"
+    things = TASKS[load["task"]].things
     within = "" if slo is None else f" within {slo:g} s"
     facts = [
         ("server", f"{figures['url']}  {figures['model']}".rstrip()),
         ("load", f"{load['kind']} loop, {pace}, {figures['seconds']:.1f} s until the last answer"),
         (
             "requests",
-            f"{figures['sent']}: {figures['ok']} pictures, {figures['rejected']} refused, {figures['failed']} failed",
+            f"{figures['sent']}: {figures['ok']} {things}, {figures['rejected']} refused, {figures['failed']} failed",
         ),
-        ("throughput", f"{figures['throughput']:.2f} pictures a second"),
-        ("goodput", f"{figures['goodput']:.2f} pictures a second{within}"),
+        ("throughput", f"{figures['throughput']:.2f} {things} a second"),
+        ("goodput", f"{figures['goodput']:.2f} {things} a second{within}"),
         ("wasted", f"{wasted['share']:.1%} of the work taken on ({wasted['requests']} requests)"),
     ]
     if figures["held_mb"] is not None:

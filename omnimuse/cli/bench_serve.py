@@ -1,8 +1,9 @@
-"""Load on an image server: what `omnimuse bench serve` sends, how it measures, and nothing about how it is shown.
+"""Load on a server: what `omnimuse bench serve` sends, how it measures, and nothing about how it is shown.
 
-A small HTTP/1.1 client on asyncio streams asks any OpenAI-compatible server for pictures, at given moments (open loop)
-or by a given number of clients (closed loop), and notes for each request when it was due, sent, answered and how it
-ended. Every request has a connection of its own, whose making is part of its time. No library beyond Python's own.
+A small HTTP/1.1 client on asyncio streams asks any OpenAI-compatible server for pictures, or for what else
+`bench_asks.py` knows, at given moments (open loop) or by a given number of clients (closed loop), and notes for each
+request when it was due, sent, answered and how it ended. Every request has a connection of its own, whose making is
+part of its time. No library beyond Python's own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from urllib.parse import urlsplit
 
+from omnimuse.cli.bench_asks import TASKS
 from omnimuse.core.errors import ConfigError, RequestError, plain
 
 STARTED = frozenset({"worker_lost", "insufficient_memory", "numerical_error", "worker_crash"})
@@ -27,7 +29,6 @@ NO_CONNECTION = "no_connection"
 """The code of requests that never reached the server."""
 LONGEST = 400
 """Characters of a server's message that are kept."""
-PREVIEWS = 3
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "pink")
 SHAPES = ("circle", "square", "star", "ring", "triangle")
 
@@ -88,7 +89,7 @@ class Load:
     """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
     `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds. With a `deadline` requests
     say after how many their answer is of no use, or the name of a class. With `blocks` they ask what every block and
-    step took.
+    step took. `task` is what is asked for (`TASKS`), `tokens` how many of an answer or a sound at most.
     """
 
     mix: tuple[Entry, ...]
@@ -102,13 +103,15 @@ class Load:
     model: str = ""
     deadline: float | str | None = None
     blocks: bool = False
+    task: str = "pictures"
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one request went. Times are seconds since the load began; `previewed` is when the first preview came.
+    """How one request went. Times are seconds since the load began; `previewed` is when the first look or piece came.
 
-    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a picture, and `message` is what
+    `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a good one, and `message` is what
     the server said of that. As far as the server tells them, `stages` are the seconds of each, `steps` those of each of
     its steps, `blocks` those of every block of a network; `behind` are the most bytes that were held when a stage, a
     step of it or a run of a block was done, by the same names, and `held` the most MiB that the worker held at all.
@@ -215,10 +218,10 @@ def choices(load: Load) -> Iterator[tuple[Entry, str]]:
 
 
 class Client:
-    """Asks for one picture at a time, from a clock that starts at 0 when it is made."""
+    """Asks for one thing at a time, from a clock that starts at 0 when it is made."""
 
     def __init__(self, target: Target, load: Load) -> None:
-        self._target, self._load = target, load
+        self._target, self._load, self._task = target, load, TASKS[load.task]
         self._began = time.perf_counter()
 
     def now(self) -> float:
@@ -235,8 +238,9 @@ class Client:
                     outcome = await self._follow(outcome, a)
                 else:
                     content = await a.read()
-                    code, message = _judge(a.status, content)
-                    outcome = _told(replace(outcome, ended=self.now(), code=code, message=message), content)
+                    code, message = self._judge(a.status, content)
+                    outcome = replace(outcome, ended=self.now(), code=code, message=message)
+                    outcome = outcome if code or self._task.file else _told(outcome, content)
         except TimeoutError:
             outcome = replace(outcome, code="timeout")
         except (OSError, EOFError):
@@ -246,7 +250,7 @@ class Client:
         return outcome if outcome.ended else replace(outcome, ended=self.now())
 
     def _request(self, entry: Entry, prompt: str) -> tuple[str, str, bytes, dict[str, str]]:
-        fields: dict[str, object] = {"prompt": prompt, "n": 1}
+        fields = self._task.fields(prompt)
         if self._load.model:
             fields["model"] = self._load.model
         if entry.width is not None:
@@ -257,45 +261,46 @@ class Client:
             fields["deadline"] = self._load.deadline
         if self._load.blocks:
             fields["block_timings"] = True
+        if self._load.tokens is not None:
+            fields["max_tokens"] = self._load.tokens
         if self._load.stream:
-            fields |= {"stream": True, "partial_images": PREVIEWS}
+            fields |= self._task.streamed
         headers = {"content-type": "application/json", "x-stainless-read-timeout": f"{self._load.timeout:g}"}
-        return "POST", "/images/generations", json.dumps(fields).encode(), headers
+        return "POST", self._task.path, json.dumps(fields).encode(), headers
 
     async def _follow(self, outcome: Outcome, answer: Answer) -> Outcome:
-        """The outcome of an answer that streams: good once a finished picture has come and no error."""
+        """The outcome of an answer that streams: good once its end has come and no error."""
         code = "invalid_answer"
         async for data in answer.events():
             if data == b"[DONE]":
                 break
             event = json.loads(data)
-            kind = str(event.get("type", "")) if isinstance(event, dict) else ""
-            if kind.endswith(".partial_image") and outcome.previewed is None:
+            if not isinstance(event, dict):
+                continue
+            if self._task.begun(event) and outcome.previewed is None:
                 outcome = replace(outcome, previewed=self.now())
-            elif kind.endswith(".completed"):
+            elif self._task.ended(event):
                 outcome, code = _told(replace(outcome, ended=self.now()), data), ""
-            elif isinstance(event, dict) and event.get("error"):
+            elif event.get("error"):
                 code, message = _complaint(event, "stream_error")
                 return replace(outcome, ended=self.now(), code=code, message=message)
         return replace(outcome, ended=self.now(), code=code)
 
-
-def _judge(status: int, content: bytes) -> tuple[str, str]:
-    """What is wrong with an answer, in a code and the server's words; empty if it has a picture."""
-    if status != 200:
-        try:
-            return _complaint(json.loads(content), f"http_{status}")
-        except (ValueError, RecursionError):
-            return f"http_{status}", ""
-    body = json.loads(content)
-    data = body.get("data") if isinstance(body, dict) else None
-    first = data[0] if isinstance(data, list) and data and isinstance(data[0], dict) else {}
-    return "" if first.get("b64_json") or first.get("url") else "invalid_answer", ""
+    def _judge(self, status: int, content: bytes) -> tuple[str, str]:
+        """What is wrong with an answer, in a code and the server's words; empty if it is what was asked for."""
+        if status != 200:
+            try:
+                return _complaint(json.loads(content), f"http_{status}")
+            except (ValueError, RecursionError):
+                return f"http_{status}", ""
+        if self._task.file:
+            return "" if content else "invalid_answer", ""
+        return self._task.judge(json.loads(content)), ""
 
 
 def _told(outcome: Outcome, content: bytes) -> Outcome:
-    """`outcome` with what an answer with a picture says of where its time and memory went."""
-    body = {} if outcome.code else json.loads(content)
+    """`outcome` with what a good answer says of where its time and memory went."""
+    body = json.loads(content)
     stages = {name.removesuffix("_s"): took for name, took in _numbers(body.get("timings")).items()}
     held = body.get("peak_memory_mb")
     held = held if isinstance(held, int | float) else None

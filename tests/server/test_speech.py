@@ -23,6 +23,7 @@ import soundfile
 from omnimuse.deploy.wire import Grown
 from omnimuse.server.routes.speech import following
 from tests.checkpoints import qwen3_tts
+from tests.server.bench import measured
 from tests.server.browser import browser_only, browsing, opened
 from tests.server.whole_server import WholeServer
 
@@ -102,6 +103,18 @@ def test_events_end_with_what_every_block_took_and_a_sound_by_itself_cannot_tell
         error = server.ask(SPEECH, {**asked, **choice}).json["error"]
         assert (error["code"], error["param"]) == ("unsupported_parameter", "block_timings")
         assert "stream_format=sse tells it" in error["message"]
+
+
+@pytest.mark.parametrize("words", [(), ("--stream", "--blocks")])
+def test_a_bench_of_speech_counts_the_sounds_that_came_and_tells_where_their_time_went(
+    server: WholeServer, words: tuple[str, ...]
+) -> None:
+    figures = measured(server.url, "--task", "speech", "--tokens", "6", "--requests", "2", *words)
+    assert (figures["sent"], figures["ok"], figures["first_preview"]["count"]) == (2, 2, 2 * bool(words))
+    assert {name: told["count"] for name, told in figures["stages"].items() if name == "talk"} == (
+        {"talk": 2} if words else {}
+    )
+    assert bool(figures["steps"]) == any(name.startswith("talker.") for name in figures["behind"]) == bool(words)
 
 
 @pytest.mark.parametrize("speed", [0.5, 2])

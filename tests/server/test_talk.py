@@ -21,6 +21,7 @@ from omnimuse.server.routes.talk import Told
 from tests.checkpoints import qwen3
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.server.asgi import call, scope
+from tests.server.bench import measured
 from tests.server.browser import browser_only, browsing, expect, opened
 from tests.server.fake_workers import WORDS, FakeWorkers
 from tests.server.picture_server import picture_server, service_in, writer
@@ -139,6 +140,18 @@ def test_an_answer_and_the_last_piece_of_a_stream_tell_what_every_block_took(
         assert told["block_bytes"].keys() == told["block_timings"].keys()
         assert len(told["steps"]["generate"]) == len(told["bytes"]["generate"]) == GREEDY["max_tokens"]
     assert not {"block_timings", "block_bytes", "steps", "bytes"} & server.ask(path, {**said, **GREEDY}).json.keys()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bench_of_answers_counts_those_that_came_and_tells_where_their_time_went(
+    server: WholeServer, stream: bool
+) -> None:
+    words = ["--task", "chat", "--tokens", "5", "--requests", "3", "--blocks", *(["--stream"] if stream else [])]
+    figures = measured(server.url, *words)
+    assert (figures["sent"], figures["ok"], figures["first_preview"]["count"]) == (3, 3, 3 * stream)
+    assert figures["stages"]["generate"]["count"] == figures["blocks"]["model.layers.0"]["count"] == 3
+    assert figures["steps"]["generate"]["count"] == 3 * 5
+    assert min(figures["behind"][name] for name in ("generate", "model.layers.0")) > 2**20
 
 
 def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(client: openai.OpenAI, omni: Omni) -> None:

@@ -408,6 +408,11 @@ def test_a_mix_that_makes_no_sense_is_refused(words: str) -> None:
         ("--duration", "-1"),
         ("--requests", "0"),
         ("--timeout", "inf"),
+        ("--tokens", "5"),
+        ("--task", "chat", "--tokens", "0"),
+        ("--task", "chat", "--mix", "64x64"),
+        ("--task", "chat", "--steps", "4"),
+        ("--task", "speech", "--blocks"),
     ],
 )
 def test_a_load_that_makes_no_sense_is_refused(words: tuple[str, ...]) -> None:
