@@ -96,7 +96,7 @@ def test_events_carry_the_whole_in_pieces_and_end_with_the_usage(server: WholeSe
 def test_events_end_with_what_every_block_took_and_a_sound_by_itself_cannot_tell(server: WholeServer) -> None:
     asked = {**ASKED, "response_format": "pcm", "block_timings": True}
     done = deltas(server.ask(SPEECH, {**asked, "stream_format": "sse"}).content)[-1]
-    assert any(name.startswith("talker.") for name in done["block_timings"])
+    assert any(name.startswith("model.") for name in done["block_timings"])
     assert all(seconds > 0 for seconds in done["block_timings"].values())
     assert abs(sum(done["steps"]["talk"]) - done["timings"]["talk_s"]) < 1e-2
     for choice in ({}, {"stream_format": "audio"}):
@@ -114,7 +114,7 @@ def test_a_bench_of_speech_counts_the_sounds_that_came_and_tells_where_their_tim
     assert {name: told["count"] for name, told in figures["stages"].items() if name == "talk"} == (
         {"talk": 2} if words else {}
     )
-    assert bool(figures["steps"]) == any(name.startswith("talker.") for name in figures["behind"]) == bool(words)
+    assert bool(figures["steps"]) == any(name.startswith("model.") for name in figures["behind"]) == bool(words)
 
 
 @pytest.mark.parametrize("speed", [0.5, 2])

@@ -80,14 +80,13 @@ def routes(service: Service, staff: Staff) -> list[Route]:
     async def profile(request: Request) -> Response:
         """POST /admin/profile {"seconds": 5, "worker": 0}, or {"requests": 1} of the next: a Chrome trace"""
         body = await _body(request, {"seconds": (int, float), "worker": (int,), "requests": (int,)})
-        requests = body.get("requests", 0)
-        if "requests" in body and not 0 < requests <= MOST:
+        if not 0 < (requests := body.get("requests", 1)) <= MOST:
             raise refusal("invalid_value", f"requests={requests} is not allowed; use 1 to {MOST}", "requests")
-        seconds = body.get("seconds", LONGEST if requests else SECONDS)
+        seconds = body.get("seconds", LONGEST if "requests" in body else SECONDS)
         if not 0 < seconds <= LONGEST:
             raise refusal("invalid_value", f"seconds={seconds} is not allowed; use above 0, up to {LONGEST}", "seconds")
         try:
-            path = await staff.profile(body.get("worker", 0), seconds, requests)
+            path = await staff.profile(body.get("worker", 0), seconds, body.get("requests", 0))
         except ConfigError as error:
             raise refusal("invalid_value", str(error), "worker") from None
         return FileResponse(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +50,7 @@ from omnimuse.server.routes.talk import Chat, answer
 from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, image_tokens, timed, told
+from omnimuse.server.translate.asks import NOTHING
 from omnimuse.server.translate.values import shown
 
 TASK, EDIT = "text-to-image", "image-to-image"
@@ -267,10 +268,11 @@ async def _chunks(service: Service, order: Order, style: frozenset[str]) -> Asyn
                         yield name, Parcel(chunk, drawn)
                         end = protocol.ChunkChoice(index=index, delta=protocol.Message(), finish_reason="stop")
                         took = {} if usage or index < len(messages) - 1 else timed(update)
-                        yield chunks.make([end], warnings=_warnings(order, update), **took)
+                        yield chunks.make([end], took | {"warnings": _warnings(order, update)})
                 if usage:
                     made = Made.of(update)
-                    yield chunks.make([], usage=_usage(service, update), timings=made.seconds, **made.within)
+                    about = {"usage": _usage(service, update), "timings": made.seconds, **made.within}
+                    yield chunks.make([], about)
 
 
 class _Chunks:
@@ -279,7 +281,7 @@ class _Chunks:
     def __init__(self, service: Service, order: Order) -> None:
         self._service, self._order, self._created = service, order, int(time.time())
 
-    def make(self, choices: list[protocol.ChunkChoice], **about: Any) -> Event:
+    def make(self, choices: list[protocol.ChunkChoice], about: Mapping[str, Any] = NOTHING) -> Event:
         """A chunk that tells `about` the answer, too."""
         chunk = protocol.ChatChunk(
             id=f"chatcmpl-{self._order.request.id}",

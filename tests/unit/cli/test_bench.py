@@ -176,7 +176,7 @@ def test_what_blocks_and_steps_took_is_asked_for_and_shown_beside_the_stages(ser
     assert (figures["blocks"]["net.blocks.0"]["p50"], figures["blocks"]["net.blocks.0"]["count"]) == (0.25, 2)
     shown = bench.text({**figures, "url": "", "model": "", "load": bench.describe(read_load(options("--blocks")))})
     steps = r" +in a step of denoise +4 +125 +375 +375 +375\n"
-    assert re.search(rf"in denoise +2 +500 .* 3 MiB\n{steps} +in net\.blocks\.0 +2 +250 .* 2 MiB\n", shown)
+    assert re.search(rf"in denoise +2 +500 .* 3 MiB\n{steps} +in net\.blocks\.0 +2 +250 .* 2 MiB$", shown)
     assert "held\n" in shown and figures["behind"]["a_b"] == 2**22
     figures, _ = measure(server, "--requests", "1", "--mix", "64x64")
     assert figures["steps"] == figures["behind"] == {}
