@@ -22,6 +22,7 @@ from omnimuse.pipeline.state import State, changed
 from omnimuse.pipeline.stream import Stream
 from omnimuse.worker.packing import DTYPES, name_of, unpack
 from omnimuse.worker.plan import Heard
+from omnimuse.worker.took import Took
 
 WINDOW = 8
 """Pieces of a stream that may be under way."""
@@ -42,25 +43,25 @@ class Carried:
 
 @dataclass
 class Handover:
-    """What a request takes along, by output, and the seconds that stages have taken; nothing comes after the `last`.
-    Networks have computed in `dtype` there, a name of torch's.
+    """What a request takes along, by output, and what it took so far; nothing comes after the `last`. Networks have
+    computed in `dtype` there, a name of torch's.
     """
 
     outputs: dict[int, Carried] = field(default_factory=dict)
-    spent: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    spent: Took = field(default_factory=Took)
     last: bool = False
     dtype: str = ""
 
     def plain(self) -> dict[str, Any]:
         """As dicts and lists, to be packed."""
         outputs = {number: dict(vars(carried)) for number, carried in self.outputs.items()}
-        return {"outputs": outputs, "spent": self.spent, "last": self.last, "dtype": self.dtype}
+        return {"outputs": outputs, "spent": vars(self.spent), "last": self.last, "dtype": self.dtype}
 
     @staticmethod
     def of(plain: Mapping[str, Any]) -> Handover:
         """What `plain` gave."""
         outputs = {number: Carried(**told) for number, told in plain["outputs"].items()}
-        return Handover(outputs, plain["spent"], plain["last"], plain["dtype"])
+        return Handover(outputs, Took(**plain["spent"]), plain["last"], plain["dtype"])
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Hand:
         ctx, records = self._pipeline.ctx, self._pipeline.records
         piece = Handover.of(unpack(heard.head, memoryview(heard.data), ctx.device, records))
         known = self._arrived.setdefault(heard.request_id, Handover())
-        known.spent |= piece.spent
+        known.spent = known.spent.then(piece.spent)
         known.last = piece.last
         begun = {state.output: state for state in states}
         for number, more in piece.outputs.items():
@@ -140,10 +141,10 @@ class Hand:
         state.said = [*carried.said, *state.said]
         state.timed = {**carried.timed, **state.timed}
 
-    def spent(self, request_id: str) -> dict[str, tuple[float, ...]]:
-        """What the stages before this part have taken."""
+    def spent(self, request_id: str) -> Took:
+        """What it took before this part."""
         arrived = self._arrived.get(request_id)
-        return {} if arrived is None else arrived.spent
+        return Took() if arrived is None else arrived.spent
 
     def forget(self, request_id: str) -> None:
         """The request has left, or ended."""
@@ -182,7 +183,7 @@ class Hand:
         slots = {name: self._told(leaving, state, name) for name in names}
         return Carried(slots, _random(state), state.notes, state.said, state.timed)
 
-    def final(self, request_id: str, outputs: dict[int, Carried], spent: dict[str, tuple[float, ...]]) -> Handed:
+    def final(self, request_id: str, outputs: dict[int, Carried], spent: Took) -> Handed:
         """The end of a request here."""
         return self._handed(request_id, self._leaving.get(request_id, Leaving()), Handover(outputs, spent, True))
 

@@ -18,6 +18,7 @@ from omnimuse.pipeline.state import State
 from omnimuse.worker.blocks import Ran, held_of, most, seconds_of
 from omnimuse.worker.clock import Share, Span
 from omnimuse.worker.handover import Carried
+from omnimuse.worker.took import Took
 
 IN_TILES = "decoded in tiles of {} pixels a side, as there is no room for more at once"
 
@@ -91,8 +92,12 @@ class Job:
         self.timed |= {name: max(seconds, self.timed.get(name, 0.0)) for name, seconds in state.timed.items()}
         del self.states[state.id]
 
-    def result(self, pipeline: Pipeline, timings: Mapping[str, tuple[float, ...]]) -> Result:
-        """What came of it; `timings` are the seconds of every stage, also of those in other pools."""
+    def took(self) -> Took:
+        """What it took here."""
+        return Took(self.timings(), self.held(), seconds_of(self.blocks), held_of(self.blocks))
+
+    def result(self, pipeline: Pipeline, took: Took) -> Result:
+        """What came of it; `took` is of other pools, too."""
         request, loops = self.request, {stage.name for stage in pipeline.stages if isinstance(stage, Loop)}
         kept, lost = kept_sound(request)
         tiles = [IN_TILES.format(request.tile)] if request.tile else []
@@ -103,11 +108,11 @@ class Job:
             replace(request.params, extra=request.extra),
             tensors={medium: self._whole(medium) for medium in pipeline.results if medium in self.made} | beside,
             seeds=[request.seed(index) for index in range(request.outputs)],
-            timings={stage: sum(seconds) for stage, seconds in timings.items()},
-            steps={stage: seconds for stage, seconds in timings.items() if stage in loops},
-            held=self.held(),
-            blocks=seconds_of(self.blocks),
-            blocks_held=held_of(self.blocks),
+            timings={stage: sum(seconds) for stage, seconds in took.timings.items()},
+            steps={stage: seconds for stage, seconds in took.timings.items() if stage in loops},
+            held=took.held,
+            blocks=took.blocks,
+            blocks_held=took.blocks_held,
             needs=request.needs,
             labels={each.name: each.label for each in pipeline.stages if each.label != label_of(each.name)},
             texts=tuple(note for note in self.notes.values() if isinstance(note, TextRead)),

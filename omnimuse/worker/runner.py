@@ -264,7 +264,7 @@ class Runner:
 
     def _finish(self, job: Job) -> None:
         del self.jobs[job.request.id]
-        spent = {**self.hand.spent(job.request.id), **job.timings()}
+        spent = self.hand.spent(job.request.id).then(job.took())
         if self.hand.last:
             self.telling.events.append(Done(job.request.id, job.result(self.pipeline, spent)))
         else:

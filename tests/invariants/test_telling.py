@@ -11,7 +11,7 @@ import pytest
 
 from omnimuse.ar.kv import KV, Slabs
 from omnimuse.core.config import QuantConfig, ScheduleConfig
-from omnimuse.core.output import Done, Event, Failed
+from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -248,16 +248,26 @@ def test_packed_weights_say_the_same_in_any_company(teller: Teller, folder: Path
     assert all(same(found, expected, 1e-5) for found, expected in zip(together, alone, strict=True))
 
 
+def counts(result: Result, kind: str) -> dict[str, int]:
+    """Of how many steps or runs a result tells what they took."""
+    return {name: len(each) for name, each in vars(result)[kind].items() if each}
+
+
 @pytest.mark.shows("pools")
 @pytest.mark.parametrize("teller", WRITING, indirect=True)
 def test_in_three_pools_the_same_is_written(teller: Teller, folder: Path, engine: Engine) -> None:
     deploy = three(engine.runner.pipeline.stages)
     engines = [start(config(folder, deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
     for wanted in asks(teller, temperature=0.9):
-        request = engine.make_request(wanted)
+        request = engine.make_request(replace(wanted, blocks=True))
+        for each in (engine, *engines):
+            each.runner.memo.clear()
         engine.submit(replace(request, id=f"whole-{request.id}"))
-        expected = made(drain(engine), f"whole-{request.id}")
-        assert same(made(through(engines, [request]), request.id), expected)
+        whole, found = drain(engine), through(engines, [request])
+        assert same(made(found, request.id), made(whole, f"whole-{request.id}"))
+        expected, result = (event.result for event in (*whole, *found) if isinstance(event, Done))
+        for kind in ("steps", "held", "blocks", "blocks_held"):
+            assert counts(result, kind) == counts(expected, kind) != {}, "what it took in every pool"
     for each in engines:
         assert not each.runner.states and not each.runner.jobs
         each.close()
