@@ -238,7 +238,8 @@ def closed(stream: str, error: BaseException) -> Close:
 
 def told(result: Result) -> dict[str, Any]:
     """What the front cannot know of a result."""
-    names = ("tensors", "timings", "steps", "texts", "shown", "written", "said", "labels")
+    took = ("timings", "steps", "held", "blocks", "blocks_held")
+    names = ("tensors", *took, "texts", "shown", "written", "said", "labels")
     return {name: getattr(result, name) for name in names}
 
 
