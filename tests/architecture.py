@@ -56,6 +56,10 @@ MUTATORS = frozenset(
         "update",
     }
 )
+GONE = frozenset({"EngineDeadError", "EngineClosedError", "WorkerLostError", "PoisonError"})
+ADVICE = re.compile(r"[;,] (and )?(allow|ask|join|look|make|mend|see|start|try)\b")
+PASSED_ON = ("the engine has died: {}",)
+"""What stands before the text of another of them."""
 FIELD_BASES = frozenset({"Struct", "NamedTuple", "TypedDict", "BaseModel"})
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -197,6 +201,29 @@ def _is_broad(caught: ast.expr | None) -> bool:
 def _re_raises(handler: ast.ExceptHandler) -> bool:
     last = handler.body[-1]
     return isinstance(last, ast.Raise) and last.exc is None
+
+
+def advice_problems(source: str) -> list[str]:
+    """Errors of engines that are gone whose text does not say what to do now. Where there is no text, that of another
+    is passed on.
+    """
+    calls = (node for node in nodes(source) if isinstance(node, ast.Call) and last_name(node) in GONE and node.args)
+    said = ((node.lineno, _with_gaps(node.args[0])) for node in calls)
+    return [
+        f"line {line}: {text!r} does not say what to do, such as `; start the engine again`"
+        for line, text in said
+        if text not in ("", *PASSED_ON) and not ADVICE.search(text)
+    ]
+
+
+def _with_gaps(said: ast.expr) -> str:
+    """A text, with {} for what is known later; empty for anything else."""
+    match said:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(_with_gaps(part) or "{}" for part in parts)
+    return ""
 
 
 def reads_environment(source: str) -> bool:

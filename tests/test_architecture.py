@@ -118,6 +118,10 @@ def test_only_the_outermost_loops_catch_everything() -> None:
     )
 
 
+def test_whoever_is_told_that_an_engine_is_gone_is_told_what_to_do() -> None:
+    refuse({path: check.advice_problems(text) for path, text in sources("omnimuse").items()})
+
+
 def test_the_environment_is_read_in_one_file() -> None:
     readers = [path for path, text in sources("omnimuse").items() if check.reads_environment(text)]
     assert readers in ([], [ENVIRONMENT_FILE])
@@ -287,6 +291,26 @@ def test_the_ambient_state_check_passes_constants_aliases_loggers_and_registries
 )
 def test_the_broad_except_check_catches(source: str) -> None:
     assert len(check.broad_except_problems(source, frozenset({"main"}))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'raise EngineDeadError("nobody is there")',
+        'raise errors.EngineClosedError(f"{name} ended; it is not tried again")',
+        'gone = PoisonError(f"it makes no sense: {error}")',
+        'raise WorkerLostError(f"worker {index} did not start; " "it ended")',
+    ],
+)
+def test_the_advice_check_catches(source: str) -> None:
+    assert check.advice_problems(source)
+
+
+def test_the_advice_check_passes_advice_and_what_is_passed_on() -> None:
+    assert not check.advice_problems('raise EngineDeadError(f"rank {rank} is gone; start the engine again")')
+    assert not check.advice_problems("raise EngineDeadError(str(self.dead))")
+    assert not check.advice_problems('raise EngineDeadError(f"the engine has died: {error}")')
+    assert not check.advice_problems('raise ModelError("no folder")')
 
 
 def test_the_broad_except_check_passes_listed_functions_narrow_handlers_and_clean_up() -> None:

@@ -139,7 +139,7 @@ class Writer:
 
     def close(self) -> None:
         """End the process, and whatever it has started. Safe to call twice."""
-        self.dead = self.dead or "the engine was closed"
+        self.dead = self.dead or "the engine was closed; make a new one"
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
         with suppress(subprocess.TimeoutExpired):

@@ -263,7 +263,9 @@ class Agent:
                 rank.kill()
             await asyncio.gather(*self._waits)
             writer.close()
-        raise EngineDeadError(f"the front at {host}:{port} is gone; its ranks here were ended")
+        raise EngineDeadError(
+            f"the front at {host}:{port} is gone; its ranks here were ended; join again once there is one"
+        )
 
     async def _obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

@@ -268,7 +268,9 @@ class Wire:
         prefix = bytes(prefix) + received(self._socket, PREFIX.size - len(prefix))
         length, size, apart = PREFIX.unpack(prefix)
         if length > MOST_HEAD or size > MOST_BLOB or (apart == MAPPED and not fds):
-            raise EngineDeadError(f"a frame of {length} and {size} bytes came; at most {MOST_HEAD} are read")
+            raise EngineDeadError(
+                f"a frame of {length} and {size} bytes came; at most {MOST_HEAD} are read; start the engine again"
+            )
         head = received(self._socket, length)
         signature = received(self._socket, SIGNATURE) if self._seal else b""
         blob = Blob(size, fd=fds[0] if apart == MAPPED else -1) if size else None
@@ -279,7 +281,7 @@ class Wire:
         if self._seal:
             data = b"" if blob is None else blob.fill
             if not hmac.compare_digest(signature, self._signed(number, not self._outwards, prefix, head, data)):
-                raise EngineDeadError("a frame came that is not signed with the key of the pools")
+                raise EngineDeadError("a frame came without the signature of the pools; start the engine again")
         return msgspec.msgpack.decode(head, type=AnyFrame), blob
 
     def _take(self, blob: Blob) -> None:
@@ -287,7 +289,10 @@ class Wire:
         name = received(self._socket, NAME).hex()
         found = b"" if self._store is None else self._store.take(name)
         if len(found) != blob.size:
-            raise EngineDeadError(f"{blob.size} bytes were put into a store, and {len(found)} came out of it")
+            raise EngineDeadError(
+                f"{blob.size} bytes were put into a store, and {len(found)} came out of it; see that all pools reach "
+                "one store, and start the engine again"
+            )
         blob.fill[:] = found
 
     def _signed(self, number: int, outwards: bool, *parts: bytes | memoryview) -> bytes:
@@ -382,10 +387,15 @@ def joined(stream: socket.socket, key: bytes, name: str, sealed: bool, store: St
     except (OSError, EOFError) as error:
         stream.close()
         why = str(error) or "it has another key"
-        raise EngineDeadError(f"the front of the pools did not let this one in: {why}") from None
+        raise EngineDeadError(
+            f"the front of the pools did not let this one in ({why}); start the engine again"
+        ) from None
     if not hmac.compare_digest(shown, proof(key, b"front", theirs, ours, said)):
         stream.close()
-        raise EngineDeadError("what answers is not the front of the pools: it does not know their key")
+        raise EngineDeadError(
+            "what answers does not know the key of the pools, and so is not their front; see what else listens there, "
+            "and start the engine again"
+        )
     return Wire(stream, proof(key, b"seal", theirs, ours, said) if sealed else b"", False, store)
 
 

@@ -81,7 +81,7 @@ class Foretelling:
         try:
             await self.begin(self._try_on(list(loras)))
         except asyncio.CancelledError:
-            raise EngineClosedError("the engine was closed before it came to this") from None
+            raise EngineClosedError("the engine was closed before it came to this; make a new one") from None
 
     async def _try_on(self, loras: list[Lora]) -> None:
         for pool in range(len(self._seats())):

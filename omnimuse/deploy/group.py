@@ -203,7 +203,9 @@ class Group:
         assert replica is not None
         if replica.state == "broken":
             pool = self.config.deploy.pools[seat.pool].name
-            why = replica.refusal or EngineDeadError(f"pool {pool} cannot be started: {replica.reason}")
+            why = replica.refusal or EngineDeadError(
+                f"pool {pool} cannot be started ({replica.reason}); mend that, and start the engine again"
+            )
             if isinstance(why, ConfigError):
                 why = self.config.deploy.wrong_of(pool, why)
             if all(s.replica is not None and s.replica.state == "broken" for s in self.seats[seat.pool]):

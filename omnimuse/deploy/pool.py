@@ -279,9 +279,11 @@ class Pool:
         if self._closed:
             raise EngineClosedError("the workers are being closed; try again in a moment")
         if kills:
-            raise PoisonError(f"the request ended its worker twice ({lost}); it is not tried again")
+            raise PoisonError(
+                f"the request ended its worker twice ({lost}); ask for another size, or fewer outputs or steps"
+            )
         if request.deadline is not None and request.deadline <= time.monotonic():
-            raise WorkerLostError(f"the worker of the request was lost ({lost}) and its deadline has passed")
+            raise WorkerLostError(f"the worker of the request was lost ({lost}) and its deadline has passed; ask again")
 
     def _refuse_if_hopeless(self, once_started: bool = False) -> None:
         if self._closed:
@@ -295,7 +297,7 @@ class Pool:
         refusal = next((replica.refusal for replica in self._replicas if replica.refusal), None)
         if isinstance(refusal, ModelError | ConfigError) and not once_started:
             raise refusal
-        raise EngineDeadError(f"no worker can be started: {reason}")
+        raise EngineDeadError(f"no worker can be started ({reason}); mend that, and start the server again")
 
     def _tell(self) -> None:
         """Wake everybody who waits for a change, once."""

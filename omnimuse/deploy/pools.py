@@ -414,7 +414,9 @@ class Pools:
         """That pool was lost with it: from now on it goes through it alone; PoisonError the second time."""
         if lost in job.alone:
             name = self.config.deploy.pools[lost].name
-            raise PoisonError(f"the request ended its pool twice ({name}); it is not tried again")
+            raise PoisonError(
+                f"the request ended its pool twice ({name}); ask for another size, or fewer outputs or steps"
+            )
         job.alone.add(lost)
 
     def _replay(self, job: Job) -> None:
@@ -425,7 +427,7 @@ class Pools:
         self._waiting[job.base].append(job)
 
     def _break(self, error: Exception) -> None:
-        self._end_all(EngineDeadError(f"a pool is gone for good: {error}"))
+        self._end_all(EngineDeadError(f"a pool is gone for good ({error}); start the engine again"))
 
     def _end_all(self, error: EngineDeadError) -> None:
         with self._lock:

@@ -366,7 +366,9 @@ class Replica:
         try:
             return await asyncio.wait_for(asked, patience)
         except TimeoutError:
-            raise errors.EngineDeadError(f"worker {self.index} did not answer within {patience:g} s") from None
+            raise errors.EngineDeadError(
+                f"worker {self.index} did not answer within {patience:g} s; try again later"
+            ) from None
 
     async def supervise(self, context: zmq.asyncio.Context) -> None:
         """Start lives until closed or broken; returns then."""
@@ -482,8 +484,9 @@ class Replica:
 
     def _lose(self, life: Life) -> None:
         """Tell those who wait, and remove what the life has left of their files."""
-        gone = Ended("", errors.EngineDeadError.__name__, f"worker {self.index}: {self.reason}")
-        for answer in (Profiled("", self.reason), Slept(0, self.reason), TriedOn(gone)):
+        why = f"{self.reason}; try again in a moment"
+        gone = Ended("", errors.EngineDeadError.__name__, f"worker {self.index}: {why}")
+        for answer in (Profiled("", why), Slept(0, why), TriedOn(gone)):
             self._answered(answer)
         lost, self.running = self.running, {}
         for attempt in lost.values():

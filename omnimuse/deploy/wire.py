@@ -327,12 +327,16 @@ def read_report(payload: bytes) -> Report | Carried:
 def _read(payload: bytes, kind: Any) -> Message:
     if len(payload) > MAX_MESSAGE:
         raise EngineDeadError(
-            f"a message of {told_bytes(len(payload))} came; at most {told_bytes(MAX_MESSAGE)} are read"
+            f"a message of {told_bytes(len(payload))} came between processes; at most {told_bytes(MAX_MESSAGE)} are "
+            "read; start the engine again"
         )
     try:
         return msgspec.msgpack.decode(payload, type=kind)
     except msgspec.MsgspecError as error:
-        raise EngineDeadError(f"a message between processes makes no sense: {error}") from None
+        raise EngineDeadError(
+            f"a message between processes makes no sense ({error}); start the engine again, with one version of "
+            "omnimuse everywhere"
+        ) from None
 
 
 def of_ended(report: Ended) -> Exception:

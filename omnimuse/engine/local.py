@@ -395,8 +395,9 @@ class Background:
     def _refuse_errands(self) -> None:
         with self._lock:
             self._over = True
+        why = "the engine was closed before it came to this; make a new one"
         while not self._errands.empty():
-            self._errands.get().done.set_exception(EngineClosedError("the engine was closed before it came to this"))
+            self._errands.get().done.set_exception(EngineClosedError(why))
 
     def _tick(self, engine: Engine) -> None:
         events = engine.tick(self._brief)

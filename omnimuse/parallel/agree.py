@@ -45,7 +45,7 @@ def agree_on_start(mesh: Mesh, failure: Exception | None) -> None:
         ) from error
     for rank, text in enumerate(every):
         if text and failure is None:
-            raise EngineDeadError(f"rank {rank} could not start: {text}")
+            raise EngineDeadError(f"rank {rank} could not start: {text}; mend that, and start the engine again")
 
 
 def words_of_all(mesh: Mesh, failure: Exception | None) -> list[str]:

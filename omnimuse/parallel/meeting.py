@@ -33,7 +33,8 @@ def store_at(meeting: str, rank: int, config: ParallelConfig) -> dist.Store:
         return dist.TCPStore(at.hostname, at.port, config.ranks, rank == 0, wait, wait_for_workers=False)
     except (RuntimeError, OSError) as error:
         raise EngineDeadError(
-            f"rank {rank} cannot meet the others at {at.netloc} ({error}); is that machine reached from here?"
+            f"rank {rank} cannot meet the others at {at.netloc} ({error}); see that that machine can be reached from "
+            "here, and start the engine again"
         ) from error
 
 

@@ -88,7 +88,7 @@ class Attempts:
                 elif not isinstance(update, Grown | Spelt):  # nobody hears a job grow: watchers come and go
                     live.see(update)
         if made is None:
-            raise EngineDeadError("the worker ended the request without a result")
+            raise EngineDeadError("the worker ended the request without a result; try again")
         times = live.job.times
         await self._finish(live, request, made.after(max(0.0, (times.started or times.created) - times.created)))
 

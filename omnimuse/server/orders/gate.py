@@ -29,7 +29,7 @@ class Gate:
     async def check(self) -> None:
         """EngineDeadError when no worker will ever be ready, ApiError `storage_full` when the disk nearly is."""
         if self.workers.broken:
-            raise EngineDeadError("no worker can be started; the server's operator finds the reason in its log")
+            raise EngineDeadError("no worker can be started; ask the server's operator: the reason is in its log")
         if not await asyncio.to_thread(self.files.storage_ok):
             self.metrics.rejected("storage_full")
             raise refusal("storage_full", "the server's disk is nearly full; try again later")
