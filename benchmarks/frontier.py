@@ -1,5 +1,7 @@
 """A frontier as a picture: points by speed and score, and a line through those that no other one beats in both.
 
+These and exact drawing have their names beside them, all others a number, which a key below tells.
+
 Written as SVG by hand: nothing else is needed to draw it, and it changes only where figures do.
 """
 
@@ -12,7 +14,9 @@ from math import ceil, dist, floor
 from pathlib import Path
 from typing import NamedTuple
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 520, 60, 130, 40, 50
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 520, 60, 90, 40, 50
+COLUMNS, ROW = 3, 16
+"""Of the key below a plot, and the height of its rows."""
 COLOURS = {
     "exact": "#000000",
     "steps": "#4c78a8",
@@ -21,8 +25,8 @@ COLOURS = {
     "compiled": "#e45756",
     "pairs": "#b279a2",
 }
-LETTER, LINE = 6.2, 12
-"""A label's width for each letter, and its height, at most."""
+LETTER, LINE, GAP = 6.2, 12, 5
+"""A label's width for each letter, and its height, at most, and what is between two in a line, at least."""
 RADIUS = 4
 """Of a point's circle."""
 NEAR, REACH = 8, 200
@@ -64,16 +68,39 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def write_svg(file: Path, panels: Sequence[Panel]) -> None:
-    """All panels side by side."""
+    """All panels below each other, each with its key."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}" '
+    parts, height = list[str](), 0
+    for panel in panels:
+        key = _key(panel)
+        parts += [f'<g transform="translate(0 {height})">', *_panel(panel), *key, "</g>"]
+        height += HEIGHT + ROW * ceil(len(key) / COLUMNS) + (ROW if key else 0)
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
         'font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
-    for number, panel in enumerate(panels):
-        parts += [f'<g transform="translate({WIDTH * number} 0)">', *_panel(panel), "</g>"]
+    parts = [*head, *parts]
     file.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def labels(points: Sequence[Point]) -> dict[Point, str]:
+    """What stands beside each: the name of one that is exact or on the frontier, else a number."""
+    named = {point for point in points if point.group == "exact"} | {*frontier(points)}
+    numbers = {point: str(number) for number, point in enumerate((it for it in points if it not in named), 1)}
+    return {point: numbers.get(point, point.name) for point in points}
+
+
+def _key(panel: Panel) -> list[str]:
+    """What the numbers stand for, column by column."""
+    told = [(label, point) for point, label in labels(panel.points).items() if label != point.name]
+    rows = ceil(len(told) / COLUMNS)
+    lines = []
+    for place, (label, point) in enumerate(told):
+        x, y = LEFT + place // rows * (WIDTH - LEFT) // COLUMNS, HEIGHT + ROW * (place % rows) + 10
+        number = f'<tspan fill="{COLOURS[point.group]}" font-weight="bold">{label}</tspan>'
+        lines.append(f'<text x="{x}" y="{y}">{number} {escape(point.name)}</text>')
+    return lines
 
 
 def _panel(panel: Panel) -> list[str]:
@@ -108,16 +135,15 @@ def _panel(panel: Panel) -> list[str]:
     parts.append(f'<polyline points="{line}" fill="none" stroke="#888" stroke-dasharray="4 3"/>')
     crowd = sorted(panel.points, key=lambda it: (-it.speed, it.score))
     spots = [place(it.speed, it.score) for it in crowd]
-    circles: list[str] = []
-    labels: list[str] = []
-    for point, spot, box in zip(crowd, spots, placed([it.name for it in crowd], spots), strict=True):
+    beside, circles, texts = labels(panel.points), list[str](), list[str]()
+    for point, spot, box in zip(crowd, spots, placed([beside[it] for it in crowd], spots), strict=True):
         (x, y), colour = spot, COLOURS[point.group]
         if end := box.leader(spot):
             parts.append(f'<line x1="{x}" y1="{y}" x2="{end[0]}" y2="{end[1]}" stroke="{colour}"/>')
         circles.append(f'<circle cx="{x}" cy="{y}" r="{RADIUS}" fill="{colour}"/>')
         halo = 'stroke="white" stroke-width="3" paint-order="stroke"'
-        labels.append(f'<text x="{box.x}" y="{box.y + 9}" fill="{colour}" {halo}>{escape(point.name)}</text>')
-    return [*parts, *circles, *labels]
+        texts.append(f'<text x="{box.x}" y="{box.y + 9}" fill="{colour}" {halo}>{escape(beside[point])}</text>')
+    return [*parts, *circles, *texts]
 
 
 def _ticks(values: Sequence[float], step: float) -> list[float]:
@@ -158,8 +184,8 @@ class Box(NamedTuple):
         return max(RADIUS, min(self.distance(spot), NEAR))
 
     def over(self, other: Box) -> bool:
-        """Whether both lie on one another."""
-        apart = self.x + self.width <= other.x or other.x + other.width <= self.x
+        """Whether both lie on one another, or read as one."""
+        apart = self.x + self.width + GAP <= other.x or other.x + other.width + GAP <= self.x
         return not apart and abs(self.y - other.y) < LINE
 
 

@@ -60,7 +60,7 @@ STEPS = 20
 LIKE = (12, 47)
 """How many prompts a model is calibrated with, and the seed that they are drawn by: others than the graded ones."""
 FORECASTS = ("dbcache", "taylorseer")
-RIGHT = (0, 40, 60, 80, 90, 95, 98, 100)
+RIGHT = (0, 40, 60, 70, 80, 90, 95, 98, 100)
 """Shares of right pictures, in percent, that the picture's axis may name."""
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.frontier import RADIUS, Panel, Point, frontier, placed, write_svg
+from benchmarks.frontier import RADIUS, Panel, Point, frontier, labels, placed, write_svg
 from benchmarks.quality import (
     BEGIN,
     END,
@@ -131,6 +131,19 @@ def test_a_picture_names_every_point_and_can_be_read(tmp_path: Path) -> None:
     write_svg(tmp_path / "one.svg", [Panel("title", "score", points)])
     told = {each.text for each in ElementTree.parse(tmp_path / "one.svg").iter() if each.text}
     assert {"a < b", "other", "title", "score"} <= told
+
+
+def test_who_is_exact_or_on_the_frontier_is_named_and_a_key_tells_the_numbers_of_the_others(tmp_path: Path) -> None:
+    exact, fast = Point("exact", "exact", 1.0, 90.0), Point("7 steps", "steps", 2.0, 95.0)
+    slow, wrong = Point("fp8", "weights", 0.9, 89.0), Point("dbcache", "caches", 1.5, 40.0)
+    points = [slow, exact, wrong, fast]
+    assert labels(points) == {slow: "1", exact: "exact", wrong: "2", fast: "7 steps"}
+    write_svg(tmp_path / "one.svg", [Panel("title", "score", points)])
+    texts = [
+        "".join(each.itertext()) for each in ElementTree.parse(tmp_path / "one.svg").iter() if each.tag.endswith("text")
+    ]
+    assert [texts.count(told) for told in ("exact", "7 steps", "1 fp8", "2 dbcache")] == [1] * 4
+    assert not {"fp8", "dbcache"} & {*texts} and {"1", "2"} <= {*texts}
 
 
 @pytest.mark.parametrize("across", [0.0, 3.0, 11.0, 40.0])
