@@ -213,11 +213,12 @@ class Checkpoint:
         return with_note(path.parent, content) if path.name == CONFIGS[0] else content
 
     def _said(self, piece: Piece) -> Mapping[str, Any]:
-        """What is known of a piece, and what its files say."""
+        """What is known of a piece, and what its files say; how its weights were packed, whichever of them says it."""
         found: dict[str, Any] = dict(piece.known)
         for file, key in piece.files.items():
-            content = read_json(self.folder / file) if (self.folder / file).is_file() else {}
-            found |= {key: content} if key else content
+            content = dict(self._noted(self.folder / file)) if (self.folder / file).is_file() else {}
+            packed = {SAID: content.pop(SAID)} if SAID in content else {}
+            found |= ({key: content} if key else content) | packed
         return _as_of_floats(found)
 
     def sources(self) -> Iterator[tuple[str, Mapping[str, Any]]]:

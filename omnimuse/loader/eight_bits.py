@@ -7,15 +7,17 @@ ModelOpt, `QuantizationConfig` of compressed-tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from omnimuse.core.errors import ModelError
+from omnimuse.core.layouts import laid_out
 from omnimuse.loader.files import read_json
 
+CONFIG = "config.json"
 SAID = "quantization_config"
 """Where a configuration says how weights were packed."""
 BESIDE = "hf_quant_config.json"
@@ -53,12 +55,22 @@ def eight_bits(said: Any) -> EightBits | None:
 
 
 def in_eight_bits(folder: Path) -> EightBits | None:
-    """What the configuration in `folder` says; None where that is nothing, or nothing that is read."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    """What the configurations in `folder` say; None where that is nothing, or nothing that is read."""
+    every = [config.get(SAID) for config in _configurations(folder)]
     try:
-        return eight_bits(with_note(folder, config).get(SAID))
+        return next((found for said in every if (found := eight_bits(said)) is not None), None)
     except ModelError:
         return None
+
+
+def _configurations(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """That in config.json, and those beside it of which a layout makes up one."""
+    yield with_note(folder, read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {})
+    files = laid_out([path.name for path in folder.iterdir()])
+    names = [name for piece in files.pieces.values() for name in piece.files] if files else []
+    for name in names:
+        if name != CONFIG and (folder / name).is_file():
+            yield read_json(folder / name)
 
 
 def _of_transformers(said: Mapping[str, Any]) -> EightBits:

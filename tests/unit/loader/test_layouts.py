@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from omnimuse.core.errors import ModelError
 from omnimuse.core.layouts import LAYOUTS, Files, Piece, laid_out
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.eight_bits import in_eight_bits
 from omnimuse.loader.files import weight_files
 from omnimuse.loader.hub import is_model, wanted_files
 
@@ -54,6 +55,16 @@ def test_a_folder_with_all_marks_is_of_the_layout_and_its_pieces_have_their_own_
     assert checkpoint.config("part") == checkpoint.config("whole")
     assert checkpoint.components["tokenizer"] == ("transformers", "TokenizersBackend")
     assert [name for name, _ in checkpoint.sources()] == ["half_config.json"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "half_config.json"])
+def test_how_weights_were_packed_is_of_the_whole_whichever_file_says_it(file: str, tmp_path: Path) -> None:
+    checkpoint, plain = Checkpoint(folder_of(tmp_path)), {"a": 1, "b": 5, "half": {"width": 8}}
+    about = json.loads((tmp_path / file).read_text())
+    for said, read in (({"quant_method": "gptq"}, False), ({"quant_method": "fp8"}, True)):
+        (tmp_path / file).write_text(json.dumps({**about, "quantization_config": said}))
+        assert checkpoint.config("whole") == (plain if read else {**plain, "quantization_config": said})
+        assert (in_eight_bits(tmp_path) is not None) == read
 
 
 def test_it_is_a_model_wherever_models_are_looked_for(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.engine.local import start
+from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.foreign import FLOATS
 from omnimuse.loader.headers import stored_in
 from omnimuse.quant.linear import quantized_layers
@@ -28,7 +29,7 @@ from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.quant.schemes import held
 from omnimuse.worker.pack import pack_checkpoint
 from omnimuse.worker.room import held as held_bytes
-from tests.checkpoints import bitsandbytes, eight_bits, qwen3
+from tests.checkpoints import bagel, bitsandbytes, eight_bits, qwen3
 from tests.checkpoints.eight_bits import LAYOUTS
 from tests.invariants.conftest import Subject, run
 from tests.unit.worker.test_bitsandbytes import Z_IMAGE, draws_as_floats, first_drawn, read_all
@@ -270,6 +271,23 @@ def test_what_modelopt_says_in_a_file_beside_the_configuration_counts(algorithm:
         assert told.value == "12 x fp8"
         return
     with pytest.raises(ModelError, match=r"'model' of .* packed by modelopt as NVFP4"):
+        explain(str(folder))
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq"])
+def test_what_is_said_in_one_of_several_configurations_of_a_network_counts(method: str, tmp_path: Path) -> None:
+    folder = bagel.build(tmp_path / "model")
+    eight_bits.pack(Checkpoint(folder).weights("model"), "blocks")
+    about, part = folder / "config.json", folder / "llm_config.json"
+    whole = json.loads(about.read_text())
+    said = {**whole.pop("quantization_config"), "quant_method": method}
+    about.write_text(json.dumps(whole))
+    part.write_text(json.dumps({**json.loads(part.read_text()), "quantization_config": said}))
+    if method == "fp8":
+        [told] = [each for each in explain(str(folder)) if each.topic == "quantize"]
+        assert "fp8" in told.value
+        return
+    with pytest.raises(ModelError, match=r"'model' of .* packed by gptq.*--quantize model=int4"):
         explain(str(folder))
 
 
