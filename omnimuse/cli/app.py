@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
@@ -113,7 +114,9 @@ class Parser(argparse.ArgumentParser):
         """The options in `words`; an unknown one is refused with the nearest known one."""
         words = [ours for word in self._flat(words) for ours in self._ours(word)]
         self._check(words)
-        args, unknown = self.parse_known_intermixed_args(words)
+        args, unknown = self.parse_known_intermixed_args(free := self._freed(words))
+        if unknown and free != words:  # it was a wrong value after all
+            args, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
         args.words, args.given = tuple(words), self.given_in(args)
@@ -125,6 +128,21 @@ class Parser(argparse.ArgumentParser):
             name = word.split("=")[0]
             if name.startswith("--") and " " not in word and name not in self._option_string_actions:
                 self.error(f"unknown option {name}.{self._hint(name)}")
+
+    def _freed(self, words: Sequence[str]) -> list[str]:
+        """`words`, in which an option that may stand alone has no word behind it that is none of its values: it is what
+        stands in a position.
+        """
+        found = list(words)
+        for at, (word, behind) in enumerate(pairwise(words)):
+            action = self._option_string_actions.get(word)
+            if action is None or action.nargs != "?" or not callable(action.type) or behind.startswith("-"):
+                continue
+            try:
+                action.type(behind)
+            except argparse.ArgumentTypeError:
+                found[at] = f"{word}={action.const}"
+        return found
 
     def actions(self) -> list[argparse.Action]:
         """Everything that can be given, positions included."""

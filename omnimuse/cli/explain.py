@@ -5,12 +5,14 @@ examples:
   omnimuse explain omnimuse/shapes --dtype float32 --json
   omnimuse explain omnimuse/shapes --deploy pools.yaml
   omnimuse explain omnimuse/shapes --measure 1024x1024
+  omnimuse explain --measure omnimuse/shapes
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -19,6 +21,7 @@ from omnimuse.cli.table import columns
 from omnimuse.core.config import Choice, Config
 
 Explain = Callable[[Config, str | None], Sequence[Choice]]
+_SIZE = re.compile(r"none|small|default|\d{1,6}[xX]\d{1,6}([xX]\d{1,6})?", re.ASCII)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +33,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--measure",
         nargs="?",
         const="default",
+        type=measured,
         metavar="WxH[xF]",
         help="load the model, and tell what a request of that size takes beside the weights, stage by stage: of a "
         "large one by two small ones, which are drawn (left out: its own size)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list on stdout")
+
+
+def measured(word: str) -> str:
+    """A size that --measure takes."""
+    if not _SIZE.fullmatch(word):
+        raise argparse.ArgumentTypeError(f"{word!r} is no size; use small, default, or a size as WxH or WxHxFRAMES")
+    return word
 
 
 def run(args: argparse.Namespace, ask: Explain | None = None) -> int:

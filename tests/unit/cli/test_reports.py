@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from omnimuse.cli import doctor, explain, models
+from omnimuse.cli.app import parser_of
 from omnimuse.cli.doctor import Finding
 from omnimuse.cli.table import columns
 from omnimuse.core.config import Choice, Config
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.media.sandbox import Sandbox
 from omnimuse.worker.threads import Room
 
@@ -98,6 +100,36 @@ def test_explain_as_json_is_a_list_of_rows(capsys: pytest.CaptureFixture[str]) -
         "value": "bfloat16",
         "reason": "native",
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "size"),
+    [
+        (["--measure", "a/b"], "a/b", "default"),
+        (["--measure", "a/b", "--json"], "a/b", "default"),
+        (["--json", "a/b", "--measure"], "a/b", "default"),
+        (["--measure", "64x32x5", "a/b"], "a/b", "64x32x5"),
+        (["a/b", "--measure", "64x32"], "a/b", "64x32"),
+        (["--measure=small", "a/b"], "a/b", "small"),
+    ],
+)
+def test_a_model_behind_measure_is_the_model_and_a_size_is_the_size(words: list[str], model: str, size: str) -> None:
+    for quiet in (False, True):  # one for the command, one for the layers of options
+        args = parser_of("explain", quiet=quiet).read(words)
+        assert (args.model, args.measure) == (model, size)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a/b", "--measure", "large"], "argument --measure: 'large' is no size; use small, default, or a size as WxH"),
+        (["--measure=a/b"], "argument --measure: 'a/b' is no size"),
+        (["--measure", "64x64"], "the following arguments are required: MODEL"),
+    ],
+)
+def test_what_is_neither_a_size_nor_a_model_is_refused_as_what_it_stands_for(words: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)):
+        parser_of("explain").read(words)
 
 
 # -- doctor --------------------------------------------------------------------------------------------------------
