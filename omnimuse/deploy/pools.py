@@ -414,9 +414,7 @@ class Pools:
         """That pool was lost with it: from now on it goes through it alone; PoisonError the second time."""
         if lost in job.alone:
             name = self.config.deploy.pools[lost].name
-            raise PoisonError(
-                f"the request ended its pool twice ({name}); ask for another size, or fewer outputs or steps"
-            )
+            raise PoisonError(f"the request ended its pool twice ({name}); ask for another size, or fewer outputs")
         job.alone.add(lost)
 
     def _replay(self, job: Job) -> None:

@@ -284,8 +284,8 @@ def test_what_is_said_in_one_of_several_configurations_of_a_network_counts(metho
     about.write_text(json.dumps(whole))
     part.write_text(json.dumps({**json.loads(part.read_text()), "quantization_config": said}))
     if method == "fp8":
-        [told] = [each for each in explain(str(folder)) if each.topic == "quantize"]
-        assert "fp8" in told.value
+        told = [each.value for each in explain(str(folder)) if each.topic == "quantize"]
+        assert any("fp8" in value for value in told)
         return
     with pytest.raises(ModelError, match=r"'model' of .* packed by gptq.*--quantize model=int4"):
         explain(str(folder))
