@@ -7,6 +7,7 @@ be all of a network, in its shapes. Called by `omnimuse convert`, and by `openin
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ READERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """How names begin in files that hold more than one network."""
 PARTS = ("controlnet", "animatediff", "autoencoder")
 """How the library's names begin for kinds that draw nothing alone."""
+LLAMA = re.compile(r"(enc\.|dec\.)?blk\.\d+\.")
+"""How names of layers begin in files of llama.cpp."""
+FOLDERS = "what writes or speaks is read from folders in transformers' layout, which may be packed; use such a folder"
+LAYOUTS = (
+    "its networks are of no class of diffusers or transformers, by whose names files are read; use a folder in its "
+    "authors' layout"
+)
+"""Why some models are in no single file that is read, and what to do."""
 
 Contents = dict[str, Tensor | Rows]
 
@@ -87,6 +96,11 @@ def kind_of(file: Path) -> str:
     # It says "v1" of all that it does not know.
     guessed = kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
     if not place or guessed or "subfolder" in place or kind.startswith(PARTS):
+        if any(map(LLAMA.match, shapes)):
+            raise ModelError(
+                f"{file} has the names of llama.cpp, by which no model is read; use the folder that it was made from, "
+                "as it is, with --quantize int4, or packed by bitsandbytes or torchao"
+            )
         if any(part.role in ("down", "up") for part in map(named, shapes) if part is not None):
             raise ModelError(f"{file} is an adapter and no model; name a model, and wear this with --lora {file}")
         raise ModelError(
@@ -98,11 +112,8 @@ def kind_of(file: Path) -> str:
 
 def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Collection[str]) -> dict[str, Contents]:
     """The weights of every component `names` of `like` that the file holds, as the library names them."""
-    if like.files is not None:
-        raise ModelError(
-            f"{file} cannot become a {like.arch}: its networks are of no class of diffusers or transformers, by whose "
-            "names files are read; use a folder in its authors' layout"
-        )
+    if like.flat:
+        raise ModelError(f"{file} cannot become a {like.arch}: {FOLDERS if like.files is None else LAYOUTS}")
     content, found, why = read_file(file), dict[str, Contents](), list[str]()
     tensors = content.tensors
     for name in names:

@@ -19,7 +19,7 @@ from omnimuse.compat.opening import PLACE, is_file, make, opened
 from omnimuse.compat.single_file import convert, kind_of
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
-from tests.checkpoints import z_image
+from tests.checkpoints import gguf_file, z_image
 from tests.checkpoints.adapters import write
 from tests.checkpoints.single_file import merged, weights
 
@@ -79,6 +79,13 @@ def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
 def test_an_adapter_is_told_to_be_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is an adapter and no model; .* --lora"):
         kind_of(write(tmp_path / "a.safetensors", {"blocks.0.to_q": (4, 4)}))
+
+
+def test_a_language_model_in_the_names_of_llama_cpp_is_refused_with_what_to_use(tmp_path: Path) -> None:
+    tensors = {"token_embd.weight": torch.zeros(8, 32), "blk.0.attn_q.weight": torch.zeros(32, 32)}
+    file = gguf_file.write(tmp_path / "a.gguf", tensors, gguf_file.usual)
+    with pytest.raises(ModelError, match=r"has the names of llama.cpp, by which no model is read; use the folder"):
+        kind_of(file)
 
 
 @pytest.mark.costly
