@@ -247,7 +247,7 @@ PACKED_FILES = {
     "fp8 files": "floats of 8 bits with a scale for each block of weights, as transformers saves them",
     "scaled fp8": "a single file of floats of 8 bits with a scale for each layer, as ComfyUI has them",
 }
-"""Files whose weights are packed: the networks that draw, or read and draw."""
+"""Files whose weights are packed: the networks that draw, write or speak."""
 FEATURES = (
     Feature("text", "drawn from a prompt alone", give=from_text, paired=False),
     Feature("picture in", "starts from pictures, or is shown them", give=with_picture),
@@ -310,7 +310,10 @@ ATTENTION = (
 """Backends that families which draw can be started with."""
 STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
 """Families that are asked first what goes together: the first that has both features."""
-ALIKE = ("several", "company", "invariant", "exact", "int8", "int4", "LoRA", "components", "layers", "sleep")
+ALIKE = (
+    *("several", "company", "invariant", "exact", "int8", "int4", *PACKED_FILES),
+    *("LoRA", "components", "layers", "sleep"),
+)
 NEVER = ("TeaCache", "ulysses", "ring", "cfg")
 """What nothing that writes or speaks has."""
 TOLD = (

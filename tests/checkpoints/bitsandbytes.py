@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,8 +55,8 @@ def _eight(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _four(weight: Tensor, kind: str, double: bool) -> dict[str, Tensor]:
-    code = torch.tensor(CODES[kind].code)
-    groups = weight.reshape(-1, GROUP)
+    code, count = torch.tensor(CODES[kind].code), weight.numel()
+    groups = F.pad(weight.flatten(), (0, -count % GROUP)).view(-1, GROUP)
     most = groups.abs().amax(1)
     state = {"quant_type": kind, "blocksize": GROUP, "dtype": "float32", "shape": list(weight.shape)}
     parts: dict[str, Tensor] = {"absmax": most}
@@ -68,7 +69,7 @@ def _four(weight: Tensor, kind: str, double: bool) -> dict[str, Tensor]:
         most = levels[small.int()] * sizes.repeat_interleave(256)[: len(most)] + middle
         state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": middle}
     codes = (groups[..., None] / most[:, None, None] - code).abs().argmin(-1).flatten()
-    packed = (codes[0::2] << 4 | codes[1::2]).to(torch.uint8)[:, None]
+    packed = (codes[0::2] << 4 | codes[1::2]).to(torch.uint8)[: -(-count // 2), None]
     told = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-    floats = (code[codes].view(-1, GROUP) * most[:, None]).view(weight.shape)
+    floats = (code[codes].view(-1, GROUP) * most[:, None]).flatten()[:count].view(weight.shape)
     return {"weight": packed, "quant_map": code, f"quant_state.bitsandbytes__{kind}": told, **parts, "floats": floats}

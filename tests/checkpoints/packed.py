@@ -1,8 +1,9 @@
 """Tiny checkpoints whose files are packed, as people have them: `FILES[how](folder, made)` makes of the checkpoint in
 `folder` one at `made` and tells what its weights stand for, which `as_floats` writes into a third.
 
-Packed are the networks that draw, or read and draw: in their folders as libraries save them, or in single files, by the
-names that the library has for weights, which become folders as `omnimuse convert` makes them.
+Packed are the networks that draw, write or speak, those that lie in the same files with them, and the codecs of speech:
+in their folders as libraries save them, or, those of diffusers, in single files, by the names that the library has for
+weights, which become folders as `omnimuse convert` makes them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from omnimuse.compat.single_file import convert
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.worker.find import our_networks
+from omnimuse.models import REGISTRY
+from omnimuse.quant.blocks import BLOCKS
+from omnimuse.quant.codes import GROUP
 from tests.checkpoints import bitsandbytes, eight_bits, gguf_file, torchao
 from tests.checkpoints.parts import packable
 from tests.checkpoints.single_file import Tensors, weights
@@ -27,10 +30,18 @@ Found = dict[str, Tensors]
 """What weights stand for, by component and name."""
 
 
+BEGIN = ("transformer", "model", "speech")
+"""How components begin whose files are packed."""
+
+
+def ours_of(checkpoint: Checkpoint) -> list[str]:
+    """The components whose networks are ours."""
+    return [name for name, part in REGISTRY.spec(checkpoint.arch).components.items() if part.network]
+
+
 def networks(checkpoint: Checkpoint) -> list[str]:
-    """Those that are packed."""
-    ours = our_networks()[checkpoint.arch]
-    found = [name for name in ours if name in checkpoint.components and name.startswith(("transformer", "model"))]
+    """Those whose files are packed, each with all networks that are in these."""
+    found = [name for name in ours_of(checkpoint) if name in checkpoint.components and name.startswith(BEGIN)]
     assert found, f"{checkpoint.arch} has no network whose files could be packed"
     return found
 
@@ -42,12 +53,13 @@ def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Fou
 
 
 def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:
-    """Each in a single file."""
+    """Each in a single file; beside networks of diffusers, those of another library stay as they are."""
     like, found = Checkpoint(folder), Found()
-    for name in networks(like):
+    every = networks(like)
+    for name in [name for name in every if like.components[name][0] == "diffusers"] or every:
         file, found[name] = write(made.with_name(f"{made.name}-{name}"), weights(like.weights(name)))
         place = made.with_name(f"{made.name}-of-{name}")
-        like = Checkpoint(convert(file, like, place, name, ours=our_networks()[like.arch]).folder)
+        like = Checkpoint(convert(file, like, place, name, ours=ours_of(like)).folder)
     like.folder.rename(made)
     return found
 
@@ -68,6 +80,13 @@ def scaled(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
         floats[name] = small[name].float() * scale
     save_file(small, file)
     return file, floats
+
+
+def fits(how: str, name: str, weight: Tensor) -> bool:
+    """Whether rows of `weight`, which files have packed so under this name, are whole groups, and so stay packed."""
+    if how == "GGUF":
+        return gguf_file.usual(name, weight) in BLOCKS
+    return how != "bitsandbytes" or weight.shape[1] % GROUP == 0
 
 
 def as_floats(folder: Path, found: Mapping[str, Tensors], made: Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ def build(folder: Path, seed: int = 0, prompt: Any = qwen3.PROMPTS[0], **writer:
     parts.write_index(folder, "TalkAndDrawPipeline", components, {"draw_token_ids": marks})
     (folder / "training.json").write_text(json.dumps({"defaults": DEFAULTS}))
     return folder
+
+
+def mark(folder: Path, written: Sequence[int]) -> None:
+    """Have the first and the last token of what the checkpoint in `folder` has `written` be its marks."""
+    first, *_, last = dict.fromkeys(written)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"draw_token_ids": [first, last]}))
 
 
 def drawing(folder: Path, alone: Path) -> Path:

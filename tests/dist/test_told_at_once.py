@@ -5,7 +5,6 @@ Together the cases have every pair of features that goes together and that no ot
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,13 +27,14 @@ from omnimuse.pipeline.generate import CHUNK
 from tests.carrying import three
 from tests.checkpoints import calling, qwen3, qwen3_omni, talk_and_draw
 from tests.checkpoints.adapters import layers_telling, peft, write
+from tests.checkpoints.packed import FILES, IN_ONE_FILE
 from tests.compiling import Counter, compile_with
-from tests.dist.test_all_at_once import Case, one_thread, shown
+from tests.dist.test_all_at_once import Case, files_of, one_thread, shown
 from tests.invariants.conftest import drain, nap, submit, tick, with_params
 from tests.invariants.test_pools import through
 from tests.once import Once
 from tests.ranks import play
-from tools.feature_list import TELLING, TOLD, Feature
+from tools.feature_list import PACKED_FILES, TELLING, TOLD, Feature
 from tools.features_page import asked, attempt
 
 __all__ = ["one_thread"]
@@ -50,6 +50,7 @@ OWN = frozenset(
     {
         *("text out", "sound out", "picture out", "pictures shown", "videos shown", "sounds heard", "tools"),
         *("int8", "int4", "LoRA"),
+        *PACKED_FILES,
     }
 )
 """What all else promises not to change."""
@@ -92,6 +93,17 @@ POOLED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     for family, names in (ALONE[0], ALONE[1], ALONE[3], ALONE[5], ALONE[9])
 )
 """Of what is told while it is made, `test_in_two_pools_the_same_is_written_piece_by_piece` asks."""
+FOLDERS = tuple(files for files in PACKED_FILES if files not in IN_ONE_FILE)
+FILES_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *((WRITES, (*TEXT, "layers", files)) for files in FOLDERS),
+    *((ANSWERS, (*ALOUD, "layers", files)) for files in FOLDERS),
+    *((DRAWS, (*DRAWN, "exact", "layers", "compile", "sleep", files)) for files in PACKED_FILES),
+    *((DRAWS, (*DRAWN, "invariant", "components", files)) for files in PACKED_FILES),
+    *((DRAWS, (*(name for name in DRAWN if name != "streams"), "pools", files)) for files in PACKED_FILES),
+)
+FILES_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (DRAWS, (*DRAWN, axis, files)) for files in PACKED_FILES for axis in ("tensor", "pipe")
+)
 LONG = "one two three " * 60
 """What is read in more than one step, so that there is a beginning to be read once."""
 
@@ -110,7 +122,7 @@ class Told(Case):
         ask = asked(self.stand, self.features)
         chosen: dict[str, Any] = {"max_tokens": 12, "temperature": 0.8}
         if self.family == DRAWS:
-            chosen |= {"temperature": 0, "repetition_penalty": 1.5, "output_type": "pt"}
+            chosen |= {"temperature": 0, "repetition_penalty": 1.5, "output_type": "pt", **talk_and_draw.DEFAULTS}
         if "LoRA" in self.names:
             chosen |= {"loras": [f"{self.adapter}:0.8"]}
         if self.family == ANSWERS:
@@ -200,13 +212,18 @@ def cases(asked: Iterable[tuple[str, tuple[str, ...]]], once: Once, home: Path) 
     """All of these, with adapters to wear; those that draw ask for a picture."""
     made = []
     for number, (family, names) in enumerate(asked):
-        folder = once.folder(f"told at once {family}", BUILD[family])
         adapter = home / f"{family}.safetensors"
         if not adapter.exists():
-            write(adapter, layers_telling(folder), peft("base_model.model."))
-        case = Told(family, names, folder, adapter, home / f"{number}.safetensors")
+            write(adapter, layers_telling(built(once, family)), peft("base_model.model."))
+        case = Told(family, names, built(once, family, files_of(names)), adapter, home / f"{number}.safetensors")
         made.append(marked(case, home / f"{number}") if family == DRAWS else case)
     return made
+
+
+def built(once: Once, family: str, files: str = "") -> Path:
+    """Its checkpoint, by how its files are packed."""
+    folder = once.folder(f"told at once {family}", BUILD[family])
+    return once.folder(f"told at once {family} {files}", partial(FILES[files], folder)) if files else folder
 
 
 def marked(case: Told, home: Path) -> Told:
@@ -214,10 +231,8 @@ def marked(case: Told, home: Path) -> Told:
     engine = start(case.plain.config())
     written = case.plain.tell([engine])["tokens.0"].tolist()
     engine.close()
-    first, *_, last = dict.fromkeys(written)
     shutil.copytree(case.folder, home)
-    index: dict[str, Any] = json.loads((home / "model_index.json").read_text())
-    (home / "model_index.json").write_text(json.dumps(index | {"draw_token_ids": [first, last]}))
+    talk_and_draw.mark(home, written)
     return replace(case, folder=home)
 
 
@@ -251,11 +266,14 @@ def on_rank(rank: int, several: list[Told], meeting: Path) -> None:
 
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("asked", [*ALONE, *SHARED, *COMPILED, *POOLED], ids=lambda asked: " ".join(asked[1]))
+@pytest.mark.parametrize(
+    "asked",
+    [*ALONE, *SHARED, *COMPILED, *POOLED, *FILES_ALONE, *FILES_SHARED],
+    ids=lambda asked: " ".join(asked[1]),
+)
 def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once, tmp_path: Path) -> None:
     family, names = asked
-    folder = once.folder(f"told at once {family}", BUILD[family])
-    case = Told(family, names, folder, tmp_path, tmp_path)
+    case = Told(family, names, built(once, family, files_of(names)), tmp_path, tmp_path)
     assert attempt(case.stand, case.features) is None
 
 
@@ -264,7 +282,13 @@ def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once,
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 @pytest.mark.parametrize(
     "asked",
-    [pytest.param(asked, id=str(number), marks=shown([asked])) for number, asked in enumerate((*ALONE, *POOLED))],
+    [
+        *(pytest.param(asked, id=str(number), marks=shown([asked])) for number, asked in enumerate((*ALONE, *POOLED))),
+        *(
+            pytest.param(asked, id=f"files-{number}", marks=[pytest.mark.costly("files told"), *shown([asked])])
+            for number, asked in enumerate(FILES_ALONE)
+        ),
+    ],
 )
 def test_what_changes_nothing_changes_nothing_of_what_is_told(
     asked: tuple[str, tuple[str, ...]], once: Once, tmp_path: Path
@@ -279,6 +303,7 @@ def test_what_changes_nothing_changes_nothing_of_what_is_told(
     "asked",
     [
         pytest.param(SHARED, id="all", marks=shown(SHARED)),
+        pytest.param(FILES_SHARED, id="files", marks=[pytest.mark.costly("files told"), *shown(FILES_SHARED)]),
         pytest.param(COMPILED, id="compiled", marks=[pytest.mark.costly("compiled at once"), *shown(COMPILED)]),
     ],
 )
