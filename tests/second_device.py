@@ -45,7 +45,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
-from omnimuse.worker import build
+from omnimuse.worker import build, rest
 from omnimuse.worker.clock import HostClock
 from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
@@ -126,9 +126,10 @@ class Elsewhere(Tensor):
     def __new__(cls, inner: Tensor, /, **attributes: Any) -> Any:
         if inner.is_meta:  # as accelerate makes one that waits for its numbers: of the class that had some before
             return nn.Parameter(inner, attributes["requires_grad"])
-        made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=ELSEWHERE
-        )
+        with torch.inference_mode(inner.is_inference()):  # as its numbers: a part of what is none is none, either
+            made = Tensor._make_wrapper_subclass(
+                cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=ELSEWHERE
+            )
         made.inner = inner
         SHELF.put(made)
         return made
@@ -167,6 +168,7 @@ class SecondDevice(TorchDispatchMode):
     waits: list[str] = field(default_factory=list)
     draws: bool = False
     _kernels: torch.library.Library = field(init=False, repr=False)
+    _open: ExitStack = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -175,10 +177,14 @@ class SecondDevice(TorchDispatchMode):
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes on the CPU what it then moves under our eyes
         self._kernels = torch.library.Library("aten", "IMPL")
         self._kernels.impl("_local_scalar_dense", self._read, "Lazy")
+        self._open = ExitStack()
+        self._open.enter_context(patch.object(rest, "DeviceLanes", lambda device: Lanes()))  # where weights sleep
+        self._open.enter_context(patch.object(torch.accelerator, "empty_cache", lambda: None))  # it keeps nothing
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        self._open.close()
         self._kernels._destroy()
         torch._C._set_only_lift_cpu_tensors(False)
 
@@ -234,6 +240,8 @@ def compute(
     found = STANDING_IN.get(func, func)(*plain_args, **plain_kwargs)
     if name == "copy_":
         return args[0]
+    if name == "to" and found is plain_args[0] and args[0].device.type != goal.type:
+        found = found.clone()  # no device has its memory in another's
     return _there(found, met.there) if goal.type == ELSEWHERE.type else found.to(goal)
 
 

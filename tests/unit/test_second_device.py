@@ -64,6 +64,28 @@ def test_what_keys_weigh_is_told_there_as_on_the_cpu(device: SecondDevice) -> No
     assert all(torch.equal(there.cpu(), here) for there, here in zip(found, Sdpa().weigh(*plain), strict=True))
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_parts_of_what_was_uploaded_in_one_mode_of_inference_are_looked_at_in_the_other(
+    device: SecondDevice, mode: bool
+) -> None:
+    plain = torch.arange(6.0)
+    with torch.inference_mode(mode):
+        there = nn.Parameter(plain.to(ELSEWHERE, non_blocking=True), requires_grad=False)
+    with torch.inference_mode(not mode):
+        found = nn.functional.linear(there.view(2, 3)[:1], there.view(2, 3).t().reshape(2, 3))
+        parts = there.view(2, 3), there.detach(), nn.Parameter(there[2:], requires_grad=False)
+    assert torch.equal(found.cpu(), nn.functional.linear(plain.view(2, 3)[:1], plain.view(2, 3).t().reshape(2, 3)))
+    assert [part.is_inference() for part in parts] == [mode] * 3
+
+
+def test_a_copy_has_memory_of_its_own(there: Tensor) -> None:
+    plain = torch.zeros(3)
+    up, down = plain.to(ELSEWHERE), there.to("cpu")
+    plain += 1
+    there += 10
+    assert up.tolist() == [0, 0, 0] and down.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_nothing_is_drawn_there_and_no_array_is_made(there: Tensor) -> None:
     with pytest.raises(RuntimeError, match="draw on the CPU"):
         torch.randn(2, device=ELSEWHERE)

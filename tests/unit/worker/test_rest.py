@@ -22,6 +22,7 @@ from omnimuse.worker.rest import Rest
 from tests.checkpoints import z_image
 from tests.checkpoints.adapters import layers_of, write
 from tests.invariants.conftest import Subject, drain, nap, outputs, run, submit, with_params
+from tests.second_device import ELSEWHERE, SHELF, SecondDevice
 
 
 def modules(engine: Engine) -> list[nn.Module]:
@@ -111,6 +112,18 @@ def test_what_leaves_is_no_memory_of_the_process_any_more() -> None:
     assert full - resident() > 0.9 * weight.nbytes, f"of {full - before} bytes for two copies"
     rest.end()
     assert torch.equal(linear.weight, weight) and not rest.begun
+
+
+def test_what_leaves_an_accelerator_is_no_memory_of_it_any_more() -> None:
+    with SecondDevice():
+        linear = nn.Linear(64, 64, bias=False).requires_grad_(False)
+        weight, size = linear.weight.clone(), linear.weight.nbytes
+        rest = Rest(Residency({"network": linear.to(ELSEWHERE)}), ELSEWHERE)
+        full = SHELF.now()
+        assert rest.begin() == size and full - SHELF.now() == size
+        rest.end()
+        assert linear.weight.device == ELSEWHERE and SHELF.now() == full
+        assert torch.equal(linear.weight.cpu(), weight)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("out of memory")], ids=["host", "device"])
