@@ -49,6 +49,20 @@ def waits_of_steps(runner: Runner, device: SecondDevice, tick: Callable[[], Sequ
             found[stages[0]].append((runner.forwards.count - forwards, list(device.waits)))
 
 
+def ticking(engine: Engine, events: list[Event] | None = None) -> Callable[[], Sequence[Event] | None]:
+    """Ticks of `engine` while it has something to do; what happens in them is added to `events`."""
+
+    def tick() -> Sequence[Event] | None:
+        if engine.idle:
+            return None
+        found = engine.tick()
+        if events is not None:
+            events.extend(found)
+        return found
+
+    return tick
+
+
 def waits_of_words(
     engine: Engine, device: SecondDevice, stages: AbstractSet[str]
 ) -> Iterator[tuple[int, Counter[str]]]:

@@ -11,12 +11,13 @@ from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.quant.codes import CODES, GROUPED, MICRO, Small
-from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
 from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Int8, Scheme, few_rows, held, own, whole_product
 from omnimuse.quant.stacked import Stacked
+from omnimuse.quant.tables import hold_still
 from tests.checkpoints.gguf_file import random_blocks
+from tests.second_device import ELSEWHERE, SecondDevice
 
 INPUTS, OUTPUTS = 2560, 96
 BOUNDS = {"int8": 0.01, "int8-dynamic": 0.015, "int4": 0.12, "fp8": 0.035, "fp8-dynamic": 0.05}
@@ -194,24 +195,40 @@ def test_columns_of_groups_in_8_bits_stand_for_the_same_wherever_they_end(inputs
         assert torch.equal(some.unpack(found), held(expected, columns))
 
 
+def some_layer(packing: str) -> QuantizedLinear:
+    """One of 512 inputs, of whatever weights."""
+    if isinstance(PACKINGS[packing], Scheme):
+        return layer(packing, normal(32, 512), None)
+    made = layer("int8", normal(32, 512), None)
+    known = packing in {**CODES, **MICRO, **GROUPED}
+    parts = codes(packing, 32, 512) if known else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
+    made.scheme, made.parts = PACKINGS[packing], tuple(parts)
+    for name, part in parts.items():
+        made.register_parameter(name, nn.Parameter(part, requires_grad=False))
+    return made
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_layer_of_every_packing_multiplies_on_a_device_what_it_does_on_the_cpu_and_nobody_waits(packing: str) -> None:
+    """But once for the tables of its packing, if it has any."""
+    x, made = normal(5, 512, seed=1), some_layer(packing)
+    expected = made(x)
+    with SecondDevice() as device:
+        there = x.to(ELSEWHERE)
+        made.to(ELSEWHERE)
+        made(there)
+        device.waits.clear()
+        found = made(there)
+        assert not device.waits
+        assert torch.equal(found.cpu(), expected)
+
+
 @pytest.mark.costly("packings compiled")
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_layer_of_every_packing_is_compiled_whole(packing: str) -> None:
-    x = normal(5, 512, seed=1)
-    if isinstance(PACKINGS[packing], Scheme):
-        made = layer(packing, normal(32, 512), None)
-    else:
-        made = layer("int8", normal(32, 512), None)
-        parts = (
-            codes(packing, 32, 512)
-            if packing in {**CODES, **MICRO, **GROUPED}
-            else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
-        )
-        made.scheme, made.parts = PACKINGS[packing], tuple(parts)
-        for name, part in parts.items():
-            made.register_parameter(name, nn.Parameter(part, requires_grad=False))
+    x, made = normal(5, 512, seed=1), some_layer(packing)
     torch._dynamo.reset()
     hold_still()
     compiled = torch.compile(made, dynamic=True, fullgraph=True, backend="aot_eager")
