@@ -87,6 +87,17 @@ class CacheConfig:
         """Whether every block of every step is computed in any case."""
         return self.kind == "none" or self.threshold == 0
 
+    @property
+    def filling(self) -> int:
+        """How many steps have to be computed until a row has come to remember the most, and computes beside it; 0 if it
+        remembers nothing.
+        """
+        return 0 if self.off else self.order + 2
+
+    def computed(self, steps: int) -> CacheConfig:
+        """A complete choice with which so many steps are all computed, and remembered as ever."""
+        return OFF if self.off else replace(self, warm_up=steps, most=None, mask="", forced=False)
+
     def __str__(self) -> str:
         """The text that `cache_named` reads."""
         own = [(part.name, getattr(self, part.name)) for part in fields(self) if part.name != "kind"]

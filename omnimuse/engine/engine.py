@@ -84,9 +84,7 @@ class Engine:
         self._news, self._starved = 0, False
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
         self._recorder = Recorder()
-        self.foretelling = Foretelling(
-            door.limits, runner.pipeline, self._draws, lambda request: runner.remembers(request)[0]
-        )
+        self.foretelling = Foretelling(door, runner.pipeline, self._draws, lambda request: runner.remembers(request)[0])
         self.fitting = Fitting(runner, self.foretelling)
         self.given = Given(runner.pipeline.ctx.device)
         self.woken: Callable[[], None] = lambda: None
@@ -105,8 +103,8 @@ class Engine:
 
         RequestError if what it takes, or comes to remember, can never fit beside the weights.
         """
-        tokens, most, need = self.fitting.asks(request, self.space)
         self.door.with_cache(request)  # refuses what another door, that has seen no network, has let in
+        tokens, most, need = self.fitting.asks(request, self.space)
         with self._lock:
             self._refuse_if_over()
             now = self.clock()

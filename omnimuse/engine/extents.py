@@ -6,15 +6,17 @@ these, which two smaller ones are tried for it, and what a request that does not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from math import ceil, prod
 from typing import NamedTuple
 
+from omnimuse.core.caches import OFF, CacheConfig, cache_named
 from omnimuse.core.params import AnswerParams, DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Limits, Size
 from omnimuse.engine.needs import NOTHING, Need
+from omnimuse.pipeline.denoise import Denoise
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.room import nearest_size
 
@@ -42,10 +44,14 @@ class Nearest(NamedTuple):
 
 
 class Extent:
-    """One that nothing is smaller along: nothing is tried. What `limits` allow of a `pipeline` is known to all."""
+    """One that nothing is smaller along: nothing is tried. What `limits` allow of a `pipeline` is known to all, and the
+    step cache of those that choose none, which is `usual`.
+    """
 
-    def __init__(self, limits: Limits, pipeline: Pipeline) -> None:
-        self.limits, self.pipeline = limits, pipeline
+    def __init__(self, limits: Limits, pipeline: Pipeline, usual: CacheConfig = OFF) -> None:
+        self.limits, self.pipeline, self.usual = limits, pipeline, usual
+        loops = (stage for stage in pipeline.stages if isinstance(stage, Denoise))
+        self._networks = max((len(loop.networks) for loop in loops), default=1)
 
     def of(self, request: Request) -> int:
         """How large `request` is."""
@@ -63,6 +69,16 @@ class Extent:
         """The pixels of a side of the tiles in which it is decoded, and from one to the next; None: as a whole."""
         return None
 
+    def cache(self, request: Request) -> CacheConfig:
+        """Its step cache; that of what is evaluated once is none."""
+        asked = request.params.cache
+        return OFF if request.evaluations == 1 else self.usual if asked is None else cache_named(asked)
+
+    def cached(self, request: Request) -> Hashable:
+        """What of its step cache says how much is remembered."""
+        choice = self.cache(request)
+        return (choice.kind, choice.order, min(choice.filling, request.evaluations)) if choice.filling else None
+
     def ways(self, request: Request) -> list[Request]:
         """It as it can be made, what takes most first."""
         return [request]
@@ -75,12 +91,30 @@ class Extent:
         """What to ask for instead."""
         return Nearest("ask for less", None)
 
+    def _few_steps(self, request: Request, params: DiffusionParams) -> Request:
+        """`request` with these parameters, in as few steps as there can be and as have its step cache remember what it
+        will, and nothing told of it meanwhile.
+        """
+        choice = self.cache(request)
+        filled = self._networks * (choice.filling - 1) + 1 if choice.filling else 1  # one of them takes its part
+        least = max(self.limits.fixed.num_inference_steps or self.limits.min_steps, filled)
+        steps = min(params.num_inference_steps or 1, int(-(-least // (params.strength or 1.0))))
+        cache = str(choice.computed(steps)) if self.usual.filling or choice.filling else None
+        params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=cache)
+        pictures = [(picture.width, picture.height) for picture in request.images]
+        extra = request.extra.brief(params, pictures, self.limits.size_multiple)
+        return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False, tried=True)
+
+    def _with_cache(self, bytes_: int, request: Request) -> int:
+        """Of what is guessed that all steps take, as much with what its step cache remembers, guessed high, too."""
+        return bytes_ * (2 + self.cache(request).filling) // 2
+
 
 class Area(Extent):
     """Pixels. Where frames are decoded in tiles, small ones are, too, whose tiles are as large."""
 
-    def __init__(self, limits: Limits, pipeline: Pipeline) -> None:
-        super().__init__(limits, pipeline)
+    def __init__(self, limits: Limits, pipeline: Pipeline, usual: CacheConfig = OFF) -> None:
+        super().__init__(limits, pipeline, usual)
         self._free = limits.fixed.width is None and not {"width", "height"} & set(limits.refuses)
 
     def of(self, request: Request) -> int:
@@ -111,7 +145,7 @@ class Area(Extent):
             return None
         params = [replace(request.params, width=width, height=height) for width, height in sizes]
         tiled = replace(request, tile=tile[0] if tile else 0)
-        return _few_steps(tiled, params[0], self.limits), _few_steps(tiled, params[1], self.limits)
+        return self._few_steps(tiled, params[0]), self._few_steps(tiled, params[1])
 
     def _cut_alike(self, request: Request, tile: Size) -> tuple[Size, Size] | None:
         """Two sizes whose last tiles are as narrow as those of `request`, where there are some that are smaller: a
@@ -135,7 +169,8 @@ class Area(Extent):
     def guess(self, request: Request) -> Need:
         pixels, many, (tile, _) = self.of(request), frames(request), self.tile(request) or (0, 0)
         together = many if any(stage.whole_clips for stage in self.pipeline.stages) else 1
-        return Need(pixels * many * FRAME, min(pixels, tile**2 or pixels) * together * PIXEL)
+        beside = self._with_cache(pixels * many * FRAME, request)
+        return Need(beside, min(pixels, tile**2 or pixels) * together * PIXEL)
 
     def told(self, request: Request) -> str:
         p = request.params
@@ -167,11 +202,11 @@ class Length(Extent):
         assert self.limits.sound is not None
         most = self.limits.sound.seconds or SECONDS
         params = [replace(request.params, seconds=most / part) for part in (8, 4)]
-        small, large = (_few_steps(request, each, self.limits) for each in params)
+        small, large = (self._few_steps(request, each) for each in params)
         return (small, large) if self.of(request) > self.of(large) else None
 
     def guess(self, request: Request) -> Need:
-        return Need(self.of(request) * SAMPLE, SOUND)
+        return Need(self._with_cache(self.of(request) * SAMPLE, request), SOUND)
 
     def told(self, request: Request) -> str:
         return f"a sound of {request.params.seconds:g} seconds"
@@ -198,7 +233,7 @@ class Spoken(Extent):
     def smaller(self, request: Request) -> tuple[Request, Request] | None:
         if _is_text(request) or self.of(request) <= SPOKEN[1]:
             return None
-        small, large = (_few_steps(_saying(request, count), request.params, self.limits) for count in SPOKEN)
+        small, large = (self._few_steps(_saying(request, count), request.params) for count in SPOKEN)
         return small, large
 
     def guess(self, request: Request) -> Need:
@@ -229,26 +264,16 @@ def frames(request: Request) -> int:
     return request.params.num_frames or 1
 
 
-def extent_of(limits: Limits, pipeline: Pipeline) -> Extent:
+def extent_of(limits: Limits, pipeline: Pipeline, usual: CacheConfig = OFF) -> Extent:
     """That of the requests which a pipeline takes."""
     spec = pipeline.spec
     if issubclass(spec.extra, SpeechParams | AnswerParams):
-        return Spoken(limits, pipeline)
+        return Spoken(limits, pipeline, usual)
     if spec.medium == "text" and not limits.draws:
-        return Written(limits, pipeline)
+        return Written(limits, pipeline, usual)
     if limits.draws:
-        return Extent(limits, pipeline)  # whether it does, nobody knows before
-    return Length(limits, pipeline) if spec.medium == "audio" and limits.sound else Area(limits, pipeline)
-
-
-def _few_steps(request: Request, params: DiffusionParams, limits: Limits) -> Request:
-    """`request` with these parameters, in as few steps as there can be, and nothing told of it meanwhile."""
-    least = limits.fixed.num_inference_steps or limits.min_steps
-    steps = min(params.num_inference_steps or 1, int(-(-least // (params.strength or 1.0))))
-    params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=None)
-    pictures = [(picture.width, picture.height) for picture in request.images]
-    extra = request.extra.brief(params, pictures, limits.size_multiple)
-    return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False, tried=True)
+        return Extent(limits, pipeline, usual)  # whether it does, nobody knows before
+    return Length(limits, pipeline, usual) if spec.medium == "audio" and limits.sound else Area(limits, pipeline, usual)
 
 
 def _is_text(request: Request) -> bool:

@@ -15,8 +15,8 @@ from functools import partial
 from typing import NamedTuple
 
 from omnimuse.core.amounts import told_bytes
-from omnimuse.core.request import Request
-from omnimuse.core.spec import Limits
+from omnimuse.core.caches import completed
+from omnimuse.core.request import Door, Request
 from omnimuse.engine.extents import Area, extent_of, frames
 from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.observe.labels import LABELS, MADE, PICTURE, SEEN, TEXT
@@ -68,13 +68,13 @@ class Foretelling:
 
     def __init__(
         self,
-        limits: Limits,
+        door: Door,
         pipeline: Pipeline,
         draw: Callable[[Request], bool],
         remembers: Callable[[Request], int] = lambda request: 0,
     ) -> None:
         self._device, self._draw, self._remembers = pipeline.ctx.device, draw, remembers
-        self.extent = extent_of(limits, pipeline)
+        self.extent = extent_of(door.limits, pipeline, completed(door.cache, door.fits))
         self.kinds = 0
         self._known: dict[Hashable, Known] = {}  # read by whoever asks for something, while another kind is learnt
 
@@ -140,7 +140,8 @@ class Foretelling:
         p = request.params
         shown = len(request.images), len(request.videos), len(request.sounds), request.region is None
         tile, sizing = self.extent.tile(request), repr(request.extra.sizing)
-        return p.num_frames, p.output_type == "latent", tile, request.branches, shown, sizing
+        cached = self.extent.cached(request)
+        return p.num_frames, p.output_type == "latent", tile, request.branches, shown, sizing, cached
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,9 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.extents import Extent
 from omnimuse.engine.local import bounded, start
+from omnimuse.layers.stack import Memory
 from omnimuse.observe.profile import allocated, recorded_events
+from omnimuse.pipeline.state import State
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
@@ -106,6 +108,41 @@ def test_two_are_drawn_one_after_the_other_where_what_is_foretold_of_both_has_no
         del events  # what is held takes room
         counts.append(shared.runner.forwards.count - before)
     assert counts[0] == 2 * counts[1]
+
+
+REMEMBERING = ("taylorseer,order=4,last=0,threshold=9", "teacache,threshold=9", "dbcache,threshold=9,mask=MASK")
+"""Step caches that remember six hidden states of every row, and two."""
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("cache", REMEMBERING, ids=lambda cache: cache.partition(",")[0])
+def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request | None, cache: str) -> None:
+    if drawn is None:
+        return
+    params = replace(drawn.params, output_type="latent", num_inference_steps=12, strength=None)
+    plain = replace(drawn, params=params)
+    cache = cache.replace("MASK", ("110" * 24)[: plain.evaluations])
+    request, held = shared.door.with_cache(replace(plain, params=replace(params, cache=cache))), [0]
+
+    def draw() -> None:
+        shared.submit(request)
+        while not shared.idle:
+            tick(shared)
+            rows = [each.data.get("stepcache") for state in shared.runner.states.values() for each in remembered(state)]
+            held.append(sum(row.nbytes for row in rows if row is not None))
+
+    shared.foretelling.learn(plain)
+    shared.foretelling.learn(request)
+    took = most_allocated(torch.device("cpu"), draw)
+    assert took is not None
+    without, found = (shared.foretelling.needs(each, 0) for each in (plain, request))
+    assert 0.95 * max(held) < found.beside - without.beside
+    assert 0.95 < found.most / max(took.values()) < 1.1
+
+
+def remembered(state: State) -> Iterable[Memory]:
+    """What runners remember of it, of every network and branch."""
+    return state.memories.values()
 
 
 @pytest.mark.crossed

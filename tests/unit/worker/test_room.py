@@ -7,12 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.profiler import record_function
 
+from omnimuse.core.caches import cache_named
 from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
@@ -459,9 +461,45 @@ def read(engine: Engine, texts: int) -> None:
 
 def known_to(engine: Engine, **choices: object) -> tuple[Request, Need]:
     """One of a kind of which small ones were drawn, and what it needs."""
-    request = engine.make_request(Ask("a red circle", replace(LARGE, num_inference_steps=2, **choices)))  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"num_inference_steps": 2, **choices}
+    request = engine.make_request(Ask("a red circle", replace(LARGE, **chosen)))
     engine.foretelling.learn(request)
     return request, engine.foretelling.needs(request, 0)
+
+
+def test_two_whose_step_caches_have_no_room_beside_each_other_are_drawn_one_after_the_other() -> None:
+    engine = start(Config(SHAPES, schedule=ScheduleConfig(company="always")))
+    known = [
+        known_to(engine, output_type="latent", num_inference_steps=8, cache=cache)
+        for cache in (None, "taylorseer,order=4,last=0,threshold=9")
+    ]
+    (_, plain), (_, need) = known
+    room = need.times(2).most - 1
+    assert plain.times(2).most <= room, "there is room for two without one"
+    engine.space, forwards = replace(engine.space, room=room), list[int]()
+
+    def draw() -> None:
+        for request, _ in known:
+            engine.runner.forwards.count = 0
+            finished(engine, *(replace(request, id=id_) for id_ in ("one", "other")))
+            forwards.append(engine.runner.forwards.count)
+
+    took = most_allocated(torch.device("cpu"), draw)
+    assert forwards == [8, 16]
+    assert took is not None and max(took.values()) < room * 1.02
+    engine.close()
+
+
+def test_the_step_cache_of_all_who_choose_none_makes_the_kind_of_theirs(subject: Subject) -> None:
+    chosen, words = "dbcache,threshold=9,first=1", ("dbcache,threshold=9,mask=fast", "careful", "none")
+    with contextlib.closing(start(subject.config(cache=cache_named(words[0])))) as engine:
+        ask = with_params(large(subject), num_inference_steps=12, output_type="latent")
+        request = engine.make_request(ask)
+        engine.foretelling.learn(request)
+        assert engine.foretelling.knows(request), "the mask is for other numbers of steps than those that are tried"
+        alike, other, none = (engine.make_request(with_params(ask, cache=each)) for each in (chosen, *words[1:]))
+        assert engine.foretelling.knows(alike)
+        assert not engine.foretelling.knows(other) and not engine.foretelling.knows(none)
 
 
 @pytest.mark.parametrize(("several", "spare"), [(1, 2 * TEXT), (2, 0)], ids=["alone", "in company"])
