@@ -22,6 +22,7 @@ from omnimuse.core.errors import (
     EngineClosedError,
     EngineDeadError,
     MemoryShortageError,
+    OmnimuseError,
     RequestCancelled,
     RequestError,
 )
@@ -253,7 +254,7 @@ class Engine:
         """
         self._refuse_if_over()
         self.tell(TickPlan(rest=True))
-        self.runner.memo.clear()
+        self.runner.forget()
         return begin_together(self.runner.rest, self.mesh)
 
     def wake_up(self) -> None:
@@ -304,9 +305,11 @@ class Engine:
         """
         if not plan.admit or not self.runner.hand.all:
             return plan
-        known, refused, admit = self.foretelling.kinds, set[str](), list[Request]()
+        known, refused, admit = self.fitting.learnt, set[str](), list[Request]()
         for request in plan.admit:
             try:
+                with suppress(OmnimuseError):  # it is told to who begins with it
+                    try_on(self, self.fitting.unread(request))
                 admit.append(self.fitting.first_way(request, self.space))
             except RequestError as error:
                 refused.add(request.id)
@@ -321,7 +324,7 @@ class Engine:
             together = [entry.request for entry in entries.values() if entry.active]
             kept = self.scheduler.kept.all + self.given.bytes
         self.fitting.learn(together, self.space.less(kept))
-        if self.foretelling.kinds != known:
+        if self.fitting.learnt != known:
             self.reckon(way.id for way in admit)
             refused, admit = refused | {way.id for way in admit}, []
         return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
@@ -483,7 +486,7 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
         elif plan.try_on:
             try_on_together(runner.pipeline.ctx.adapters, plan.try_on, mesh)  # rank 0 tells what is wrong
         elif plan.rest:
-            runner.memo.clear()
+            runner.forget()
             with suppress(ConfigError):  # rank 0 tells it
                 begin_together(runner.rest, mesh)
         elif plan.rest is False:

@@ -5,16 +5,18 @@ Asked by the engine when a request comes and when it would begin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.request import Request
 from omnimuse.engine.foretelling import Foretelling
 from omnimuse.engine.needs import NOTHING, Need
+from omnimuse.lora.adapters import Adapters
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
@@ -112,7 +114,7 @@ class Fitting:
         might have no room.
         """
         known, room = self.foretelling, space.room
-        needs = (known.at_most(each, space.coming).times(each.outputs) for each in together)
+        needs = (known.at_most(each, space.coming).wearing(self._wears(each)).times(each.outputs) for each in together)
         if room is None or reduce(Need.and_of, needs, NOTHING).most <= room:
             return
         for each in together:
@@ -127,7 +129,8 @@ class Fitting:
         ways = known.extent.ways(request)
         way = next((way for way in ways if room is None or self._takes(way, space) <= room), ways[-1])
         tried = self.runner.hand.all and known.can_learn(way)
-        return known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
+        need = known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
+        return need.wearing(self._wears(request))
 
     def _fits(self, request: Request, space: Space, *, sure: bool = False) -> bool:
         kept = self.runner.config.running_bytes
@@ -142,7 +145,25 @@ class Fitting:
         known = self.foretelling
         guessed = sure or (not known.can_learn(request) and self._may_be_smaller(request))
         foretold = known.at_most(request, space.coming).most if guessed else known.takes(request, space.coming)
-        return max(self.runner.working(request, space.tokens), foretold)
+        return max(self.runner.working(request, space.tokens), foretold) + sum(self._wears(request).values())
+
+    @property
+    def learnt(self) -> tuple[int, int]:
+        """Changes when more is known of what requests take."""
+        return self.foretelling.kinds, self._adapters.readings
+
+    def unread(self, request: Request) -> Sequence[Lora]:
+        """What it wears of which nobody knows what it takes."""
+        worn = (lora for lora in loras_of(request.params.loras) or () if lora.scale)
+        return [lora for lora in worn if not self._adapters.sizes([lora])]
+
+    def _wears(self, request: Request) -> Mapping[str, int]:
+        """The bytes of what it wears, by name, as far as that was read."""
+        return self._adapters.sizes(loras_of(request.params.loras))
+
+    @property
+    def _adapters(self) -> Adapters:
+        return self.runner.pipeline.ctx.adapters
 
     def _may_be_smaller(self, request: Request) -> bool:
         """Whether it is in tiles that are smaller than usual, or in usual ones and of smaller ones something is known,

@@ -4,30 +4,42 @@ they keep while nothing is computed for them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
 class Need(NamedTuple):
     """The bytes that an output, or several together, have at most `beside` others: in steps that are shared, and in
     between; and how many `beyond` these while one computes for itself, as texts are read and outputs are decoded one at
-    a time.
+    a time. What is `worn`, by its name, takes as much however many wear it.
     """
 
     beside: int = 0
     beyond: int = 0
+    worn: Mapping[str, int] = MappingProxyType({})
+
+    @property
+    def foretold(self) -> int:
+        """Those that it has at once at most beside what is worn; 0 where nobody knows."""
+        return self.beside + self.beyond
 
     @property
     def most(self) -> int:
         """Those that it has at once at most."""
-        return self.beside + self.beyond
+        return self.foretold + sum(self.worn.values())
+
+    def wearing(self, worn: Mapping[str, int]) -> Need:
+        """The same for who wears this."""
+        return self._replace(worn=worn)
 
     def times(self, count: int) -> Need:
         """What so many need together that each need this."""
-        return Need(count * self.beside, self.beyond)
+        return Need(count * self.beside, self.beyond, self.worn)
 
     def and_of(self, other: Need) -> Need:
         """What both need together."""
-        return Need(self.beside + other.beside, max(self.beyond, other.beyond))
+        return Need(self.beside + other.beside, max(self.beyond, other.beyond), {**self.worn, **other.worn})
 
 
 NOTHING = Need()

@@ -13,7 +13,7 @@ request comes after those that will be in time, and nobody joins a tick at the p
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -70,6 +70,10 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.deadline = FOREVER if self.request.deadline is None else self.request.deadline
+
+    def needs(self, guess: Callable[[Request], Need]) -> Need:
+        """What one output needs; by a `guess` where nobody knows."""
+        return self.need if self.need.foretold else guess(self.request).wearing(self.need.worn)
 
     @property
     def steps(self) -> float:
@@ -213,7 +217,7 @@ class Scheduler:
         and those that are kept.
         """
         active = self._active()
-        needs = [(entry.need if entry.need.most else guess(entry.request)).times(len(entry.live)) for entry in active]
+        needs = [entry.needs(guess).times(len(entry.live)) for entry in active]
         remembered = sum(entry.bytes * len(entry.live) for entry in active)
         return max(reduce(Need.and_of, needs, NOTHING).most, remembered) + self.kept.all
 
@@ -435,7 +439,8 @@ class Room:
 @dataclass
 class Amount:
     """Outputs, the tokens that a step of all of them costs, the bytes that they may come to remember, those that they
-    are foretold to take `beside` each other, and of each request those `beyond` while one output has them alone.
+    are foretold to take `beside` each other, and of each request those `beyond` while one output has them alone, and
+    what is `worn`, by how many.
     """
 
     outputs: float = 0.0
@@ -443,6 +448,7 @@ class Amount:
     bytes: float = 0.0
     beside: float = 0.0
     beyond: list[int] = field(default_factory=list)
+    worn: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     def part(self, share: float) -> Amount:
         """A `share` of it, 0 to 1."""
@@ -455,10 +461,12 @@ class Amount:
         self.bytes += times * len(entry.live) * entry.bytes
         self.beside += times * len(entry.live) * entry.need.beside
         (self.beyond.append if times > 0 else self.beyond.remove)(entry.need.beyond)
+        self.worn.update(dict.fromkeys(entry.need.worn.items(), times))
 
     def has_room(self, entry: Entry, most: Amount) -> bool:
         """Whether `entry` fits in beside what is there."""
         outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
         held, beside = self.bytes + len(entry.live) * entry.bytes, self.beside + len(entry.live) * entry.need.beside
-        taken = beside + max([entry.need.beyond, *self.beyond])
+        worn = {name: size for (name, size), count in self.worn.items() if count} | dict(entry.need.worn)
+        taken = beside + max([entry.need.beyond, *self.beyond]) + sum(worn.values())
         return outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes and taken <= most.beside

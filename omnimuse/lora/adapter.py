@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ class Adapter:
     products: Mapping[Site, tuple[Product, ...]]
     within: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The memory it takes."""
         return sum(product.nbytes for products in self.products.values() for product in products)

@@ -6,7 +6,7 @@ inside of `wearing`; the networks know nothing of it. Used by the engine's threa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NoReturn
@@ -29,6 +29,9 @@ Stamp = Callable[[str], str]
 """(source) -> what tells its content of now from any other; RequestError where there is nothing."""
 
 
+MOST_SIZES = 1024
+"""Adapters whose size is known at once, whether they are remembered or not."""
+
 Named = tuple[str, str]
 """A source, or the stamp of one, and the component that it is for."""
 
@@ -50,8 +53,8 @@ class Adapters:
     """Adapters by source, for layers that are dressed when one is for them; at most `limit` bytes of them.
 
     Those that no request in progress wears make room for others, the one that was not asked for the longest first.
-    `alone`: rows with adapters share no forward. `obstacle` says why there can be none. Whoever has to know whether
-    something is worn gives the `rack` that it looks at.
+    `readings` counts what was read. `alone`: rows with adapters share no forward. `obstacle` says why there can be
+    none. Whoever has to know whether something is worn gives the `rack` that it looks at.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Adapters:
         self._obstacle = obstacle
         self._rack = rack or Rack()
         self._known: dict[Named, tuple[Named, Adapter]] = {}  # the one asked for last is last
+        self._sizes: dict[Named, tuple[str, int]] = {}  # also of those that were let go of
+        self.readings = 0
         self._living: WeakValueDictionary[Named, Adapter] = WeakValueDictionary()  # by stamp: remembered, or worn
 
     @staticmethod
@@ -84,6 +89,25 @@ class Adapters:
     def nbytes(self) -> int:
         """The memory of all that are remembered or worn."""
         return sum(adapter.nbytes for adapter in self._living.values())
+
+    def sizes(self, loras: Sequence[Lora] | None) -> dict[str, int]:
+        """The bytes of each that takes part, by its id, as far as it was read. Any thread may ask."""
+        wanted = ((lora.source, lora.component) for lora in loras or () if lora.scale)
+        return dict(size for named in wanted if (size := self._sizes.get(named)) is not None)
+
+    def within(self, most: int, worn: Container[Adapter]) -> None:
+        """Remember no more than `most` bytes beside what is `worn`: the one that was not asked for the longest goes
+        first.
+        """
+        idle = [(named, adapter) for named, (_, adapter) in self._known.items() if adapter not in worn]
+        left = sum({adapter.id: adapter.nbytes for _, adapter in idle}.values())
+        if left > most:
+            self._rack.forget()
+        for named, adapter in idle:
+            if left <= most:
+                return
+            del self._known[named]
+            left -= 0 if any(each is adapter for _, each in self._known.values()) else adapter.nbytes
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -131,8 +155,16 @@ class Adapters:
             known = None  # what the file was before is let go of first
             same = self._living.get(stamp)
             known = stamp, same or self._make_room_for(lora.source, stamp, self._read(*named))
+            self._size_up(named, known[1])
         self._known[named] = known
         return known[1]
+
+    def _size_up(self, named: Named, adapter: Adapter) -> None:
+        """Know what it takes; compiled layers have it a second time, joined."""
+        self.readings += 1
+        self._sizes[named] = adapter.id, adapter.nbytes * (2 if self._rack.compiled else 1)
+        if len(self._sizes) > MOST_SIZES:
+            del self._sizes[next(iter(self._sizes))]
 
     def _make_room_for(self, source: str, stamp: Named, adapter: Adapter) -> Adapter:
         size = adapter.nbytes

@@ -32,6 +32,10 @@ class Rack:
         """Whether there is anything."""
         return bool(self.worn)
 
+    def forget(self) -> None:
+        """Let go of the last set that was joined."""
+        self._last = (), {}
+
     @contextmanager
     def joining(self) -> Iterator[None]:
         """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered."""

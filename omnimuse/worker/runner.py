@@ -7,7 +7,7 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import TracebackType
@@ -19,6 +19,7 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.request import Request
+from omnimuse.lora.adapter import Adapter
 from omnimuse.observe.labels import OTHER
 from omnimuse.observe.profile import marked
 from omnimuse.offload.residency import Residency
@@ -77,6 +78,11 @@ class Isolated:
         return True
 
 
+def worn_by(states: Iterable[State]) -> set[Adapter]:
+    """The adapters that any of them wears."""
+    return {each.adapter for state in states for each in state.worn}
+
+
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
@@ -131,8 +137,13 @@ class Runner:
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
     def keeps(self, request_id: str) -> int:
-        """The bytes where it computes that states of a request take, also while they are paused."""
-        return self._taken(request_id, lambda job: [state.remembered() for state in job.states.values()])
+        """The bytes where it computes that states of a request take, also while they are paused, and those of what they
+        wear that nobody else in progress does.
+        """
+        states = self._taken(request_id, lambda job: [state.remembered() for state in job.states.values()])
+        others = (state for state in self.states.values() if state.request.id != request_id and not state.parked)
+        mine = (state for state in self.states.values() if state.request.id == request_id)
+        return states + sum(adapter.nbytes for adapter in worn_by(mine) - worn_by(others))
 
     def finished(self, request_id: str) -> int:
         """The bytes where it computes that outputs of a request take which are finished, while others are not."""
@@ -177,7 +188,7 @@ class Runner:
             self.memo.leave(request_id)
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
-        self.memo.within(plan.memo, self.jobs)
+        self._remember_within(plan.memo)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
         self.repeated, steps = 0, shared_out(self.pipeline, chosen, plan.steps)
         for track in range(max(1, len(self.pipeline.tracks))):
@@ -195,6 +206,11 @@ class Runner:
             self._run_stages(chosen)
         self._reap(chosen)
         self._hand_over()
+
+    def forget(self) -> None:
+        """Let go of all that is remembered and that nobody in progress has."""
+        self.memo.clear()
+        self._forget_adapters(0)
 
     @torch.inference_mode()  # a library's call that is unwound puts back the modes that it found, which were these
     def close(self) -> None:
@@ -221,6 +237,15 @@ class Runner:
         if job is None or self.pipeline.ctx.device.type != "cpu":  # what is paused or finished waits on the CPU
             return 0
         return taken(*part(job))
+
+    def _remember_within(self, most: int | None) -> None:
+        """So many bytes of what stages and adapters are remembered (None: as many as ever); adapters go first."""
+        self.memo.within(most, self.jobs)
+        if most is not None:
+            self._forget_adapters(most - self.memo.bytes)
+
+    def _forget_adapters(self, most: int) -> None:
+        self.pipeline.ctx.adapters.within(most, worn_by(self.states.values()))
 
     def _drop(self, request_id: str) -> None:
         self.hand.forget(request_id)

@@ -125,6 +125,29 @@ def test_what_only_one_takes_at_a_time_is_counted_once() -> None:
     assert queue.pick(100).run == ("small/0", "other/0", "last/0")
 
 
+def test_what_several_wear_takes_room_once_until_nobody_wears_it() -> None:
+    queue = Queue()
+    worn = {"one": {"style": 60}, "other": {"style": 60}, "third": {"style": 60, "line": 15}}
+    for name, adapters in worn.items():
+        queue.add(name, need=Need(10, 0, adapters))
+    assert queue.pick(100).run == ("one/0", "other/0")
+    assert queue.scheduler.taken(lambda request: Need()) == 80
+    queue.scheduler.remove("one")
+    assert queue.pick(100).run == ("other/0", "third/0"), "95 of them"
+    queue.scheduler.remove("third")
+    queue.add("none", need=Need(31))
+    assert queue.pick(100).run == ("other/0",)
+    queue.scheduler.remove("other")
+    assert queue.pick(100).run == ("none/0",)
+
+
+def test_who_wears_something_and_is_of_a_kind_that_nobody_knows_is_guessed() -> None:
+    queue = Queue()
+    queue.add("unknown", need=Need(worn={"style": 60}))
+    queue.pick(100)
+    assert queue.scheduler.taken(lambda request: Need(30, 5)) == 95
+
+
 def test_who_gives_up_its_place_leaves_what_it_took_alone_too() -> None:
     queue = Queue(slice=0)
     queue.add("stays", need=Need(5, 10), priority=9)

@@ -118,6 +118,24 @@ def test_adapters_of_requests_in_progress_are_not_let_go_of_and_who_needs_their_
     assert len(adapters.fetch([Lora("bb")])) == 1
 
 
+def test_where_others_need_the_room_those_go_that_nobody_wears_and_what_they_take_stays_known(
+    room_for: Make, shelf: Shelf
+) -> None:
+    adapters = room_for(4)
+    worn = {each.adapter for each in adapters.fetch([Lora("a")])}
+    for source in ("bb", "ccc", "./bb"):
+        adapters.fetch([Lora(source)])
+    adapters.within(2 * SIZE, worn)
+    assert adapters.nbytes == 3 * SIZE and len(adapters.sources) == 4, "there is room for all"
+    adapters.within(SIZE, worn)
+    assert adapters.nbytes == 2 * SIZE and adapters.sources == ("a", "./bb")
+    adapters.within(0, worn)
+    assert adapters.nbytes == SIZE and adapters.sources == ("a",)
+    known = adapters.sizes([Lora("a"), Lora("ccc"), Lora("bb", 0.0)])
+    assert len(known) == 2 and set(known.values()) == {SIZE}
+    assert shelf.reads == ["a", "bb", "ccc"]
+
+
 def test_who_asks_for_what_is_worn_just_now_is_given_it_though_it_was_to_make_room(
     room_for: Make, shelf: Shelf
 ) -> None:

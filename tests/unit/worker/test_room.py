@@ -14,9 +14,12 @@ import torch
 from torch import nn
 from torch.profiler import record_function
 
+import omnimuse
 from omnimuse.core.caches import cache_named
 from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import loras_of
+from omnimuse.core.output import Failed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
@@ -34,6 +37,7 @@ from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.worker.place import COUNTERS, most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
+from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
 from tests.second_device import ELSEWHERE, SHELF, SecondDevice, moved
@@ -500,6 +504,87 @@ def test_the_step_cache_of_all_who_choose_none_makes_the_kind_of_theirs(subject:
         alike, other, none = (engine.make_request(with_params(ask, cache=each)) for each in (chosen, *words[1:]))
         assert engine.foretelling.knows(alike)
         assert not engine.foretelling.knows(other) and not engine.foretelling.knows(none)
+
+
+RANK = 64
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], int]:
+    """Two of the demo model, and the bytes that each takes."""
+    home, layers = tmp_path_factory.mktemp("adapters"), layers_of(Path(omnimuse.__file__).parent / "bundled" / "shapes")
+    files = [str(write(home / f"{seed}.safetensors", layers, seed=seed, rank=RANK)) for seed in (1, 2)]
+    return files, sum(4 * RANK * (inputs + outputs) for outputs, inputs in layers.values())
+
+
+def in_company(engine: Engine, *requests: Request) -> int:
+    """How many of them are in progress at once at most."""
+    most = 0
+    for request in requests:
+        engine.submit(request)
+    while not engine.idle:
+        events = tick(engine)
+        assert not any(isinstance(event, Failed) for event in events)
+        most = max(most, len(engine.runner.jobs))
+    return most
+
+
+def wearing(request: Request, id_: str, *files: str) -> Request:
+    return replace(request, id=id_, params=replace(request.params, loras=loras_of(files)))
+
+
+def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears_them(
+    adapters: tuple[list[str], int],
+) -> None:
+    (one, other), size = adapters
+    engine = start(Config(SHAPES, schedule=ScheduleConfig(company="always")))
+    request, need = known_to(engine, output_type="latent")
+    room, found = need.times(2).most + size, list[int]()
+    engine.space, kept = replace(engine.space, room=room), engine.runner.pipeline.ctx.adapters
+
+    def draw() -> None:
+        for first, second in ((one, other), (one, one), (other, other)):
+            found.append(in_company(engine, wearing(request, "first", first), wearing(request, "second", second)))
+        found.append(in_company(engine, wearing(request, "first"), wearing(request, "second")))
+
+    took = most_allocated(torch.device("cpu"), draw)
+    assert found == [1, 2, 2, 2]
+    assert took is not None and max(took.values()) < room * 1.05
+    assert kept.nbytes == size, "there is room for one that nobody wears"
+    engine.space = replace(engine.space, room=need.times(2).most)
+    assert in_company(engine, wearing(request, "first"), wearing(request, "second")) == 2
+    assert kept.nbytes == 0
+    engine.space = replace(engine.space, room=need.most + size - 1)
+    with pytest.raises(RequestError, match="at the least"):
+        engine.submit(wearing(request, "never", one))
+    engine.close()
+
+
+def test_what_a_paused_request_wears_stays_and_takes_room_unless_somebody_else_wears_it(
+    adapters: tuple[list[str], int],
+) -> None:
+    (one, _), size = adapters
+    engine = start(Config(SHAPES, schedule=ScheduleConfig(company="always")))
+    request, _ = known_to(engine, output_type="latent", num_inference_steps=6)
+    names, kept = ("first", "second"), list[int]()
+    for name in names:
+        engine.submit(wearing(request, name, one))
+    tick(engine)
+    for name in names:
+        engine.pause(name)
+        tick(engine)
+        kept.append(engine.scheduler.entries[name].kept.states)
+    assert kept[1] - kept[0] == size
+    engine.sleep()
+    assert engine.runner.pipeline.ctx.adapters.nbytes == size, "it goes on with it"
+    for name in names:
+        engine.cancel(name)
+    engine.wake_up()
+    drain(engine)
+    assert engine.runner.pipeline.ctx.adapters.nbytes == size
+    engine.sleep()
+    assert engine.runner.pipeline.ctx.adapters.nbytes == 0, "nobody wears it"
+    engine.close()
 
 
 @pytest.mark.parametrize(("several", "spare"), [(1, 2 * TEXT), (2, 0)], ids=["alone", "in company"])
