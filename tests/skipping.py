@@ -44,3 +44,10 @@ def counting(engine: Engine, network: str = "") -> Iterator[Counter[str]]:
 
     with patch.object(engine, "tick", watched):
         yield skipped
+
+
+def remembering(engine: Engine) -> int:
+    """The bytes that step caches remember of all that are in progress."""
+    memories = [memory for state in engine.runner.states.values() for memory in state.memories.values()]
+    rows = [memory.data.get("stepcache") for memory in memories]
+    return sum(row.nbytes for row in rows if isinstance(row, Row))

@@ -79,6 +79,10 @@ class Extent:
         choice = self.cache(request)
         return (choice.kind, choice.order, min(choice.filling, request.evaluations)) if choice.filling else None
 
+    def filling(self, choice: CacheConfig) -> int:
+        """The steps in which one of the networks, whoever takes which, has that cache remember what it will."""
+        return self._networks * (choice.filling - 1) + 1 if choice.filling else 1
+
     def ways(self, request: Request) -> list[Request]:
         """It as it can be made, what takes most first."""
         return [request]
@@ -96,8 +100,7 @@ class Extent:
         will, and nothing told of it meanwhile.
         """
         choice = self.cache(request)
-        filled = self._networks * (choice.filling - 1) + 1 if choice.filling else 1  # one of them takes its part
-        least = max(self.limits.fixed.num_inference_steps or self.limits.min_steps, filled)
+        least = max(self.limits.fixed.num_inference_steps or self.limits.min_steps, self.filling(choice))
         steps = min(params.num_inference_steps or 1, int(-(-least // (params.strength or 1.0))))
         cache = str(choice.computed(steps)) if self.usual.filling or choice.filling else None
         params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=cache)

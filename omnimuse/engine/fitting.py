@@ -68,7 +68,7 @@ class Fitting:
                 way.tile,
                 known.doubts(way, space.room),
                 self._refusal(way, space, lambda each: [each]),
-                known.takes(way, space.coming),
+                self._told(way, space),
             )
             for way in known.extent.ways(request)
         ]
@@ -103,7 +103,7 @@ class Fitting:
             if known.doubts(way, space.room):
                 known.learn(way)
             if self._fits(way, space):
-                return replace(way, needs=known.takes(way, space.coming))
+                return replace(way, needs=self._told(way, space))
         if (refusal := self._refusal(request, space, known.extent.ways)) is None:
             # A way that was passed over for smaller tiles, of which nothing could be learnt.
             return next(way for way in known.extent.ways(request) if self._fits(way, space))
@@ -146,6 +146,11 @@ class Fitting:
         guessed = sure or (not known.can_learn(request) and self._may_be_smaller(request))
         foretold = known.at_most(request, space.coming).most if guessed else known.takes(request, space.coming)
         return max(self.runner.working(request, space.tokens), foretold) + sum(self._wears(request).values())
+
+    def _told(self, way: Request, space: Space) -> int:
+        """What one output needs and wears, for people; 0 where the former is not known."""
+        foretold = self.foretelling.takes(way, space.coming)
+        return foretold + sum(self._wears(way).values()) if foretold else 0
 
     @property
     def learnt(self) -> tuple[int, int]:

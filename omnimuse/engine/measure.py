@@ -1,19 +1,21 @@
 """What one request takes, stage by stage, as it is measured: `omnimuse explain --measure` tells it.
 
 The model is loaded. A request that is large is foretold by two small ones, as the engine does where it might not fit
-(`foretelling.py`); any other is made itself, in as few steps as there can be.
+(`foretelling.py`); any other is made itself, in as few steps as there can be, or as fill a step cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 
 from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Failed
-from omnimuse.core.request import Request
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.worker.explain import explain
@@ -38,7 +40,17 @@ def measure(config: Config, wanted: str) -> list[Choice]:
         ask = warm_up_ask(wanted, engine.door, "--measure")
         if ask is None:
             raise ConfigError(f"--measure {NONE} measures nothing; use small, default, or a size as WxH or WxHxFRAMES")
-        return list(_rows(engine, engine.make_request(ask)))
+        return list(_rows(engine, engine.make_request(_filled(engine, ask))))
+
+
+def _filled(engine: Engine, ask: Ask) -> Ask:
+    """`ask` in as many steps as have the step cache of all who choose none remember what it does."""
+    extent, params, fixed = engine.foretelling.extent, ask.params, engine.door.limits.fixed.num_inference_steps
+    usual = extent.usual
+    if not usual.filling or not isinstance(params, DiffusionParams):
+        return ask
+    steps = fixed or max(params.num_inference_steps or 1, extent.filling(usual))
+    return replace(ask, params=replace(params, num_inference_steps=steps, cache=str(usual.computed(steps))))
 
 
 def _rows(engine: Engine, request: Request) -> Iterator[Choice]:

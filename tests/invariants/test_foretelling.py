@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,13 +22,12 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.extents import Extent
 from omnimuse.engine.local import bounded, start
-from omnimuse.layers.stack import Memory
 from omnimuse.observe.profile import allocated, recorded_events
-from omnimuse.pipeline.state import State
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
 from tests.invariants.conftest import Subject, config, drain, of, outputs, run, submit, taking, tick, with_params
+from tests.skipping import remembering
 
 
 def larger(engine: Engine, asks: list[Ask], sides: tuple[int, ...] = (896, 768, 576)) -> Iterator[Request]:
@@ -128,8 +127,7 @@ def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request 
         shared.submit(request)
         while not shared.idle:
             tick(shared)
-            rows = [each.data.get("stepcache") for state in shared.runner.states.values() for each in remembered(state)]
-            held.append(sum(row.nbytes for row in rows if row is not None))
+            held.append(remembering(shared))
 
     shared.foretelling.learn(plain)
     shared.foretelling.learn(request)
@@ -138,11 +136,6 @@ def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request 
     without, found = (shared.foretelling.needs(each, 0) for each in (plain, request))
     assert 0.95 * max(held) < found.beside - without.beside
     assert 0.95 < found.most / max(took.values()) < 1.1
-
-
-def remembered(state: State) -> Iterable[Memory]:
-    """What runners remember of it, of every network and branch."""
-    return state.memories.values()
 
 
 @pytest.mark.crossed

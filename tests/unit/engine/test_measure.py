@@ -12,6 +12,7 @@ import pytest
 
 from omnimuse import explain
 from omnimuse.cli import main
+from omnimuse.core.caches import cache_named
 from omnimuse.core.config import Config, HostConfig, ModelConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams
@@ -22,6 +23,7 @@ from omnimuse.engine.local import finished, start
 from omnimuse.engine.measure import FORETOLD, MADE, measure
 from omnimuse.observe.profile import allocated, recorded_events
 from omnimuse.pipeline.decode import DecodeImage
+from tests.skipping import remembering
 
 MODEL = "omnimuse/shapes"
 PLACE = Config(ModelConfig(MODEL, dtype="float32", device="cpu"), host=HostConfig(room=2**30))
@@ -49,6 +51,26 @@ def test_it_is_what_torch_allocates_for_a_request_of_that_size(
         events = recorded_events(lambda: finished(engine, engine.make_request(Ask("a warm-up", params))))
     took = max(accumulate(size for _, size in allocated(events)))
     assert int(most.value) == max(int(stage.value) for stage in stages) == pytest.approx(took, rel=0.03)
+
+
+@pytest.mark.parametrize(("wanted", "how"), [("320x256", FORETOLD), ("96x96", MADE)])
+def test_what_the_step_cache_of_the_engine_remembers_is_in_it(
+    wanted: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "told_bytes", str)
+    choice = "taylorseer,order=3,last=0,threshold=9"
+    cached = replace(PLACE, cache=cache_named(f"{choice},mask=fast"))
+    found = [{row.name: row for row in measure(place, wanted)}["diffuse"] for place in (PLACE, cached)]
+    assert [row.reason for row in found] == [how, how]
+    with contextlib.closing(start(PLACE)) as engine:
+        width, height = map(int, wanted.split("x"))
+        params = DiffusionParams(width=width, height=height, num_inference_steps=8, output_type="latent", cache=choice)
+        request, held = engine.make_request(Ask("a warm-up", params)), [0]
+        engine.submit(request)
+        while not engine.idle:
+            engine.tick()
+            held.append(remembering(engine))
+    assert int(found[1].value) - int(found[0].value) > 0.95 * max(held) > 0
 
 
 @pytest.mark.parametrize("wanted", ["320x256", "64x64"])

@@ -551,6 +551,7 @@ def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears
     assert found == [1, 2, 2, 2]
     assert took is not None and max(took.values()) < room * 1.05
     assert kept.nbytes == size, "there is room for one that nobody wears"
+    assert engine.fitting.first_way(wearing(request, "told", one), engine.space).needs == need.most + size
     engine.space = replace(engine.space, room=need.times(2).most)
     assert in_company(engine, wearing(request, "first"), wearing(request, "second")) == 2
     assert kept.nbytes == 0
