@@ -539,7 +539,7 @@ def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears
     (one, other), size = adapters
     engine = start(Config(SHAPES, schedule=ScheduleConfig(company="always")))
     request, need = known_to(engine, output_type="latent")
-    room, found = need.times(2).most + size, list[int]()
+    room, found = need.times(2).most + size + TEXT, list[int]()
     engine.space, kept = replace(engine.space, room=room), engine.runner.pipeline.ctx.adapters
 
     def draw() -> None:
