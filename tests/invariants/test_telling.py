@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from omnimuse.ar.kv import KV, Slabs
-from omnimuse.core.config import QuantConfig, ScheduleConfig
+from omnimuse.ar.kv import KV, Reading, Slabs
+from omnimuse.core.config import Config, QuantConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -24,6 +27,7 @@ from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.invariants import test_answering, test_speaking, test_writing
 from tests.invariants.conftest import config, drain, nap, runs_of_blocks, submit, tick
 from tests.invariants.test_pools import through
+from tests.invariants.test_quantized import FAR, distance, networks
 
 Teller = Writer | Speaker | Answerer
 WRITING = [pytest.param(each, id=f"writes-{each.name}") for each in WRITERS]
@@ -84,12 +88,30 @@ def same(found: list[Any], expected: list[Any], far: float = 0.0) -> bool:
     "tier", [pytest.param(name, marks=pytest.mark.shows(name, "company")) for name in ("invariant", "exact")]
 )
 def test_in_company_it_is_alone_to_the_bit(teller: Teller, folder: Path, tier: Any) -> None:
-    engine = start(config(folder, schedule=ScheduleConfig(tier=tier, strict_slots=True, company="always")))
-    wanted = asks(teller)
+    check_company(teller, config(folder, schedule=ScheduleConfig(tier=tier, strict_slots=True, company="always")))
+
+
+def check_company(teller: Teller, chosen: Config) -> None:
+    """That what is told together is what is told alone, to the bit."""
+    engine, wanted = start(chosen), asks(teller)
     alone = [run(engine, each)[0] for each in wanted]
     together = run(engine, *wanted, wanted[0])
     engine.close()
     assert all(same(found, expected) for found, expected in zip(together, (*alone, alone[0]), strict=True))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        pytest.param(name, marks=pytest.mark.shows(name, "company", "invariant"))
+        for name in ("int8-dynamic", "fp8", "fp8-dynamic")
+    ],
+)
+def test_packed_weights_in_company_tell_what_they_tell_alone_to_the_bit(
+    teller: Teller, folder: Path, scheme: str
+) -> None:
+    schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
+    check_company(teller, config(folder, schedule=schedule, quantize=QuantConfig({"": scheme})))
 
 
 def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one(
@@ -251,6 +273,48 @@ def test_packed_weights_say_the_same_in_any_company(teller: Teller, folder: Path
 def counts(result: Result, kind: str) -> dict[str, int]:
     """Of how many steps or runs a result tells what they took."""
     return {name: len(each) for name, each in vars(result)[kind].items() if each}
+
+
+Forward = tuple[str, list[Any], list[Tensor]]
+"""A network by its name, rows, and what it made of each."""
+
+
+def overheard(engine: Engine, *wanted: Ask) -> list[Forward]:
+    """All forwards of these, with what their rows remembered then."""
+    heard, ctx = list[Forward](), engine.runner.pipeline.ctx
+
+    def note(name: str, network: nn.Module, given: tuple[Any, ...], made: list[Tensor]) -> None:
+        rows = [replace(row, kv=row.kv.to(row.kv.device)) if isinstance(row, Reading) else row for row in given[0]]
+        heard.append((name, rows, [each.clone() for each in made]))
+
+    found = [name for name in ctx.components if ctx.components.wherever(name) in networks(engine)]
+    hooks = [ctx.network(name).register_forward_hook(partial(note, name)) for name in found]
+    run(engine, *wanted)
+    for hook in hooks:
+        hook.remove()
+    return heard
+
+
+@pytest.mark.parametrize("scheme", [pytest.param(name, marks=pytest.mark.shows(name)) for name in FAR])
+def test_packed_weights_make_nearly_what_floats_make_of_the_same(
+    teller: Teller, folder: Path, engine: Engine, scheme: str
+) -> None:
+    """One token that another weight chooses changes all behind it: so each forward is made again, of what it read."""
+    engine.runner.memo.clear()
+    heard = overheard(engine, *asks(teller, temperature=0.9))
+    packed = start(config(folder, quantize=QuantConfig({"": scheme})))
+    ctx = packed.runner.pipeline.ctx
+    names = {name for name, _, _ in heard}
+    expected = ("model",) if isinstance(teller, Writer) else ("model", "talker", "predictor")
+    assert names >= {name for name in expected if name in ctx.components}
+    for name in names:
+        assert quantized_layers(ctx.network(name))
+    for name, rows, made in heard:
+        with torch.inference_mode():
+            found = ctx.network(name)(rows)
+        for ours, theirs in zip(found, made, strict=True):
+            assert 0 < distance(ours, theirs) < FAR[scheme], name
+    packed.close()
 
 
 @pytest.mark.shows("pools")

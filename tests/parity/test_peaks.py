@@ -15,7 +15,7 @@ from tests.checkpoints.wishes import Family
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Some processors lack units for bfloat16: there a product gives each thread memory to add up in, where it shares."""
+    """Where a processor lacks units for bfloat16, a product gives each of its threads memory to add up in."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
