@@ -22,6 +22,7 @@ from omnimuse.core.config import (
     HostConfig,
     KernelConfig,
     LaunchConfig,
+    LoraConfig,
     ModelConfig,
     OffloadConfig,
     ParallelConfig,
@@ -73,6 +74,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument(
         "--room", type=float, metavar="GIB", help="that requests may take beside the weights (default: what there is)"
+    )
+    engine.add_argument(
+        "--lora-memory", type=float, default=2, metavar="GIB", help="that adapters may take (default: 2)"
     )
     engine.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory, faint seams")
     engine.add_argument(
@@ -236,6 +240,7 @@ def read_config(args: argparse.Namespace) -> Config:
         writer=WriterConfig(args.writer, args.writer_python),
         contract=ContractConfig(slicing=args.vae_slicing),
         schedule=read_schedule(args),
+        lora=LoraConfig(read_bytes("--lora-memory", args.lora_memory)),
         host=HostConfig(threads=args.threads, room=None if args.room is None else read_bytes("--room", args.room)),
     )
 

@@ -32,7 +32,7 @@ from omnimuse.cli.engine import (
 )
 from omnimuse.cli.job import DEFAULT_MODEL
 from omnimuse.cli.scale import add_scale_options, read_scale
-from omnimuse.core.config import Config, LoraConfig
+from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     strangers.add_argument("--max-jobs", type=int, default=1000, metavar="N", help="jobs kept for one key (1000)")
     strangers.add_argument("--max-kept", type=float, default=8, metavar="GIB", help="GiB kept for one key (8)")
     strangers.add_argument("--lora-dir", type=Path, metavar="FOLDER", help="whose adapters requests may name (none)")
-    strangers.add_argument("--lora-memory", type=float, default=2, metavar="GIB", help="GiB that adapters take (2)")
     keep = parser.add_argument_group("what it keeps")
     keep.add_argument("--no-metadata", action="store_true", help="files do not say how they were made")
     keep.add_argument("--data", type=Path, metavar="FOLDER", help="jobs and files (default: below ~/.local/share)")
@@ -147,7 +146,7 @@ def chosen(args: argparse.Namespace) -> tuple[Config, ServeOptions]:
     config = replace(config, parallel=with_launch(args, config.parallel))
     config = replace(config, schedule=replace(config.schedule, tenant_share=args.tenant_share))
     config = with_pools(args, config)
-    config = replace(config, lora=LoraConfig(read_bytes("--lora-memory", args.lora_memory), args.lora_dir))
+    config = replace(config, lora=replace(config.lora, folder=args.lora_dir))
     guard = Guard(
         max_connections=args.max_connections,
         max_per_address=args.max_per_address,

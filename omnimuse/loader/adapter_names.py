@@ -56,6 +56,8 @@ READERS = (
     ("lora_te_", "text_encoder"),
 )
 """Text encoders, in names with underscores for dots."""
+BESIDE = (("text_embedding_projection.", "connectors"),)
+"""What the first published code of a model calls a part that is a component of a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ def layer_of(name: str, components: Sequence[str]) -> Layer:
     for begin, component in READERS:
         if name.startswith(begin):
             return Layer(component, name.removeprefix(begin), flat=True)
-    for begin in MAIN:
+    for begin, component in (*((main, "") for main in MAIN), *BESIDE):
         if name.startswith(begin):
-            return Layer("", name.removeprefix(begin))
+            return Layer(component, name.removeprefix(begin))
     component, dot, rest = name.partition(".")
     # A pipeline's other parts by their usual names, too: what is for them is told so, and not taken for a layer.
     if dot and (component in components or component.startswith(("transformer_2", "text_encoder"))):

@@ -111,7 +111,7 @@ class Reader:
             raise refusal(source, f"{what if strange else 'holds no tensors'}; {kind}")
         bound, unknown = dict[str, Bound](), list[str]()
         for name, tensors in layers.items():
-            if len(tensors.keys() & {"down", "up"}) != (0 if "whole" in tensors else 2):
+            if len(tensors.keys() & {"down", "up"}) != (2 if tensors.keys() - {"whole", "bias"} else 0):
                 has = " and ".join(sorted(tensors.values()))
                 why = "which are no one difference" if "whole" in tensors else "without the other half of the product"
                 raise refusal(source, f"has {has} of {name} {why}; get it again")
@@ -120,7 +120,7 @@ class Reader:
                 unknown.append(name)
             else:
                 bound[name] = Bound(tensors, *found)
-        if odd := [tensors["whole"] for name in unknown if "whole" in (tensors := layers[name])]:
+        if odd := [next(iter(layers[name].values())) for name in unknown if layers[name].keys() <= {"whole", "bias"}]:
             kind = f"whole differences of what is no linear layer of this model ({listed(odd[:EXPECTED])})"
             raise refusal(source, f"has {kind}; low-rank products, and whole differences of linear layers, are worn")
         if unknown:
@@ -166,6 +166,8 @@ class Reader:
         own = float(tensors["alpha"]) if "alpha" in tensors else None
         if "whole" in tensors:
             tensors["down"], up = tensors["whole"], torch.eye(len(tensors["whole"]))
+        elif "down" not in tensors:  # a bias alone: beside it there is a product of nothing
+            tensors["down"], up = torch.zeros(1, bound.outputs[0].inputs), torch.zeros(len(tensors["bias"]), 1)
         else:
             up = tensors["up"] * strength.factor(layer, len(tensors["down"]), own)
         bias = tensors.get("bias")
@@ -235,7 +237,12 @@ def _check(
             f"does not fit this model: {layer} is {list(whole)}, and that layer is [{outputs}, {inputs}]; use one "
             "that was trained for this model",
         )
-    down, up = (whole, (outputs, outputs)) if whole else (shapes[bound.tensors["down"]], shapes[bound.tensors["up"]])
+    down: tuple[int, ...] = (1, inputs)  # a bias alone has a product of nothing
+    up: tuple[int, ...] = (outputs, 1)
+    if whole is not None:
+        down, up = whole, (outputs, outputs)
+    elif "down" in bound.tensors:
+        down, up = shapes[bound.tensors["down"]], shapes[bound.tensors["up"]]
     rank = down[0] if down else 0
     if len(down) != 2 or len(up) != 2 or not rank or down != (rank, inputs) or up != (outputs, rank):
         raise refusal(

@@ -171,7 +171,7 @@ class Adapters:
         if size > self.limit:
             raise RequestError(
                 f"{source} takes {told_bytes(size)}, and adapters may take {told_bytes(self.limit)}; start the "
-                "engine with more (lora memory), or use an adapter of a lower rank",
+                "engine with more (--lora-memory), or use an adapter of a lower rank",
                 "loras",
             )
         while self.nbytes + size > self.limit and self._known:

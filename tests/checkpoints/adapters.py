@@ -30,7 +30,7 @@ def layers_of(folder: Path, component: str = "transformer") -> dict[str, tuple[i
     if not (folder / "model_index.json").exists():
         return _of_blocks(folder)
     library, kind = json.loads((folder / "model_index.json").read_text())[component]
-    source = {"diffusers": diffusers, "transformers": transformers}[library]
+    source = transformers if library == "transformers" else diffusers  # which names a pipeline's own folder, too
     with torch.device("meta"):
         module = _empty(getattr(source, kind), folder / component)
     return {

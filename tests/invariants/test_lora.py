@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from omnimuse.core.config import CompileConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import RequestError
@@ -74,10 +75,16 @@ def test_after_adapters_were_worn_a_request_without_is_as_if_there_had_been_none
 ) -> None:
     engine = engine_with()
     plain, *worn = all_kinds(subject, adapters)
+    components = engine.runner.pipeline.ctx.components
+    networks = [part for name in components if isinstance(part := components.wherever(name), nn.Module)]
     [before] = run(engine, plain)
+    weights = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in networks]
     run(engine, *worn)
     [after] = run(engine, plain)
     assert torch.equal(after, before)
+    for part, kept in zip(networks, weights, strict=True):
+        stored = part.state_dict().values()
+        assert all(torch.equal(*pair) for pair in zip(stored, kept.values(), strict=True))
 
 
 def test_an_adapter_whose_file_goes_is_worn_to_the_end_by_who_wears_it_and_by_nobody_else(

@@ -362,6 +362,22 @@ def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_pat
     assert apart(found, plain) > 1e-4
 
 
+@pytest.mark.parametrize("begins", ["connectors.", "text_embedding_projection."])
+def test_an_adapter_for_what_lies_between_the_texts_and_the_network_is_what_the_reference_makes_of_it(
+    tmp_path: Path, tiny: Tiny, begins: str
+) -> None:
+    family = family_named("LTX2Pipeline")
+    folder = tiny(family.name)
+    layers = layers_of(folder, "connectors")
+    if begins == "text_embedding_projection.":  # of the others diffusers knows no first names
+        layers = {"aggregate_embed": layers["text_proj_in"]}
+    adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft(begins)): 0.9}, [family.wishes[0]]
+    [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
+    [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
+    assert apart(found, expected) <= TOLERANCE
+    assert apart(found, plain) > 1e-4
+
+
 @pytest.mark.parametrize("name", ["WanPipeline-A14B", "WanPipeline-A14B-I2V"])
 def test_of_two_experts_each_wears_the_file_that_was_named_for_it(tmp_path: Path, tiny: Tiny, name: str) -> None:
     """Their files name no expert: trainers write one for each, and diffusers is told by `load_into_transformer_2`."""

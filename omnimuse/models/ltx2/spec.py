@@ -86,7 +86,9 @@ SPEC = Spec(
         "text_encoder": Component(("Gemma3ForConditionalGeneration",), part="model.language_model"),
         "tokenizer": Component(("GemmaTokenizer", "GemmaTokenizerFast")),
         "connectors": Component(
-            ("LTX2TextConnectors",), network="diffusers.pipelines.ltx2.connectors:LTX2TextConnectors"
+            ("LTX2TextConnectors",),
+            network="diffusers.pipelines.ltx2.connectors:LTX2TextConnectors",
+            aliases="omnimuse.models.ltx2.weights:CONNECTORS_ALIASES",
         ),
         "vae": Component(("AutoencoderKLLTX2Video",)),
         "audio_vae": Component(("AutoencoderKLLTX2Audio",)),

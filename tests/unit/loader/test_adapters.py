@@ -131,7 +131,18 @@ def test_a_bias_of_the_up_matrix_is_added_too(reader: Reader, tmp_path: Path, ca
     assert torch.equal(out[0, :6], bias / 2)
 
 
-def test_differences_of_nothing_but_zeros_are_left_out_and_others_without_a_product_refused(
+def test_a_bias_alone_is_added_too(reader: Reader, tmp_path: Path) -> None:
+    name, bias = next(iter(LAYERS)), torch.arange(6.0)
+    save_file({f"{name}.diff_b": bias}, tmp_path / "a.safetensors")
+    [product] = reader(str(tmp_path / "a.safetensors")).products["transformer", "stack.0.qk"]
+    out = torch.zeros(1, 10)
+    product.add(out, torch.ones(1, 8), 0.5)
+    assert torch.equal(out[0], torch.cat([bias / 2, torch.zeros(4)]))
+    save_file({f"{name}.diff_b": torch.ones(5)}, tmp_path / "b.safetensors")
+    assert "is not of its 6 outputs" in refused(reader, tmp_path / "b.safetensors")
+
+
+def test_differences_of_nothing_but_zeros_are_left_out_and_those_of_norms_refused(
     reader: Reader, tmp_path: Path
 ) -> None:
     name, (down, up) = next(iter(products(LAYERS).items()))
@@ -139,7 +150,7 @@ def test_differences_of_nothing_but_zeros_are_left_out_and_others_without_a_prod
     save_file(tensors, tmp_path / "a.safetensors")
     assert list(reader(str(tmp_path / "a.safetensors")).products) == [("transformer", "stack.0.qk")]
     save_file({**tensors, "norm.diff_b": torch.ones(8)}, tmp_path / "b.safetensors")
-    assert "has norm.diff_b of norm without the other half" in refused(reader, tmp_path / "b.safetensors")
+    assert "of what is no linear layer of this model (norm.diff_b)" in refused(reader, tmp_path / "b.safetensors")
 
 
 def test_alphas_in_the_metadata_count_by_pattern(reader: Reader, tmp_path: Path) -> None:

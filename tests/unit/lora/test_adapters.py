@@ -65,6 +65,7 @@ def room_for(shelf: Shelf, net: Net) -> Make:
 def test_a_layer_wears_an_adapter_only_inside_of_wearing(room_for: Make, net: Net) -> None:
     adapters, x = room_for(2), torch.randn(3, 8)
     weight, before = net.layer.weight, net.layer(x)
+    numbers = weight.clone()
     worn = adapters.fetch([Lora("a", 0.5)])
     assert torch.equal(net.layer(x), before)
     with adapters.wearing(worn):
@@ -72,7 +73,7 @@ def test_a_layer_wears_an_adapter_only_inside_of_wearing(room_for: Make, net: Ne
     [product] = worn[0].adapter.products["transformer", "layer"]
     assert torch.allclose(inside, before + 0.5 * x @ product.down.T @ product.up.T, atol=1e-5)
     assert torch.equal(net.layer(x), before)
-    assert net.layer.weight is weight, "the layer's own weight is untouched"
+    assert net.layer.weight is weight and torch.equal(weight, numbers), "the layer's own weight is untouched"
 
 
 def test_a_layer_wears_several_once_each_and_what_it_wore_again_when_others_are_off(room_for: Make, net: Net) -> None:
