@@ -110,7 +110,10 @@ def test_a_thread_that_is_spared_half_way_changes_no_bit(
     [
         pytest.param({"offload": OffloadConfig("layers")}, id="offload", marks=(shows("layers"), pytest.mark.slow)),
         pytest.param({"cache": CacheConfig("teacache", 1e6)}, id="teacache", marks=shows("TeaCache")),
-        pytest.param({"attention": AttentionConfig("reference")}, id="reference", marks=pytest.mark.slow),
+        *(
+            pytest.param({"attention": AttentionConfig(name)}, id=name, marks=pytest.mark.slow)
+            for name in ("reference", "flex", "sdpa_flash", "sdpa_math")
+        ),
     ],
 )
 def test_it_holds_beside_other_features(subject: Subject, engine_with: Make, parts: dict[str, object]) -> None:
