@@ -86,7 +86,7 @@ FAST = ScheduleConfig(tier="fast")
 """What other tiers try is gone before weights come."""
 
 
-@pytest.mark.parametrize("way", ["float32", "bfloat16", "int8", "int4", "layers"])
+@pytest.mark.parametrize("way", ["float32", "bfloat16", "int8", "int4", "fp8", "layers"])
 @pytest.mark.parametrize("family", EVERY, ids=lambda family: family.name)
 def test_loading_takes_what_stays_and_one_tensor(
     family: Family | Writer | Speaker | Answerer, way: str, once: Once, tmp_path: Path

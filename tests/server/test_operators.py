@@ -93,6 +93,9 @@ def test_a_profile_is_a_trace_of_what_the_worker_computed(watched: tuple[WholeSe
     assert answer.status == 200 and answer.headers["content-type"] == "application/gzip"
     names = {event.get("name") for event in json.loads(gzip.decompress(content))["traceEvents"]}
     assert names & {"aten::mm", "aten::addmm", "aten::linear"}
+    assert "diffuse" in names, "the stage"
+    assert [name for name in names if re.fullmatch(r"step \d+ of 200", str(name))]
+    assert "transformer.layers.0" in names, "a block"
     assert not [path for path in (server.folder / "data" / "spool").iterdir() if path.name.startswith("profile")]
     for wrong in ({"seconds": 0}, {"seconds": 1000}, {"worker": 7}, {"seconds": "long"}, {"minutes": 1}):
         assert ask(admin, "/admin/profile", wrong)[0].status == 400
