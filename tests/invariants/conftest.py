@@ -155,6 +155,13 @@ def runs_of_blocks(engine: Engine, result: Result) -> int:
     return ran
 
 
+def counts(result: Result) -> dict[str, dict[str, int]]:
+    """Of how many steps and runs of blocks a result tells what they took; of each kind there are some."""
+    kinds = {"steps": result.steps, "held": result.held, "blocks": result.blocks, "blocks_held": result.blocks_held}
+    assert all(kinds.values())
+    return {kind: {name: len(each) for name, each in found.items()} for kind, found in kinds.items()}
+
+
 def run(engine: Engine, *asks: Ask) -> list[Tensor]:
     """All asks in flight together; one tensor [n, ...] each."""
     ids = submit(engine, *asks)

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from omnimuse.core.output import Event, Failed, Handed
+from omnimuse.core.output import Done, Event, Failed, Handed
 from omnimuse.core.request import Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
@@ -19,7 +19,7 @@ from omnimuse.pipeline.state import State, changed
 from omnimuse.worker.explain import explain
 from omnimuse.worker.part import ELSEWHERE
 from tests.carrying import carried, three
-from tests.invariants.conftest import Subject, drain, outputs
+from tests.invariants.conftest import Subject, counts, drain, outputs
 
 
 def through(engines: Sequence[Engine], requests: Sequence[Request]) -> list[Event]:
@@ -44,13 +44,16 @@ def test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte(subject
     asks = [subject.ask(0), subject.ask(0, num_outputs_per_prompt=2), subject.ask(len(subject.family.wishes) - 1)]
     deploy = three(shared.runner.pipeline.stages)
     engines = [start(subject.config(deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
-    requests = [shared.make_request(ask) for ask in asks]
+    requests = [shared.make_request(replace(ask, blocks=True)) for ask in asks]
     try:
         for request in requests:
+            for engine in (shared, *engines):
+                engine.runner.memo.clear()
             shared.submit(replace(request, id=f"whole-{request.id}"))
-            whole = outputs(drain(shared), f"whole-{request.id}")
-            found = outputs(through(engines, [request]), request.id)
-            assert torch.equal(found, whole)
+            events, told = drain(shared), through(engines, [request])
+            assert torch.equal(outputs(told, request.id), outputs(events, f"whole-{request.id}"))
+            [whole], [found] = ([e.result for e in each if isinstance(e, Done)] for each in (events, told))
+            assert counts(found) == counts(whole), "what it took in every pool"
         for engine in engines:
             ctx = engine.runner.pipeline.ctx
             used = {name for stage in engine.runner.pipeline.own for name in (*stage.uses, *stage.looks)}
