@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from omnimuse.cli import main
 from omnimuse.core.config import HostConfig
 from omnimuse.core.errors import OmnimuseError, RequestError
 from omnimuse.core.output import Result
+from omnimuse.core.request import Ask
+from omnimuse.engine.local import finished, start
 from omnimuse.worker.find import find, pipeline_for
-from tests.checkpoints.families import FAMILIES, WRITERS
+from tests.checkpoints.families import FAMILIES, SPEAKERS, WRITERS
+from tests.invariants.conftest import taking
 from tests.once import Once
 from tests.server.pooled import placed
 from tests.server.whole_server import WholeServer
@@ -30,6 +34,7 @@ pytestmark = [pytest.mark.costly("room"), pytest.mark.timeout(600)]
 Words = tuple[str, ...]
 Asked = Mapping[str, Any]
 """What is asked for: parameters by their names over HTTP."""
+JOBS = "/v1/audio/generations"
 OPTIONS = {"size": "--size", "num_frames": "--frames", "num_inference_steps": "--steps", "seconds": "--seconds"}
 """What asks for them on the command line."""
 OFFERS = {
@@ -90,6 +95,38 @@ CASES = {
 }
 
 
+@dataclass(frozen=True)
+class Heard:
+    """A sound of `model` that is larger than those that are tried: `params`, and `extra` of the family.
+
+    As a job it is asked for by these, at once at `path` by `asked`.
+    """
+
+    model: str
+    params: Asked
+    extra: Asked
+    path: str
+    asked: Asked
+
+
+SOUNDS = {
+    "drawn": Heard(
+        "StableAudioPipeline",
+        {"seconds": 3.2, "num_inference_steps": 2},
+        {},
+        "/v1/audio/generate",
+        {"seconds": 3.2, "num_inference_steps": 2},
+    ),
+    "spoken": Heard(
+        "Qwen3TTSForConditionalGeneration-custom_voice",
+        {},
+        {"max_tokens": 100, "min_tokens": 100},
+        "/v1/audio/speech",
+        {"max_tokens": 100},
+    ),
+}
+
+
 def offered(message: str) -> Asked:
     """What a refusal says to ask for instead; nothing, if nothing fits."""
     found = {name: re.search(pattern, message) for name, pattern in OFFERS.items()}
@@ -130,10 +167,32 @@ def deploy(case: Case, model: str, request: pytest.FixtureRequest, tmp_path_fact
     return placed(tmp_path_factory.mktemp("pools"), *pools)
 
 
+def folder_of(model: str, once: Once) -> str:
+    """A bundled model, or the folder of a tiny one."""
+    build = {each.name: each.build for each in (*FAMILIES, *WRITERS, *SPEAKERS)}.get(model)
+    return model if build is None else str(once.folder(model, build))
+
+
 @pytest.fixture
 def model(case: Case, once: Once) -> str:
-    build = {family.name: family.build for family in (*FAMILIES, *WRITERS)}.get(case.model)
-    return case.model if build is None else str(once.folder(case.model, build))
+    return folder_of(case.model, once)
+
+
+def ended(server: WholeServer, path: str, job: Asked) -> Asked:
+    """The job, once it is over."""
+    while job["status"] in ("queued", "in_progress"):
+        time.sleep(0.1)
+        job = server.ask(f"{path}/{job['id']}").json
+    return job
+
+
+def needed(server: WholeServer) -> tuple[float, float]:
+    """Of how many outputs the server has observed what they need, and how many bytes that were on average."""
+    page = server.ask("/metrics").content.decode()
+    made, bytes_ = (
+        float(value) for value in re.findall(r"^omnimuse_request_needs_bytes_(?:count|sum)\S* (\S+)", page, re.M)
+    )
+    return made, bytes_ / made
 
 
 def test_the_python_api_raises_it_and_what_is_offered_is_made(case: Case, model: str, deploy: Words) -> None:
@@ -188,10 +247,7 @@ def test_the_server_answers_it(case: Case, model: str, deploy: Words, tmp_path: 
             if case.path != "/v1/videos":
                 assert answer.status == (400 if "error" in answer.json else 200)
                 return answer.json["error"]["message"] if "error" in answer.json else None
-            job = answer.json
-            while job["status"] in ("queued", "in_progress"):
-                time.sleep(0.1)
-                job = server.ask(f"/v1/videos/{job['id']}").json
+            job = ended(server, case.path, answer.json)
             return job["error"]["message"] if job["status"] == "failed" else None
 
         for _ in range(2):  # when it would begin; and at the door, once it is known
@@ -200,9 +256,27 @@ def test_the_server_answers_it(case: Case, model: str, deploy: Words, tmp_path: 
             offer = offered(message)
             assert not offer or ask({**case.asked, **offer}) is None
         if "size" in case.asked:
-            page = server.ask("/metrics").content.decode()
-            made, bytes_ = (
-                float(value)
-                for value in re.findall(r"^omnimuse_request_needs_bytes_(?:count|sum)\S* (\S+)", page, re.M)
-            )
-            assert made == 2 and case.room / 2 < bytes_ / made / 2**30 <= case.room
+            made, bytes_ = needed(server)
+            assert made == 2 and case.room / 2 < bytes_ / 2**30 <= case.room
+
+
+@pytest.mark.parametrize("sound", SOUNDS.values(), ids=SOUNDS)
+def test_what_a_sound_needs_is_what_it_takes_and_is_told_wherever_it_is_made(
+    sound: Heard, once: Once, tmp_path: Path
+) -> None:
+    model, text = folder_of(sound.model, once), "two green stars"
+    place = Config(ModelConfig(model, dtype="float32", device="cpu"), host=HostConfig(room=2**30))  # it might not fit
+    with closing(start(place)) as engine:
+        request = engine.make_request(Ask(text, DiffusionParams(**sound.params, extra=sound.extra or None)))
+        [first] = finished(engine, request)
+        again, took = taking(engine, replace(request, id="again"))
+    assert first.needs == again.needs == pytest.approx(took, rel=0.2)
+    with WholeServer(tmp_path, model, "--dtype", "float32", "--device", "cpu", "--room", "1") as server:
+        server.wait_ready()
+        job = server.ask(JOBS, {"prompt": text, **sound.params, "extra_params": sound.extra})
+        assert job.status == 200, job.json
+        told = ended(server, JOBS, job.json)["needs_memory_mb"]
+        assert told == pytest.approx(first.needs / 2**20, abs=0.06), "it is told in tenths"
+        whole = server.ask(sound.path, {"input": text, **sound.asked})
+        assert whole.status == 200, whole.json
+        assert needed(server) == (2, pytest.approx(first.needs, rel=0.02))
