@@ -243,7 +243,7 @@ def asked_for(text: object, fits: Fits, evaluations: int, usual: CacheConfig = O
             try:
                 step_mask(usual.mask, evaluations)
             except ConfigError as problem:
-                why = "requests that name no cache are drawn so; name one, such as 'none'"
+                why = "requests that name no cache are drawn so; name one, such as 'none', or take other steps"
                 raise RequestError(f"{problem} ({why})", "cache") from problem
         return None
     if not isinstance(text, str):

@@ -110,8 +110,10 @@ def find(config: Config) -> Found:
             f"({type(problem).__name__}: {problem}); {AGAIN}"
         ) from problem
     door = replace(door, deadlines=classes(config.schedule.deadlines))
+    if "num_inference_steps" not in door.limits.refuses:  # else nobody knows here for how many steps a mask would be
+        door = replace(door, cache=config.cache)
     if not spec.library:
-        door = replace(door, fits=measured_fits(checkpoint, spec.fits), cache=config.cache)
+        door = replace(door, fits=measured_fits(checkpoint, spec.fits))
     return Found(config, folder, checkpoint, spec, door, recognised, told)
 
 

@@ -128,6 +128,7 @@ def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
             "decide on every rank by itself",
         ),
         ("DocumentedPipeline", {"cache": replace(ALWAYS, order=1)}, "enable_taylorseer cannot be chosen"),
+        ("DocumentedPipeline", {"cache": replace(ALWAYS, mask="fast")}, "cache mask=fast cannot be chosen"),
         (STEPPED, {"cache": ALWAYS, "parallel": ParallelConfig(ulysses=2)}, "by its own tokens"),
         (
             STEPPED,

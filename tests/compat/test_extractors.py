@@ -26,7 +26,7 @@ from tests.checkpoints import flux
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.checkpoints.wishes import Wish
 from tests.compat.pipelines.medium import MediumTransformer2DModel
-from tests.compat.running import config, drawn, on_two_ranks, running
+from tests.compat.running import config, drawn, on_two_ranks, refusal, running
 
 WISHES = [
     replace(wish, params=replace(wish.params, height=64)) for wish in next(f for f in FAMILIES if f.kind == "3").wishes
@@ -110,6 +110,18 @@ def test_teacache_skips_by_an_extractor_what_a_loop_written_by_hand_skips(folder
     for found in (alone, company):
         torch.testing.assert_close(found, [picture for picture, _ in hands], atol=1e-5, rtol=0)
     assert (alone[0] - plain).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("arch", MODES)
+def test_a_word_for_masks_is_drawn_for_the_steps_of_each_request_and_a_single_step_is_taken(
+    folder: Path, arch: str
+) -> None:
+    with running(config(folder, arch, cache=replace(TEA, mask="fast", forced=True))) as engine:
+        for steps, computed in ((1, 1), (4, 3), (6, 4)):
+            with counted(live(engine).pipe.transformer.transformer_blocks[0]) as calls:
+                drawn(engine, WISHES[:1], num_inference_steps=steps)
+            assert len(calls) == 2 * computed
+        assert "drawn for 4 steps at least" in refusal(engine, WISHES[0], num_inference_steps=3)
 
 
 def test_coefficients_are_the_networks_own_or_chosen() -> None:

@@ -127,6 +127,25 @@ def test_documented_settings_reach_cache_dit_as_they_are_written(foreign_folder:
 
 
 @here
+def test_a_word_for_masks_is_the_engine_s_choice_for_requests_of_any_number_of_steps(foreign_folder: Folder) -> None:
+    entry, folder = foreign("SanaPipeline"), foreign_folder("SanaPipeline")
+    choice = documented("cache_dit", {**WRITTEN, "scm_steps_mask_policy": "fast"})
+    asked, params = wish(entry, num_outputs_per_prompt=1)
+    with Omni(str(folder), config=Config(ModelConfig(str(folder), "float32", "cpu"), cache=choice)) as omni:
+        [found] = omni.generate([asked], params, progress=False)
+        [exact] = omni.generate([asked], replace(params, cache="none"), progress=False)
+        once = [
+            omni.generate([asked], replace(params, num_inference_steps=1, cache=cache), progress=False)[0].output
+            for cache in (None, "none")
+        ]
+        with pytest.raises(RequestError, match=r"drawn for 4 steps at least .* evaluated 3 times"):
+            omni.generate(asked, replace(params, num_inference_steps=3), progress=False)
+    assert torch.allclose(found.output[0], librarys(entry, folder, 7, str(choice)), atol=1e-5)
+    assert (found.output - exact.output).abs().max() > 1e-3
+    assert torch.equal(*once)
+
+
+@here
 def test_what_cache_dit_does_not_know_or_have_is_refused_by_name(
     foreign_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:

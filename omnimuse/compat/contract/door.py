@@ -39,6 +39,10 @@ def refuse_features(spec: Spec, config: Config) -> None:
             cached == "dbcache" and not spec.foreign.shares and bool(config.cache.order),
             "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
         ),
+        f"cache mask={config.cache.mask}": (
+            cached == "dbcache" and not spec.foreign.shares and bool(config.cache.mask),
+            "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
+        ),
         f"cache={cached} with ulysses or ring": (
             cached == "dbcache" and parallel.sequence > 1,
             "every rank would decide by its own tokens; leave one of them out",

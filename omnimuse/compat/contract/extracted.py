@@ -87,10 +87,11 @@ class Extracted:
         return found
 
     def _policy(self, memory: Memory) -> Policy | None:
-        """The policy of a branch, which knows how many steps there are."""
+        """The policy of a branch, which knows how many steps there are; of one, there is none to skip."""
         key = f"{NAME}.policy"
         if key not in memory.data:
-            memory.data[key] = policy_for(completed(self.choice, self.fits, memory.of), self.fits)
+            once = memory.steps == memory.of == 1
+            memory.data[key] = None if once else policy_for(completed(self.choice, self.fits, memory.of), self.fits)
         found: Policy | None = memory.data[key]
         return found
 

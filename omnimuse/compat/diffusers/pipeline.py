@@ -58,7 +58,8 @@ class CallSteps(Loop):
         return max(1, pixels // TOKEN) * branches
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
-        pipe = self._pipeline(ctx, chosen(state.request.params.cache, self.cache))
+        request = state.request
+        pipe = self._pipeline(ctx, chosen(request.params.cache, self.cache, request.evaluations))
         given = arguments(self.source, state)
         call = state["call"] = Call(lambda: pipe(**given))
         try:

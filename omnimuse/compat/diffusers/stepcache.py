@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnimuse.core.caches import CacheConfig, Fits, cache_named, completed
+from omnimuse.core.caches import OFF, CacheConfig, Fits, cache_named, completed
 from omnimuse.core.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -76,9 +76,13 @@ def settings(choice: CacheConfig) -> dict[str, Any]:
     return found
 
 
-def chosen(asked: str | None, engines: CacheConfig) -> CacheConfig:
-    """The choice of one output, complete: what its request says (which the door has completed), or the engine's."""
-    return completed(engines, FITS) if asked is None else cache_named(asked)
+def chosen(asked: str | None, engines: CacheConfig, evaluations: int) -> CacheConfig:
+    """The choice of one output of so many `evaluations`, complete: what its request says (which the door has
+    completed), or the engine's. There is no mask for one evaluation, of which nothing is skipped.
+    """
+    if asked is not None:
+        return cache_named(asked)
+    return OFF if engines.mask and evaluations == 1 else completed(engines, FITS, evaluations)
 
 
 def apart(cls: type, components: Mapping[str, Any]) -> tuple[type, dict[str, Any]]:
