@@ -314,8 +314,8 @@ ALIKE = (
     *("several", "company", "invariant", "exact", "int8", "int4", *PACKED_FILES),
     *("LoRA", "components", "layers", "sleep"),
 )
-NEVER = ("TeaCache", "ulysses", "ring", "cfg")
-"""What nothing that writes or speaks has."""
+ALONE = ("TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks", "ulysses", "ring", "cfg")
+"""What nothing has that writes or speaks alone; what draws besides skips steps of its pictures."""
 TOLD = (
     Feature("text out", "what is asked for ends with a text", also=makes("text")),
     Feature("sound out", "with a voice, alone or beside the text", also=makes("audio")),
@@ -329,7 +329,7 @@ TOLD = (
     Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
     Feature("reuse", "a beginning that was read before is not read again", also=remembers),
     *(feature for feature in FEATURES if feature.name in ALIKE),
-    *(replace(feature, paired=False) for feature in FEATURES if feature.name in NEVER),
+    *(replace(feature, paired=False) for feature in FEATURES if feature.name in ALONE),
     *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "pipe")),
     Feature(
         "attention",

@@ -280,7 +280,7 @@ def page() -> str:
         drawing, telling = (
             [Stand(family, family.build(Path(home) / family.name)) for family in asked] for asked in (DRAWING, TELLING)
         )
-        for stand in drawing:
+        for stand in (*drawing, *telling):
             measured(stand.folder)
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
         attending = families(drawing, ATTENTION, tests)

@@ -95,12 +95,13 @@ def run(args: argparse.Namespace) -> int:
     from omnimuse.worker.find import find
 
     found_model = find(config)
-    if found_model.spec.by_token:
-        raise ConfigError(f"{args.model} makes one token after the other, and no step is like the one before; leave it")
     place = args.output or place_of(found_model.checkpoint)
     check_destination(place, (".json",))
-    from omnimuse.engine.calibrate import calibrate
+    from omnimuse.engine.calibrate import calibrate, unmeasured
     from omnimuse.engine.local import start
+
+    if why := unmeasured(found_model.door):
+        raise ConfigError(f"{args.model} cannot be measured: {why}")
 
     engine = start(config)
     try:

@@ -18,7 +18,7 @@ from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.output import Done, Failed
-from omnimuse.core.request import Ask
+from omnimuse.core.request import Ask, Door
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 
@@ -57,13 +57,9 @@ def calibrate(
 
     The engine is for nothing else: its caches are left fitted. `told` receives every trial when it is made.
     """
-    if engine.door.spec.library:
-        raise ConfigError("a pipeline that a library runs has no step cache of ours; there is nothing to calibrate")
+    if why := unmeasured(engine.door):
+        raise ConfigError(why)
     watched = {cache: _watch(cache, blocks) for cache, blocks in step_caches(engine)}
-    if not watched:
-        raise ConfigError(
-            "this model makes one token after the other, and no step is like the one before: nothing can be measured"
-        )
     asks = [replace(ask, params=replace(ask.params, output_type="latent", cache="none")) for ask in asks]
     exact = [_draw(engine, ask) for ask in asks]
     whole, seen = _spent(watched), [each for observer in watched.values() for each in observer.seen]
@@ -85,6 +81,18 @@ def calibrate(
     for preset in PRESETS:  # what they mean follows from the threshold that was found
         tried(preset)
     return Calibration(replace(fits, auto=best(trials, difference)), tuple(trials))
+
+
+def unmeasured(door: Door) -> str:
+    """Why a model is not measured; empty if it can be."""
+    if door.spec.library:
+        return (
+            f"its pipeline is that of {door.spec.library}, and models of our families are measured alone; 'dbcache' "
+            "goes by no measurement, 'teacache' by what the file of such a pipeline says (docs/caches.md)"
+        )
+    if door.spec.by_token and not door.limits.draws:
+        return "it makes one token after the other, and no step is like the one before"
+    return ""
 
 
 def candidates(seen: Sequence[Seen]) -> list[str]:
@@ -174,4 +182,8 @@ def _draw(engine: Engine, ask: Ask) -> Tensor:
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Done):
-                return event.result.output
+                for medium, latents in event.result.tensors.items():
+                    if medium != "text":
+                        found: Tensor = latents
+                        return found
+                raise RequestError(f"the answer to {ask.prompt!r:.80} asks for no picture; say what to draw", "prompt")

@@ -221,11 +221,11 @@ def check(under: Build) -> None:
 def check_writing(under: Build) -> None:
     """What a model that makes one token at a time cannot be given, whatever else it is."""
     config, family = under.found.config, under.found.spec.family
-    parallel = config.parallel
+    parallel, drawn = config.parallel, under.found.door.limits.draws  # its pictures are drawn in steps like any
     if not under.found.spec.by_token:
         return
     chosen = {
-        f"cache={config.cache.kind}": (config.cache.kind != "none", "no step is like the one before"),
+        f"cache={config.cache.kind}": (config.cache.kind != "none" and not drawn, "no step is like the one before"),
         f"{parallel}": (
             parallel.ranks > parallel.tensor * parallel.pipe,
             "one token has no parts, and one branch; use tensor, pipe, or replicas",

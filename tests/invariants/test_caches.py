@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
-from omnimuse.layers.network import Network
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
-from tests.skipping import EXPERTS, counting, enough
+from tests.skipping import EXPERTS, counting, enough, measured
 
 pytestmark = pytest.mark.crossed
 
@@ -49,22 +46,6 @@ def choosing(engine: Engine, ask: Ask, choice: str) -> Ask:
     """The ask with that step cache, in which a MASK lets every third evaluation be skipped."""
     mask = ("110" * 9)[: engine.make_request(ask).evaluations]
     return with_params(ask, cache=choice.replace("MASK", mask))
-
-
-def measured(engine: Engine) -> Engine:
-    """The engine, of whose model it is known that residuals do not grow."""
-    ratios = (1.0,)
-    engine.door = replace(engine.door, fits=replace(engine.door.fits, ratios=ratios))
-    for cache in caches(engine):
-        cache.fits = replace(cache.fits, ratios=ratios)
-    return engine
-
-
-def caches(engine: Engine) -> list[StepCache]:
-    components = engine.runner.pipeline.ctx.components
-    networks = [part for name in components if isinstance(part := components.wherever(name), Network)]
-    runners = [stack.runner for network in networks for stack in network.stacks().values()]
-    return [runner for runner in runners if isinstance(runner, StepCache)]
 
 
 def test_a_step_cache_at_threshold_zero_is_off_bit_for_bit_in_company(

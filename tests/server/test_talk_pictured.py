@@ -73,6 +73,16 @@ def test_how_it_is_drawn_can_be_chosen(client: openai.OpenAI, folder: Path) -> N
     assert pixels(message.images) == result.images[0].tobytes()
 
 
+def test_steps_of_the_picture_are_skipped_for_who_chooses_a_step_cache(client: openai.OpenAI, folder: Path) -> None:
+    steps, cached = {"num_inference_steps": 5}, {"cache": "teacache,threshold=1e6"}
+    made = [asked_of(client, extra_body=steps | more).choices[0].message for more in ({}, cached)]
+    exact, drawn = (pixels(message.images) for message in made)
+    with Omni(str(folder), dtype="float32", device="cpu") as omni:
+        how: Any = steps | cached
+        [result] = omni.generate([SAID], GREEDY, progress=False, **how)
+    assert drawn == result.images[0].tobytes() != exact
+
+
 def test_who_wants_text_alone_has_that(client: openai.OpenAI, expected: tuple[str, bytes]) -> None:
     message = asked_of(client, modalities=["text"]).choices[0].message
     assert message.content == expected[0]

@@ -20,9 +20,7 @@ from omnimuse.models.z_image import spec as z_image
 WRITER, WORDS = "model", "words"
 """The language model, and its tokenizer; the other components are those that draw."""
 MARKS = "draw_token_ids"
-REFUSES = {
-    name: entries.REFUSES[name] for name in ("max_sequence_length", "cache")
-}  # of a request; the engine refuses a step cache, too
+REFUSES = {"max_sequence_length": entries.REFUSES["max_sequence_length"]}
 
 
 def marks(configs: Configs) -> tuple[int, int]:

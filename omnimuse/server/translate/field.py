@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omnimuse.core.caches import BY_NAME
+
 Shape = Literal[
     "text", "whole", "real", "flag", "choice", "size", "resolution", "background", "seconds", "object", "list", "file",
     "urls", "picture", "clip", "margins", "seed", "adapters", "texts", "one", "deadline",
@@ -82,6 +84,20 @@ ADAPTERS = (
     Field("loras", "adapters", "loras", "as `lora`"),
 )
 """Likewise."""
+STEP_CACHE = (
+    Field(
+        "cache",
+        "text",
+        "cache",
+        f"skip work while little changes: {', '.join(BY_NAME)}, with settings as in docs/caches.md; in place of the "
+        "server's choice",
+        longest=MAX_WORD,
+    ),
+    Field("enable_teacache", "flag", "teacache", "true is `cache` with teacache; false asks for nothing (SG)"),
+    Field("enable_cache_dit", "flag", "cache_dit", "true is `cache` with dbcache; false asks for nothing (SG)"),
+    Field("cache_dit_params", "object", "cache_settings", "cache-dit's settings, such as Fn_compute_blocks (SG)"),
+)
+"""Of every endpoint that draws."""
 
 
 def refused(note: str, *names: str, neutral: tuple[Any, ...] = ()) -> tuple[Field, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omnimuse.core.caches import BY_NAME
 from omnimuse.core.flow import SCHEDULERS
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.server.translate.field import (
@@ -19,6 +18,7 @@ from omnimuse.server.translate.field import (
     HARMLESS,
     MAX_OUTPUTS,
     MAX_WORD,
+    STEP_CACHE,
     Field,
     Kind,
     refused,
@@ -87,17 +87,7 @@ SHARED: tuple[Field, ...] = (
         warns="noise comes from a generator on the CPU here: a seed gives another picture than with one there",
     ),
     *ADAPTERS,
-    Field(
-        "cache",
-        "text",
-        "cache",
-        f"skip work while little changes: {', '.join(BY_NAME)}, with settings as in docs/caches.md; in place of the "
-        "server's choice",
-        longest=MAX_WORD,
-    ),
-    Field("enable_teacache", "flag", "teacache", "true is `cache` with teacache; false asks for nothing (SG)"),
-    Field("enable_cache_dit", "flag", "cache_dit", "true is `cache` with dbcache; false asks for nothing (SG)"),
-    Field("cache_dit_params", "object", "cache_settings", "cache-dit's settings, such as Fn_compute_blocks (SG)"),
+    *STEP_CACHE,
     *refused(_START, "vae_use_slicing", "vae_use_tiling"),
     *refused("trajectories for training are not recorded", "rollout", "return_trajectory_latents"),
     *refused("trajectories for training are not recorded", "rollout_sde_type", neutral=("sde",)),

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnimuse.core.messages import MAX_WRITTEN
-from omnimuse.server.translate.field import ADAPTERS, BLOCKS, DEADLINE, HARMLESS, MAX_OUTPUTS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import (
+    ADAPTERS,
+    BLOCKS,
+    DEADLINE,
+    HARMLESS,
+    MAX_OUTPUTS,
+    MAX_WORD,
+    STEP_CACHE,
+    Field,
+    refused,
+)
 
 MAX_STOPS = 16
 """Texts that may end an answer; OpenAI has four."""
@@ -77,7 +87,6 @@ _WRITING: tuple[Field, ...] = (
     *refused("a text has no scheme that it keeps to", "guided_choice", "guided_grammar", "response_format",
              neutral=({"type": "text"},)),
     *ADAPTERS,
-    *refused("no step of a text can be skipped", "cache"),
 )  # fmt: skip
 """What both know."""
 
@@ -95,6 +104,7 @@ TALK: tuple[Field, ...] = (
     Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps of that picture (ours)"),
     Field("guidance_scale", "real", "guidance_scale", "how strongly its prompt steers that picture (ours)"),
     Field("partial_images", "whole", "partial_images", "looks at that picture, in a stream (ours)", low=0, high=3),
+    *STEP_CACHE,
     Field("audio", "object", "audio", 'how an answer sounds: {"voice": ..., "format": "wav"}; in a stream "pcm16"'),
     Field(
         "use_audio_in_video",
@@ -132,5 +142,6 @@ COMPLETION: tuple[Field, ...] = (
     *refused("the answer is what comes after the prompt", "echo", "suffix"),
     *refused(_NO_SCORES, "logprobs"),
     *refused(_NO_SCORES, "prompt_logprobs"),
+    *refused("no step of a text can be skipped", "cache"),
 )
 """/v1/completions."""

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -75,6 +76,15 @@ def test_a_mask_for_another_number_of_steps_is_refused_before_anything_is_drawn(
     assert main([*words, "-o", str(tmp_path / "x.png")]) == 2
     assert "is for 5 steps and the network is evaluated 4 times" in (said := capsys.readouterr().err)
     assert "encode" not in said
+
+
+def test_a_pipeline_of_a_library_is_refused_with_the_caches_that_it_may_have(
+    foreign_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["-o", str(tmp_path / "cache.json")]
+    assert main(["calibrate", str(foreign_folder("SanaPipeline")), *where]) == 2
+    assert "its pipeline is that of diffusers" in (said := capsys.readouterr().err) and "'dbcache'" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from omnimuse.core.caches import cache_named
 from omnimuse.core.config import AttentionConfig
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.output import Chunk, Event, Preview, Progress, Result
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
 from omnimuse.core.spec import OPTIONS
+from omnimuse.engine.calibrate import calibrate
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.models.talk_and_draw.spec import marks
@@ -24,7 +27,9 @@ from omnimuse.worker.explain import explain
 from tests.checkpoints import qwen3, talk_and_draw
 from tests.invariants.conftest import config, drain, results, submit
 from tests.once import Once
+from tests.skipping import counting, measured
 
+shows = partial(pytest.mark.shows, families=["TalkAndDrawPipeline"])
 MARKED = Ask(
     {"prompt": qwen3.PROMPTS[0]},
     make_params(DiffusionParams(seed=7, output_type="pt"), {**qwen3.CHOICES[0]}),
@@ -85,6 +90,43 @@ def test_a_backend_of_attention_is_that_of_what_draws(engine: Engine, folder: Pa
     other.close()
     assert found.written[0].tokens == expected.written[0].tokens
     assert torch.allclose(found.tensors["image"], expected.tensors["image"], atol=1e-5)
+
+
+SKIPPING = (
+    pytest.param("teacache,threshold=1e6", marks=shows("TeaCache", "company")),
+    pytest.param("dbcache,threshold=9,warm_up=2", marks=shows("DBCache", "company")),
+    pytest.param("taylorseer,threshold=9,warm_up=2", marks=shows("TaylorSeer", "company")),
+    pytest.param("magcache,threshold=9,warm_up=1", marks=shows("MagCache", "company")),
+    pytest.param("dbcache,first=0,forced=true,mask=11010", marks=shows("step masks", "company")),
+)
+
+
+@pytest.mark.parametrize("choice", SKIPPING)
+def test_a_step_cache_skips_steps_of_the_picture_and_leaves_its_words_as_they_are(
+    engine: Engine, folder: Path, choice: str
+) -> None:
+    plain, cached = chosen(num_inference_steps=5), chosen(num_inference_steps=5, cache=choice)
+    [exact], [alone] = run(engine, plain), run(measured(engine), cached)
+    with counting(engine) as skipped:
+        found = run(engine, cached, plain)
+    other = measured(start(config(folder, cache=cache_named(choice))))
+    with counting(other) as of_all:
+        found += run(other, plain)
+    other.close()
+    assert sorted(map(bool, skipped.values())) == [False, True] and all(of_all.values())
+    assert all(result.written[0].tokens == exact.written[0].tokens for result in (alone, *found))
+    for result, expected in zip(found, (alone, exact, alone), strict=True):
+        assert torch.allclose(result.tensors["image"], expected.tensors["image"], atol=1e-5)
+    assert not torch.allclose(alone.tensors["image"], exact.tensors["image"], atol=1e-4)
+
+
+def test_it_is_measured_for_its_step_caches_by_the_pictures_that_answers_ask_for(folder: Path) -> None:
+    made, told = start(config(folder)), chosen(num_inference_steps=5)
+    found = calibrate(made, [told], 1e6)
+    assert found.fits.auto != "none" and min(trial.work for trial in found.trials) < 0.9
+    with pytest.raises(RequestError, match=r"asks for no picture; say what to draw"):
+        calibrate(made, [chosen(max_tokens=4)], 1e6)
+    made.close()
 
 
 def test_text_comes_while_it_is_written_and_the_picture_after_it(engine: Engine) -> None:
