@@ -120,6 +120,15 @@ def test_a_cache_that_skips_draws_the_same_first_and_later_and_in_any_company(
         assert (first[0] - plain[0]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
+@pytest.mark.parametrize("kind", ["auto", "magcache"])
+def test_a_cache_that_goes_by_what_is_measured_of_a_model_is_refused_with_those_that_are_there(
+    folder: Path, arch: str, kind: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"cache='{kind}' is not there for this model; use one of dbcache"):
+        build_engine(config(folder, arch, cache=CacheConfig(kind)))
+
+
 def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
     refused = [
         (

@@ -17,9 +17,11 @@ from omnimuse.compat.contract.blocks import DECLARED, ContractStack, stacked
 from omnimuse.compat.contract.offloaded import Passed, offload, planned, take_turns
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.door import Place
+from omnimuse.core.caches import KINDS, Fits
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Cut
+from omnimuse.core.plugins import CACHES, brought
 from omnimuse.layers.compiled import Backend
 from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import SEQUENCE, Axis, Mesh
@@ -120,9 +122,10 @@ def compile_blocks(
 
 
 def step_cache(stacks: Mapping[str, ContractStack], place: Place, passed: Passed) -> None:
-    """A step cache around every stack of blocks."""
+    """A step cache around every stack of blocks: of the kinds that go by nothing that was measured of a model."""
+    fits = Fits(only=("dbcache", *brought(CACHES, KINDS)))
     for label, stack in stacks.items():
-        stack.runner = StepCache(place.config.cache, inner=stack.runner)
+        stack.runner = StepCache(place.config.cache, fits, stack.runner)
         stack.whole = True
         if why := too_few(stack.runner.default, len(stack.blocks())):
             raise ConfigError(f"{label}: {why}")
