@@ -157,6 +157,7 @@ class Fits:
     `auto` is the choice that `auto` stands for. `blocks` are those of the stack that a cache is around, the fewest of
     several networks; 0 before the network is built. `dbcache` and `magcache` are the thresholds that suit those kinds,
     the documented ones where none were measured. `flaw` says what is wrong with the file that was to tell all this.
+    `experts` are the networks that take turns, where there are several: each has a polynomial and ratios of its own.
     """
 
     tea: TeaFit = TeaFit()
@@ -167,6 +168,12 @@ class Fits:
     dbcache: float = 0.24
     magcache: float = 0.06
     flaw: str = ""
+    experts: tuple[tuple[str, Fits], ...] = ()
+
+    def of(self, network: str) -> Fits:
+        """What is known of one `network`: all this, with its own polynomial and ratios, if it has some."""
+        own = dict(self.experts).get(network, self)
+        return replace(self, tea=replace(self.tea, coefficients=own.tea.coefficients), ratios=own.ratios)
 
     def __post_init__(self) -> None:
         if not all(0 <= ratio < math.inf for ratio in self.ratios):

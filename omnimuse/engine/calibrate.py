@@ -59,13 +59,15 @@ def calibrate(
     """
     if why := unmeasured(engine.door):
         raise ConfigError(why)
-    watched = {cache: _watch(cache, blocks) for cache, blocks in step_caches(engine)}
+    watched = {name: _watch(cache, blocks) for name, cache, blocks in step_caches(engine)}
     asks = [replace(ask, params=replace(ask.params, output_type="latent", cache="none")) for ask in asks]
     exact = [_draw(engine, ask) for ask in asks]
     whole, seen = _spent(watched), [each for observer in watched.values() for each in observer.seen]
     if not seen:
         raise RequestError("one step has nothing to compare with; use at least 2", "num_inference_steps")
-    fits = Fits(TeaFit(polynomial(seen)), ratios(seen))
+    fits = fitted(seen)
+    if len(own := {name: observer.seen for name, observer in watched.items() if observer.seen}) > 1:
+        fits = replace(fits, experts=tuple((name, fitted(steps)) for name, steps in own.items()))
     fit(engine, fits)
     trials = list[Trial]()
 
@@ -81,6 +83,11 @@ def calibrate(
     for preset in PRESETS:  # what they mean follows from the threshold that was found
         tried(preset)
     return Calibration(replace(fits, auto=best(trials, difference)), tuple(trials))
+
+
+def fitted(seen: Sequence[Seen]) -> Fits:
+    """The polynomial and the ratios that suit what was seen."""
+    return Fits(TeaFit(polynomial(seen)), ratios(seen))
 
 
 def unmeasured(door: Door) -> str:
@@ -144,19 +151,20 @@ def best(trials: Sequence[Trial], difference: float) -> str:
 def fit(engine: Engine, fits: Fits) -> None:
     """From now on `fits` are what `engine` knows of its model."""
     engine.door = replace(engine.door, fits=replace(fits, blocks=engine.door.fits.blocks))
-    for cache, _ in step_caches(engine):
-        cache.fits = fits
+    for name, cache, _ in step_caches(engine):
+        cache.fits = fits.of(name)
 
 
-def step_caches(engine: Engine) -> Iterator[tuple[StepCache, int]]:
-    """The step cache of every network, and how many blocks it is around."""
+def step_caches(engine: Engine) -> Iterator[tuple[str, StepCache, int]]:
+    """The step cache of every network, by its name, and how many blocks it is around."""
     components = engine.runner.pipeline.ctx.components
-    for component in map(components.wherever, components):
+    for name in components:
+        component = components.wherever(name)
         if not isinstance(component, Network):
             continue
         stack = list(component.stacks().values())[-1]
         if isinstance(stack.runner, StepCache):  # not where it writes one token after the other
-            yield stack.runner, len(stack.blocks())
+            yield name, stack.runner, len(stack.blocks())
 
 
 def _watch(cache: StepCache, blocks: int) -> Observer:
@@ -165,7 +173,7 @@ def _watch(cache: StepCache, blocks: int) -> Observer:
     return observer
 
 
-def _spent(watched: dict[StepCache, Observer]) -> int:
+def _spent(watched: dict[str, Observer]) -> int:
     """The blocks that ran since the last call."""
     total = sum(observer.work for observer in watched.values())
     for observer in watched.values():

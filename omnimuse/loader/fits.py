@@ -56,6 +56,7 @@ def read_fits(path: Path, arch: str = "") -> Fits:
             str(content.get("auto")),
             dbcache=_number(content.get("dbcache", Fits.dbcache), "dbcache"),  # earlier versions wrote neither of these
             magcache=_number(content.get("magcache", Fits.magcache), "magcache"),
+            experts=_experts(content.get("experts", {})),
         )
         if cache_named(fits.auto).kind == "auto":
             raise ValueError("its choice is to be chosen by itself")
@@ -71,6 +72,7 @@ def read_fits(path: Path, arch: str = "") -> Fits:
 
 def write_fits(path: Path, fits: Fits, about: Mapping[str, Any], of: str = "") -> None:
     """Write `fits` of a model of class `of` as a whole file, or none; `about` tells people how they were measured."""
+    experts = {name: {"coefficients": own.tea.coefficients, "ratios": own.ratios} for name, own in fits.experts}
     content = {
         "of": of,
         "coefficients": fits.tea.coefficients,
@@ -79,10 +81,19 @@ def write_fits(path: Path, fits: Fits, about: Mapping[str, Any], of: str = "") -
         "dbcache": fits.dbcache,
         "magcache": fits.magcache,
         "auto": fits.auto,
+        "experts": experts or "",
         "measured": about,
     }
     write_whole(
         path, (json.dumps({name: each for name, each in content.items() if each != ""}, indent=1) + "\n").encode()
+    )
+
+
+def _experts(given: object) -> tuple[tuple[str, Fits], ...]:
+    if not isinstance(given, dict) or not all(isinstance(own, dict) for own in given.values()):
+        raise ValueError("its experts are no table of tables")
+    return tuple(
+        (str(name), Fits(TeaFit(_numbers(own, "coefficients")), _numbers(own, "ratios"))) for name, own in given.items()
     )
 
 

@@ -29,6 +29,6 @@ def check_cache(under: Build) -> None:
 def step_cache(under: Build) -> None:
     """A step cache around the last stack of each network, where most of the time goes: requests may choose one."""
     choice, fits = under.found.config.cache, under.found.door.fits
-    for network in under.drawing.values():
+    for name, network in under.drawing.items():
         stack = list(network.stacks().values())[-1]
-        stack.runner = StepCache(choice, fits, stack.runner)
+        stack.runner = StepCache(choice, fits.of(name), stack.runner)

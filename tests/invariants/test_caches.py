@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,10 @@ from torch import Tensor
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Ask
+from omnimuse.engine.calibrate import calibrate, step_caches
 from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.loader.fits import NAME, write_fits
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
 from tests.skipping import EXPERTS, counting, enough, measured
@@ -89,6 +95,21 @@ def test_each_of_two_experts_skips_steps_by_every_kind_of_cache(subject: Subject
     with counting(shared, network) as skipped:
         run(shared, *asks)
     assert len(skipped) == len(asks) and all(skipped.values())
+
+
+@of([family for family in FAMILIES if enough(family) is EXPERTS])
+def test_each_of_two_experts_is_measured_and_judged_by_its_own_steps(subject: Subject, tmp_path: Path) -> None:
+    alone = replace(subject, folder=shutil.copytree(subject.folder, tmp_path / "model"))
+    engine = start(alone.config())
+    fits = calibrate(engine, [subject.ask(0, **EXPERTS)], 1e6).fits
+    engine.close()
+    write_fits(alone.folder / NAME, fits, {})
+    engine = start(alone.config())
+    found = {name: (cache.fits.tea.coefficients, cache.fits.ratios) for name, cache, _ in step_caches(engine)}
+    engine.close()
+    assert found == {name: (own.tea.coefficients, own.ratios) for name, own in fits.experts}
+    first, second = found.values()
+    assert first != second and len(first[1]) == len(second[1]) == 3
 
 
 def test_pausing_a_request_that_skips_and_resuming_it_changes_no_bit(subject: Subject, shared: Engine) -> None:

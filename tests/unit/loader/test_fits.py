@@ -15,6 +15,9 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.fits import NAME, measured_fits, place_of, read_fits, write_fits
 
 FITS = Fits(TeaFit((1.5, -0.1), 0.3), (1.0, 1.1, 0.9), "taylorseer,threshold=0.1", dbcache=0.1, magcache=0.02)
+EXPERTS = replace(
+    FITS, experts=(("transformer", Fits(TeaFit((2.0,)), (1.0, 2.0))), ("transformer_2", Fits(TeaFit((3.0,)), (1.0,))))
+)
 PUBLISHED = Fits(TeaFit((9.0,), 0.9))
 
 
@@ -28,6 +31,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_fits(tmp_path / "a" / "cache.json", FITS, {"prompts": ["x"]})
     assert read_fits(tmp_path / "a" / "cache.json") == FITS
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["cache.json"]
+
+
+def test_each_of_several_networks_has_its_own_polynomial_and_ratios_and_all_else_is_shared(tmp_path: Path) -> None:
+    write_fits(tmp_path / NAME, EXPERTS, {})
+    assert (found := read_fits(tmp_path / NAME)) == EXPERTS
+    assert found.of("transformer_2") == replace(EXPERTS, tea=TeaFit((3.0,), 0.3), ratios=(1.0,))
+    assert found.of("another") == EXPERTS
 
 
 def test_a_file_of_an_earlier_version_has_the_documented_thresholds(tmp_path: Path) -> None:
@@ -65,6 +75,9 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
         {"threshold": 10**350},
         {"coefficients": "12"},
         {"ratios": "x"},
+        {"experts": []},
+        {"experts": {"transformer": []}},
+        {"experts": {"transformer": {"coefficients": [1.0]}}},
         {"ratios": [float("nan")]},
         {"ratios": [True]},
         {"auto": "slow"},
