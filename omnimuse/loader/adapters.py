@@ -199,9 +199,9 @@ class Reader:
 
     def _placed(self, source: str, layer: str, dtype: torch.dtype, tensor: Tensor) -> Tensor:
         """On the device, in the format of the layer. Its numbers are looked at before, and a GPU takes them over while
-        the host goes on.
+        the host goes on. A copy: a part of the file that is mapped would keep the whole of it.
         """
-        mine = tensor.to(dtype).contiguous()
+        mine = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
         _check_room(source, layer, mine)
         if self._device.type == "cuda":
             mine = mine.pin_memory()

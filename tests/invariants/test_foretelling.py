@@ -133,6 +133,7 @@ def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request 
 
     def foretold_of(each: Request) -> float:
         shared.foretelling.learn(each)
+        shared.runner.memo.clear()  # what is tried is encoded anew, too
         took = most_allocated(torch.device("cpu"), partial(draw, each))
         assert took is not None
         return shared.foretelling.takes(each, 0) / max(took.values())
@@ -140,7 +141,8 @@ def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request 
     usual, found = foretold_of(plain), foretold_of(request)  # a solver may remember more than of a single step
     assert 0.95 * min(1.0, usual) < found < 1.1 * max(1.0, usual)
     without, stages = map(shared.foretelling.by_stage, (plain, request))
-    assert 0 < 0.95 * max(held) < max(stages[name] - without.get(name, 0) for name in stages)
+    grown = max(stages[name] - without.get(name, 0) for name in stages)
+    assert 0 < max(held) < 4 * grown, "less than all where what comes before the first step takes more than a step"
 
 
 @pytest.mark.crossed

@@ -23,7 +23,7 @@ from omnimuse.core.output import Failed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
-from omnimuse.engine.engine import Engine, try_part
+from omnimuse.engine.engine import Engine, try_on, try_part
 from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.needs import Need
@@ -533,6 +533,15 @@ def wearing(request: Request, id_: str, *files: str) -> Request:
     return replace(request, id=id_, params=replace(request.params, loras=loras_of(files)))
 
 
+def test_an_adapter_takes_what_torch_has_for_it_once_it_was_read(adapters: tuple[list[str], int]) -> None:
+    """It kept the whole file, which was mapped."""
+    files, size = adapters
+    with contextlib.closing(start(Config(SHAPES))) as engine:
+        events = recorded_events(lambda: try_on(engine, loras_of(files) or ()))
+        took = sum(bytes_ for _, bytes_ in allocated(events))
+        assert engine.runner.pipeline.ctx.adapters.nbytes == 2 * size == pytest.approx(took, rel=0.01)
+
+
 def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears_them(
     adapters: tuple[list[str], int],
 ) -> None:
@@ -570,7 +579,8 @@ def test_what_a_paused_request_wears_stays_and_takes_room_unless_somebody_else_w
     names, kept = ("first", "second"), list[int]()
     for name in names:
         engine.submit(wearing(request, name, one))
-    tick(engine)
+    while not engine.runner.states:  # its size is learnt first
+        tick(engine)
     for name in names:
         engine.pause(name)
         tick(engine)
