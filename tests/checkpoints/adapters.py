@@ -30,7 +30,8 @@ def layers_of(folder: Path, component: str = "transformer") -> dict[str, tuple[i
     if not (folder / "model_index.json").exists():
         return _of_blocks(folder)
     library, kind = json.loads((folder / "model_index.json").read_text())[component]
-    source = transformers if library == "transformers" else diffusers  # which names a pipeline's own folder, too
+    own = {"diffusers": diffusers, "transformers": transformers}  # else a pipeline's own folder
+    source = own.get(library) or getattr(diffusers.pipelines, library)
     with torch.device("meta"):
         module = _empty(getattr(source, kind), folder / component)
     return {

@@ -136,18 +136,25 @@ def results(engine: Engine, events: list[Event], ids: list[str]) -> list[Result]
     return [present(done[id_], engine.door.limits) for id_ in ids]
 
 
-def runs_of_blocks(engine: Engine, result: Result) -> int:
-    """How often stacks of its networks ran, all together; every block of one as often as the others, each time with
-    bytes that were held.
-    """
-    components, ran = engine.runner.pipeline.ctx.components, 0
+def blocks_of(engine: Engine) -> Iterator[list[str]]:
+    """What blocks are called, for each stack of all its networks."""
+    components = engine.runner.pipeline.ctx.components
     for name in components:
         network = components.wherever(name)
         for stack in network.stacks().values() if isinstance(network, Network) else ():
             paths = {id(part): path for path, part in network.named_modules()}
-            runs = {len(result.blocks.get(f"{name}.{paths[id(block)]}", ())) for block in stack.blocks()}
-            assert len(runs) == 1, "every block of a stack runs as often as the others"
-            ran += runs.pop()
+            yield [f"{name}.{paths[id(block)]}" for block in stack.blocks()]
+
+
+def runs_of_blocks(engine: Engine, result: Result) -> int:
+    """How often stacks of its networks ran, all together; every block of one as often as the others, each time with
+    bytes that were held.
+    """
+    ran = 0
+    for names in blocks_of(engine):
+        runs = {len(result.blocks.get(name, ())) for name in names}
+        assert len(runs) == 1, "every block of a stack runs as often as the others"
+        ran += runs.pop()
     assert {name: len(held) for name, held in result.blocks_held.items()} == {
         name: len(runs) for name, runs in result.blocks.items()
     }

@@ -51,6 +51,9 @@ test_pausing_resuming_and_cancelling_in_any_order_harms_nobody = (
 test_neither_previews_nor_who_times_blocks_changes_the_result = (
     every.test_neither_previews_nor_who_times_blocks_changes_the_result
 )
+test_a_recording_changes_nothing_and_names_all_steps_and_blocks = (
+    every.test_a_recording_changes_nothing_and_names_all_steps_and_blocks
+)
 test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures = (
     every.test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures
 )

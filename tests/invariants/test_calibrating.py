@@ -26,6 +26,7 @@ def apart(new: Tensor, old: Tensor) -> float:
     return float((new - old).norm() / old.norm())
 
 
+@pytest.mark.shows("auto")
 def test_what_is_measured_of_a_model_is_read_beside_it_and_drawn_by(subject: Subject, tmp_path: Path) -> None:
     measured = replace(subject, folder=shutil.copytree(subject.folder, tmp_path / "model"))
     asks = [subject.ask(0, num_inference_steps=5, strength=None, seed=seed) for seed in (7, 8, 9)]

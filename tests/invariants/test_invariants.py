@@ -7,6 +7,8 @@ equal bit for bit has its own file, `test_tiers.py`.
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,6 +43,7 @@ from tests.checkpoints.families import ALLROUNDERS, FAMILIES, NETWORKS, SPEAKERS
 from tests.checkpoints.wishes import photo
 from tests.invariants.conftest import (
     Subject,
+    blocks_of,
     drain,
     of,
     outputs,
@@ -275,6 +278,7 @@ def test_a_step_costs_the_tokens_of_its_rows_and_decoding_is_not_charged_as_deno
 
 
 @pytest.mark.crossed
+@pytest.mark.shows("block timings", "previews")
 def test_neither_previews_nor_who_times_blocks_changes_the_result(subject: Subject, shared: Engine) -> None:
     [expected] = run(shared, subject.ask(0))
     [id_] = submit(shared, replace(subject.ask(0, previews=1), blocks=True))
@@ -282,6 +286,22 @@ def test_neither_previews_nor_who_times_blocks_changes_the_result(subject: Subje
     assert torch.equal(outputs(events, id_), expected)
     [result] = [event.result for event in events if isinstance(event, Done)]
     assert runs_of_blocks(shared, result)
+
+
+@pytest.mark.crossed
+@pytest.mark.shows("recording")
+def test_a_recording_changes_nothing_and_names_all_steps_and_blocks(
+    subject: Subject, shared: Engine, tmp_path: Path
+) -> None:
+    [expected] = run(shared, subject.ask(0))
+    shared.record()
+    [found] = run(shared, subject.ask(0))
+    [trace] = shared.end_recording(tmp_path / "trace.json.gz")
+    assert torch.equal(found, expected)
+    named = {str(event.get("name")) for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    steps = shared.make_request(subject.ask(0)).evaluations
+    assert {f"step {number} of {steps}" for number in range(1, steps + 1)} <= named
+    assert any(named.issuperset(names) for names in blocks_of(shared)), "those of a network that ran"
 
 
 PADDING = [

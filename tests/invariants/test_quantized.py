@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,16 @@ from torch import Tensor, nn
 
 from omnimuse.core.config import OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
 from omnimuse.layers.compiled import CompiledRunner
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
+from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import QuantizedLinear, quantized_layers
+from omnimuse.worker import build
 from omnimuse.worker.compiler import prepare
+from omnimuse.worker.pack import pack_checkpoint
+from omnimuse.worker.quantize import packable
 from tests.checkpoints.families import BLOCKS
 from tests.invariants.conftest import Subject, of, run, with_params
 from tests.invariants.test_caches import OFF, SKIPPING, asks_of, measured
@@ -61,6 +67,24 @@ def test_packed_weights_draw_nearly_what_float32_draws(
     asks = [subject.ask(i) for i in range(2)]
     for found, expected in zip(run(engine, *asks), run(shared, *asks), strict=True):
         assert 0 < distance(found, expected) < FAR[scheme], "0: nothing was packed"
+
+
+@pytest.mark.shows("packed once")
+def test_a_folder_that_is_packed_once_draws_to_the_bit_what_packing_at_every_start_draws(
+    subject: Subject, engine_with: Make, tmp_path: Path
+) -> None:
+    """With its text encoders, where these have blocks."""
+    under = build.run(build.begin(subject.config(), Mesh.single()), (build.construct, build.formats))
+    encoders = [name for name in under.modules if name.startswith("text_encoder")]
+    able = [name for name in encoders if packable(under.modules[name], under.formats[name])]
+    under.resources.close()
+    quantize = QuantConfig({"": "int8", **dict.fromkeys(able, "int8")})
+    pack_checkpoint(subject.config(quantize=quantize), tmp_path / "packed")
+    packed = start(replace(subject, folder=tmp_path / "packed").config())
+    asks = subject.asks()[:2]
+    for found, expected in zip(run(packed, *asks), run(engine_with(quantize=quantize), *asks), strict=True):
+        assert torch.equal(found, expected)
+    packed.close()
 
 
 def test_every_linear_layer_of_the_blocks_is_packed(engine_with: Make) -> None:

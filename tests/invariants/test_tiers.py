@@ -68,10 +68,8 @@ def strangers(engine: Engine, asks: list[Ask]) -> dict[str, list[Tensor]]:
     ("dtype", "threads"),
     [
         ("float32", 2),
-        *(
-            pytest.param(*machine, marks=pytest.mark.slow)
-            for machine in (("float32", 1), ("float32", 4), ("bfloat16", 2))
-        ),
+        *(pytest.param(*machine, marks=pytest.mark.slow) for machine in (("float32", 1), ("float32", 4))),
+        pytest.param("bfloat16", 2, marks=(shows("bfloat16"), pytest.mark.slow)),
     ],
 )
 def test_in_company_is_alone_bit_for_bit_while_forwards_are_shared(subject: Subject, dtype: str, threads: int) -> None:

@@ -67,11 +67,11 @@ def asked(engine: Engine, result: Result) -> str:
     return words.strip()
 
 
-@pytest.mark.shows("text out", "picture out", "company", families=["TalkAndDrawPipeline"])
+@pytest.mark.shows("text out", "picture out", "company", "scheduler", families=["TalkAndDrawPipeline"])
 def test_the_picture_is_the_one_that_its_components_draw_of_the_same_words_and_seed(
     engine: Engine, folder: Path, tmp_path: Path
 ) -> None:
-    plain, other = chosen(), chosen(num_inference_steps=4, height=48, guidance_scale=0.0)
+    plain, other = chosen(), chosen(num_inference_steps=4, height=48, guidance_scale=0.0, scheduler="heun")
     found = [*run(engine, plain), *run(engine, other), *run(engine, plain, other, chosen(max_tokens=4), chosen(seed=9))]
     alone = start(config(talk_and_draw.drawing(folder, tmp_path / "alone")))
     expected = run(alone, *(Ask(asked(engine, found[0]), replace(ask.params, extra=None)) for ask in (plain, other)))
@@ -129,13 +129,14 @@ def test_it_is_measured_for_its_step_caches_by_the_pictures_that_answers_ask_for
     made.close()
 
 
+@pytest.mark.shows("text out", "picture out", "previews", families=["TalkAndDrawPipeline"])
 def test_text_comes_while_it_is_written_and_the_picture_after_it(engine: Engine) -> None:
     [id_] = submit(engine, replace(chosen(output_type="pil"), previews=1))
     events: list[Event] = drain(engine)
     [result] = results(engine, events, [id_])
     kinds = [type(event) for event in events if isinstance(event, Chunk | Preview)]
     drawn = [e.step for e in events if isinstance(e, Progress) and e.stage == "denoise" and e.steps == 3]
-    assert kinds == sorted(kinds, key=[Chunk, Preview].index)
+    assert {*kinds} == {Chunk, Preview} and kinds == sorted(kinds, key=[Chunk, Preview].index)
     assert drawn == [1, 2, 3]
     assert [part.medium for part in result.parts[0]] == ["text", "image"]
     assert result.images[0].size == (48, 32)
