@@ -42,10 +42,9 @@ EVERYWHERE = (
 """In these, weights are cut by the family's own plan, and rows and tokens by its conditions."""
 Tick = Callable[[], Sequence[Event] | None]
 DIVISIONS = {
-    "QwenImagePipeline": (*EVERYWHERE, ParallelConfig(cfg=2)),
-    **{family.name: (ParallelConfig(tensor=2),) for family in WIDER},
+    name: (*EVERYWHERE, ParallelConfig(cfg=2)) for name in ("QwenImagePipeline", *(family.name for family in WIDER))
 }
-"""Where it is another choice: what reads and draws with one network shares the parts of its layers."""
+"""Of these guidance, too."""
 WITHOUT_WORDS = {"read", "denoise"}
 """Loops in which that network says no words."""
 
