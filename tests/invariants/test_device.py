@@ -6,7 +6,7 @@ The device is that of `tests/second_device.py`.
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +24,12 @@ from omnimuse.engine.engine import Engine
 from tests.carrying import three
 from tests.checkpoints.families import FAMILIES
 from tests.invariants import test_lora
-from tests.invariants.conftest import Subject, drain, of, outputs, run, submit, tick, with_params
+from tests.invariants.conftest import Subject, drain, nap, of, outputs, run, submit, tick, with_params
 from tests.invariants.test_caches import asks_of, choosing, measured
 from tests.invariants.test_pools import through
 from tests.second_device import Lanes, SecondDevice, moved
 from tests.skipping import ENOUGH, counting
-from tests.waits import Waits, long_asks, loops, waits_of_steps
+from tests.waits import Waits, long_asks, loops, ticking, waits_of_steps
 
 pytestmark = pytest.mark.crossed
 
@@ -53,7 +53,7 @@ def pictures(subject: Subject) -> list[Ask]:
 
 def waits(engine: Engine, device: SecondDevice, *asks: Ask) -> Waits:
     submit(engine, *asks)
-    return waits_of_steps(engine.runner, device, lambda: None if engine.idle else engine.tick())
+    return waits_of_steps(engine.runner, device, ticking(engine))
 
 
 def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with: Make, device: SecondDevice) -> None:
@@ -113,6 +113,37 @@ def test_previews_come_from_the_second_device(subject: Subject, engine_with: Mak
     events = drain(engine)
     assert any(isinstance(event, Preview) for event in events)
     assert torch.equal(outputs(events, id_), expected)
+
+
+@pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
+def test_who_waits_and_who_has_begun_when_weights_leave_the_second_device_are_drawn_as_by_the_cpu(
+    subject: Subject, engine_with: Make, device: SecondDevice, offload: str
+) -> None:
+    """And when they are back, no step makes the host wait."""
+    engine, asks = engine_with(schedule=FAST), long_asks(subject)
+    expected, _ = rested(engine, device, asks, lambda engine: None)
+    found, waited = rested(moved(engine, device, offload), device, asks, nap)
+    assert waited["denoise"] and [waits for _, waits in waited["denoise"] if waits] == []
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def rested(
+    engine: Engine, device: SecondDevice, asks: Sequence[Ask], rest: Callable[[Engine], None]
+) -> tuple[list[Tensor], Waits]:
+    """What all of them become, the first of which waits while the others are drawn, and what these waited for after a
+    `rest` behind their first step.
+    """
+    [first] = submit(engine, asks[0])
+    events = tick(engine)
+    engine.pause(first)
+    events += tick(engine)
+    others = submit(engine, *asks[1:])
+    events += tick(engine)
+    rest(engine)
+    waited = waits_of_steps(engine.runner, device, ticking(engine, events))
+    engine.resume(first)
+    events += drain(engine)
+    return [outputs(events, id_) for id_ in (first, *others)], waited
 
 
 def everything(subject: Subject, adapters: tuple[Path, Path]) -> list[Ask]:
