@@ -5,7 +5,8 @@ of the CPU, as those of an accelerator do, and can be read only by a transfer. S
 on the wrong device and a hidden wait of the host are found on any machine. Inside `with SecondDevice() as device:`,
 factories make such tensors (`torch.zeros(2, device=ELSEWHERE)`), and `device.waits` tells where the host waited.
 
-What it cannot show: kernels that an accelerator lacks or computes in another way, races between streams, pinned memory.
+What it cannot show: kernels that an accelerator lacks or computes in another way, or that a compiler makes for it
+(`flex`), noise that a library draws with generators of the device's own, races between streams, pinned memory.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
 from omnimuse.worker import build, rest
 from omnimuse.worker.clock import HostClock
+from omnimuse.worker.place import COUNTERS
 from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
 
@@ -180,6 +182,7 @@ class SecondDevice(TorchDispatchMode):
         self._open = ExitStack()
         self._open.enter_context(patch.object(rest, "DeviceLanes", lambda device: Lanes()))  # where weights sleep
         self._open.enter_context(patch.object(torch.accelerator, "empty_cache", lambda: None))  # it keeps nothing
+        self._open.enter_context(patch.dict(COUNTERS, {ELSEWHERE.type: lambda device: SHELF}))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:

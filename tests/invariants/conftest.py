@@ -67,9 +67,9 @@ def drain(engine: Engine, ticks: int = 500) -> list[Event]:
 
 
 def taking(engine: Engine, request: Request) -> tuple[Result, int]:
-    """What is drawn, and the most that torch allocates for it."""
+    """What is drawn, and the most that torch allocates for it where the engine computes."""
     made: list[Result] = []
-    took = most_allocated(torch.device("cpu"), lambda: made.extend(finished(engine, request)))
+    took = most_allocated(engine.runner.pipeline.ctx.device, lambda: made.extend(finished(engine, request)))
     assert took is not None
     return made[0], max(took.values())
 

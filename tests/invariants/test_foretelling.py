@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,10 @@ from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import ALLROUNDERS, ANSWERERS, FAMILIES, SPEAKERS
 from tests.checkpoints.wishes import Answerer, Speaker
 from tests.invariants.conftest import Subject, config, drain, of, outputs, run, submit, taking, tick, with_params
+from tests.invariants.test_device import FAST
+from tests.second_device import SecondDevice, moved
 from tests.skipping import remembering
+from tests.waits import ticking, waits_of_steps
 
 
 def larger(engine: Engine, asks: list[Ask], sides: tuple[int, ...] = (896, 768, 576)) -> Iterator[Request]:
@@ -303,25 +306,39 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
 
 @pytest.mark.costly
 @of([family for family in FAMILIES if family.name in IN_TILES])
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["on the CPU", "on a second device"])
 def test_what_has_no_room_is_what_it_is_in_tiles_of_that_size_that_somebody_chose(
-    subject: Subject, engine_with: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+    subject: Subject, engine_with: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, elsewhere: bool
 ) -> None:
+    """On a device that is not the CPU it is what it is on the CPU, and no step of it, nor tile, makes the host wait."""
     monkeypatch.setattr("omnimuse.engine.extents.SIDES", (64, 96))
-    engine, ask = engine_with(), subject.ask(0, width=320, height=320, output_type="pt", num_outputs_per_prompt=1)
-    request, takes = engine.make_request(ask), dict[int, int]()
+    ask = subject.ask(0, width=320, height=320, output_type="pt", num_outputs_per_prompt=1)
+    chosen = {"schedule": FAST} if elsewhere else {}
+    with SecondDevice() if elsewhere else nullcontext() as device:
+        engine = engine_with(**chosen) if device is None else moved(engine_with(**chosen), device)
+        tile, room = tightened(engine, engine.make_request(ask))
+        found, took = taking(engine, engine.make_request(ask))
+        assert tile and took < 1.05 * room
+        assert f"decoded in tiles of {tile} pixels a side, as there is no room for more at once" in found.said
+        if device is not None:
+            submit(engine, ask)
+            steps = waits_of_steps(engine.runner, device, ticking(engine))
+            assert steps["denoise"] and [waits for each in steps.values() for _, waits in each if waits] == []
+    same, whole = (engine_with(decode=DecodeConfig(tile=each), **chosen) for each in (tile, None))
+    assert torch.equal(found.output, *run(same, ask))
+    assert not torch.equal(found.output, *run(whole, ask))
+
+
+def tightened(engine: Engine, request: Request) -> tuple[int, int]:
+    """The tiles in which `request` takes least, and what it takes, for which alone `engine` has room from now on."""
+    takes = dict[int, int]()
     for way in engine.foretelling.extent.ways(request):
         if engine.foretelling.can_learn(way):
             engine.foretelling.learn(way)
             takes[way.tile] = engine.foretelling.takes(way, 0)
-    room = min(takes.values())
-    tile = next(tile for tile, taken in takes.items() if taken == room)
-    engine.space = replace(engine.space, room=room)
-    found, took = taking(engine, request)
-    assert tile and took < 1.05 * room
-    assert f"decoded in tiles of {tile} pixels a side, as there is no room for more at once" in found.said
-    chosen, whole = (engine_with(decode=DecodeConfig(tile=each)) for each in (tile, None))
-    assert torch.equal(found.output, *run(chosen, ask))
-    assert not torch.equal(found.output, *run(whole, ask))
+    tile = min(takes, key=lambda each: takes[each])
+    engine.space = replace(engine.space, room=takes[tile])
+    return tile, takes[tile]
 
 
 PICTURES = (

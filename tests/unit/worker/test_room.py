@@ -35,12 +35,12 @@ from omnimuse.models.lumina2.spec import LuminaParams
 from omnimuse.models.qwen_image_edit.spec import EditParams
 from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import allocated, recorded_events
-from omnimuse.worker.place import COUNTERS, most_allocated
+from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
-from tests.second_device import ELSEWHERE, SHELF, SecondDevice, moved
+from tests.second_device import SecondDevice, moved
 
 LARGE = DiffusionParams(width=320, height=320, num_inference_steps=1, seed=1, output_type="pt")
 
@@ -239,12 +239,11 @@ def test_what_is_foretold_is_what_torch_allocates_for_it() -> None:
     engine.close()
 
 
-def test_what_a_device_counts_foretells_by_stage_what_is_recorded_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_device_counts_foretells_by_stage_what_is_recorded_on_the_cpu() -> None:
     engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
     request = engine.make_request(Ask("a red circle", LARGE))
     engine.foretelling.learn(request)
     recorded = engine.foretelling.needs(request, 0)
-    monkeypatch.setitem(COUNTERS, ELSEWHERE.type, lambda device: SHELF)
     with SecondDevice() as device:
         there = moved(engine, device)
         there.foretelling.learn(request)
