@@ -7,7 +7,7 @@ The device is that of `tests/second_device.py`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.library_text import EVERY
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.invariants import test_answering, test_speaking, test_writing
-from tests.invariants.conftest import config, drain, results, submit, tick, with_params
+from tests.invariants.conftest import config, drain, nap, results, submit, tick, with_params
 from tests.second_device import SecondDevice, moved
 from tests.waits import waits_of_words
 
@@ -135,3 +135,24 @@ def test_who_waits_and_wears_an_adapter_tells_what_it_tells_on_the_cpu(
     assert adapter is None or not same(bare, expected)
     [expected] = told(resident, [ask])
     assert same(haltingly(moved(resident, device), ask), expected)
+
+
+@pytest.mark.crossed
+def test_who_waits_and_who_has_begun_when_weights_leave_the_second_device_tell_what_they_tell_on_the_cpu(
+    teller: Teller, resident: Engine, device: SecondDevice
+) -> None:
+    expected = rested(resident, asks_of(teller), lambda engine: None)
+    for found, plain in zip(rested(moved(resident, device), asks_of(teller), nap), expected, strict=True):
+        assert same(found, plain)
+
+
+def rested(engine: Engine, asks: Sequence[Ask], rest: Callable[[Engine], None]) -> list[Result]:
+    """What all of them are answered, the first of which waits when all have begun, and then comes a `rest`."""
+    first, *others = submit(engine, *asks)
+    events = [event for _ in range(2) for event in tick(engine)]
+    engine.pause(first)
+    events += tick(engine)
+    rest(engine)
+    engine.resume(first)
+    events += drain(engine)
+    return results(engine, events, [first, *others])
