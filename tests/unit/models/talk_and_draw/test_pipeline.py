@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from omnimuse.core.caches import cache_named
+from omnimuse.core.caches import Fits, cache_named
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.output import Chunk, Event, Preview, Progress, Result
@@ -21,6 +22,7 @@ from omnimuse.core.spec import OPTIONS
 from omnimuse.engine.calibrate import calibrate
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.loader.fits import NAME, write_fits
 from omnimuse.models.talk_and_draw.spec import marks
 from omnimuse.pipeline.asked import between
 from omnimuse.worker.explain import explain
@@ -103,13 +105,15 @@ SKIPPING = (
 
 @pytest.mark.parametrize("choice", SKIPPING)
 def test_a_step_cache_skips_steps_of_the_picture_and_leaves_its_words_as_they_are(
-    engine: Engine, folder: Path, choice: str
+    engine: Engine, folder: Path, tmp_path: Path, choice: str
 ) -> None:
     plain, cached = chosen(num_inference_steps=5), chosen(num_inference_steps=5, cache=choice)
     [exact], [alone] = run(engine, plain), run(measured(engine), cached)
     with counting(engine) as skipped:
         found = run(engine, cached, plain)
-    other = measured(start(config(folder, cache=cache_named(choice))))
+    known = shutil.copytree(folder, tmp_path / "known")
+    write_fits(known / NAME, Fits(ratios=(1.0,), auto="none"), {})
+    other = start(config(known, cache=cache_named(choice)))
     with counting(other) as of_all:
         found += run(other, plain)
     other.close()
