@@ -113,39 +113,50 @@ def test_two_are_drawn_one_after_the_other_where_what_is_foretold_of_both_has_no
     assert counts[0] == 2 * counts[1]
 
 
-REMEMBERING = ("taylorseer,order=4,last=0,threshold=9", "teacache,threshold=9", "dbcache,threshold=9,mask=MASK")
-"""Step caches that remember six hidden states of every row, and two."""
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("cache", REMEMBERING, ids=lambda cache: cache.partition(",")[0])
-def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request | None, cache: str) -> None:
-    if drawn is None:
-        return
-    door, steps = shared.door, shared.door.limits.fixed.num_inference_steps or 12
+def compared(engine: Engine, drawn: Request, cache: str) -> None:
+    """What is foretold of a request like `drawn` with that step cache is what torch allocates, as without one."""
+    door, steps = engine.door, engine.door.limits.fixed.num_inference_steps or 12
     params = replace(drawn.params, output_type="latent", num_inference_steps=steps, strength=None)
     plain = replace(drawn, params=params, more=evaluations_beyond(door.scheduler, params, steps))
     params = replace(params, cache=cache.replace("MASK", ("110" * 24)[: plain.evaluations]))
     request, held = door.with_cache(replace(plain, params=params)), [0]
 
     def draw(each: Request) -> None:
-        shared.submit(each)
-        while not shared.idle:
-            tick(shared)
-            held.append(remembering(shared))
+        engine.submit(each)
+        while not engine.idle:
+            tick(engine)
+            held.append(remembering(engine))
 
     def foretold_of(each: Request) -> float:
-        shared.foretelling.learn(each)
-        shared.runner.memo.clear()  # what is tried is encoded anew, too
+        engine.foretelling.learn(each)
+        engine.runner.memo.clear()  # what is tried is encoded anew, too
         took = most_allocated(torch.device("cpu"), partial(draw, each))
         assert took is not None
-        return shared.foretelling.takes(each, 0) / max(took.values())
+        return engine.foretelling.takes(each, 0) / max(took.values())
 
     usual, found = foretold_of(plain), foretold_of(request)  # a solver may remember more than of a single step
     assert 0.95 * min(1.0, usual) < found < 1.1 * max(1.0, usual)
-    without, stages = map(shared.foretelling.by_stage, (plain, request))
+    without, stages = map(engine.foretelling.by_stage, (plain, request))
     grown = max(stages[name] - without.get(name, 0) for name in stages)
     assert 0 < max(held) < 4 * grown, "less than all where what comes before the first step takes more than a step"
+
+
+@pytest.mark.crossed
+def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request | None) -> None:
+    """Six hidden states of every row."""
+    if drawn is not None:
+        compared(shared, drawn, "taylorseer,order=4,last=0,threshold=9")
+
+
+REMEMBERING = ("ZImagePipeline", "WanPipeline-A14B", "StableAudioPipeline")
+
+
+@pytest.mark.costly
+@of([family for family in FAMILIES if family.name in REMEMBERING])
+@pytest.mark.parametrize("cache", ["teacache,threshold=9", "dbcache,threshold=9,mask=MASK"])
+def test_what_any_kind_of_step_cache_remembers_is_foretold(shared: Engine, drawn: Request | None, cache: str) -> None:
+    assert drawn is not None
+    compared(shared, drawn, cache)
 
 
 @pytest.mark.crossed
