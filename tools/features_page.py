@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,6 +56,7 @@ WHERE = (
 )
 DRAWING: tuple[Family, ...] = (*FAMILIES, *ALLROUNDERS)
 ASKED: tuple[Family | Teller, ...] = (*DRAWING, *TELLING)
+KNOWN = {feature.name: feature for feature in (*TOLD, *FEATURES, *ATTENTION)}
 WIDE = {wide.name: each.name for wide in WIDER for each in ALLROUNDERS if each.arch == wide.arch}
 """Checkpoints that differ from a family's own in nothing but sizes: what tests of them show is shown of that family."""
 
@@ -183,16 +185,30 @@ def collected() -> list[Shown]:
         if done.returncode:
             raise ConfigError(f"the tests cannot be collected:\n{done.stdout}{done.stderr}")
         marks = json.loads(told.read_text(encoding="utf-8"))
-    known = {feature.name for feature in (*FEATURES, *ATTENTION, *TOLD)}
     names, found = {family.name for family in ASKED}, list[Shown]()
     for test, features, besides in marks:
         families = [WIDE.get(name, name) for name in besides.get("families", family_in(test))]
-        if wrong := [*(set(features) - known), *(set(families) - names)]:
+        if wrong := [*(set(features) - KNOWN.keys()), *(set(families) - names)]:
             raise ConfigError(f"{test} shows {wrong}, which is no feature or no family")
+        if pair := contradictions(test, features):
+            raise ConfigError(f"{test} cannot show {', '.join(features)}: {' and '.join(pair)} are never on at once")
         for family in families:
             requests = requests_of(family) if besides.get("wishes") else ()
             found.append(Shown(test, frozenset(features), requests, family))
     return found
+
+
+def contradictions(test: str, features: Sequence[str]) -> tuple[str, ...]:
+    """Two features that cannot be on at once, of those that a test is marked with and those that its id names."""
+    parts = f"-{test.partition('[')[2].removesuffix(']')}-"
+    named = [name for name in KNOWN if f"-{name}-" in parts]
+    whole = [name for name in named if not any(f"-{name}-" in f"-{other}-" for other in named if other != name)]
+    for pair in combinations(dict.fromkeys((*features, *whole)), 2):
+        try:
+            topics([KNOWN[name] for name in pair])
+        except Impossible:
+            return pair
+    return ()
 
 
 def family_in(test: str) -> tuple[str, ...]:

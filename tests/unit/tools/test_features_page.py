@@ -10,8 +10,17 @@ import pytest
 
 from omnimuse.core.config import CacheConfig
 from tests.checkpoints.families import FAMILIES
-from tools.feature_list import ATTENTION, FEATURES, STANDING, TELLING, TOLD, Feature, Impossible, Stand
-from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, family_in, of_pair, page, topics
+from tools.feature_list import (
+    ATTENTION,
+    FEATURES,
+    STANDING,
+    TELLING,
+    TOLD,
+    Feature,
+    Impossible,
+    Stand,
+)
+from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, contradictions, family_in, of_pair, page, topics
 
 CELL = re.compile(r"(works|refused|impossible) \d+")
 """None is untested: what no test shows would be a gap of the page."""
@@ -83,6 +92,14 @@ def test_a_test_shows_what_it_is_marked_with_beside_what_a_request_of_it_has() -
     assert not shown.shows(["ring", "mask"])
     assert by_test([shown], ["tensor"], ["X"]) == Cell("works", "`a::b`")
     assert by_test([shown], ["tensor"], ["Y"]) == Cell("untested")
+
+
+def test_a_mark_that_the_id_of_its_test_contradicts_is_found() -> None:
+    assert contradictions("x::y[writes-A-3-fp8]", ["tensor", "int8"]) == ("int8", "fp8")
+    assert contradictions("x::y[writes-A-3-int8-dynamic]", ["int8"]) == ("int8", "int8-dynamic")
+    assert contradictions("x::y[writes-A-3]", ["int8", "int4"]) == ("int8", "int4")
+    assert contradictions("x::y[writes-A-3-int8-dynamic]", ["tensor", "int8-dynamic"]) == ()
+    assert contradictions("x::y[A-layers]", ["int8", "layers", "TeaCache", "TaylorSeer"]) == ()
 
 
 def test_the_family_of_a_test_is_the_longest_that_its_id_names_whole() -> None:
