@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omnimuse.attention.selection import BACKENDS
 from omnimuse.core.caches import Fits
 from omnimuse.core.config import (
     AttentionConfig,
+    CacheConfig,
     CompileConfig,
     Config,
     DecodeConfig,
@@ -37,6 +39,7 @@ from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.adapters import obstacle
 from omnimuse.worker.build import SHAPES, begin, run
 from omnimuse.worker.find import find, pipeline_for
+from omnimuse.worker.pack import pack_checkpoint
 from tests.checkpoints import calling, qwen3_omni, qwen25_omni
 from tests.checkpoints.calling import LOOK
 from tests.checkpoints.families import SPEAKERS, WRITERS
@@ -97,8 +100,10 @@ class Stand:
         return pipeline_for(self.door.spec)
 
     def config(self, topics: Mapping[str, Any]) -> Config:
-        """How an engine over it is started with these topics."""
-        return Config(ModelConfig(str(self.folder), dtype="float32", device="cpu"), **topics)
+        """How an engine over it is started with these topics, and in this `dtype`, if they name one."""
+        others = {name: value for name, value in topics.items() if name != "dtype"}
+        dtype = topics.get("dtype", "float32")
+        return Config(ModelConfig(str(self.folder), dtype=dtype, device="cpu"), **others)
 
     def refusal(self, config: Config, *, worn: bool = False) -> str:
         """What the build passes that need no memory say against a start like this, or with `worn` against adapters
@@ -240,6 +245,12 @@ def remembers(stand: Stand) -> None:
         raise Impossible("no text is written, whose beginning could be there already")
 
 
+def packs_once(stand: Stand) -> None:
+    """`omnimuse quantize` must take it."""
+    with TemporaryDirectory() as home:
+        pack_checkpoint(stand.config({"quantize": QuantConfig({"": "int8"})}), Path(home) / "packed")
+
+
 PACKED_FILES = {
     "bitsandbytes": "files that bitsandbytes has packed, in 4 bits or 8",
     "GGUF": "a single file in blocks of 4 to 8 bits",
@@ -261,6 +272,7 @@ FEATURES = (
     Feature("company", "different requests share forwards, and each gets what it gets alone within 1e-5"),
     Feature("invariant", "the same, to the bit", {"schedule": ScheduleConfig(tier="invariant")}),
     Feature("exact", "to the bit, every row in a forward of its own", {"schedule": ScheduleConfig(tier="exact")}),
+    Feature("bfloat16", "computed in bfloat16", {"dtype": "bfloat16"}, paired=False),
     Feature("TeaCache", "steps that change little are skipped", cache={"kind": "teacache", "threshold": 1e6}),
     Feature("DBCache", "the blocks between the first and the last are skipped", cache={"kind": "dbcache"}),
     Feature(
@@ -275,12 +287,14 @@ FEATURES = (
         cache={"mask": "medium"},
         params={"num_inference_steps": 8},
     ),
+    Feature("auto", "a step cache as `omnimuse calibrate` has chosen it", {"cache": CacheConfig("auto")}, paired=False),
     Feature("int8", "weights of 8 bits (docs/quantization.md)", {"quantize": QuantConfig({"": "int8"})}),
     Feature("int4", "weights of 4 bits", {"quantize": QuantConfig({"": "int4"})}),
     Feature("int8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "int8-dynamic"})}),
     Feature("fp8", "weights of 8 bits that are floats", {"quantize": QuantConfig({"": "fp8"})}),
     Feature("fp8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "fp8-dynamic"})}),
     *(Feature(name, about, files=name) for name, about in PACKED_FILES.items()),
+    Feature("packed once", "a folder that `omnimuse quantize` has packed", also=packs_once, paired=False),
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
@@ -292,8 +306,11 @@ FEATURES = (
     Feature("shard", "ranks that share tokens keep blocks in parts", axes={"shard": 2}),
     Feature("pipe", "ranks hold some of the blocks each", axes={"pipe": 2}),
     Feature("cfg", "ranks evaluate a branch of the guidance each", axes={"cfg": 2}, also=guided),
+    Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True, paired=False),
     Feature("tiles", "pictures are decoded in tiles", {"decode": DecodeConfig(tiling=True)}),
     Feature("tiles on ranks", "ranks decode some of the tiles each", axes={"vae_tiles": 2}),
+    Feature("block timings", "a request is told what every block took", ask={"blocks": True}, paired=False),
+    Feature("recording", "a trace of all that runs meanwhile (docs/profiling.md)", rests=True, paired=False),
     Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared, paired=False),
 )
 ATTENTION = (
@@ -314,8 +331,12 @@ ALIKE = (
     *("several", "company", "invariant", "exact", "int8", "int4", *PACKED_FILES),
     *("LoRA", "components", "layers", "sleep"),
 )
-ALONE = ("TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks", "ulysses", "ring", "cfg")
+SCHEMES = ("int8-dynamic", "fp8", "fp8-dynamic")
+"""Ways to pack weights of which no pairs are asked."""
+ALONE = ("TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks", "ulysses", "ring", "shard", "cfg")
 """What nothing has that writes or speaks alone; what draws besides skips steps of its pictures."""
+PICTURES = ("previews", "scheduler")
+"""What could be asked of the pictures of an answer."""
 TOLD = (
     Feature("text out", "what is asked for ends with a text", also=makes("text")),
     Feature("sound out", "with a voice, alone or beside the text", also=makes("audio")),
@@ -329,15 +350,15 @@ TOLD = (
     Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
     Feature("reuse", "a beginning that was read before is not read again", also=remembers),
     *(feature for feature in FEATURES if feature.name in ALIKE),
-    *(replace(feature, paired=False) for feature in FEATURES if feature.name in ALONE),
-    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "pipe")),
+    *(replace(each, also=makes("image"), paired=False) for each in FEATURES if each.name in PICTURES),
+    *(replace(feature, paired=False) for feature in FEATURES if feature.name in (*SCHEMES, *ALONE)),
+    *(replace(each, paired=True) for each in FEATURES if each.name in ("compile", "tensor", "pipe", "pools")),
     Feature(
         "attention",
         "a backend asked for by its name, for what draws beside",
         {"attention": AttentionConfig("reference")},
         paired=False,
     ),
-    Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
 )
 """What is asked of models that write and speak."""
 STANDING_TOLD = (

@@ -40,6 +40,7 @@ def through(engines: Sequence[Engine], requests: Sequence[Request]) -> list[Even
 
 
 @pytest.mark.crossed
+@pytest.mark.shows("pools")
 def test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte(subject: Subject, shared: Engine) -> None:
     asks = [subject.ask(0), subject.ask(0, num_outputs_per_prompt=2), subject.ask(len(subject.family.wishes) - 1)]
     deploy = three(shared.runner.pipeline.stages)
