@@ -254,7 +254,7 @@ class Engine:
         """
         self._refuse_if_over()
         self.tell(TickPlan(rest=True))
-        self.runner.forget()
+        self.runner.remembered.forget()
         return begin_together(self.runner.rest, self.mesh)
 
     def wake_up(self) -> None:
@@ -325,8 +325,9 @@ class Engine:
             kept = self.scheduler.kept.all + self.given.bytes
         self.fitting.learn(together, self.space.less(kept))
         if self.fitting.learnt != known:
-            self.reckon(way.id for way in admit)
-            refused, admit = refused | {way.id for way in admit}, []
+            late = self.fitting.late(admit, together, known)
+            self.reckon(way.id for way in late)
+            refused, admit = refused | {way.id for way in late}, [] if late else admit
         return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
 
     def reckon(self, postponed: Iterable[str] = ()) -> None:
@@ -486,7 +487,7 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
         elif plan.try_on:
             try_on_together(runner.pipeline.ctx.adapters, plan.try_on, mesh)  # rank 0 tells what is wrong
         elif plan.rest:
-            runner.forget()
+            runner.remembered.forget()
             with suppress(ConfigError):  # rank 0 tells it
                 begin_together(runner.rest, mesh)
         elif plan.rest is False:

@@ -157,6 +157,12 @@ class Fitting:
         """Changes when more is known of what requests take."""
         return self.foretelling.kinds, self._adapters.readings
 
+    def late(self, admit: list[Request], together: Sequence[Request], learnt: tuple[int, int]) -> list[Request]:
+        """Those of `admit` who wait for the next tick, as more is known than was `learnt` before: all, unless it is one
+        alone of a kind that was known, which has read what it wears.
+        """
+        return [] if len(together) == 1 and self.foretelling.kinds == learnt[0] else admit
+
     def unread(self, request: Request) -> Sequence[Lora]:
         """What it wears of which nobody knows what it takes."""
         worn = (lora for lora in loras_of(request.params.loras) or () if lora.scale)

@@ -7,7 +7,7 @@ states, the memo and the isolation of failures: whatever a stage or a network ra
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from types import TracebackType
@@ -19,7 +19,6 @@ from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import OmnimuseError
 from omnimuse.core.output import Done, Event, Failed, Progress
 from omnimuse.core.request import Request
-from omnimuse.lora.adapter import Adapter
 from omnimuse.observe.labels import OTHER
 from omnimuse.observe.profile import marked
 from omnimuse.offload.residency import Residency
@@ -40,6 +39,7 @@ from omnimuse.worker.job import Job
 from omnimuse.worker.pace import Offer, Party, Price
 from omnimuse.worker.place import held_bytes
 from omnimuse.worker.plan import TickPlan
+from omnimuse.worker.remembered import Remembered
 from omnimuse.worker.rest import Rest
 from omnimuse.worker.shortages import Check, Shortages
 from omnimuse.worker.strides import shared_out, strides
@@ -78,11 +78,6 @@ class Isolated:
         return True
 
 
-def worn_by(states: Iterable[State]) -> set[Adapter]:
-    """The adapters that any of them wears."""
-    return {each.adapter for state in states for each in state.worn}
-
-
 class Runner:
     """Executes plans for one pipeline. Not thread-safe: one thread drives it.
 
@@ -105,6 +100,7 @@ class Runner:
         self.memo = pipeline.ctx.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
+        self.remembered = Remembered(pipeline.ctx, self.states)
         self.clock = clock or clock_for(pipeline.ctx.device)
         self.blocks = Blocks(self.clock, partial(held_bytes, pipeline.ctx.device))
         self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
@@ -137,13 +133,9 @@ class Runner:
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
     def keeps(self, request_id: str) -> int:
-        """The bytes where it computes that states of a request take, also while they are paused, and those of what they
-        wear that nobody else in progress does.
-        """
+        """The bytes where it computes that states of a request take, and adapters of its own, also while paused."""
         states = self._taken(request_id, lambda job: [state.remembered() for state in job.states.values()])
-        others = (state for state in self.states.values() if state.request.id != request_id and not state.parked)
-        mine = (state for state in self.states.values() if state.request.id == request_id)
-        return states + sum(adapter.nbytes for adapter in worn_by(mine) - worn_by(others))
+        return states + self.remembered.worn_alone(request_id)
 
     def finished(self, request_id: str) -> int:
         """The bytes where it computes that outputs of a request take which are finished, while others are not."""
@@ -188,7 +180,7 @@ class Runner:
             self.memo.leave(request_id)
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
-        self._remember_within(plan.memo)
+        self.remembered.within(plan.memo, self.jobs)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
         self.repeated, steps = 0, shared_out(self.pipeline, chosen, plan.steps)
         for track in range(max(1, len(self.pipeline.tracks))):
@@ -206,11 +198,6 @@ class Runner:
             self._run_stages(chosen)
         self._reap(chosen)
         self._hand_over()
-
-    def forget(self) -> None:
-        """Let go of all that is remembered and that nobody in progress has."""
-        self.memo.clear()
-        self._forget_adapters(0)
 
     @torch.inference_mode()  # a library's call that is unwound puts back the modes that it found, which were these
     def close(self) -> None:
@@ -237,15 +224,6 @@ class Runner:
         if job is None or self.pipeline.ctx.device.type != "cpu":  # what is paused or finished waits on the CPU
             return 0
         return taken(*part(job))
-
-    def _remember_within(self, most: int | None) -> None:
-        """So many bytes of what stages and adapters are remembered (None: as many as ever); adapters go first."""
-        self.memo.within(most, self.jobs)
-        if most is not None:
-            self._forget_adapters(most - self.memo.bytes)
-
-    def _forget_adapters(self, most: int) -> None:
-        self.pipeline.ctx.adapters.within(most, worn_by(self.states.values()))
 
     def _drop(self, request_id: str) -> None:
         self.hand.forget(request_id)
