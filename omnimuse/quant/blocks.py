@@ -17,7 +17,6 @@ from torch import Tensor
 
 from omnimuse.quant.grids import half, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, shifted, words
 from omnimuse.quant.schemes import Parts, Product
-from omnimuse.quant.tables import table
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What four bits stand for where they are no even steps: closer to one another near zero."""
@@ -130,11 +129,8 @@ def iq4_xs(blocks: Tensor) -> Tensor:
 
 
 def _level(places: Tensor) -> Tensor:
-    return table(_levels, places.device).index_select(0, places.flatten().int()).view(places.shape)
-
-
-def _levels() -> Tensor:
-    return torch.tensor(LEVELS, dtype=torch.float32)
+    levels = torch.tensor(LEVELS, dtype=torch.float32, device=places.device)
+    return levels.index_select(0, places.flatten().int()).view(places.shape)
 
 
 def q4_k(blocks: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from omnimuse.core.plans import Slices
 from omnimuse.quant.schemes import FP8, Fp8, Largest, Parts, Product, held, own
-from omnimuse.quant.tables import table
 
 GROUP = 64
 """Inputs that share a factor, as bitsandbytes has them."""
@@ -87,14 +86,10 @@ class Coded(Shared):
         return 2
 
     def numbers(self, packed: Tensor) -> Tensor:
-        found = table(pairs, packed.device, self.code).index_select(0, packed.flatten().int())
+        code = torch.tensor(self.code, device=packed.device)
+        pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), 1)  # [256, 2]: of each byte both
+        found = pairs.view(torch.int64).flatten().index_select(0, packed.flatten().int())
         return found.view(torch.float32).view(*packed.shape[:-1], -1)
-
-
-def pairs(code: tuple[float, ...]) -> Tensor:
-    """Of each byte both numbers, as one of 64 bits, [256]."""
-    numbers = torch.tensor(code)
-    return torch.stack((numbers.repeat_interleave(16), numbers.repeat(16)), 1).view(torch.int64).flatten()
 
 
 @dataclass(frozen=True)

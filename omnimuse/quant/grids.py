@@ -15,23 +15,28 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.errors import ConfigError
-from omnimuse.quant.tables import table
 
 EIGHT = tuple(range(8))
 SEVENS = (0, 7, 14, 21)
 
 
-def grid(kind: str) -> Tensor:
-    """The table of a format, float32 [rows, 4 or 8]."""
+def grid(kind: str, device: torch.device) -> Tensor:
+    """The table of a format, float32 [rows, 4 or 8], on `device`."""
     own = getattr(_quants(kind), kind)
     own.init_grid()
-    found: Tensor = torch.from_numpy(own.grid)[0, 0]
+    found: Tensor = torch.from_numpy(own.grid)[0, 0].to(device)
     return found
 
 
-def even_signs() -> Tensor:
+def even_signs(device: torch.device) -> Tensor:
     """Seven bits -> the eight that have an even number of ones, uint8 [128]."""
-    return torch.frombuffer(bytearray(_quants("IQ2_XXS").IQ2_XXS.ksigns), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(_quants("IQ2_XXS").IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
+
+
+def hold_still() -> None:
+    """Tell torch's compiler that the tables never change. Before blocks are compiled: it takes a second to import."""
+    for table in (grid, even_signs):
+        torch.compiler.assume_constant_result(table)
 
 
 def _quants(kind: str) -> Any:
@@ -70,7 +75,7 @@ def signs(packed: Tensor) -> Tensor:
 
 def looked_up(kind: str, places: Tensor, scale: Tensor, turned: Tensor) -> Tensor:
     """Rows of the grid at `places` [B, n], with signs [B, 32, 8], times the `scale` of equal parts [B, parts]."""
-    rows = table(grid, places.device, kind)[places.long()].flatten(1)
+    rows = grid(kind, places.device)[places.long()].flatten(1)
     parts = rows.unflatten(1, (scale.shape[1], -1))
     return ((scale.unsqueeze(2) * parts).flatten(1) * turned.flatten(1)).contiguous()
 
@@ -78,7 +83,7 @@ def looked_up(kind: str, places: Tensor, scale: Tensor, turned: Tensor) -> Tenso
 def _by_sevens(packed: Tensor) -> Tensor:
     """Signs of whole numbers of 32 bits [B, 8], four times seven bits in each, [B, 32, 8]."""
     sevens = shifted(packed, SEVENS, 127).flatten(1)
-    return signs(table(even_signs, packed.device)[sevens])
+    return signs(even_signs(packed.device)[sevens])
 
 
 def iq2_xxs(blocks: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ def iq2_xs(blocks: Tensor) -> Tensor:
     """Places of 9 bits with 7 of signs; sixteen scales of 4 bits."""
     packed = words(blocks[:, 2:66])
     scale = half(blocks, 0) * (0.5 + shifted(blocks[:, 66:], (0, 4), 15).flatten(1).float()) * 0.25
-    return looked_up("IQ2_XS", packed & 511, scale, signs(table(even_signs, blocks.device)[packed >> 9]))
+    return looked_up("IQ2_XS", packed & 511, scale, signs(even_signs(blocks.device)[packed >> 9]))
 
 
 def iq2_s(blocks: Tensor) -> Tensor:
@@ -123,5 +128,5 @@ def iq1_s(blocks: Tensor) -> Tensor:
     scale = half(blocks, 0) * (2 * ((rest >> 12) & 7) + 1).float()
     more = 0.125 - 0.25 * (rest >> 15).float()
     places = blocks[:, 2:34].long() | (shifted(rest, (0, 3, 6, 9), 7).flatten(1) << 8)
-    parts = table(grid, blocks.device, "IQ1_S")[places].flatten(1).unflatten(1, (8, 32))
+    parts = grid("IQ1_S", blocks.device)[places].flatten(1).unflatten(1, (8, 32))
     return (scale.unsqueeze(2) * (parts + more.unsqueeze(2))).flatten(1)

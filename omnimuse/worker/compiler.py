@@ -15,7 +15,7 @@ import torch
 
 from omnimuse.core.environment import Environment
 from omnimuse.core.machine import processor
-from omnimuse.quant.tables import hold_still
+from omnimuse.quant.grids import hold_still
 
 FORMS = 64
 """How many times one function is compiled at most: networks of a model that have different widths share functions."""

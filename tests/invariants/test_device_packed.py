@@ -1,11 +1,12 @@
 """Networks whose files are packed, on a device that is not the CPU: they are read to it, draw what they draw on a CPU,
-and no step makes the host wait.
+and no step makes the host wait but for the table of bitsandbytes' numbers, which every layer uploads.
 
 The device is that of `tests/second_device.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -27,6 +28,7 @@ from tests.waits import long_asks, ticking, waits_of_steps
 
 pytestmark = pytest.mark.crossed
 
+TABLE = re.compile(r"\(16,\) to the device at codes\.py:")
 DRAWN = [family for family in FAMILIES if family.name in ("ZImagePipeline", "FluxPipeline-dev")]
 CASES = [
     pytest.param(family, how, offload, id=f"{how}-{offload}-{family.name}", marks=marks)
@@ -43,7 +45,7 @@ def device() -> Iterator[SecondDevice]:
 
 
 @pytest.mark.parametrize(("subject", "how", "offload"), CASES, indirect=["subject"])
-def test_a_second_device_draws_by_packed_files_what_the_cpu_draws_and_no_step_makes_the_host_wait(
+def test_a_second_device_draws_by_packed_files_what_the_cpu_draws_and_steps_wait_for_tables_alone(
     subject: Subject, how: str, offload: str, device: SecondDevice, tmp_path: Path
 ) -> None:
     packed = replace(subject, folder=tmp_path / "packed")
@@ -55,5 +57,6 @@ def test_a_second_device_draws_by_packed_files_what_the_cpu_draws_and_no_step_ma
         check_is_packed(engine, how, found)
         ids, events = submit(engine, *asks), list[Event]()
         ticks = waits_of_steps(engine.runner, device, ticking(engine, events))["denoise"]
-    assert ticks and [waited for _, waited in ticks if waited] == []
+    assert ticks
+    assert [wait for _, waited in ticks for wait in waited if how != "bitsandbytes" or not TABLE.match(wait)] == []
     assert all(torch.equal(outputs(events, id_), plain) for id_, plain in zip(ids, expected, strict=True))

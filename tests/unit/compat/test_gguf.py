@@ -28,9 +28,9 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.headers import opened, stored_in
 from omnimuse.loader.sources import Source
 from omnimuse.quant.blocks import BLOCKS
+from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.quant.packings import Rows
-from omnimuse.quant.tables import hold_still
 from omnimuse.worker.find import our_networks
 from tests.checkpoints import qwen_image, wan, z_image
 from tests.checkpoints.gguf_file import exact, random_blocks, usual, write
