@@ -28,6 +28,8 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+import torch.nn.attention.varlen  # it has the operation `PACKED`
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,8 +82,19 @@ def _efficient_attention(
     return out, weight, torch.zeros(()), torch.zeros(())
 
 
-STANDING_IN: Mapping[Any, Callable[..., Any]] = {
-    torch.ops.aten._scaled_dot_product_efficient_attention.default: _efficient_attention
+def _packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, key_ends: Tensor, *more: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of rows that lie end to end, [T, N, H], by the CPU's kernel for each of them."""
+    cut = [each.tensor_split(at[1:-1].long()) for each, at in ((query, ends), (key, key_ends), (value, key_ends))]
+    rows = [F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in row)) for row in zip(*cut, strict=True)]
+    return torch.cat([row[0].transpose(0, 1) for row in rows]), torch.zeros(()), torch.zeros(())
+
+
+PACKED = torch.ops.torch_attn._varlen_attn.default
+STANDING_IN: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._scaled_dot_product_efficient_attention.default: _efficient_attention,
+    PACKED: _packed_attention,
 }
 """Operations that accelerators have and the CPU has by another name."""
 

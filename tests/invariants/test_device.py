@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.core.config import CacheConfig, CompileConfig, ScheduleConfig
+from omnimuse.attention.backends.varlen import Varlen
+from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, ScheduleConfig
 from omnimuse.core.output import Event, Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
+from omnimuse.engine.local import start
+from omnimuse.layers.network import Network
 from tests.carrying import three
 from tests.checkpoints.families import FAMILIES
 from tests.invariants import test_lora
 from tests.invariants.conftest import Subject, drain, nap, of, outputs, run, submit, tick, with_params
 from tests.invariants.test_caches import asks_of, choosing, measured
 from tests.invariants.test_pools import through
-from tests.second_device import Lanes, SecondDevice, moved
+from tests.second_device import PACKED, STANDING_IN, Lanes, SecondDevice, moved, started
 from tests.skipping import ENOUGH, counting
 from tests.waits import Waits, long_asks, loops, ticking, waits_of_steps
 
@@ -61,6 +64,28 @@ def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with:
     expected = run(engine, *pictures(subject))
     for found, plain in zip(run(moved(engine, device), *pictures(subject)), expected, strict=True):
         assert torch.equal(found, plain)
+
+
+@pytest.mark.slow
+def test_rows_of_other_lengths_attend_in_one_call_and_nobody_waits(
+    subject: Subject, device: SecondDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPUs have it: `varlen`, which asks for one by name. What it is given there, a CPU attends to row by row."""
+    calls, whole = list[int](), STANDING_IN[PACKED]
+    monkeypatch.setitem(STANDING_IN, PACKED, lambda *given: calls.append(len(given[3])) or whole(*given))
+    monkeypatch.setattr(Varlen, "why_not", lambda self, *place: self.missing())
+    chosen, asks = subject.config(schedule=FAST), long_asks(subject)
+    chosen = replace(chosen, model=replace(chosen.model, dtype="bfloat16"))
+    with closing(start(chosen)) as engine:
+        expected = run(engine, *asks)
+    with closing(started(replace(chosen, attention=AttentionConfig("varlen")), device)) as engine:
+        ids, events = submit(engine, *asks), list[Event]()
+        steps = waits_of_steps(engine.runner, device, ticking(engine, events))
+        packing = {part.packing for part in engine.runner.pipeline.ctx.components.values() if isinstance(part, Network)}
+    assert not engine.runner.forwards.retries
+    assert any(ends > 2 for ends in calls) == ("varlen" in packing)
+    assert [waited for _, waited in steps["denoise"] if waited] == []
+    assert all(torch.equal(outputs(events, id_), plain) for id_, plain in zip(ids, expected, strict=True))
 
 
 LOOKING = (
