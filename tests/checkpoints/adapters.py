@@ -33,7 +33,11 @@ def layers_of(folder: Path, component: str = "transformer") -> dict[str, tuple[i
     own = {"diffusers": diffusers, "transformers": transformers}  # else a pipeline's own folder
     source = own.get(library) or getattr(diffusers.pipelines, library)
     with torch.device("meta"):
-        module = _empty(getattr(source, kind), folder / component)
+        return layers_in(_empty(getattr(source, kind), folder / component))
+
+
+def layers_in(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """The linear layers of a network."""
     return {
         name: (part.out_features, part.in_features)
         for name, part in module.named_modules()

@@ -6,7 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
+import torch
 from safetensors.torch import load_file, save_file
+
+from tests.checkpoints.adapters import layers_in, layers_of
 
 PLUGIN = "tests.compat.pipelines"
 COMPOSED = "tests.compat.pipelines.composed"
@@ -31,3 +35,13 @@ def customised(folder: Path, made: Path, arch: str) -> Path:
     shutil.rmtree(made / "transformer")
     (made / "model_index.json").write_text(json.dumps({"_class_name": arch, "network": network}))
     return made
+
+
+def worn_by(folder: Path) -> dict[str, tuple[int, int]]:
+    """The linear layers of the network, as the files of the checkpoint in `folder` name them, also of its own kind."""
+    network = json.loads((folder / "model_index.json").read_text()).get("network")
+    if network is None:
+        return layers_of(folder)
+    with torch.device("meta"):
+        module = getattr(diffusers, network["_class_name"]).from_config(network)
+    return {f"net.{name}": sizes for name, sizes in layers_in(module).items()}
