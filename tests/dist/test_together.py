@@ -6,6 +6,7 @@ import base64
 import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,10 +88,11 @@ def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_pictures
         assert not judge_task(picture, task).aspects["background"], "without the adapter it is white"
 
 
-@pytest.mark.costly
 def test_every_way_in_draws_the_same_picture(tmp_path: Path) -> None:
-    with served(tmp_path, "cfg") as server:
+    """All at a time: each is a start."""
+    with served(tmp_path, "cfg") as server, ThreadPoolExecutor() as beside:
+        others = [beside.submit(draw, TASKS[0], tmp_path) for draw in (by_command, by_script)]
         server.wait_ready()
         expected = by_server(TASKS[0], server)
-    for draw in (by_command, by_script):
-        assert draw(TASKS[0], tmp_path).tobytes() == expected.tobytes(), draw.__doc__
+        for draw, other in zip((by_command, by_script), others, strict=True):
+            assert other.result().tobytes() == expected.tobytes(), draw.__doc__
