@@ -342,7 +342,9 @@ def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -
         tally = timed(exact, engine, subject, choice, base_tally)
         alike = choice.exactly
         if alike not in worn:
-            worn[alike] = drawn(exact, subject, alike.asked(subject.exact))
+            dressed = subject.engine(base)  # whose layers are no longer those of the one that is timed
+            worn[alike] = drawn(dressed, subject, alike.asked(subject.exact))
+            dressed.close()
         itself = replace(choice, group=EXACT) == alike
         made = worn[alike] if itself else drawn(engine, subject, choice.asked(subject.exact))
         judged(subject, choice, worn[alike], made, tally)

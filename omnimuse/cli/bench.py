@@ -247,7 +247,7 @@ def summarize(outcomes: Sequence[Outcome], slo: float | None) -> Figures:
         "stages": _spreads([o.stages for o in good]),
         "steps": _spreads_of_all([o.steps for o in good]),
         "blocks": _spreads([o.blocks for o in good]),
-        "behind": _most([o.behind for o in good]),
+        "bytes": _most([o.bytes_ for o in good]),
         "held_mb": max((o.held for o in good if o.held is not None), default=None),
         "sent_late": spread([o.sent - o.due for o in outcomes]),
         "errors": dict(Counter(o.code for o in outcomes if o.code).most_common()),
@@ -354,13 +354,13 @@ def _table(figures: Figures) -> list[Sequence[str]]:
             rows.append((f"  in a step of {name}", figures["steps"][name]))
     rows += [(f"  in {name}", one) for name, one in figures["blocks"].items()]
     rows += [("first preview", figures["first_preview"]), ("refused", figures["rejection"])]
-    behind = {f"  in {name}": told_bytes(round(size)) for name, size in figures["behind"].items()}
+    most = {f"  in {name}": told_bytes(round(size)) for name, size in figures["bytes"].items()}
     cells = [
-        [name, str(one["count"]), *(_milliseconds(one[part]) for part in PARTS), behind.get(name, "")]
+        [name, str(one["count"]), *(_milliseconds(one[part]) for part in PARTS), most.get(name, "")]
         for name, one in rows
         if one["count"] or name == "latency"
     ]
-    return [["milliseconds", "count", *PARTS, "held" if behind else ""], *cells]
+    return [["milliseconds", "count", *PARTS, "held" if most else ""], *cells]
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -113,7 +113,7 @@ class Outcome:
 
     `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a good one, and `message` is what
     the server said of that. As far as the server tells them, `stages` are the seconds of each, `steps` those of each of
-    its steps, `blocks` those of every block of a network; `behind` are the most bytes that were held when a stage, a
+    its steps, `blocks` those of every block of a network; `bytes_` are the most bytes that were held when a stage, a
     step of it or a run of a block was done, by the same names, and `held` the most MiB that the worker held at all.
     """
 
@@ -129,7 +129,7 @@ class Outcome:
     stages: Mapping[str, float] = field(default_factory=dict)
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
     blocks: Mapping[str, float] = field(default_factory=dict)
-    behind: Mapping[str, float] = field(default_factory=dict)
+    bytes_: Mapping[str, float] = field(default_factory=dict)
     held: float | None = None
 
     @property
@@ -305,9 +305,9 @@ def _told(outcome: Outcome, content: bytes) -> Outcome:
     held = body.get("peak_memory_mb")
     held = held if isinstance(held, int | float) else None
     steps, blocks = _lists(body.get("steps")), _numbers(body.get("block_timings"))
-    behind = {stage: max(each) for stage, each in _lists(body.get("bytes")).items()}
-    behind |= _numbers(body.get("block_bytes"))
-    return replace(outcome, stages=stages, steps=steps, blocks=blocks, behind=behind, held=held)
+    bytes_ = {stage: max(each) for stage, each in _lists(body.get("bytes")).items()}
+    bytes_ |= _numbers(body.get("block_bytes"))
+    return replace(outcome, stages=stages, steps=steps, blocks=blocks, bytes_=bytes_, held=held)
 
 
 def _numbers(told: object) -> dict[str, float]:

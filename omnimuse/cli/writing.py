@@ -94,8 +94,8 @@ def _tell(record: Record, job: Job, aloud: bool, stdout: TextIO, stderr: TextIO)
     made = record["results"]
     for row in made:
         if not job.shown.as_json:
-            told = [row["text"]] if not row["error"] and not aloud and not _kept(job) else []
-            print("".join(f"{line}\n" for line in (*told, *row["files"])), end="", file=stdout)
+            texts = [row["text"]] if not row["error"] and not aloud and not _kept(job) else []
+            print("".join(f"{line}\n" for line in (*texts, *row["files"])), end="", file=stdout)
         if not job.shown.quiet:
             print("".join(f"omnimuse: {warning}\n" for warning in row["warnings"]), end="", file=stderr)
         if row["error"]:

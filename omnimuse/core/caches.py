@@ -94,9 +94,9 @@ class CacheConfig:
         """
         return 0 if self.off else self.order + 2
 
-    def computed(self, steps: int) -> CacheConfig:
-        """A complete choice with which so many steps are all computed, and remembered as ever."""
-        return OFF if self.off else replace(self, warm_up=steps, most=None, mask="", forced=False)
+    def computed(self, evaluations: int) -> CacheConfig:
+        """A complete choice with which so many evaluations at the beginning are computed, and remembered as ever."""
+        return OFF if self.off else replace(self, warm_up=evaluations, most=None, mask="", forced=False)
 
     def __str__(self) -> str:
         """The text that `cache_named` reads."""
@@ -170,17 +170,17 @@ class Fits:
     flaw: str = ""
     experts: tuple[tuple[str, Fits], ...] = ()
 
-    def of(self, network: str) -> Fits:
-        """What is known of one `network`: all this, with its own polynomial and ratios, if it has some."""
-        own = dict(self.experts).get(network, self)
-        return replace(self, tea=replace(self.tea, coefficients=own.tea.coefficients), ratios=own.ratios)
-
     def __post_init__(self) -> None:
         if not all(0 <= ratio < math.inf for ratio in self.ratios):
             raise ConfigError("magcache ratios must be finite numbers >= 0")
         for kind, threshold in (("dbcache", self.dbcache), ("magcache", self.magcache)):
             if not 0 <= threshold < math.inf:
                 raise ConfigError(f"{kind} threshold={threshold} is not allowed; use a number >= 0")
+
+    def of(self, network: str) -> Fits:
+        """What is known of one `network`: all this, with its own polynomial and ratios, if it has some."""
+        own = dict(self.experts).get(network, self)
+        return replace(self, tea=replace(self.tea, coefficients=own.tea.coefficients), ratios=own.ratios)
 
 
 def cache_named(text: str) -> CacheConfig:

@@ -151,10 +151,10 @@ class Part:
 class Spent:
     """What a prompt took. `timings` are seconds per stage, summed over the ticks this request took part in, `steps`
     those of every step of a stage that has some; `held` are the bytes that the process held when each was done,
-    `blocks` the seconds of every run of each block of a network, where they were asked for, and `blocks_held` the bytes
-    that were held when it was done. `needs` are the bytes that
-    one output takes by itself beside the weights, as small ones of its kind had foretold it when it began; 0 where none
-    had. `labels` are what stages are called in measurements where their names do not say it (`observe/labels.py`).
+    `blocks` the seconds of every run of each block of a network, where they were asked for, and `blocks_held` the
+    bytes that were held when it was done. `needs` are the bytes that one output takes by itself beside the weights,
+    with what it wears, as small ones of its kind had foretold it when it began; 0 where none had. `labels` are what
+    stages are called in measurements where their names do not say it (`observe/labels.py`).
     """
 
     timings: Mapping[str, float] = field(default_factory=dict)

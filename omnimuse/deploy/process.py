@@ -179,9 +179,7 @@ class Worker:
         elif isinstance(command, Cancel):
             self._background.cancel(command.request_id)
         elif isinstance(command, Profile):
-            self._window = Window(command.seconds, command.requests)  # what comes next is in it
-            work = partial(self._profile, self._window, self._background)
-            threading.Thread(target=work, name="omnimuse-profile", daemon=True).start()
+            self._begin_profile(command, self._background)
         elif isinstance(command, Sleep):
             work = partial(self._sleep, command.asleep, self._background)
             threading.Thread(target=work, name="omnimuse-sleep", daemon=True).start()
@@ -219,16 +217,26 @@ class Worker:
 
     # -- a thread that waits ---------------------------------------------------------------------------------------
 
-    def _profile(self, window: Window, background: Background | Pools) -> None:
-        """Record what every rank computes within a window, and report where the recording is."""
+    def _begin_profile(self, command: Profile, background: Background | Pools) -> None:
+        """Record from before the next tick on: what comes next is in the window."""
+        window = self._window = Window(command.seconds, command.requests)
+        try:
+            begun = background.between_ticks(background.engine.record)
+        except OmnimuseError as error:
+            self._line.send(Profiled("", str(error), type(error).__name__))
+            return
+        work = partial(self._profile, window, begun, background)
+        threading.Thread(target=work, name="omnimuse-profile", daemon=True).start()
+
+    def _profile(self, window: Window, begun: Future[None], background: Background | Pools) -> None:
+        """Record what every rank computes within a window, when that has `begun`; report where the recording is."""
         from omnimuse.observe.profile import merge
 
         path = self.settings.spool / f"profile-{self.settings.name}.json.gz"
         try:
-            engine = background.engine
-            background.between_ticks(engine.record).result()
+            begun.result()
             window.wait()
-            merge(background.between_ticks(partial(engine.end_recording, path)).result(), path)
+            merge(background.between_ticks(partial(background.engine.end_recording, path)).result(), path)
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
             ours = isinstance(error, OmnimuseError)
             self._line.send(Profiled("", str(error), type(error).__name__ if ours else EngineDeadError.__name__))

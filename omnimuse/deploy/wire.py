@@ -206,8 +206,8 @@ class MadeFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What there is to say of a result beside its files: what people should know, the tokens read of its texts, in
     which sizes (width, height) the model was shown pictures beside what it drew, how many tokens it made, and the bytes
-    that one output `needs` beside the weights, as small ones of its kind foretold it; 0 where none were drawn. `labels`
-    are those of stages whose names do not say them.
+    that one output `needs` beside the weights, its adapters included, as small ones of its kind foretold it; 0 where
+    none were drawn. `labels` are those of stages whose names do not say them.
 
     Where they were asked for: the seconds of every block of a network, all its runs together, and the most bytes that
     were held when one was done (`block_bytes`); of every step of a stage that has some, its seconds, and the bytes that

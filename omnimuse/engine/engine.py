@@ -22,7 +22,6 @@ from omnimuse.core.errors import (
     EngineClosedError,
     EngineDeadError,
     MemoryShortageError,
-    OmnimuseError,
     RequestCancelled,
     RequestError,
 )
@@ -300,16 +299,15 @@ class Engine:
 
     def _fitting(self, plan: TickPlan, events: list[Event]) -> TickPlan:
         """`plan` without those who would begin, and of whom small ones of their kind show that they never fit; others
-        are decoded in tiles if they fit in no other way. Where something was learnt just now, nobody begins: who has
-        room beside whom is known in the next tick.
+        are decoded in tiles if they fit in no other way. Where something was learnt just now, nobody begins, but for
+        one alone that has only read what it wears: who has room beside whom is known in the next tick.
         """
         if not plan.admit or not self.runner.hand.all:
             return plan
         known, refused, admit = self.fitting.learnt, set[str](), list[Request]()
         for request in plan.admit:
             try:
-                with suppress(OmnimuseError):  # it is told to who begins with it
-                    try_on(self, self.fitting.unread(request))
+                try_on(self, self.fitting.unread(request), begins=True)
                 admit.append(self.fitting.first_way(request, self.space))
             except RequestError as error:
                 refused.add(request.id)
@@ -445,14 +443,15 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
     return left
 
 
-def try_on(engine: Engine, loras: Sequence[Lora]) -> None:
+def try_on(engine: Engine, loras: Sequence[Lora], *, begins: bool = False) -> None:
     """Read what requests are to wear, before any does; comes between two ticks. RequestError for what does not fit,
-    CapacityError while others take its memory.
+    CapacityError while others take its memory; not for who `begins` now, who is told then.
     """
     if not loras:
         return
     engine.tell(TickPlan(try_on=tuple(loras)))
-    if (wrong := try_on_together(engine.runner.pipeline.ctx.adapters, loras, engine.mesh)) is not None:
+    wrong = try_on_together(engine.runner.pipeline.ctx.adapters, loras, engine.mesh)
+    if wrong is not None and (not begins or isinstance(wrong, EngineDeadError)):
         raise wrong
 
 

@@ -77,7 +77,7 @@ class Extent:
     def cached(self, request: Request) -> Hashable:
         """What of its step cache says how much is remembered."""
         choice = self.cache(request)
-        return (choice.kind, choice.order, min(choice.filling, request.evaluations)) if choice.filling else None
+        return (choice.kind, choice.order, min(self.filling(choice), request.evaluations)) if choice.filling else None
 
     def filling(self, choice: CacheConfig) -> int:
         """The steps in which one of the networks, whoever takes which, has that cache remember what it will."""

@@ -40,17 +40,18 @@ def measure(config: Config, wanted: str) -> list[Choice]:
         ask = warm_up_ask(wanted, engine.door, "--measure")
         if ask is None:
             raise ConfigError(f"--measure {NONE} measures nothing; use small, default, or a size as WxH or WxHxFRAMES")
-        return list(_rows(engine, engine.make_request(_filled(engine, ask))))
+        return list(_rows(engine, _filled(engine, ask)))
 
 
-def _filled(engine: Engine, ask: Ask) -> Ask:
-    """`ask` in as many steps as have the step cache of all who choose none remember what it does."""
+def _filled(engine: Engine, ask: Ask) -> Request:
+    """What is asked for in as many steps as have the step cache of all who choose none remember what it does."""
     extent, params, fixed = engine.foretelling.extent, ask.params, engine.door.limits.fixed.num_inference_steps
     usual = extent.usual
     if not usual.filling or not isinstance(params, DiffusionParams):
-        return ask
+        return engine.make_request(ask)
     steps = fixed or max(params.num_inference_steps or 1, extent.filling(usual))
-    return replace(ask, params=replace(params, num_inference_steps=steps, cache=str(usual.computed(steps))))
+    made = engine.make_request(replace(ask, params=replace(params, num_inference_steps=steps)))
+    return replace(made, params=replace(made.params, cache=str(usual.computed(steps))))  # not every door lets one in
 
 
 def _rows(engine: Engine, request: Request) -> Iterator[Choice]:

@@ -219,7 +219,7 @@ class Scheduler:
         active = self._active()
         needs = [entry.needs(guess).times(len(entry.live)) for entry in active]
         remembered = sum(entry.bytes * len(entry.live) for entry in active)
-        return max(reduce(Need.and_of, needs, NOTHING).most, remembered) + self.kept.all
+        return max(reduce(Need.and_of, needs, self._resting).most, remembered) + self.kept.all
 
     def postpone(self, request_ids: Iterable[str], now: float) -> None:
         """These, which were to begin in this tick, wait on, and have done nothing in it."""
@@ -248,7 +248,7 @@ class Scheduler:
         waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
         if not waiting:
             return fitting
-        room = Room(self.config, self._active(), self._room, self.kept)
+        room = Room(self.config, self._active(), self._room, self.kept, self._resting)
         for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
@@ -274,7 +274,7 @@ class Scheduler:
         for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
-            room = Room(self.config, staying, self._room, self.kept)
+            room = Room(self.config, staying, self._room, self.kept, self._resting)
             order = self._ordered([*staying, first], now)
             behind = reversed(order[order.index(first) + 1 :])
             ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
@@ -297,6 +297,12 @@ class Scheduler:
     def kept(self) -> Kept:
         """What all of them keep."""
         return reduce(Kept.and_of, (entry.kept for entry in self.entries.values()), NONE)
+
+    @property
+    def _resting(self) -> Need:
+        """What those who have begun and have no place need beside what they keep: what they wear."""
+        resting = (entry.need.worn for entry in self.entries.values() if entry.begun and not entry.active)
+        return NOTHING.wearing({name: size for worn in resting for name, size in worn.items()})
 
     def _active(self) -> list[Entry]:
         return [entry for entry in self.entries.values() if entry.active]
@@ -323,7 +329,7 @@ class Scheduler:
                 queues.setdefault(entry.request.tenant, deque()).extend(able)
         chosen = Party()
         hopeful: list[Entry] = []
-        budget, reckoned, needed, room = self.config.tick_tokens, 0, NOTHING, self._room - self.kept.all
+        budget, reckoned, needed, room = self.config.tick_tokens, 0, self._resting, self._room - self.kept.all
         while queues:
             name = next(iter(queues)) if len(queues) == 1 else min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()
@@ -383,16 +389,18 @@ class Scheduler:
 
 
 class Room:
-    """How much is in progress, in all and of each tenant, and whether something fits beside it and what all have
-    `kept`.
+    """How much is in progress, in all and of each tenant, and whether something fits beside it, what all have `kept`
+    and what those need who are `resting`.
     """
 
-    def __init__(self, config: ScheduleConfig, entries: Iterable[Entry], room: float, kept: Kept) -> None:
+    def __init__(
+        self, config: ScheduleConfig, entries: Iterable[Entry], room: float, kept: Kept, resting: Need
+    ) -> None:
         tokens, bytes = config.running_tokens or FOREVER, config.running_bytes or FOREVER
         self._most = Amount(config.max_running, tokens, bytes, room)
         self._share = self._most.part(config.tenant_share)
         self._kept, self._parked = kept, 0
-        self._all = Amount()
+        self._all = Amount(worn=Counter(resting.worn.items()))
         self._tenants: dict[str, Amount] = {}
         for entry in entries:
             self.take(entry)
@@ -421,14 +429,15 @@ class Room:
     def clear(
         self, enough: Callable[[Entry], bool], newcomer: Entry, entries: Iterable[Entry], states: States
     ) -> list[Entry]:
-        """Count out the first of `entries`, but for what their states keep, until there is `enough` for the newcomer;
-        returns them.
+        """Count out the first of `entries`, but for what their states keep and what they wear, until there is `enough`
+        for the newcomer; returns them.
         """
         left = list[Entry]()
         for entry in entries:
             if enough(newcomer):
                 break
             self._all.add(entry, -1)
+            self._all.worn.update(entry.need.worn.items())
             self._tenants[entry.request.tenant].add(entry, -1)
             stays = states(entry.request.id)
             self._kept, self._parked = self._kept.and_of(Kept(states=stays)), self._parked + stays

@@ -111,7 +111,7 @@ class Reader:
             raise refusal(source, f"{what if strange else 'holds no tensors'}; {kind}")
         bound, unknown = dict[str, Bound](), list[str]()
         for name, tensors in layers.items():
-            if len(tensors.keys() & {"down", "up"}) != (2 if tensors.keys() - {"whole", "bias"} else 0):
+            if len(tensors.keys() & {"down", "up"}) != (0 if "whole" in tensors or tensors.keys() == {"bias"} else 2):
                 has = " and ".join(sorted(tensors.values()))
                 why = "which are no one difference" if "whole" in tensors else "without the other half of the product"
                 raise refusal(source, f"has {has} of {name} {why}; get it again")

@@ -56,8 +56,8 @@ def eight_bits(said: Any) -> EightBits | None:
 
 def in_eight_bits(folder: Path) -> EightBits | None:
     """What the configurations in `folder` say; None where that is nothing, or nothing that is read."""
-    every = [config.get(SAID) for config in _configurations(folder)]
     try:
+        every = [config.get(SAID) for config in _configurations(folder)]
         return next((found for said in every if (found := eight_bits(said)) is not None), None)
     except ModelError:
         return None

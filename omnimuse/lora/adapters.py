@@ -1,7 +1,7 @@
 """The adapters of one engine: read when a request first names them, remembered within bounds, worn by turns.
 
 The context of a pipeline holds one `Adapters`. A state has what it wears (`fetch`), and whoever computes for it does so
-inside of `wearing`; the networks know nothing of it. Used by the engine's thread alone.
+inside of `wearing`; the networks know nothing of it. Used by the engine's thread alone, but for `sizes`.
 """
 
 from __future__ import annotations
@@ -155,6 +155,8 @@ class Adapters:
             known = None  # what the file was before is let go of first
             same = self._living.get(stamp)
             known = stamp, same or self._make_room_for(lora.source, stamp, self._read(*named))
+            self._size_up(named, known[1])
+        elif named not in self._sizes:
             self._size_up(named, known[1])
         self._known[named] = known
         return known[1]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-TEXT, SEEN, PICTURE, STEPS, WRITING, MADE = (
-    *("text_encoder.forward", "perceive", "vae.encode", "diffuse", "decode", "vae.decode"),
-)
+TEXT, SEEN, PICTURE = "text_encoder.forward", "perceive", "vae.encode"
+STEPS, WRITING, MADE = "diffuse", "decode", "vae.decode"
 """Texts are encoded; what is shown is looked at, or listened to; an autoencoder makes latents of it; steps of what is
 drawn, or painted; tokens are written, or said; latents, codes and spectra become pictures and sounds.
 """

@@ -129,7 +129,7 @@ def iq4_xs(blocks: Tensor) -> Tensor:
 
 
 def _level(places: Tensor) -> Tensor:
-    levels = torch.tensor(LEVELS, dtype=torch.float32, device=places.device)
+    levels = torch.tensor(LEVELS, dtype=torch.float32, device="cpu").to(places.device, non_blocking=True)
     return levels.index_select(0, places.flatten().int()).view(places.shape)
 
 

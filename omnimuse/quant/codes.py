@@ -86,7 +86,7 @@ class Coded(Shared):
         return 2
 
     def numbers(self, packed: Tensor) -> Tensor:
-        code = torch.tensor(self.code, device=packed.device)
+        code = torch.tensor(self.code, device="cpu").to(packed.device, non_blocking=True)  # nobody waits for it
         pairs = torch.stack((code.repeat_interleave(16), code.repeat(16)), 1)  # [256, 2]: of each byte both
         found = pairs.view(torch.int64).flatten().index_select(0, packed.flatten().int())
         return found.view(torch.float32).view(*packed.shape[:-1], -1)

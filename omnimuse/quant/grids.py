@@ -21,16 +21,17 @@ SEVENS = (0, 7, 14, 21)
 
 
 def grid(kind: str, device: torch.device) -> Tensor:
-    """The table of a format, float32 [rows, 4 or 8], on `device`."""
+    """The table of a format, float32 [rows, 4 or 8], on `device`; the host does not wait until it is there."""
     own = getattr(_quants(kind), kind)
     own.init_grid()
-    found: Tensor = torch.from_numpy(own.grid)[0, 0].to(device)
+    found: Tensor = torch.from_numpy(own.grid)[0, 0].to(device, non_blocking=True)
     return found
 
 
 def even_signs(device: torch.device) -> Tensor:
     """Seven bits -> the eight that have an even number of ones, uint8 [128]."""
-    return torch.frombuffer(bytearray(_quants("IQ2_XXS").IQ2_XXS.ksigns), dtype=torch.uint8).to(device)
+    signs = torch.frombuffer(bytearray(_quants("IQ2_XXS").IQ2_XXS.ksigns), dtype=torch.uint8)
+    return signs.to(device, non_blocking=True)
 
 
 def hold_still() -> None:

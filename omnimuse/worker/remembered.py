@@ -11,14 +11,14 @@ from omnimuse.worker.job import Job
 
 
 class Remembered:
-    """That of one runner, whose `states` are in progress."""
+    """That of one runner, whose `jobs` and their `states` are in progress."""
 
-    def __init__(self, ctx: Context, states: Mapping[str, State]) -> None:
-        self._ctx, self._states = ctx, states
+    def __init__(self, ctx: Context, jobs: Mapping[str, Job], states: Mapping[str, State]) -> None:
+        self._ctx, self._jobs, self._states = ctx, jobs, states
 
-    def within(self, most: int | None, jobs: Mapping[str, Job]) -> None:
-        """So many bytes of it (None: as many as ever) beside what `jobs` have; adapters go first."""
-        self._ctx.memo.within(most, jobs)
+    def within(self, most: int | None) -> None:
+        """So many bytes of it (None: as many as ever) beside what these have; adapters go first."""
+        self._ctx.memo.within(most, self._jobs)
         if most is not None:
             self._ctx.adapters.within(most - self._ctx.memo.bytes, worn_by(self._states.values()))
 
@@ -26,12 +26,6 @@ class Remembered:
         """Let go of all that nobody in progress has."""
         self._ctx.memo.clear()
         self._ctx.adapters.within(0, worn_by(self._states.values()))
-
-    def worn_alone(self, request_id: str) -> int:
-        """The bytes of what a request wears and nobody else does who is not paused."""
-        mine = (state for state in self._states.values() if state.request.id == request_id)
-        others = (state for state in self._states.values() if state.request.id != request_id and not state.parked)
-        return sum(adapter.nbytes for adapter in worn_by(mine) - worn_by(others))
 
 
 def worn_by(states: Iterable[State]) -> set[Adapter]:

@@ -100,7 +100,7 @@ class Runner:
         self.memo = pipeline.ctx.memo = Memo(config.memo_bytes)
         self.jobs: dict[str, Job] = {}
         self.states: dict[str, State] = {}
-        self.remembered = Remembered(pipeline.ctx, self.states)
+        self.remembered = Remembered(pipeline.ctx, self.jobs, self.states)
         self.clock = clock or clock_for(pipeline.ctx.device)
         self.blocks = Blocks(self.clock, partial(held_bytes, pipeline.ctx.device))
         self.forwards = Forwards(pipeline.ctx, config, self.clock, crew)
@@ -110,7 +110,7 @@ class Runner:
         self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
         self.repeated = 0
         self.telling = Telling(pipeline.ctx)
-        self.shortages = Shortages(pipeline)
+        self.shortages = Shortages(pipeline, self.remembered.forget)
         self.retried_stages = self.shortages.retried
 
     def tokens(self, request: Request) -> int:
@@ -133,9 +133,8 @@ class Runner:
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
     def keeps(self, request_id: str) -> int:
-        """The bytes where it computes that states of a request take, and adapters of its own, also while paused."""
-        states = self._taken(request_id, lambda job: [state.remembered() for state in job.states.values()])
-        return states + self.remembered.worn_alone(request_id)
+        """The bytes where it computes that states of a request take, also while they are paused."""
+        return self._taken(request_id, lambda job: [state.remembered() for state in job.states.values()])
 
     def finished(self, request_id: str) -> int:
         """The bytes where it computes that outputs of a request take which are finished, while others are not."""
@@ -180,7 +179,7 @@ class Runner:
             self.memo.leave(request_id)
         for request_id in plan.wake:
             self._each_state(request_id, "waking", self._wake)
-        self.remembered.within(plan.memo, self.jobs)
+        self.remembered.within(plan.memo)
         chosen = [self.states[state_id] for state_id in plan.run if state_id in self.states]
         self.repeated, steps = 0, shared_out(self.pipeline, chosen, plan.steps)
         for track in range(max(1, len(self.pipeline.tracks))):
@@ -204,7 +203,7 @@ class Runner:
         """Drop every state and remembered output, let go of the weights, release what the build holds."""
         for request_id in list(self.jobs):
             self._drop(request_id)
-        self.memo.clear()
+        self.remembered.forget()
         self.forwards.close()
         self.rest.close()
         self.pipeline.ctx.components = Residency({})

@@ -27,8 +27,8 @@ Check = Callable[[], None]
 class Shortages:
     """Of one pipeline. `retried` counts, by name, stages that ran out of memory and then did with less."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, forget: Callable[[], None]) -> None:
+        self._pipeline, self._forget = pipeline, forget
         self.retried: Counter[str] = Counter()
 
     def run(self, stage: Stage, state: State, work: Callable[[Context, Check], None]) -> None:
@@ -79,7 +79,7 @@ class Shortages:
         log.warning("%s; it tries once more with less memory", settle(caught, stage.name))
         del caught
         ctx.components.leave()
-        ctx.memo.clear()
+        self._forget()
         free_memory(ctx.device)
         return lean
 

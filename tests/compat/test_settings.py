@@ -281,6 +281,17 @@ def test_its_autoencoder_is_told_and_its_parts_are_timed(folder: Path, caplog: p
     assert {choice.value for choice in built.choices if choice.topic == "decode"} == {"tiling", "slicing"}
 
 
+def test_parts_of_a_pipeline_in_steps_are_timed_each_time_anew(folder: Path) -> None:
+    name = str(renamed(folder, "DocumentedStepPipeline"))
+    config = Config(ModelConfig(name, "float32", "cpu", plugins=(PLUGIN,)), contract=ContractConfig(profile=True))
+    with Omni(name, config=config) as omni:
+        for _ in range(2):
+            began = time.perf_counter()
+            [found] = omni.generate([WISH.asked], WISH.params, progress=False)
+            assert sum(found.timings.values()) <= time.perf_counter() - began
+            assert "text_encoder.forward" in found.timings
+
+
 def test_a_target_of_the_profiler_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelError, match=r"profiler target 'vae.draw' is no method"):
         DiffusionPipelineProfilerMixin().setup_diffusion_pipeline_profiler(["vae.draw"], True)

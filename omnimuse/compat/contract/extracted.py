@@ -24,7 +24,7 @@ from omnimuse.compat.vllm_omni.diffusion.cache.teacache.config import TeaCacheCo
 from omnimuse.compat.vllm_omni.diffusion.cache.teacache.context import CacheContext
 from omnimuse.compat.vllm_omni.diffusion.cache.teacache.extractors import EXTRACTOR_REGISTRY, Extractor, get_extractor
 from omnimuse.compat.vllm_omni.diffusion.called import call_instead
-from omnimuse.core.caches import PRESETS, CacheConfig, Fits, completed
+from omnimuse.core.caches import PRESETS, CacheConfig, Fits, cache_named, completed
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.layers.stack import Memory
@@ -91,7 +91,8 @@ class Extracted:
         key = f"{NAME}.policy"
         if key not in memory.data:
             once = memory.steps == memory.of == 1
-            memory.data[key] = None if once else policy_for(completed(self.choice, self.fits, memory.of), self.fits)
+            choice = self.choice if memory.cache is None else cache_named(memory.cache)
+            memory.data[key] = None if once else policy_for(completed(choice, self.fits, memory.of), self.fits)
         found: Policy | None = memory.data[key]
         return found
 

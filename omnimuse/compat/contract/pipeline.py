@@ -41,8 +41,9 @@ class Whole(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         live: Live = ctx.components[PIPELINE]
         for state in states:
-            count = state.request.params.num_inference_steps or USUAL_STEPS
-            here = replace(live.surroundings, calls=OwnLoop(Memory(steps=count, of=count)))
+            params = state.request.params
+            count = params.num_inference_steps or USUAL_STEPS
+            here = replace(live.surroundings, calls=OwnLoop(Memory(steps=count, of=count, cache=params.cache)))
             with within(here), torch.random.fork_rng():
                 torch.manual_seed(state.request.seed(state.output))
                 request = request_of(state)

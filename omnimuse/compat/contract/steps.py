@@ -118,7 +118,11 @@ class Prepare(Stage):
                 fresh = StepRequestState(
                     request_id=state.id, sampling=request.sampling_params, prompt=request.prompts[0]
                 )
+                if profiled := isinstance(pipe, DiffusionPipelineProfilerMixin):
+                    pipe.clear_profiler_records()  # of those that were drawn before
                 prepared = pipe.prepare_encode(fresh)
+                if profiled:
+                    state.timed |= pipe.stage_durations
                 state["request"] = fresh if prepared is None else prepared
 
 

@@ -67,13 +67,7 @@ def limits(configs: Configs) -> Limits:
 
 
 DEFAULTS = DiffusionParams(
-    num_inference_steps=30,
-    guidance_scale=3.0,
-    height=512,
-    width=768,
-    num_frames=121,
-    fps=24.0,
-    max_sequence_length=MAX_SEQUENCE_LENGTH,
+    30, 3.0, height=512, width=768, num_frames=121, fps=24.0, max_sequence_length=MAX_SEQUENCE_LENGTH
 ).over(ONE)
 
 SPEC = Spec(
@@ -88,7 +82,7 @@ SPEC = Spec(
         "connectors": Component(
             ("LTX2TextConnectors",),
             network="diffusers.pipelines.ltx2.connectors:LTX2TextConnectors",
-            aliases="omnimuse.models.ltx2.weights:CONNECTORS_ALIASES",
+            aliases="omnimuse.models.ltx2.weights:ALIASES",
         ),
         "vae": Component(("AutoencoderKLLTX2Video",)),
         "audio_vae": Component(("AutoencoderKLLTX2Audio",)),

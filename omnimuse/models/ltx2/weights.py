@@ -46,7 +46,6 @@ ALIASES: tuple[Alias, ...] = (
     Alias(rf"av_ca_(video|audio)_scale_shift_adaln_single{_CLOCK}", (r"av_cross_attn_\1_scale_shift.\2",)),
     Alias(rf"av_ca_a2v_gate_adaln_single{_CLOCK}", (r"av_cross_attn_video_a2v_gate.\1",)),
     Alias(rf"av_ca_v2a_gate_adaln_single{_CLOCK}", (r"av_cross_attn_audio_v2a_gate.\1",)),
+    Alias(r"aggregate_embed", ("text_proj_in",)),  # of the connectors
 )
 """What adapters call its layers by the names of the first published code, where they are others."""
-CONNECTORS_ALIASES: tuple[Alias, ...] = (Alias(r"aggregate_embed", ("text_proj_in",)),)
-"""The same of what lies between the texts and the network."""

@@ -108,6 +108,9 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
             raise refusal(
                 "unsupported_parameter", "partial_images is not supported: nothing is drawn", "partial_images"
             )
+        if wanted.params.cache is not None and not service.door.limits.draws:
+            name = wanted.names["cache"]
+            raise refusal("unsupported_parameter", f"{name} is not supported: no step of a text can be skipped", name)
         wanted = replace(wanted, talk=replace(wanted.talk, messages=said))
     order = _order(service, wanted, request, await _came(service, request, shown, wanted))
     request.state.lease.close()  # of what came, only the order is left

@@ -177,9 +177,9 @@ def test_what_blocks_and_steps_took_is_asked_for_and_shown_beside_the_stages(ser
     shown = bench.text({**figures, "url": "", "model": "", "load": bench.describe(read_load(options("--blocks")))})
     steps = r" +in a step of denoise +4 +125 +375 +375 +375\n"
     assert re.search(rf"in denoise +2 +500 .* 3 MiB\n{steps} +in net\.blocks\.0 +2 +250 .* 2 MiB$", shown)
-    assert "held\n" in shown and figures["behind"]["a_b"] == 2**22
+    assert "held\n" in shown and figures["bytes"]["a_b"] == 2**22
     figures, _ = measure(server, "--requests", "1", "--mix", "64x64")
-    assert figures["steps"] == figures["behind"] == {}
+    assert figures["steps"] == figures["bytes"] == {}
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:

@@ -141,6 +141,20 @@ def test_what_several_wear_takes_room_once_until_nobody_wears_it() -> None:
     assert queue.pick(100).run == ("none/0",)
 
 
+def test_what_they_wear_who_give_up_their_places_stays_there() -> None:
+    queue = Queue(slice=0)
+    for name in ("one", "other"):
+        queue.add(name, need=Need(20, 0, {"style": 60}))
+    assert queue.pick(100).run == ("one/0", "other/0")
+    queue.add("urgent", need=Need(45), priority=5)
+    assert queue.pick(100).park == (), "they would leave no room for it"
+    queue.scheduler.remove("urgent")
+    queue.add("urgent", need=Need(40), priority=5)
+    pick = queue.pick(100)
+    assert (set(pick.park), pick.run) == ({"one", "other"}, ("urgent/0",))
+    assert queue.scheduler.taken(lambda request: Need()) == 100
+
+
 def test_who_wears_something_and_is_of_a_kind_that_nobody_knows_is_guessed() -> None:
     queue = Queue()
     queue.add("unknown", need=Need(worn={"style": 60}))

@@ -300,9 +300,10 @@ def test_a_whole_difference_of_a_linear_layer_is_worn_and_of_another_one_refused
     assert "blocks.0.out is [6, 8], and that layer is [8, 6]" in refused(reader, file)
     save_file({"blocks.0.norm.diff": torch.ones(8), **peft()("blocks.0.out", *products(LAYERS)["blocks.0.out"])}, file)
     assert "whole differences of what is no linear layer of this model (blocks.0.norm.diff)" in refused(reader, file)
-    both = {"blocks.0.out.diff": difference, "blocks.0.out.lora_A.weight": torch.ones(4, 6)}
-    save_file(both, file)
-    assert "are no one difference" in refused(reader, file)
+    half = {"blocks.0.out.diff": difference, "blocks.0.out.lora_A.weight": torch.ones(4, 6)}
+    for both in (half, {**half, "blocks.0.out.lora_B.weight": torch.ones(8, 4)}):
+        save_file(both, file)
+        assert "are no one difference" in refused(reader, file)
 
 
 def test_half_a_product_and_whole_weights_are_refused(reader: Reader, tmp_path: Path) -> None:

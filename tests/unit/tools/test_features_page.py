@@ -10,16 +10,7 @@ import pytest
 
 from omnimuse.core.config import CacheConfig
 from tests.checkpoints.families import FAMILIES
-from tools.feature_list import (
-    ATTENTION,
-    FEATURES,
-    STANDING,
-    TELLING,
-    TOLD,
-    Feature,
-    Impossible,
-    Stand,
-)
+from tools.feature_list import ATTENTION, FEATURES, STANDING, TELLING, TOLD, Feature, Impossible, Stand
 from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, contradictions, family_in, of_pair, page, topics
 
 CELL = re.compile(r"(works|refused|impossible) \d+")

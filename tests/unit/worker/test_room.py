@@ -569,22 +569,21 @@ def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears
     engine.close()
 
 
-def test_what_a_paused_request_wears_stays_and_takes_room_unless_somebody_else_wears_it(
+def test_what_paused_requests_wear_stays_and_takes_room_once(
     adapters: tuple[list[str], int],
 ) -> None:
     (one, _), size = adapters
     engine = start(Config(SHAPES, schedule=ScheduleConfig(company="always")))
     request, _ = known_to(engine, output_type="latent", num_inference_steps=6)
-    names, kept = ("first", "second"), list[int]()
+    names, scheduler = ("first", "second"), engine.scheduler
     for name in names:
         engine.submit(wearing(request, name, one))
     while not engine.runner.states:  # its size is learnt first
         tick(engine)
     for name in names:
         engine.pause(name)
-        tick(engine)
-        kept.append(engine.scheduler.entries[name].kept.states)
-    assert kept[1] - kept[0] == size
+    tick(engine)
+    assert scheduler.taken(engine.foretelling.extent.guess) - scheduler.kept.all == size, "once, whoever else wears it"
     engine.sleep()
     assert engine.runner.pipeline.ctx.adapters.nbytes == size, "it goes on with it"
     for name in names:
