@@ -27,7 +27,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import record_function
 from transformers import PreTrainedModel
 
-from omnimuse.core.config import Config, ModelConfig
+from omnimuse.core.config import Config, HostConfig, ModelConfig
 from omnimuse.core.request import Ask
 from omnimuse.engine.local import finished, start
 from omnimuse.loader.components import quiet
@@ -80,7 +80,8 @@ def ours(folder: Path, wish: Wish, dtype: str, reckoned: list[int]) -> Callable[
     """Draw `wish` by our engine, which is begun within; `reckoned` gets what it says of it before."""
 
     def work() -> None:
-        engine = start(Config(ModelConfig(str(folder), dtype=dtype, device="cpu")))
+        alike = HostConfig(threads=torch.get_num_threads())  # as many as the reference has
+        engine = start(Config(ModelConfig(str(folder), dtype=dtype, device="cpu"), host=alike))
         request = engine.make_request(Ask(wish.asked, replace(wish.params, output_type="pt")))
         reckoned.append(engine.runner.working(request, engine.space.tokens))
         finished(engine, request)

@@ -17,10 +17,14 @@ import argparse
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
+from omnimuse.cli.plot import KINDS, check_place, plot
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
+from omnimuse.cli.timing import Clock
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.loras import loras_of
@@ -66,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many sounds; 0: all")
     parser.add_argument("--top-p", type=float, metavar="X", help="choose among the sounds that make up so much")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: sound less like before")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw where its time went ({', '.join(KINDS)})")
     add_adapters(parser, "speak")
     add_deadline(parser)
     add_engine_options(parser)
@@ -98,15 +103,25 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.output, "audio")
     check_speed(args.speed)
     check_adapters(params)
+    if args.plot is not None:
+        check_place("plot", args.plot, KINDS, args.overwrite)
     [file] = [args.output] if args.overwrite else free_names(args.output, 1)
-    print(_say(args.model, config, ask, file, args.speed))
+    line, record = _say(args.model, config, ask, file, args.speed, blocks=args.plot is not None)
+    print(line)
+    if args.plot is not None:
+        plot(record, args.plot, args.overwrite)
     return 0
 
 
-def _say(model: str, config: Config, ask: Ask, file: Path, speed: float) -> str:
-    """Make the sound and save it, played so fast, with its settings inside; a line about it."""
+def _say(
+    model: str, config: Config, ask: Ask, file: Path, speed: float, *, blocks: bool
+) -> tuple[str, Mapping[str, Any]]:
+    """Make the sound and save it, played so fast, with its settings inside; a line about it, and what its time went
+    into, that of `blocks` too.
+    """
+    clock = Clock()
     from omnimuse.api import Omni
-    from omnimuse.cli.outcome import settings_of, told
+    from omnimuse.cli.outcome import settings_of, spent_of, told
     from omnimuse.core.output import Part
     from omnimuse.media.finished import save
     from omnimuse.media.sound import at_speed
@@ -117,10 +132,14 @@ def _say(model: str, config: Config, ask: Ask, file: Path, speed: float) -> str:
         if isinstance(event, Chunk) and not first:
             first.append(time.perf_counter() - began)
 
+    clock.reach("import")
     with Omni(model, config=config) as engine:
+        clock.reach("load")
+        engine.times_blocks = blocks
         began = time.perf_counter()
         [result] = engine.generate(ask.prompt, ask.params, progress=listen, chunks=True, deadline=ask.deadline)
         took = time.perf_counter() - began
+        clock.reach("draw")
         assert not isinstance(ask.prompt, str)
         settings = {"model": model, **told(ask.prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
         settings |= {"speed": speed} if speed != 1 else {}
@@ -128,4 +147,6 @@ def _say(model: str, config: Config, ask: Ask, file: Path, speed: float) -> str:
         spoken = Part(spoken.medium, at_speed(spoken.data, speed))
         save([spoken], file, settings)
     soon = f", the first sound after {first[0]:.2f} s" if first else ""
-    return f"{file}  {spoken.data.seconds:.2f} s of speech, made in {took:.2f} s{soon}, seed {result.seeds[0]}"
+    record = {"results": [{"prompt": ask.prompt["prompt"], **spent_of(result)}], "seconds": clock.seconds()}
+    line = f"{file}  {spoken.data.seconds:.2f} s of speech, made in {took:.2f} s{soon}, seed {result.seeds[0]}"
+    return line, record

@@ -220,10 +220,10 @@ class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     made: int = 0
     blocks: dict[str, float] = {}
     needs: int = 0
-    labels: dict[str, str] = {}
     block_bytes: dict[str, int] = {}
     steps: dict[str, tuple[float, ...]] = {}
     held: dict[str, tuple[int, ...]] = {}
+    labels: dict[str, str] = {}
 
 
 class Finished(Message, frozen=True):

@@ -18,7 +18,7 @@ from omnimuse.core.config import OffloadConfig
 from omnimuse.core.output import Event
 from omnimuse.engine.local import start
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES
-from tests.checkpoints.packed import FILES, IN_ONE_FILE
+from tests.checkpoints.packed import FILES, IN_ONE_FILE, as_floats
 from tests.invariants.conftest import Subject, outputs, run, submit
 from tests.invariants.test_device import FAST
 from tests.invariants.test_packed_files import check_is_packed
@@ -52,7 +52,7 @@ def test_a_second_device_draws_by_packed_files_what_the_cpu_draws_and_no_step_wa
         expected = run(engine, *asks)
     chosen = packed.config(schedule=FAST, offload=OffloadConfig(offload))  # type: ignore[arg-type]
     with closing(started(chosen, device)) as engine:
-        check_is_packed(engine, how, found)
+        check_is_packed(engine, how, found, as_floats(subject.folder, found, tmp_path / "floats"))
         ids, events = submit(engine, *asks), list[Event]()
         ticks = waits_of_steps(engine.runner, device, ticking(engine, events))["denoise"]
     assert ticks

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from omnimuse import Omni
 from omnimuse.cli.app import main
@@ -41,7 +42,10 @@ def test_a_text_becomes_a_file_that_knows_how_it_was_made(
 
 def test_what_is_spoken_may_be_played_faster(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "hello.wav"
-    assert speak(folder, "two yellow stars", "--voice", "eric", "--speed", "2", "-o", str(file)) == 0
+    plotted = ("--plot", str(tmp_path / "where.png"))
+    assert speak(folder, "two yellow stars", "--voice", "eric", "--speed", "2", "-o", str(file), *plotted) == 0
+    with Image.open(tmp_path / "where.png") as shown:
+        assert shown.height > 100, "a bar for each stage and step, and lines of blocks"
     assert samples_of(open_sound(file), 2400, 1).shape == (1, 11 * 12)
     assert read_settings(file)["speed"] == 2
     assert "0.06 s of speech" in capsys.readouterr().out

@@ -42,7 +42,7 @@ NAMED: Mapping[str, str] = MappingProxyType(
 )
 """Options by targets that are called otherwise."""
 SPOKEN: Mapping[str, str] = MappingProxyType(
-    {"urls": "--like", "ref_text": "--like-text", "alone": "--like", "format": "--output"}
+    {"urls": "--like", "ref_text": "--like-text", "alone": "--like", "format": "--output", "blocks": "--plot"}
 )
 OF: Mapping[Kind, tuple[str, Mapping[str, str]]] = MappingProxyType(
     {

@@ -174,13 +174,15 @@ def test_a_row_tells_how_many_prompts_it_won_and_lost_against_exact_drawing() ->
     verdicts = {EXACT: "1101", "14 steps": "0111", "10 steps": "0001", "7 steps": ""}
     rows = {name: Figures(1.0, 1.0, 75.0, 0.5, 4, 1, right) for name, right in verdicts.items()}
     assert [each.against(rows[EXACT]) for each in rows.values()] == ["0, 0", "1, 1", "0, 2", ""]
-    style = "`night`, rank 4"  # judged by scenes that exact drawing was not asked for
-    page = tables({"demo": rows | {style: Figures(1.0, 1.0, 75.0, None, 4, 1, "1111")}})
+    style, pair = "`night`, rank 4", "`night` and `int8`"  # judged by scenes that exact drawing was not asked for
+    worn = {style: Figures(1.0, 1.0, 75.0, 0.0, 4, 1, "1101"), pair: Figures(1.0, 1.0, 75.0, None, 4, 1, "0111")}
+    page = tables({"demo": rows | worn})
     assert (
         "| 14 steps | 1.00 | 1.00 | 75.0% | 1, 1 | 0.5 |" in page
         and "| 7 steps | 1.00 | 1.00 | 75.0% |  | 0.5 |" in page
     )
-    assert f"| {style} | 1.00 | 1.00 | 75.0% |  |  |" in page
+    assert f"| {style} | 1.00 | 1.00 | 75.0% | 0, 0 | 0.0 |" in page
+    assert f"| {pair} | 1.00 | 1.00 | 75.0% | 1, 1 |  |" in page
 
 
 def test_what_was_measured_of_other_weights_adapters_or_of_another_cache_is_missing(
