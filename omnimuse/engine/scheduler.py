@@ -440,7 +440,8 @@ class Room:
             self._all.worn.update(entry.need.worn.items())
             self._tenants[entry.request.tenant].add(entry, -1)
             stays = states(entry.request.id)
-            self._kept, self._parked = self._kept.and_of(Kept(states=stays)), self._parked + stays
+            self._kept = self._kept.and_of(Kept(states=stays))
+            self._parked += stays + sum(entry.need.worn.values())
             left.append(entry)
         return left
 
