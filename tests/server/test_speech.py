@@ -114,7 +114,7 @@ def test_a_bench_of_speech_counts_the_sounds_that_came_and_tells_where_their_tim
     assert {name: told["count"] for name, told in figures["stages"].items() if name == "talk"} == (
         {"talk": 2} if words else {}
     )
-    assert bool(figures["steps"]) == any(name.startswith("model.") for name in figures["behind"]) == bool(words)
+    assert bool(figures["steps"]) == any(name.startswith("model.") for name in figures["bytes"]) == bool(words)
 
 
 @pytest.mark.parametrize("speed", [0.5, 2])

@@ -151,7 +151,7 @@ def test_a_bench_of_answers_counts_those_that_came_and_tells_where_their_time_we
     assert (figures["sent"], figures["ok"], figures["first_preview"]["count"]) == (3, 3, 3 * stream)
     assert figures["stages"]["generate"]["count"] == figures["blocks"]["model.layers.0"]["count"] == 3
     assert figures["steps"]["generate"]["count"] == 3 * 5
-    assert min(figures["behind"][name] for name in ("generate", "model.layers.0")) > 2**20
+    assert min(figures["bytes"][name] for name in ("generate", "model.layers.0")) > 2**20
 
 
 def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(client: openai.OpenAI, omni: Omni) -> None:
