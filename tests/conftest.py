@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,6 +35,17 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """At the end everything may go; libraries complain of what does not."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread meanwhile."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -155,8 +155,7 @@ class Adapters:
             known = None  # what the file was before is let go of first
             same = self._living.get(stamp)
             known = stamp, same or self._make_room_for(lora.source, stamp, self._read(*named))
-            self._size_up(named, known[1])
-        elif named not in self._sizes:
+        if (size := self._sizes.get(named)) is None or size[0] != known[1].id:
             self._size_up(named, known[1])
         self._known[named] = known
         return known[1]

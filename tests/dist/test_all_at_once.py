@@ -288,14 +288,6 @@ def on_one(case: Case) -> list[Tensor]:
     return found
 
 
-@pytest.fixture
-def one_thread() -> Iterable[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.crossed
 @pytest.mark.parametrize(
     "asked",

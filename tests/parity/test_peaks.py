@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.peaks import compare
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Where a processor lacks units for bfloat16, a product gives each of its threads memory to add up in."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.crossed
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread")  # where there are no units for bfloat16, each has memory to add up in
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_request_takes_no_more_memory_than_the_reference(
