@@ -112,8 +112,8 @@ class Plain:
         return rotate(qk, rope)
 
     def norm_and_turn(self, qk: Tensor, norm: HeadNorm, rope: Tensor | None) -> Tensor:
-        exact = qk.float() if norm.rounds_once else qk
-        normed = (F.rms_norm(exact, qk.shape[-1:], eps=norm.eps) * norm.weight.view(2, 1, -1)).to(qk.dtype)
+        weight, shape = norm.weight.view(2, 1, -1), qk.shape[-1:]
+        normed = (F.rms_norm(qk.float() if norm.rounds_once else qk, shape, eps=norm.eps) * weight).to(qk.dtype)
         return normed if rope is None else rotate(normed, rope)
 
 

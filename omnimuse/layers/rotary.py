@@ -72,6 +72,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler fuses real arithmetic, and leaves complex as it is
         (a, b), cos, sin = x.float().unflatten(-1, (-1, 2)).unbind(-1), cosines[..., 0], sines[..., 1]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [B, S, 2, N, H/2]
-    turned = (pairs * torch.view_as_complex(cosines)).add_(pairs * torch.view_as_complex(sines))
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    return torch.view_as_real(_turned(x, cosines, sines)).flatten(-2).to(x.dtype)
+
+
+def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """As complex numbers [B, S, 2, N, H/2]; a copy of `x` in another format is written over."""
+    exact = x.float()
+    pairs, sine = torch.view_as_complex(exact.unflatten(-1, (-1, 2))), torch.view_as_complex(sines)
+    turned = pairs * torch.view_as_complex(cosines)
+    return turned.add_(pairs * sine if exact is x or exact.requires_grad else pairs.mul_(sine))

@@ -23,7 +23,9 @@ from omnimuse.layers.kernels import Gated
 
 HEIGHTS = (512, 256, 128, 64, 32, 16, 8)  # tall tiles are fast, short ones leave little to pad
 BETWEEN = (448, 384, 320, 224, 192, 160, 112, 96, 80, 56, 48, 40, 24)
-"""Heights for small weights besides: most products are one call then, whose overhead large ones do not feel."""
+"""Heights for small weights besides: most products are one call then, whose overhead large ones do not feel. For large
+ones where no other height will do, as with three threads, which share rows out.
+"""
 SMALL = 2**20  # numbers in weights
 ALIGNMENT = 64  # bytes; matrix libraries round as the alignment has it
 SHARE = 32768  # elements that torch gives a thread at least (at::internal::GRAIN_SIZE)
@@ -206,13 +208,13 @@ def steady_heights(weight: Tensor, bias: Tensor | None, room: Tensor | None = No
     size = tried_bytes(outputs, inputs, weight.dtype)
     room = weight.new_empty(size, dtype=torch.uint8) if room is None else room[:size]
     tile, made = room.view(weight.dtype).split((HEIGHTS[0] * inputs, HEIGHTS[0] * outputs))
-    rows, made = tile.view(-1, inputs).copy_(trial(1, inputs)), made.view(-1, outputs)
+    rows, made = tile.view(-1, inputs).copy_(trial_row(inputs)), made.view(-1, outputs)
 
     def multiply(tile: Tensor) -> Tensor:
         product(tile, weight, bias, made[: len(tile)])
         return made[: len(tile)]
 
-    return agreeing(rows, tried, multiply)
+    return agreeing(rows, tried, multiply) or agreeing(rows, BETWEEN, multiply)
 
 
 def tried_bytes(outputs: int, inputs: int, dtype: torch.dtype) -> int:
@@ -235,7 +237,7 @@ def steady_row(weight: Tensor, bias: Tensor | None, heights: Sequence[int]) -> T
 
 def equal_rows(weight: Tensor, height: int) -> Tensor:
     """So many equal rows to try products with `weight` with, in its format."""
-    return trial(1, weight.shape[1]).to(weight).expand(height, -1).contiguous()
+    return trial_row(weight.shape[1]).to(weight).expand(height, -1).contiguous()
 
 
 def _made(tile: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -261,6 +263,25 @@ def agreeing(rows: Tensor, heights: Sequence[int], multiply: Callable[[Tensor], 
         else:
             known.append(height)
     return max((tuple(together) for _, together in found), key=len, default=())
+
+
+def trial_row(columns: int) -> Tensor:
+    """A row to try products with, float32 [columns].
+
+    With weights whose halves are `twice` the same, its products add up to nothing but what was rounded on the way, and
+    that is decided by the order of additions. Of any other sum a narrow format rounds away nearly all that an order
+    changes.
+    """
+    return twice(trial(1, columns), -1.0)[0]
+
+
+def twice(numbers: Tensor, sign: float = 1.0) -> Tensor:
+    """`numbers` [rows, columns]; the second half of each row becomes the first one, times `sign`."""
+    half = numbers.shape[1] // 2
+    numbers[:, half : 2 * half] = numbers[:, :half]
+    numbers[:, half : 2 * half] *= sign
+    numbers[:, 2 * half :] = 0
+    return numbers
 
 
 def trial(rows: int, columns: int) -> Tensor:

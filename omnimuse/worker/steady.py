@@ -31,6 +31,7 @@ from omnimuse.layers.steady import (
     steady_heights,
     trial,
     tried_bytes,
+    twice,
     written,
 )
 from omnimuse.loader.tensors import DtypePolicy
@@ -53,6 +54,7 @@ FewRows = dict[Key, Few]
 ACTIVATIONS = "transformers.activations"
 """Where networks of a library have theirs from: all of them compute number by number."""
 
+FAINT = 2**-20  # of a bias, that it does not outweigh what products with it were rounded by
 SHARE_FOR_PACKING = 0.25  # of the memory that is free at the start
 
 
@@ -178,11 +180,11 @@ def room_to_try(kinds: Iterable[Key], config: Config, device: torch.device) -> I
 
 
 def trial_weights(key: Key, room: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Weights, which lie in `room` if that is given, and bias of that kind, to try it with."""
+    """Weights, which lie in `room` if that is given, and bias of that kind, to try it with: `trial_row` says how."""
     rows, columns, has_bias, dtype = key
     room = torch.empty(_size(key), dtype=torch.uint8) if room is None else room
-    weight = written(room[: rows * columns * dtype.itemsize].view(dtype).view(rows, columns))
-    return weight, trial(1, rows)[0].to(weight) if has_bias else None
+    weight = twice(written(room[: rows * columns * dtype.itemsize].view(dtype).view(rows, columns)))
+    return weight, (FAINT * trial(1, rows)[0]).to(weight) if has_bias else None
 
 
 def _size(key: Key) -> int:

@@ -82,8 +82,9 @@ def written(name: str, *, steps: bool) -> Guest:
     """One to the guide of vLLM-Omni."""
     case = CASES[name]
     build = partial(own_kind, case) if case.own else case.build
-    ways = (*ANY, "layers", *(["dbcache"] if steps else []), *(["teacache"] if name != "experts" else []))
-    return Guest(case.steps if steps else case.whole, PLUGIN, build, case.wishes, ways, loops=steps)
+    ways = ("layers", *(["dbcache"] if steps else []), *(["teacache"] if name != "experts" else []))
+    declared = () if name == "sound" else ways  # its network is diffusers' own
+    return Guest(case.steps if steps else case.whole, PLUGIN, build, case.wishes, (*ANY, *declared), loops=steps)
 
 
 def own_kind(case: Case, folder: Path) -> Path:

@@ -29,7 +29,7 @@ from tests.checkpoints import calling, qwen3, qwen3_omni, talk_and_draw
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.checkpoints.packed import FILES, IN_ONE_FILE
 from tests.compiling import Counter, compile_with
-from tests.dist.test_all_at_once import Case, files_of, one_thread, shown
+from tests.dist.test_all_at_once import Case, files_of, shown
 from tests.invariants.conftest import drain, nap, submit, tick, with_params
 from tests.invariants.test_pools import through
 from tests.once import Once
@@ -37,7 +37,6 @@ from tests.ranks import play
 from tools.feature_list import PACKED_FILES, TELLING, TOLD, Feature
 from tools.features_page import asked, attempt
 
-__all__ = ["one_thread"]
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
 WRITES, ANSWERS, DRAWS = "Qwen3ForCausalLM", "Qwen3OmniMoeForConditionalGeneration", "TalkAndDrawPipeline"

@@ -18,12 +18,15 @@ from omnimuse.layers.steady import (
     SteadyActivation,
     SteadyGated,
     SteadyLinear,
+    agreeing,
     cut,
+    equal_rows,
     places,
     steady_heights,
     trial,
     whole_vectors,
 )
+from omnimuse.worker.steady import trial_weights
 
 
 def test_rows_are_cut_into_tall_tiles_first_and_only_the_last_reaches_beyond() -> None:
@@ -120,3 +123,23 @@ def test_what_a_gate_lets_through_is_the_same_wherever_it_lies(width: int, threa
     torch.set_num_threads(before)
     assert all(outcomes)
     assert torch.allclose(alone, Gated()(gate, up), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [64, 65, 768])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_height_that_adds_in_another_order_is_found_though_results_are_rounded(
+    dtype: torch.dtype, inputs: int
+) -> None:
+    weight, bias = trial_weights((32, inputs, True, dtype))
+    assert bias is not None
+
+    def multiply(rows: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros(len(rows), len(weight))
+        for piece in torch.arange(inputs).chunk(2 if len(rows) == 16 else 1):
+            part = torch.zeros_like(made)
+            for column in piece:
+                part += rows[:, column, None].float() * weight[:, column].float()
+            made += part
+        return (made + bias.float()).to(dtype)
+
+    assert agreeing(equal_rows(weight, 32), (32, 16, 8), multiply) == (32, 8)

@@ -92,6 +92,7 @@ ways = (
 )
 for how in ways:
     run(tiny, *how)  # everything is imported, every thread has its memory
+run(large, *ways[0])  # the library has its kernels, for products of these sizes too
 print(json.dumps([[run(tiny, *how), run(large, *how)] for how in ways]))
 """
 PACKED = 2**20  # bytes: some matrix libraries put what they multiply into an order of their own meanwhile
