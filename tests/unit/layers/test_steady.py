@@ -125,17 +125,25 @@ def test_what_a_gate_lets_through_is_the_same_wherever_it_lies(width: int, threa
     assert torch.allclose(alone, Gated()(gate, up), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["at once", "halves", "backwards"])
 @pytest.mark.parametrize("inputs", [64, 65, 768])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_height_that_adds_in_another_order_is_found_though_results_are_rounded(
-    dtype: torch.dtype, inputs: int
+    dtype: torch.dtype, inputs: int, how: str
 ) -> None:
+    """The height of 16 adds at once what others add in halves, or halves though they do not, or these backwards."""
     weight, bias = trial_weights((32, inputs, True, dtype))
     assert bias is not None
+    halves = torch.arange(inputs).chunk(2)
+    orders = {
+        "at once": (halves, (torch.arange(inputs),)),
+        "halves": ((torch.arange(inputs),), halves),
+        "backwards": (halves, [half.flip(0) for half in halves]),
+    }
 
     def multiply(rows: torch.Tensor) -> torch.Tensor:
         made = torch.zeros(len(rows), len(weight))
-        for piece in torch.arange(inputs).chunk(2 if len(rows) == 16 else 1):
+        for piece in orders[how][len(rows) == 16]:
             part = torch.zeros_like(made)
             for column in piece:
                 part += rows[:, column, None].float() * weight[:, column].float()
