@@ -107,7 +107,7 @@ class Coder(nn.Module):
 
 
 class Encode(Stage):
-    name = "encode"
+    name = "encode prompt"
     reads = ("prompt",)
     writes = ("embeds",)
     uses = ("coder",)

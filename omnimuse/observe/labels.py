@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 
 TEXT, SEEN, PICTURE = "text_encoder.forward", "perceive", "vae.encode"
@@ -51,6 +52,9 @@ OTHER = "other"
 STAGES = frozenset({*LABELS.values(), OTHER})
 """All labels there are."""
 
+AROUND = frozenset({"queue", "encode"})
+"""What is timed around the stages: waiting, and writing files. No stage is called so."""
+
 
 def label_of(stage: str) -> str:
     """The label of a stage, or of a part of one that bears its label for a name: one of a closed set. Which of several
@@ -58,3 +62,22 @@ def label_of(stage: str) -> str:
     """
     name = stage.partition(" (")[0]
     return LABELS.get(name, name if name in LABELS.values() else OTHER)
+
+
+def word_of(stage: str) -> str:
+    """What a stage is called over HTTP: its name in one word."""
+    return stage.replace(" ", "_")
+
+
+def apart(theirs: Iterable[str], ours: Collection[str] = ()) -> dict[str, str]:
+    """What stages are called to which somebody else gave names: `stage NAME` where that is what one of `ours` is called,
+    what is timed around them, or another of theirs.
+    """
+    taken, found = {word_of(name) for name in (*AROUND, *ours)}, dict[str, str]()
+    for name in theirs:
+        own = name
+        while word_of(own) in taken:
+            own = f"stage {own}"
+        taken.add(word_of(own))
+        found[name] = own
+    return found

@@ -20,6 +20,7 @@ from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import loras_of
 from omnimuse.core.request import Request
 from omnimuse.core.spec import MEDIA, Spec
+from omnimuse.observe.labels import AROUND, word_of
 from omnimuse.pipeline import lent
 from omnimuse.pipeline.rows import evaluate
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage
@@ -308,10 +309,11 @@ class Pipeline:
 
 
 def check_declaration(name: str, stages: Sequence[Stage], results: Mapping[str, str], spec: Spec) -> None:
-    """PipelineError unless reads have earlier writers, slots have one writer, used components exist, and `results`
-    begins with what the spec says that the model makes.
+    """PipelineError unless reads have earlier writers, slots have one writer, used components exist, every stage has a
+    name of its own, and `results` begins with what the spec says that the model makes.
     """
     written: dict[str, str] = {}
+    called = set(AROUND)
     for stage in stages:
         label = stage.name or type(stage).__name__
         for slot in stage.reads:
@@ -326,6 +328,9 @@ def check_declaration(name: str, stages: Sequence[Stage], results: Mapping[str, 
         for component in stage.uses:
             if component not in spec.components:
                 raise PipelineError(f"{name}: stage {label} uses {component!r}; the spec has {sorted(spec.components)}")
+        if word_of(label) in called:
+            raise PipelineError(f"{name}: a stage is called {label!r}, as another one or what is timed around them")
+        called.add(word_of(label))
     if stages and (lost := sorted(set(results.values()) - set(written))):
         raise PipelineError(f"{name}: no stage writes the result slot {lost[0]!r}")
     if unknown := sorted(set(results) - set(MEDIA)):

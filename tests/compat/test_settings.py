@@ -19,22 +19,26 @@ from omnimuse.cli.engine import read_config
 from omnimuse.cli.serve import chosen as serving
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.make import config_of as told_to
+from omnimuse.compat.contract.requests import note_times
 from omnimuse.compat.contract.settings import FLAGS, OPTIONS, PARALLEL, TOLD, Setting
 from omnimuse.compat.door import Place
 from omnimuse.compat.sglang.runtime.entrypoints import options as sglang
-from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig, OmniDiffusionConfig
+from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, DiffusionParallelConfig, OmniDiffusionConfig
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
 from omnimuse.core import names
 from omnimuse.core.config import ContractConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.foreign import SETTINGS
+from omnimuse.core.request import Door
 from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.pipeline.state import State
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.compat.checkpoints import PLUGIN, renamed
+from tests.fakes import SPEC, ask
 
 WISH = next(each for each in FAMILIES if each.kind == "3").wishes[0]
 
@@ -290,6 +294,12 @@ def test_parts_of_a_pipeline_in_steps_are_timed_each_time_anew(folder: Path) -> 
             [found] = omni.generate([WISH.asked], WISH.params, progress=False)
             assert sum(found.timings.values()) <= time.perf_counter() - began
             assert "text_encoder.forward" in found.timings
+
+
+def test_parts_are_told_beside_what_is_timed_around_them() -> None:
+    state = State(Door.of(SPEC, {}, "fake").make_request(ask(), 0.0, 1), 0)
+    note_times(state, [DiffusionOutput(stage_durations={"queue": 1.0, "encode": 2.0, "vae.decode": 3.0})])
+    assert state.timed == {"stage queue": 1.0, "stage encode": 2.0, "vae.decode": 3.0}
 
 
 def test_a_target_of_the_profiler_that_is_not_there_is_refused() -> None:

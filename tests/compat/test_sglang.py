@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from omnimuse import Config, ModelConfig, Omni
+from omnimuse.compat.composed.spec import PIPELINE
+from omnimuse.compat.composed.stages import pipeline_of
 from omnimuse.compat.sglang import DiffGenerator
 from omnimuse.compat.sglang.runtime.entrypoints.options import config_of
 from omnimuse.core.config import (
@@ -28,6 +30,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.server.translate.answers import Made
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
 from tests.checkpoints.flux import FAMILIES, build
@@ -112,6 +115,21 @@ def test_its_stages_are_told_one_by_one_and_every_step_of_its_loop(
     assert steps == [1, 2, 3, 4]
     assert [event.image.shape for event in events if isinstance(event, Preview)] == [(64, 64, 3)] * 3
     torch.testing.assert_close(done.result.tensors["image"][0], expected[0], atol=1e-5, rtol=0)
+
+
+def test_its_stages_are_told_beside_ours_whatever_they_are_called(engine: Engine) -> None:
+    live = engine.runner.pipeline.ctx.components[PIPELINE]
+    names = ("queue", "encode prompt", "encode", "denoise", "encode_prompt", "denoising_stage", "stage queue")
+    called = dict(zip(names, live.stages.values(), strict=True))
+    made = pipeline_of(engine.door.spec, replace(live, stages=called))
+    found = [stage.name for stage in made.stages]
+    assert found == [
+        *("stage queue", "encode prompt", "stage encode", "stage denoise", "stage encode_prompt", "denoise"),
+        "stage stage queue",
+    ]
+    timings = {"queue": 8.0, **dict.fromkeys(found, 1.0), "encode": 8.0}
+    told = Made([], timings)
+    assert len(told.seconds) == 9 and told.work_seconds == 7.0, "neither waiting nor writing files"
 
 
 def test_cancelled_or_paused_between_steps_it_leaves_the_others_as_they_were(

@@ -39,7 +39,7 @@ from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
-from omnimuse.observe.labels import MADE, OTHER, PICTURE, SEEN, STEPS, TEXT
+from omnimuse.observe.labels import MADE, OTHER, PICTURE, SEEN, STEPS, TEXT, apart
 from omnimuse.pipeline.decode import PREVIEW_CELLS
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
@@ -298,10 +298,11 @@ def pipeline_of(spec: Spec, live: Live) -> type[Pipeline]:
     if len(loops) > 1:
         raise ModelError(f"{spec.arch} has {len(loops)} denoising stages, and one is taken: {', '.join(loops)}")
     stages: list[Stage] = []
+    called = apart(live.stages, (LOOP,))
     for number, (name, stage) in enumerate(live.stages.items()):
         if isinstance(stage, DenoisingStage) and 0 < number < last:
             stages.append(Denoise(number, name) if stage.stock else Driven(number, name))
         else:
             label = next((each for kind, each in LABELS.items() if isinstance(stage, kind)), OTHER)
-            stages.append(Once(number, spec.medium, name, number == last, label))
+            stages.append(Once(number, spec.medium, called[name], number == last, label))
     return type(spec.arch, (Pipeline,), {"spec": spec, "stages": tuple(stages), "results": {spec.medium: spec.medium}})

@@ -23,6 +23,7 @@ from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, O
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.recording import samples_of
+from omnimuse.observe.labels import apart
 from omnimuse.pipeline.state import State
 
 
@@ -78,7 +79,12 @@ def note_times(state: State, made: Any) -> None:
     """What a pipeline says of how long its parts took goes with the times of its stages."""
     for each in made if isinstance(made, list) else [made]:
         if isinstance(each, DiffusionOutput):
-            state.timed |= each.stage_durations or {}
+            note_parts(state, each.stage_durations or {})
+
+
+def note_parts(state: State, seconds: Mapping[str, float]) -> None:
+    """The same of seconds by names that the pipeline gave."""
+    state.timed |= {name: seconds[theirs] for theirs, name in apart(seconds).items()}
 
 
 def finished(made: Any, after: Callable[..., Any] | None, medium: str) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnimuse.compat.contract.blocks import Calls
 from omnimuse.compat.contract.make import Live
-from omnimuse.compat.contract.requests import finished, note_times, request_of
+from omnimuse.compat.contract.requests import finished, note_parts, note_times, request_of
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
@@ -122,7 +122,7 @@ class Prepare(Stage):
                     pipe.clear_profiler_records()  # of those that were drawn before
                 prepared = pipe.prepare_encode(fresh)
                 if profiled:
-                    state.timed |= pipe.stage_durations
+                    note_parts(state, pipe.stage_durations)
                 state["request"] = fresh if prepared is None else prepared
 
 

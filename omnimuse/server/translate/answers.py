@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from omnimuse.core.request import Door, Request
 from omnimuse.deploy.wire import Finished, MadeFile, Previewed, Remarks, Stepped
+from omnimuse.observe.labels import AROUND, word_of
 from omnimuse.server.http.enclosed import Enclosed, Parcel
 from omnimuse.server.http.sse import Event
 from omnimuse.server.jobs.row import Job
@@ -24,8 +25,6 @@ from omnimuse.server.translate.asks import preview_steps
 MAX_TOLD = 2000
 """Characters of the header that has the warnings; what is beyond is in the answer's body."""
 _MIB = 2**20
-_NO_WORK = frozenset({"queue", "encode"})
-"""Stages in which nothing is drawn."""
 _SUFFIXES: dict[str, protocol.Format] = {"PNG": "png", "JPEG": "jpeg", "WEBP": "webp"}
 
 
@@ -115,7 +114,7 @@ class Made:
     @property
     def work_seconds(self) -> float:
         """The seconds in which it was drawn."""
-        return round(sum(seconds for stage, seconds in self.timings.items() if stage not in _NO_WORK), 6)
+        return round(sum(seconds for stage, seconds in self.timings.items() if stage not in AROUND), 6)
 
     @property
     def seeds(self) -> str:
@@ -125,7 +124,7 @@ class Made:
     @property
     def seconds(self) -> dict[str, float]:
         """`timings` under names with their unit."""
-        return {f"{stage.replace(' ', '_')}_s": round(seconds, 6) for stage, seconds in self.timings.items()}
+        return {f"{word_of(stage)}_s": round(seconds, 6) for stage, seconds in self.timings.items()}
 
 
 def timed(made: Finished) -> dict[str, Any]:

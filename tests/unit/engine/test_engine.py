@@ -61,9 +61,9 @@ def test_a_request_runs_to_its_result_with_one_event_per_step() -> None:
     done = result(events, id_)
     assert done.result.output.shape == (1, 3, 2, 2)
     assert done.result.seeds == [3]
-    assert set(done.result.timings) == {"queue", "encode", "add", "decode"}
+    assert set(done.result.timings) == {"queue", "encode prompt", "add", "decode"}
     assert list(done.result.steps) == ["add"]
-    assert {stage: len(held) for stage, held in done.result.held.items()} == {"encode": 1, "add": 4, "decode": 1}
+    assert {stage: len(held) for stage, held in done.result.held.items()} == {"encode prompt": 1, "add": 4, "decode": 1}
     assert min(min(held) for held in done.result.held.values()) > 2**20, "bytes of this process"
     assert sum(done.result.steps["add"]) == pytest.approx(done.result.timings["add"])
 
@@ -73,7 +73,7 @@ def test_a_request_goes_by_a_loop_that_has_nothing_to_do_for_it() -> None:
     ids = submit(subject, ask("nothing"), ask(num_inference_steps=2))
     events = finish(subject)
     stages = [(e.request_id, e.stage) for e in events if isinstance(e, Progress)]
-    assert [stage for id_, stage in stages if id_ == ids[0]] == ["encode", "decode"]
+    assert [stage for id_, stage in stages if id_ == ids[0]] == ["encode prompt", "decode"]
     assert torch.equal(result(events, ids[0]).result.output, torch.full((1, 3, 2, 2), 0.5))
     adder = subject.runner.pipeline.ctx.components.wherever("adder")
     assert isinstance(adder, Adder) and adder.calls == [1, 1]

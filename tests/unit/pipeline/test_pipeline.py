@@ -22,7 +22,7 @@ def test_a_read_needs_an_earlier_writer() -> None:
 
 
 def test_a_slot_has_one_writer() -> None:
-    with pytest.raises(PipelineError, match=r"writes 'embeds', which encode has"):
+    with pytest.raises(PipelineError, match=r"writes 'embeds', which encode prompt has"):
         declare(Encode(), Encode(), Add(), Decode())
 
 
@@ -32,6 +32,16 @@ def test_a_used_component_must_exist() -> None:
 
     with pytest.raises(PipelineError, match="uses 'nowhere'; the spec has"):
         declare(Lost(), Add(), Decode())
+
+
+@pytest.mark.parametrize("name", ["queue", "encode", "encode_prompt"])
+def test_every_stage_has_a_name_of_its_own(name: str) -> None:
+    class Called(Add):
+        pass
+
+    Called.name = name
+    with pytest.raises(PipelineError, match=f"a stage is called '{name}'"):
+        declare(Encode(), Called(), Decode())
 
 
 def test_somebody_writes_the_result() -> None:
