@@ -70,8 +70,8 @@ def word_of(stage: str) -> str:
 
 
 def apart(theirs: Iterable[str], ours: Collection[str] = ()) -> dict[str, str]:
-    """What stages are called to which somebody else gave names: `stage NAME` where that is what one of `ours` is called,
-    what is timed around them, or another of theirs.
+    """What stages are called to which somebody else gave names: `stage NAME` where one of `ours`, what is timed around
+    them, or another of theirs is called so.
     """
     taken, found = {word_of(name) for name in (*AROUND, *ours)}, dict[str, str]()
     for name in theirs:

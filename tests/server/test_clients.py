@@ -309,7 +309,8 @@ def test_a_stream_and_a_job_tell_the_same(server: Running) -> None:
     events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
     assert [event["usage"]["input_tokens"] for event in events] == [11, 0]
     assert {tuple(told["shown"]) for told in (*events, job["result"])} == {("64x48", "32x32")}
-    assert [{name: told[name] for name in WITHIN} for told in (events[0], job["result"])] == [WITHIN] * 2
+    assert [{name: told[name] for name in WITHIN} for told in (events[-1], job["result"])] == [WITHIN] * 2
+    assert not WITHIN.keys() & events[0].keys(), "what all pictures took is told once"
     for told in (events[0]["warnings"], job["warnings"], job["result"]["warnings"]):
         assert "CPU" in told[0] and told[1:] == ["the prompt has 99 tokens"]
     assert set(job["stage_durations"]) == {"queue", "denoise"} and job["peak_memory_mb"] == 3.0

@@ -212,7 +212,8 @@ class Events:
             yield _event(self._partial(update))
 
     def completed(self, door: Door, made: Made, pictures: Enclosed) -> Iterator[Event]:
-        """One event for each finished picture."""
+        """One event for each finished picture; the last tells what all of them took within their stages."""
+        last = len(made.files) - 1
         for index, (file, word) in enumerate(zip(made.files, pictures.words, strict=True)):
             kind, value = _event(
                 protocol.CompletedImageEvent(
@@ -227,7 +228,7 @@ class Events:
                     output_format=self._look.format,
                     usage=usage(image_tokens(door, [file]), 0 if index else made.remarks.prompt_tokens),
                     timings=made.seconds,
-                    **made.within,
+                    **(made.within if index == last else {}),
                     safety_identifier=self._look.safety_identifier,
                     shown=made.shown,
                     warnings=told([*self._look.warnings, *made.remarks.warnings]),
