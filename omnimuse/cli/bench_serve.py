@@ -316,9 +316,8 @@ def _numbers(told: object) -> dict[str, float]:
 
 
 def _lists(told: object) -> dict[str, list[float]]:
-    """Numbers by stage, by the names that `timings` have for these."""
     found = told.items() if isinstance(told, dict) else ()
-    lists = {str(name).replace(" ", "_"): each for name, each in found if isinstance(each, list)}
+    lists = {str(name): each for name, each in found if isinstance(each, list)}
     numbers = {name: [float(one) for one in each if isinstance(one, int | float)] for name, each in lists.items()}
     return {name: each for name, each in numbers.items() if each}
 

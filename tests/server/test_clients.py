@@ -257,12 +257,12 @@ def test_a_path_is_there_if_the_model_does_what_it_is_for_and_else_says_what_the
 
 
 BLOCKS = {"net.blocks.0": 0.5, "net.blocks.1": 0.25}
-STEPS, HELD = {"denoise": (0.5, 0.25)}, {"denoise": (7, 8), "decode": (9,)}
+STEPS, HELD = {"denoise": (0.5, 0.25)}, {"encode prompt": (5,), "denoise": (7, 8), "decode": (9,)}
 WITHIN = {
     "block_timings": BLOCKS,
     "block_bytes": {"net.blocks.0": 9},
     "steps": {"denoise": [0.5, 0.25]},
-    "bytes": {"denoise": [7, 8], "decode": [9]},
+    "bytes": {"encode_prompt": [5], "denoise": [7, 8], "decode": [9]},
 }
 
 

@@ -91,6 +91,7 @@ def test_the_official_client_makes_polls_downloads_lists_and_deletes(tmp_path: P
         assert video.model_extra["file_name"] == f"{video.id}.mp4"
         durations = video.model_extra["stage_durations"]
         assert set(durations) == {"queue", "denoise"} and durations["denoise"] == 0.0 <= durations["queue"]
+        assert video.model_extra["timings"] == {f"{stage}_s": round(took, 6) for stage, took in durations.items()}
         assert (video.model_extra["peak_memory_mb"], video.model_extra["inference_time_s"]) == (3.0, 0.0)
         assert video.model_extra["needs_memory_mb"] == 64.0
         assert video.error is None and video.expires_at is not None and video.completed_at is not None

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 class Within(BaseModel):
     """With `block_timings` in the request: seconds of every block of a network, by name, and the most bytes that the
     worker held when a run of it was done; by stage the seconds of every step, as `steps`, and the bytes that were held
-    when it was done, of stages without steps too, as `bytes`: these two as in `--json` of the command line.
+    when it was done, of stages without steps too, as `bytes`. A stage is called as in `timings`, without the `_s`.
     """
 
     block_timings: dict[str, float] | None = None

@@ -243,6 +243,6 @@ def _done(whole: Finished, content: str) -> protocol.AudioDoneEvent:
         seconds=made.seconds or 0.0,
         sample_rate=made.rate or 0,
         seed=made.seed,
-        timings={name: round(seconds, 4) for name, seconds in whole.timings.items()},
+        timings=answers.Made.of(whole).seconds,
         **answers.Made.of(whole).within,
     )

@@ -141,7 +141,7 @@ class KeptJobs:
             "error": job_error(job),
             "seed": job.work.request["params"]["seed"],
             "eta_seconds": self._left(job),
-            "timings": job.timings or None,
+            "timings": Made.of(job).seconds or None,
             **Made.of(job).within,
         }
 

@@ -96,8 +96,8 @@ class Made:
         found = {
             "block_timings": {name: round(seconds, 6) for name, seconds in told.blocks.items()},
             "block_bytes": told.block_bytes,
-            "steps": {stage: [round(each, 5) for each in seconds] for stage, seconds in told.steps.items()},
-            "bytes": {stage: list(held) for stage, held in told.held.items()},
+            "steps": {word_of(stage): [round(each, 5) for each in took] for stage, took in told.steps.items()},
+            "bytes": {word_of(stage): list(held) for stage, held in told.held.items()},
         }
         return {name: value for name, value in found.items() if value}
 

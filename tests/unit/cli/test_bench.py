@@ -107,7 +107,7 @@ class FakeServer:
         told: dict[str, object] = {"timings": {"queue_s": 0.001, "denoise_s": 0.5}, "peak_memory_mb": 321.0}
         if fields.get("block_timings"):
             told |= {"block_timings": {"net.blocks.0": 0.25}, "block_bytes": {"net.blocks.0": 2**21}}
-            told |= {"steps": {"denoise": [0.125, 0.375]}, "bytes": {"denoise": [2**20, 3 * 2**20], "a b": [2**22]}}
+            told |= {"steps": {"denoise": [0.125, 0.375]}, "bytes": {"denoise": [2**20, 3 * 2**20], "a_b": [2**22]}}
         return JSONResponse({"data": [{"b64_json": "A" * 200_000}], **told})
 
     async def _stream(self, steps: object) -> AsyncIterator[str]:
