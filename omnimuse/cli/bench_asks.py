@@ -20,7 +20,8 @@ class Task:
     """What is asked at `path`, with `fields` for a prompt and, for a stream, those of `streamed`.
 
     `things` are what people call several of them. A whole answer is JSON that is `good`, or a `file`; of the events of
-    a stream one is `begun` from when something is there, and one that is `ended` is the last and good.
+    a stream one is `begun` from when something can be looked at, one that `has` something has some of what was asked
+    for, and one that is `ended` is the last and good.
     """
 
     things: str
@@ -29,6 +30,7 @@ class Task:
     streamed: Mapping[str, object]
     good: Callable[[dict[str, Any]], bool]
     begun: Callable[[dict[str, Any]], bool]
+    has: Callable[[dict[str, Any]], bool]
     ended: Callable[[dict[str, Any]], bool]
     file: bool = False
 
@@ -52,6 +54,18 @@ def _kind(event: dict[str, Any]) -> str:
     return str(event.get("type", ""))
 
 
+def _drawn(picture: dict[str, Any]) -> bool:
+    return any(picture.get(name) for name in ("b64_json", "url"))
+
+
+def _written(piece: dict[str, Any]) -> bool:
+    return _said(_first(piece.get("choices")), "delta")
+
+
+def _spoken(event: dict[str, Any]) -> bool:
+    return _kind(event) == "speech.audio.delta" and bool(event.get("audio"))
+
+
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         "pictures": Task(
@@ -59,8 +73,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             "/images/generations",
             lambda prompt: {"prompt": prompt, "n": 1},
             {"stream": True, "partial_images": PREVIEWS},
-            lambda body: any(_first(body.get("data")).get(name) for name in ("b64_json", "url")),
+            lambda body: _drawn(_first(body.get("data"))),
             lambda event: _kind(event).endswith(".partial_image"),
+            lambda event: _kind(event).endswith(".completed") and _drawn(event),
             lambda event: _kind(event).endswith(".completed"),
         ),
         "chat": Task(
@@ -69,7 +84,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             lambda prompt: {"messages": [{"role": "user", "content": prompt}]},
             {"stream": True, "stream_options": {"include_usage": True}},
             lambda body: _said(_first(body.get("choices")), "message"),
-            lambda event: _said(_first(event.get("choices")), "delta"),
+            _written,
+            _written,
             lambda event: not event.get("choices") and isinstance(event.get("usage"), dict),
         ),
         "speech": Task(
@@ -78,7 +94,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             lambda prompt: {"input": prompt},
             {"stream_format": "sse", "response_format": "pcm"},
             lambda body: False,
-            lambda event: _kind(event) == "speech.audio.delta",
+            _spoken,
+            _spoken,
             lambda event: _kind(event) == "speech.audio.done",
             file=True,
         ),

@@ -269,18 +269,21 @@ class Client:
         return "POST", self._task.path, json.dumps(fields).encode(), headers
 
     async def _follow(self, outcome: Outcome, answer: Answer) -> Outcome:
-        """The outcome of an answer that streams: good once its end has come and no error."""
-        code = "invalid_answer"
+        """The outcome of an answer that streams: good once its end has come, something of what was asked for with it or
+        before, and no error.
+        """
+        code, there = "invalid_answer", False
         async for data in answer.events():
             if data == b"[DONE]":
                 break
             event = json.loads(data)
             if not isinstance(event, dict):
                 continue
+            there = there or self._task.has(event)
             if self._task.begun(event) and outcome.previewed is None:
                 outcome = replace(outcome, previewed=self.now())
             elif self._task.ended(event):
-                outcome, code = _told(replace(outcome, ended=self.now()), data), ""
+                outcome, code = _told(replace(outcome, ended=self.now()), data), "" if there else "invalid_answer"
             elif event.get("error"):
                 code, message = _complaint(event, "stream_error")
                 return replace(outcome, ended=self.now(), code=code, message=message)

@@ -297,6 +297,12 @@ def test_messages_that_differ_are_counted_and_the_most_frequent_are_shown() -> N
     ],
 )
 def test_a_connection_that_breaks_off_is_told_from_one_that_was_never_made(said: bytes, code: str) -> None:
+    assert answered(said, Load((Entry("auto"),), timeout=5)).code == code
+
+
+def answered(said: bytes, load: Load) -> Outcome:
+    """The outcome of one request to a server that says so, and no more."""
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(said)
@@ -307,10 +313,35 @@ def test_a_connection_that_breaks_off_is_told_from_one_that_was_never_made(said:
     async def ask() -> Outcome:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
             port = listener.sockets[0].getsockname()[1]
-            client = Client(Target("127.0.0.1", port), Load((Entry("auto"),), timeout=5))
-            return await client.ask(Entry("auto"), "a ring", due=0.0)
+            return await Client(Target("127.0.0.1", port), load).ask(Entry("auto"), "a ring", due=0.0)
 
-    assert asyncio.run(ask()).code == code
+    return asyncio.run(ask())
+
+
+PIECE = {"choices": [{"delta": {"role": "assistant", "content": ""}}]}
+WORD = {"choices": [{"delta": {"content": "a"}}]}
+USED = {"choices": [], "usage": {"completion_tokens": 0}}
+DELTA, DONE = {"type": "speech.audio.delta", "audio": ""}, {"type": "speech.audio.done"}
+LOOK = {"type": "image_generation.partial_image", "b64_json": "QQ=="}
+PICTURE = {"type": "image_generation.completed", "b64_json": ""}
+
+
+@pytest.mark.parametrize(
+    ("task", "events", "code"),
+    [
+        ("chat", (PIECE, USED), "invalid_answer"),
+        ("chat", (PIECE, WORD, USED), ""),
+        ("chat", (PIECE, WORD), "invalid_answer"),
+        ("speech", (DELTA, DONE), "invalid_answer"),
+        ("speech", (DELTA, DELTA | {"audio": "QQ=="}, DONE), ""),
+        ("pictures", (LOOK, PICTURE), "invalid_answer"),
+        ("pictures", (LOOK, PICTURE | {"b64_json": "QQ=="}), ""),
+    ],
+)
+def test_a_stream_without_anything_in_it_is_no_answer(task: str, events: tuple[object, ...], code: str) -> None:
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    said = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + body.encode()
+    assert answered(said, Load((Entry("auto"),), timeout=5, task=task, stream=True)).code == code
 
 
 def test_the_command_prints_the_figures_and_writes_them_whole(
