@@ -31,6 +31,7 @@ from omnimuse.deploy.launchers import opened
 from omnimuse.deploy.replica import PoolPlan, Replica
 from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.station import COMMAND, Station
+from omnimuse.deploy.wire import added
 from omnimuse.engine.local import Background, start
 
 LAST = 5.0
@@ -143,6 +144,12 @@ class Group:
         for engine in self._engines:
             found |= engine.weights
         return found
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, in all pools, and of those that nobody wears."""
+        there = [seat.replica.adapters for seat in self._all if seat.replica is not None]
+        return added([*there, *(engine.adapters for engine in self._engines)])
 
     async def close(self) -> None:
         """End every replica, in good order or else by force; leaves nothing behind."""

@@ -36,7 +36,7 @@ from omnimuse.deploy.launchers import opened
 from omnimuse.deploy.replica import PoolPlan, Replica, State
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.scale import GRACE, LOOK, Scaler, Seen, to_move
-from omnimuse.deploy.wire import Finished, Form, Update
+from omnimuse.deploy.wire import Finished, Form, Update, added
 from omnimuse.worker.pace import Shared
 
 __all__ = ["Pool", "PoolPlan", "ReplicaStatus"]
@@ -130,6 +130,11 @@ class Pool:
     def company(self) -> list[Shared]:
         """What shared forwards of a worker took, of their time apart; empty until some were measured."""
         return next((replica.company for replica in self._replicas if replica.company), [])
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, in all workers, and of those that nobody wears."""
+        return added(replica.adapters for replica in self._replicas)
 
     @property
     def away(self) -> list[str]:

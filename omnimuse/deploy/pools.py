@@ -129,6 +129,11 @@ class Pools:
         return self.group.weights
 
     @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, in all pools, and of those that nobody wears."""
+        return self.group.adapters
+
+    @property
     def lost(self) -> dict[str, int]:
         """By pool, how many of its processes were replaced since the start."""
         pools = zip(self.config.deploy.pools, self.group.seats, strict=True)

@@ -195,7 +195,7 @@ class Worker:
         if background is None:
             return Beat(self._ticks, True, resident())
         busy = bool(self._jobs) and not background.asleep
-        told = background.retries, background.company, background.lost, background.away
+        told = background.retries, background.company, background.lost, background.away, background.adapters
         return Beat(self._ticks, busy, resident(), *told)
 
     def close(self) -> None:

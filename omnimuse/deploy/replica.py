@@ -261,7 +261,7 @@ class Replica:
         self.place: dict[str, str] = {}
         self.weights: dict[str, tuple[int, int]] = {}
         self.company: list[Shared] = []
-        self.away: list[str] = []
+        self.away, self.adapters = list[str](), (0, 0)
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
         self.restarts = 0
@@ -463,7 +463,7 @@ class Replica:
             known = self._lost.get(pool, 0)
             self.plan.lost(pool, count - known if count >= known else count)
         self._retries, self._lost = beat.retries, beat.lost
-        self.company, self.away = beat.company, beat.away
+        self.company, self.away, self.adapters = beat.company, beat.away, beat.adapters
 
     def _deliver(self, report: Update | Ended) -> None:
         ends = isinstance(report, Finished | Ended)

@@ -72,6 +72,11 @@ class Station:
         """Whether it has requests that it could work on."""
         return bool(self._requests) and not self._background.engine.idle
 
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, and of those that nobody wears."""
+        return self._background.adapters
+
     def close(self) -> None:
         """End the engine, on all of its ranks."""
         self._background.close()
@@ -290,8 +295,9 @@ class Process:
 
     def beat(self) -> Beat:
         """How this station is; loading counts as being busy."""
-        station = self._station
-        return Beat(station.ticks if station else 0, station is None or station.busy, resident())
+        if (station := self._station) is None:
+            return Beat(0, True, resident())
+        return Beat(station.ticks, station.busy, resident(), adapters=station.adapters)
 
     def close(self) -> None:
         """What is in progress is dropped with the process; other ranks are told."""

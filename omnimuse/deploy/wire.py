@@ -6,7 +6,7 @@ name in it); only previews and texts ride in the message, and files of workers e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -121,6 +121,7 @@ class Beat(Message, frozen=True):
 
     `retries` are forwards so far that failed and were tried again, `company` is what shared ones took. Of a model in
     pools, `lost` are the processes of each that were replaced so far, `away` the pools that have none just now.
+    `adapters` are the bytes of those that are worn, and of those that nobody wears.
     """
 
     ticks: int
@@ -130,6 +131,13 @@ class Beat(Message, frozen=True):
     company: list[Shared] = []
     lost: dict[str, int] = {}
     away: list[str] = []
+    adapters: tuple[int, int] = (0, 0)
+
+
+def added(each: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """What is worn in several engines, and what nobody wears there."""
+    worn, idle = zip((0, 0), *each, strict=True)
+    return sum(worn), sum(idle)
 
 
 class Stepped(Message, frozen=True):

@@ -260,6 +260,11 @@ class Background:
         return dict(self.engine.space.weights)
 
     @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, and of those that nobody wears."""
+        return self.engine.runner.remembered.adapters
+
+    @property
     def retries(self) -> int:
         """How many forwards failed and were tried again."""
         return self.engine.runner.forwards.retries.total()

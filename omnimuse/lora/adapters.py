@@ -1,7 +1,7 @@
 """The adapters of one engine: read when a request first names them, remembered within bounds, worn by turns.
 
 The context of a pipeline holds one `Adapters`. A state has what it wears (`fetch`), and whoever computes for it does so
-inside of `wearing`; the networks know nothing of it. Used by the engine's thread alone, but for `sizes`.
+inside of `wearing`; the networks know nothing of it. Used by the engine's thread alone, but for `sizes` and `living`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,12 @@ class Adapters:
     @property
     def nbytes(self) -> int:
         """The memory of all that are remembered or worn."""
-        return sum(adapter.nbytes for adapter in self._living.values())
+        return sum(adapter.nbytes for adapter in self.living)
+
+    @property
+    def living(self) -> list[Adapter]:
+        """All that are remembered or worn. Any thread may ask."""
+        return [adapter for reference in self._living.valuerefs() if (adapter := reference()) is not None]
 
     def sizes(self, loras: Sequence[Lora] | None) -> dict[str, int]:
         """The bytes of each that takes part, by its id, as far as it was read. Any thread may ask."""

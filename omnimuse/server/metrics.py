@@ -89,6 +89,12 @@ class Metrics:
             ["model", "component", "part"],
             registry=registry,
         )
+        self._adapters = Gauge(
+            "omnimuse_adapters_bytes",
+            "Adapters in all workers: those that requests in progress wear, and idle ones.",
+            ["model", "state"],
+            registry=registry,
+        )
         self._memory = Histogram(
             "omnimuse_request_peak_bytes",
             "The most that a worker held while it worked on a request.",
@@ -163,6 +169,11 @@ class Metrics:
             self._weights.labels(self._model, component, "whole").set(whole)
             if block:
                 self._weights.labels(self._model, component, "block").set(block)
+
+    def wear(self, worn: int, idle: int) -> None:
+        """The bytes of adapters in all workers that somebody wears, and that nobody does."""
+        self._adapters.labels(self._model, "worn").set(worn)
+        self._adapters.labels(self._model, "idle").set(idle)
 
     def rejected(self, reason: str) -> None:
         """A request was refused before any work; `reason` is one of REJECTIONS, the code of the error."""

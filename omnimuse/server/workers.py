@@ -40,6 +40,11 @@ class Workers(Protocol):
         ...
 
     @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, in all of them, and of those that nobody wears."""
+        ...
+
+    @property
     def place(self) -> dict[str, str]:
         """The dtype and the device the workers compute with; empty until one is ready."""
         ...

@@ -27,6 +27,13 @@ class Remembered:
         self._ctx.memo.clear()
         self._ctx.adapters.within(0, worn_by(self._states.values()))
 
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """The bytes of adapters that are worn, and of those that wait for others. Any thread may ask."""
+        worn, there = worn_by(list(self._states.values())), self._ctx.adapters.living
+        on = sum(each.nbytes for each in there if each in worn)
+        return on, sum(each.nbytes for each in there) - on
+
 
 def worn_by(states: Iterable[State]) -> set[Adapter]:
     """The adapters that any of them wears."""

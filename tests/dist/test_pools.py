@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.pools import Pools
-from omnimuse.engine.engine import Engine
+from omnimuse.engine.engine import Engine, try_on
 from omnimuse.engine.local import start
 from tests.checkpoints.adapters import write
 from tests.invariants.conftest import run
@@ -170,8 +171,17 @@ def test_a_failure_in_a_pool_ends_its_request_alone_with_its_error(whole: Engine
     assert torch.equal(good.drawn(), expected(whole, ask("a red circle")))
 
 
-def test_every_pool_reads_what_requests_are_to_wear(group: Pools, tmp_path: Path) -> None:
-    group.try_on([Lora("omnimuse/shapes/night", 0.5), Lora("omnimuse/shapes/hearts")])
+def test_every_pool_reads_what_requests_are_to_wear_and_tells_what_that_takes(
+    whole: Engine, group: Pools, tmp_path: Path
+) -> None:
+    both, late = [Lora("omnimuse/shapes/night", 0.5), Lora("omnimuse/shapes/hearts")], time.monotonic() + SOON
+    group.try_on(both)
+    try_on(whole, both)
+    worn, idle = whole.runner.remembered.adapters
+    everywhere = 4 * worn, 4 * idle
+    while group.adapters != everywhere and time.monotonic() < late:
+        time.sleep(0.1)
+    assert group.adapters == everywhere != (0, 0), "in four engines"
     other = write(tmp_path / "other.safetensors", {"layers.0.attention.to_q": (8, 8)})
     with pytest.raises(RequestError, match=r"other.safetensors .*layers.0.attention.to_q"):
         group.try_on([Lora("omnimuse/shapes/night"), Lora(str(other))])

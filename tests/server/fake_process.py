@@ -46,6 +46,8 @@ from omnimuse.worker.pace import Shared
 PACE = 0.02
 SHARED = Shared("transformer", 64, 2, 0.75)
 """What it says that two at once take."""
+HELD = (3, 4)
+"""The bytes of adapters that it says are worn there, and are not."""
 
 
 class FakeWorker:
@@ -91,7 +93,7 @@ class FakeWorker:
         self.line.send(TriedOn(Ended("", "RequestError", f"not for {name}", "loras") if unfit else None))
 
     def beat(self) -> Beat:
-        return Beat(self.ticks, bool(self.live), 2**20, company=[SHARED])
+        return Beat(self.ticks, bool(self.live), 2**20, company=[SHARED], adapters=HELD)
 
     def draw(self, request: Request, form: Form) -> None:
         with self.places:

@@ -37,6 +37,7 @@ class FakeWorkers:
     asleep: bool = False
     place: dict[str, str] = field(default_factory=lambda: {"dtype": "float32", "device": "cpu"})
     weights: dict[str, tuple[int, int]] = field(default_factory=dict)
+    adapters: tuple[int, int] = (0, 0)
     company: list[Shared] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)

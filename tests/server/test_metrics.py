@@ -39,6 +39,7 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     metrics.recovered(3)
     metrics.level(5, asleep=True)
     metrics.weigh({"transformer": (4000, 500), "vae": (300, 0)})
+    metrics.wear(70, 30)
     found = samples(metrics)
     ours = (("model", "demo"), ("task", "text-to-image"))
     assert found["omnimuse_requests_total", (ours[0], ("outcome", "completed"), ours[1])] == 1
@@ -55,6 +56,8 @@ def test_what_happened_is_counted_under_names_with_units() -> None:
     weights = {labels: bytes_ for (name, labels), bytes_ in found.items() if name == "omnimuse_weights_bytes"}
     parts = {("transformer", "whole"): 4000, ("transformer", "block"): 500, ("vae", "whole"): 300}
     assert weights == {(("component", name), ours[0], ("part", part)): size for (name, part), size in parts.items()}
+    for state, size in (("worn", 70), ("idle", 30)):
+        assert found["omnimuse_adapters_bytes", (ours[0], ("state", state))] == size
     assert found["omnimuse_admission_rejections_total", (("reason", "queue_full"),)] == 1
     assert found["omnimuse_cancelled_total", (("where", "disconnect"),)] == 1
     assert found["omnimuse_worker_restarts_total", (("cause", "hang"),)] == 1

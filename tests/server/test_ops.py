@@ -32,6 +32,7 @@ def measured() -> dict[str, set[str]]:
     metrics.restarted("exit")
     metrics.staffed(1, 0)
     metrics.weigh({"transformer": (2, 1)})
+    metrics.wear(2, 1)
     metrics.failed("tidying up")
     metrics.level(1, keys_stale=True)
     text, _ = metrics.render()

@@ -60,6 +60,7 @@ def measurements(service: Service) -> Route:
         asleep = service.workers.asleep
         service.metrics.level(service.admission.load().count, bool(service.keys.trouble), asleep)
         service.metrics.weigh(service.workers.weights)
+        service.metrics.wear(*service.workers.adapters)
         content, kind = service.metrics.render()
         return Response(content, media_type=kind)
 

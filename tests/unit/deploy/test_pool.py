@@ -110,6 +110,7 @@ def test_what_requests_are_to_wear_all_workers_read(found: Found, plan: PoolPlan
             with pytest.raises(EngineDeadError, match="no worker is ready"):
                 await pool.try_on([Lora("ink")])
             await until(lambda: all(worker.state == "ready" for worker in pool.status()))
+            await until(lambda: pool.adapters == (6, 8))
             await pool.try_on([Lora("ink")])
             for number in range(2):
                 with pytest.raises(RequestError, match=f"not for worker {number}"):

@@ -584,15 +584,16 @@ def test_what_paused_requests_wear_stays_and_takes_room_once(
         engine.pause(name)
     tick(engine)
     assert scheduler.taken(engine.foretelling.extent.guess) - scheduler.kept.all == size, "once, whoever else wears it"
+    assert engine.runner.remembered.adapters == (size, 0)
     engine.sleep()
     assert engine.runner.pipeline.ctx.adapters.nbytes == size, "it goes on with it"
     for name in names:
         engine.cancel(name)
     engine.wake_up()
     drain(engine)
-    assert engine.runner.pipeline.ctx.adapters.nbytes == size
+    assert engine.runner.remembered.adapters == (0, size)
     engine.sleep()
-    assert engine.runner.pipeline.ctx.adapters.nbytes == 0, "nobody wears it"
+    assert engine.runner.remembered.adapters == (0, 0), "nobody wears it"
     engine.close()
 
 
