@@ -94,8 +94,8 @@ def unmeasured(door: Door) -> str:
     """Why a model is not measured; empty if it can be."""
     if door.spec.library:
         return (
-            f"its pipeline is that of {door.spec.library}, and models of our families are measured alone; 'dbcache' "
-            "goes by no measurement, 'teacache' by what the file of such a pipeline says (docs/caches.md)"
+            f"its pipeline is that of {door.spec.library}, and only families of ours are measured; 'dbcache' needs no "
+            "measurement, and 'teacache' goes by an extractor, where there is one for its network (docs/caches.md)"
         )
     if door.spec.by_token and not door.limits.draws:
         return "it makes one token after the other, and no step is like the one before"

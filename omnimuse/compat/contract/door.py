@@ -20,6 +20,8 @@ def refuse_features(spec: Spec, config: Config) -> None:
     """ConfigError for what cannot be given to a pipeline of the contract, with the reason."""
     assert spec.foreign is not None
     parallel, cached = config.parallel, config.cache.kind
+    untold = cached == "dbcache" and not spec.foreign.shares
+    untold_why = "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods"
     asked = {
         "offload=components with use_hsdp": (
             config.offload.mode == "components" and parallel.shard > 1,
@@ -32,17 +34,11 @@ def refuse_features(spec: Spec, config: Config) -> None:
             f"of {parallel}, its loop over blocks is not ours to share (pipe)",
         ),
         f"cache={cached} beside several ranks": (
-            cached == "dbcache" and not spec.foreign.shares and parallel.ranks > 1,
+            untold and parallel.ranks > 1,
             "its `forward` has the loop, and a cache would decide on every rank by itself; leave one of them out",
         ),
-        "enable_taylorseer": (
-            cached == "dbcache" and not spec.foreign.shares and bool(config.cache.order),
-            "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
-        ),
-        f"cache mask={config.cache.mask}": (
-            cached == "dbcache" and not spec.foreign.shares and bool(config.cache.mask),
-            "its `forward` has the loop, and enablers are told of none; leave it out, or write the four methods",
-        ),
+        "enable_taylorseer": (untold and bool(config.cache.order), untold_why),
+        f"cache mask={config.cache.mask}": (untold and bool(config.cache.mask), untold_why),
         f"cache={cached} with ulysses or ring": (
             cached == "dbcache" and parallel.sequence > 1,
             "every rank would decide by its own tokens; leave one of them out",
