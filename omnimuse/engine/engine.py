@@ -320,8 +320,8 @@ class Engine:
             for way in admit:
                 entries[way.id].request = way
             together = [entry.request for entry in entries.values() if entry.active]
-            kept = self.scheduler.kept.all + self.given.bytes
-        self.fitting.learn(together, self.space.less(kept))
+            kept, resting = self.scheduler.kept.all + self.given.bytes, self.scheduler.resting
+        self.fitting.learn(together, self.space.less(kept), resting)
         if self.fitting.learnt != known:
             late = self.fitting.late(admit, together, known)
             self.reckon(way.id for way in late)

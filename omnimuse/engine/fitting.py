@@ -109,13 +109,13 @@ class Fitting:
             return next(way for way in known.extent.ways(request) if self._fits(way, space))
         raise RequestError(refusal.message, refusal.param)
 
-    def learn(self, together: Sequence[Request], space: Space) -> None:
+    def learn(self, together: Sequence[Request], space: Space, resting: Need = NOTHING) -> None:
         """Draw small ones of every kind of which nobody knows, if what is in progress `together`, each in its way,
-        might have no room.
+        might have no room beside what those need who are `resting`.
         """
         known, room = self.foretelling, space.room
         needs = (known.at_most(each, space.coming).wearing(self._wears(each)).times(each.outputs) for each in together)
-        if room is None or reduce(Need.and_of, needs, NOTHING).most <= room:
+        if room is None or reduce(Need.and_of, needs, resting).most <= room:
             return
         for each in together:
             if known.can_learn(each):

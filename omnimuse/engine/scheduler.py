@@ -219,7 +219,7 @@ class Scheduler:
         active = self._active()
         needs = [entry.needs(guess).times(len(entry.live)) for entry in active]
         remembered = sum(entry.bytes * len(entry.live) for entry in active)
-        return max(reduce(Need.and_of, needs, self._resting).most, remembered) + self.kept.all
+        return max(reduce(Need.and_of, needs, self.resting).most, remembered) + self.kept.all
 
     def postpone(self, request_ids: Iterable[str], now: float) -> None:
         """These, which were to begin in this tick, wait on, and have done nothing in it."""
@@ -248,7 +248,7 @@ class Scheduler:
         waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
         if not waiting:
             return fitting
-        room = Room(self.config, self._active(), self._room, self.kept, self._resting)
+        room = Room(self.config, self._active(), self._room, self.kept, self.resting)
         for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
@@ -274,7 +274,7 @@ class Scheduler:
         for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
-            room = Room(self.config, staying, self._room, self.kept, self._resting)
+            room = Room(self.config, staying, self._room, self.kept, self.resting)
             order = self._ordered([*staying, first], now)
             behind = reversed(order[order.index(first) + 1 :])
             ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
@@ -299,7 +299,7 @@ class Scheduler:
         return reduce(Kept.and_of, (entry.kept for entry in self.entries.values()), NONE)
 
     @property
-    def _resting(self) -> Need:
+    def resting(self) -> Need:
         """What those who have begun and have no place need beside what they keep: what they wear."""
         resting = (entry.need.worn for entry in self.entries.values() if entry.begun and not entry.active)
         return NOTHING.wearing({name: size for worn in resting for name, size in worn.items()})
@@ -329,7 +329,7 @@ class Scheduler:
                 queues.setdefault(entry.request.tenant, deque()).extend(able)
         chosen = Party()
         hopeful: list[Entry] = []
-        budget, reckoned, needed, room = self.config.tick_tokens, 0, self._resting, self._room - self.kept.all
+        budget, reckoned, needed, room = self.config.tick_tokens, 0, self.resting, self._room - self.kept.all
         while queues:
             name = next(iter(queues)) if len(queues) == 1 else min(queues, key=lambda name: self.tenants[name].served)
             entry, state_id = queues[name].popleft()

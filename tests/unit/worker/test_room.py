@@ -597,6 +597,27 @@ def test_what_paused_requests_wear_stays_and_takes_room_once(
     engine.close()
 
 
+@pytest.mark.parametrize("more", [0, 1], ids=["with room", "without"])
+def test_small_ones_are_tried_of_what_may_have_no_room_beside_what_paused_requests_wear(
+    more: int, adapters: tuple[list[str], int]
+) -> None:
+    (one, _), size = adapters
+    with contextlib.closing(start(Config(SHAPES, schedule=ScheduleConfig(company="always")))) as engine:
+        request, _ = known_to(engine, output_type="latent", num_inference_steps=6)
+        engine.submit(wearing(request, "first", one))
+        while not engine.runner.states:  # its size is learnt first
+            tick(engine)
+        engine.pause("first")
+        tick(engine)
+        other = engine.make_request(Ask("a red circle", LARGE))
+        guess, kept = engine.foretelling.extent.guess(other), engine.scheduler.kept.all
+        engine.space = replace(engine.space, room=guess.most + kept + size - more)
+        for id_, files in (("second", ()), ("third", (one,))):  # who wears the same takes no more
+            engine.submit(wearing(other, id_, *files))
+            drain(engine)
+            assert engine.foretelling.knows(other) == bool(more)
+
+
 @pytest.mark.parametrize(("several", "spare"), [(1, 2 * TEXT), (2, 0)], ids=["alone", "in company"])
 def test_what_is_remembered_gives_way_to_who_has_no_room_beside_it(several: int, spare: int) -> None:
     engine = start(
