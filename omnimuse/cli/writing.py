@@ -17,7 +17,7 @@ from omnimuse.cli.plot import plot
 from omnimuse.cli.terms import check_adapters
 from omnimuse.cli.timing import Clock, recorded
 from omnimuse.core.config import Config
-from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.errors import ConfigError, OmnimuseError, RequestError
 from omnimuse.core.output import Chunk, Event, Result
 from omnimuse.core.request import Ask
 from omnimuse.media.destination import free_names, write_whole
@@ -61,18 +61,23 @@ def write(job: Job, prepare: Prepare, *, stdout: TextIO, stderr: TextIO) -> int:
         if aloud and isinstance(event, Chunk) and event.medium == "text":
             print(event.data, end="", file=stdout, flush=True)
 
-    start, wanted = prepare(job.config), job.terms.deadline
+    start, wanted, problems = prepare(job.config), job.terms.deadline, list[str]()
     clock.reach("import")
-    with start(job.config) as engine:
-        clock.reach("load")
-        prompts = [job.prompts[drawing.row] for drawing in job.drawings]
-        params = [job.params_of(drawing) for drawing in job.drawings]
-        engine.times_blocks = job.shown.blocks
-        with recorded(job.shown.profile, engine, clock):
-            for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud, deadline=wanted):
-                rows[index] = _row(job, job.drawings[index], result)
-                if aloud:
-                    print(file=stdout)
+    try:
+        with start(job.config) as engine:
+            clock.reach("load")
+            prompts = [job.prompts[drawing.row] for drawing in job.drawings]
+            params = [job.params_of(drawing) for drawing in job.drawings]
+            engine.times_blocks = job.shown.blocks
+            with recorded(job.shown.profile, engine, clock):
+                for index, result in engine.stream(prompts, params, listen=listen, chunks=aloud, deadline=wanted):
+                    rows[index] = _row(job, job.drawings[index], result)
+                    if aloud:
+                        print(file=stdout)
+    except (OSError, OmnimuseError) as error:  # such as a full disk; what was written is told all the same
+        if not rows:
+            raise
+        problems.append(told(error))
     clock.reach("draw")
     made = [rows[index] for index in sorted(rows)]
     record = {"model": job.config.model.model, "results": made, "seconds": clock.seconds()}
@@ -80,9 +85,11 @@ def write(job: Job, prepare: Prepare, *, stdout: TextIO, stderr: TextIO) -> int:
     if job.shown.plot is not None:
         try:
             plot(record, job.shown.plot, job.naming.overwrite)
-        except OSError as error:  # what was written is told all the same
-            print(f"omnimuse: {told(error)}", file=stderr)
-            return 1
+        except OSError as error:
+            problems.append(told(error))
+    print("".join(f"omnimuse: {problem}\n" for problem in problems), end="", file=stderr)
+    if problems:
+        return 1
     wrong = [row["error"] for row in made if row["error"]]
     return 0 if not wrong else 2 if all(error["kind"] == "RequestError" for error in wrong) else 1
 

@@ -20,6 +20,7 @@ from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.chat import Setting, talk
 from omnimuse.cli.plot import GAP
 from omnimuse.core.params import AnswerParams
+from omnimuse.media.destination import write_whole
 from omnimuse.media.picture import open_picture
 from tests.checkpoints import calling, qwen3, qwen3_omni, qwen25_omni, talk_and_draw
 from tests.checkpoints.adapters import layers_telling, peft, write
@@ -147,15 +148,33 @@ def test_a_plot_and_a_recording_show_where_the_time_of_a_text_went_beside_the_te
     assert {"step 1", "model.layers.0", "aten::linear"} <= names
 
 
-def test_a_plot_of_a_text_that_cannot_be_written_hides_nothing_of_the_text(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("option", "name"), [("--plot", "time.png"), ("--profile", "trace.json.gz")])
+def test_a_plot_or_a_recording_of_a_text_that_cannot_be_written_hides_nothing_of_the_text(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, name: str
 ) -> None:
     kept = tmp_path / "answer.txt"
     command = ["generate", "a red circle", "-m", str(folder), "--dtype", "float32", "--device", "cpu"]
-    assert main([*command, "--set", "max_tokens=4", "-o", str(kept), "--plot", str(kept / "time.png")]) == 1
+    assert main([*command, "--set", "max_tokens=4", "-o", str(kept), option, str(kept / name)]) == 1
     told = capsys.readouterr()
     assert told.out == f"{kept}\n" and kept.read_text().strip()
     assert str(kept) in told.err.splitlines()[-1]
+
+
+def test_what_was_written_before_a_disk_was_full_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, content: bytes, *, replace: bool) -> None:
+        if file.name == "answer-002.txt":
+            raise OSError(28, "No space left on device")
+        write_whole(file, content, replace=replace)
+
+    monkeypatch.setattr("omnimuse.cli.writing.write_whole", full)
+    command = ["generate", "a red circle", "-m", str(folder), "--dtype", "float32", "--device", "cpu", "-n", "3"]
+    command += ["--set", "temperature=0", "--set", "max_tokens=4"]
+    assert main([*command, "-o", str(tmp_path / "answer.txt"), "--json"]) == 1
+    told = capsys.readouterr()
+    assert [row["files"] for row in json.loads(told.out)["results"]] == [[str(tmp_path / "answer-001.txt")]]
+    assert told.err == "omnimuse: No space left on device; free some space, or choose another place\n"
 
 
 @pytest.mark.parametrize(
