@@ -56,7 +56,7 @@ class Whole(Stage):
                     steps = request.sampling_params.num_inference_steps or USUAL_STEPS
                     live.cached.refresh(live.pipe, steps, verbose=False)
                 made = live.pipe(given)
-                note_times(state, made)
+                note_times(state, made, live.pipe)
                 state[self.medium] = finished(made, live.after, self.medium)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from omnimuse.compat.contract.spec import THEIRS, ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput
+from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.diffusion.request import OmniDiffusionRequest
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams, OmniTextPrompt
 from omnimuse.core.errors import ModelError
@@ -75,9 +76,14 @@ def _lengths(seconds: float | None) -> dict[str, float]:
     return {} if seconds is None else {name: seconds for name in THEIRS["seconds"] if name != "seconds"}
 
 
-def note_times(state: State, made: Any) -> None:
-    """What a pipeline says of how long its parts took goes with the times of its stages."""
-    for each in made if isinstance(made, list) else [made]:
+def note_times(state: State, made: Any, pipe: object) -> None:
+    """How long parts of a pipeline took goes with the times of its stages: what it has measured since the last
+    `clear_profiler_records`, where it inherits the profiler, and what it says beside what it `made`.
+    """
+    told = made if isinstance(made, list) else [made]
+    if isinstance(pipe, DiffusionPipelineProfilerMixin):
+        told = [DiffusionOutput(stage_durations=pipe.stage_durations), *told]
+    for each in told:
         if isinstance(each, DiffusionOutput):
             note_parts(state, each.stage_durations or {})
 

@@ -202,5 +202,5 @@ class Finish(Stage):
                 pipe.clear_profiler_records()  # of all that have stepped together
             with within(live.surroundings):
                 made = pipe.post_decode(state["stepped"])
-                note_times(state, made)
+                note_times(state, made, pipe)
                 state[self.medium] = finished(made, live.after, self.medium)

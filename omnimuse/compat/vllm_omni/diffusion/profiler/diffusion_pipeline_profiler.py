@@ -1,7 +1,7 @@
 """`vllm_omni.diffusion.profiler.diffusion_pipeline_profiler`: how long parts of a pipeline took.
 
 The contract has a pipeline that inherits this put a stop-watch around methods of its own parts, where profiling was
-asked for; nothing of ours is touched. What it measures goes to the log, and with the result where the pipeline says so.
+asked for; nothing of ours is touched. What it measures goes to the log, and with the result.
 """
 
 from __future__ import annotations
