@@ -53,8 +53,8 @@ class Adapters:
     """Adapters by source, for layers that are dressed when one is for them; at most `limit` bytes of them.
 
     Those that no request in progress wears make room for others, the one that was not asked for the longest first.
-    `readings` counts what was read. `alone`: rows with adapters share no forward. `obstacle` says why there can be
-    none. Whoever has to know whether something is worn gives the `rack` that it looks at.
+    `readings` counts how often a size became known. `alone`: rows with adapters share no forward. `obstacle` says why
+    there can be none. Whoever has to know whether something is worn gives the `rack` that it looks at.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Adapters:
         """
         idle = [(named, adapter) for named, (_, adapter) in self._known.items() if adapter not in worn]
         left = sum({adapter.id: adapter.nbytes for _, adapter in idle}.values())
-        if left > most:
+        if idle and left > most:  # else there is nothing to let go of, and what is worn would be joined anew
             self._rack.forget()
         for named, adapter in idle:
             if left <= most:

@@ -11,9 +11,9 @@ from torch import nn
 
 from omnimuse.core.errors import CapacityError, RequestError
 from omnimuse.core.loras import Lora
-from omnimuse.lora.adapter import Adapter, Product
+from omnimuse.lora.adapter import Adapter, Joined, Product
 from omnimuse.lora.adapters import Adapters, adapt
-from omnimuse.lora.linear import Adapted
+from omnimuse.lora.linear import Adapted, Rack
 
 SIZE = 2 * 4 * 8 * 4
 """Bytes of an adapter here: two matrices of rank 4 and width 8 in float32."""
@@ -135,6 +135,26 @@ def test_where_others_need_the_room_those_go_that_nobody_wears_and_what_they_tak
     known = adapters.sizes([Lora("a"), Lora("ccc"), Lora("bb", 0.0)])
     assert len(known) == 2 and set(known.values()) == {SIZE}
     assert shelf.reads == ["a", "bb", "ccc"]
+
+
+def test_compiled_layers_keep_what_they_wear_joined_where_there_is_nothing_to_let_go_of(shelf: Shelf, net: Net) -> None:
+    rack, site = Rack(), ("transformer", "layer")
+    adapters = Adapters(partial(adapt, {site[0]: net}), shelf.read, shelf.stamp, limit=4 * SIZE, rack=rack)
+    worn = adapters.fetch([Lora("a")])
+    layer = net.get_submodule(site[1])
+    assert isinstance(layer, Adapted)
+    rack.compiled[site] = layer
+
+    def joined(most: int) -> Joined | None:
+        adapters.within(most, {each.adapter for each in worn})
+        with adapters.wearing(worn), rack.joining():
+            return layer.peg.joined
+
+    first = joined(SIZE)
+    assert first is not None
+    assert joined(0) is first and joined(-SIZE) is first, "what is worn takes more than there is for what is not"
+    adapters.fetch([Lora("bb")])
+    assert joined(-SIZE) is not first, "who is let go of may be part of what was joined"
 
 
 def test_who_asks_for_what_is_worn_just_now_is_given_it_though_it_was_to_make_room(
