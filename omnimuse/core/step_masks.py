@@ -38,6 +38,11 @@ _DRAWN: Mapping[int, tuple[Runs, ...]] = MappingProxyType(
 """For so many steps at most, by word: how many are computed, how many may be skipped, computed again, and so on."""
 
 
+def least_steps(mask: str) -> int:
+    """The fewest steps, of more than one, for which there is such a mask."""
+    return min(_DRAWN) if mask in MASKS else len(mask)
+
+
 def step_mask(mask: str, steps: int) -> str:
     """A digit for each of `steps` steps, of a word or of digits; ConfigError for another number of digits."""
     if mask not in MASKS:

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from omnimuse.core.amounts import told_bytes
+from omnimuse.core.caches import OFF
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.output import Failed
@@ -50,7 +51,8 @@ def _filled(engine: Engine, ask: Ask) -> Request:
     if not usual.filling or not isinstance(params, DiffusionParams):
         return engine.make_request(ask)
     steps = fixed or max(params.num_inference_steps or 1, extent.filling(usual))
-    made = engine.make_request(replace(ask, params=replace(params, num_inference_steps=steps)))
+    anyhow = replace(engine.door, cache=OFF)  # what masks are drawn for does not count
+    made = anyhow.make_request(replace(ask, params=replace(params, num_inference_steps=steps)), engine.clock(), 0)
     return replace(made, params=replace(made.params, cache=str(usual.computed(steps))))  # not every door lets one in
 
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.evaluations import evaluations_beyond
 from omnimuse.core.params import DiffusionParams, SpeechParams, TokenParams
 from omnimuse.core.request import Ask, Clip, Door, Picture, Recording
+from omnimuse.core.step_masks import least_steps
 
 NONE, SMALL, DEFAULT = "none", "small", "default"
 LIBRARY_SIDE = 256
@@ -39,6 +41,7 @@ def warm_up_ask(wanted: str, door: Door, option: str = "--warm-up") -> Ask | Non
         "num_frames": least if frames is None else int(frames),
         "num_inference_steps": limits.fixed.num_inference_steps or limits.min_steps,
         "seed": 0,
+        **_unmasked(door),
     }
     if size is None:
         own = ("width", "height", "num_frames") if wanted == DEFAULT else ()
@@ -63,6 +66,23 @@ def warm_up_ask(wanted: str, door: Door, option: str = "--warm-up") -> Ask | Non
     except RequestError as error:
         raise ConfigError(f"{option} {wanted} does not fit this model: {error}") from None
     return ask
+
+
+def _unmasked(door: Door) -> dict[str, Any]:
+    """What lets in a request of other steps than the mask of all who choose no step cache is for: the same without a
+    mask, or where nobody chooses one, as few steps as there is a mask for.
+    """
+    limits, usual = door.limits, door.cache
+    if not usual.mask or limits.fixed.num_inference_steps:
+        return {}
+    if "cache" in door.honoured - limits.refuses.keys():
+        return {"cache": str(replace(usual, mask="", forced=False))}
+    drawn, unchosen = least_steps(usual.mask), DiffusionParams()
+    for steps in range(limits.min_steps, drawn):
+        evaluations = steps + evaluations_beyond(door.scheduler, unchosen, steps)
+        if evaluations == 1 or evaluations >= drawn:
+            return {"num_inference_steps": steps}
+    return {"num_inference_steps": max(limits.min_steps, drawn)}
 
 
 def _small_side(door: Door) -> int:

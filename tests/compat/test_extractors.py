@@ -20,6 +20,7 @@ from omnimuse.compat.vllm_omni.entrypoints.options import config_of
 from omnimuse.core.config import CacheConfig, Config, ContractConfig, ModelConfig, OffloadConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.engine.engine import Engine
+from omnimuse.engine.measure import measure
 from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.find import find
 from tests.checkpoints import flux
@@ -122,6 +123,13 @@ def test_a_word_for_masks_is_drawn_for_the_steps_of_each_request_and_a_single_st
                 drawn(engine, WISHES[:1], num_inference_steps=steps)
             assert len(calls) == 2 * computed
         assert "drawn for 4 steps at least" in refusal(engine, WISHES[0], num_inference_steps=3)
+
+
+@pytest.mark.parametrize("arch", MODES)
+@pytest.mark.parametrize("mask", ["fast", "110101"])
+def test_what_a_request_takes_is_measured_though_a_mask_is_for_more_steps(folder: Path, arch: str, mask: str) -> None:
+    found = measure(config(folder, arch, cache=replace(TEA, mask=mask)), "64x64")
+    assert found[0].value == "64x64" and found[-1].value != "unknown"
 
 
 def test_coefficients_are_the_networks_own_or_chosen() -> None:

@@ -53,13 +53,15 @@ def test_it_is_what_torch_allocates_for_a_request_of_that_size(
     assert int(most.value) == max(int(stage.value) for stage in stages) == pytest.approx(took, rel=0.03)
 
 
+@pytest.mark.parametrize("mask", ["fast", "110101"])
+@pytest.mark.parametrize("order", [0, 3])
 @pytest.mark.parametrize(("wanted", "how"), [("320x256", FORETOLD), ("96x96", MADE)])
 def test_what_the_step_cache_of_the_engine_remembers_is_in_it(
-    wanted: str, how: str, monkeypatch: pytest.MonkeyPatch
+    wanted: str, how: str, order: int, mask: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "told_bytes", str)
-    choice = "taylorseer,order=3,last=0,threshold=9"
-    cached = replace(PLACE, cache=cache_named(f"{choice},mask=fast"))
+    choice = f"dbcache,order={order},last=0,threshold=9"
+    cached = replace(PLACE, cache=cache_named(f"{choice},mask={mask}"))
     found = [{row.name: row for row in measure(place, wanted)}["diffuse"] for place in (PLACE, cached)]
     assert [row.reason for row in found] == [how, how]
     with contextlib.closing(start(PLACE)) as engine:

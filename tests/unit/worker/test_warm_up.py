@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from torch import Tensor
 
+from omnimuse.core.caches import cache_named
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door
@@ -57,6 +58,26 @@ def test_steps_that_a_schedule_needs_or_a_checkpoint_fixes_are_kept() -> None:
     assert drawn("small", replace(PICTURES, limits=needed)) == "8x8, 3 steps"
     fixed = replace(PICTURES.limits, fixed=DiffusionParams(num_inference_steps=4))
     assert drawn("small", replace(PICTURES, limits=fixed)) == "8x8, 4 steps"
+
+
+@pytest.mark.parametrize("mask", ["slow", "10110"])
+@pytest.mark.parametrize("needs", ["schedule", "scheduler"])
+@pytest.mark.parametrize("chosen", [True, False], ids=["chosen", "unchosen"])
+def test_a_mask_of_all_who_choose_no_step_cache_keeps_no_warm_up_away(mask: str, needs: str, chosen: bool) -> None:
+    door = replace(PICTURES, cache=cache_named(f"dbcache,first=2,order=1,mask={mask},forced=true"))
+    if needs == "schedule":
+        door = replace(door, limits=replace(door.limits, min_steps=2))
+    else:
+        door = replace(door, scheduler={"_class_name": "PNDMScheduler", "skip_prk_steps": True})
+    if not chosen:
+        door = replace(door, limits=replace(door.limits, refuses={"cache": "it is chosen for all"}))
+    ask = warm_up_ask("small", door)
+    assert ask is not None
+    made = door.make_request(ask, 0.0, 0)
+    assert made.evaluations > 1
+    assert made.params.cache == (
+        "dbcache,threshold=0.24,first=2,last=0,warm_up=4,in_a_row=3,order=1" if chosen else None
+    )
 
 
 def test_the_default_is_the_model_s_own_size() -> None:
