@@ -2,10 +2,11 @@
 
 Of one family of each medium (`OFTEN`) it runs a third, so that each feature is tried with one of them at every commit,
 but for those that are `slow`. As rarely as these comes what is `costly`: a quarter of a minute and more for one narrow
-thing. Tests that share what takes long to start have their turn together: `costly("memory")`. Tests of a kind have
-their turns one after the other, so that every turn costs about the same. Which turn it is follows from the commit, so
-that the same commit always runs the same. Who names files or tests gets all of them, and so does `make test-all`; who
-names a turn (`--turn 3`, the third) gets a share as large of files that are named.
+thing. Tests that share what takes long to start have their turn together: `costly("memory")`; of what a test says and
+what its parameter says, the latter counts. Tests of a kind have their turns one after the other, so that every turn
+costs about the same. Which turn it is follows from the commit, so that the same commit always runs the same. Who names
+files or tests gets all of them, and so does `make test-all`; who names a turn (`--turn 3`, the third) gets a share as
+large of files that are named.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def comes_often(test: str) -> bool:
 
 def unit_of(item: pytest.Item) -> Unit | None:
     """With what a test takes turns; None if it runs always."""
-    if costly := item.get_closest_marker("costly"):
+    own = [mark for mark in item.own_markers if mark.name == "costly"]  # those of its parameter are behind its test's
+    if costly := own[-1] if own else item.get_closest_marker("costly"):
         return Unit("costly", next(iter(costly.args), item.nodeid), TURNS)
     if not item.get_closest_marker("crossed"):
         return None

@@ -51,6 +51,14 @@ def test_comes_often(family, y): pass
 def test_slow(family, y): pass
 """
 
+APART = """
+import pytest
+
+@pytest.mark.costly("one")
+@pytest.mark.parametrize("x", ["here", pytest.param("there", marks=pytest.mark.costly("another"))])
+def test_apart(x): pass
+"""
+
 
 def test_each_test_has_its_turn_as_often_as_any_other_and_commits_have_different_ones() -> None:
     rarely = [Unit("rarely", f"tests/some.py::test[{number:03}]", TURNS) for number in range(100)]
@@ -112,3 +120,13 @@ def test_who_names_a_turn_gets_it_of_named_files_too(project: Path) -> None:
     assert turns_of_it[0] != turns_of_it[1]
     for taken in map(counted, turns_of_it):
         assert taken["test_always"] == 1 and 0 < taken["test_crossed"] < 30
+
+
+def test_a_parameter_that_is_costly_by_itself_has_its_turn_apart_from_the_others_of_its_test(project: Path) -> None:
+    (project / "some" / "test_some.py").write_text(APART)
+    units = [Unit("costly", name, TURNS) for name in ("one", "another")]
+    numbers = [turn + 1 for unit in units for turn in range(TURNS) if unit in on_turn(units, turn)]
+    assert [collected(project, "--turn", str(number)) for number in numbers] == [
+        {"test_apart[here]"},
+        {"test_apart[there]"},
+    ]
