@@ -83,9 +83,11 @@ def _efficient_attention(
 
 
 def _packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, key_ends: Tensor, *more: object
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, key_ends: Tensor, longest: int, other: int, *chosen: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of rows that lie end to end, [T, N, H], by the CPU's kernel for each of them."""
+    """The same of rows that lie end to end, [T, N, H], by the CPU's kernel for each of them, with nothing `chosen`."""
+    usual = (False, None, [-1, -1], False, None, None, None)
+    assert chosen == usual[: len(chosen)], "neither causal, nor a scale, nor a window"
     cut = [each.tensor_split(at[1:-1].long()) for each, at in ((query, ends), (key, key_ends), (value, key_ends))]
     rows = [F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in row)) for row in zip(*cut, strict=True)]
     return torch.cat([row[0].transpose(0, 1) for row in rows]), torch.zeros(()), torch.zeros(())

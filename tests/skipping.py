@@ -1,4 +1,4 @@
-"""How much step caches leave out while an engine draws: what is tried beside one that skips nothing is tried alone."""
+"""Step caches of an engine: what they know of its model, how much they leave out while it draws, what they remember."""
 
 from __future__ import annotations
 

@@ -92,8 +92,7 @@ def test_packed_files_tell_what_they_stand_for_wherever_they_wait_and_whatever_i
     wanted = drawing(asks(teller, max_tokens=12), tmp_path) if teller in DRAWING else asks(teller)
     if adapter := telling(tmp_path / "floats"):
         wanted.append(with_params(wanted[0], loras=[f"{adapter}:0.8"]))
-    made = [told(engine, wanted) for engine in engines(how, found, tmp_path)]
-    expected, here, waiting = made
+    expected, here, waiting = (told(engine, wanted) for engine in engines(how, found, tmp_path))
     check(here, expected)
     assert here.keys() == waiting.keys() and all(torch.equal(waiting[name], each) for name, each in here.items())
     assert teller not in DRAWING or "0.image" in expected

@@ -24,9 +24,9 @@ from omnimuse.worker.pack import pack_checkpoint
 from omnimuse.worker.quantize import packable
 from tests.checkpoints.families import BLOCKS
 from tests.invariants.conftest import Subject, of, run, with_params
-from tests.invariants.test_caches import OFF, SKIPPING, asks_of, measured
+from tests.invariants.test_caches import OFF, SKIPPING, asks_of
 from tests.invariants.test_tiers import strangers
-from tests.skipping import counting
+from tests.skipping import counting, measured
 
 pytestmark = pytest.mark.crossed
 

@@ -111,7 +111,7 @@ def test_a_profile_of_the_next_request_has_all_of_it_and_ends_with_it(watched: t
         steps += 1
         assert server.draw(num_inference_steps=steps).status == 200
     [(answer, content)] = found
-    assert answer.status == 200 and time.monotonic() - began < LONGEST / 2
+    assert answer.status == 200 and time.monotonic() - began < LONGEST, "its time is not what ended it"
     names = {event.get("name") for event in json.loads(gzip.decompress(content))["traceEvents"]}
     whole = [n for n in range(3, steps + 1) if {f"step {step} of {n}" for step in range(1, n + 1)} <= names]
     assert whole and {"text_encoder.forward", "diffuse", "vae.decode", "transformer.layers.0"} <= names
