@@ -297,6 +297,11 @@ def test_parts_of_a_pipeline_in_steps_are_timed_each_time_anew(folder: Path) -> 
             assert "text_encoder.forward" in found.timings
 
 
+def test_a_target_of_the_profiler_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"profiler target 'vae.draw' is no method"):
+        DiffusionPipelineProfilerMixin().setup_diffusion_pipeline_profiler(["vae.draw"], True)
+
+
 @pytest.mark.parametrize("kind", ["DocumentedStepPipeline", "DocumentedPipeline"])
 def test_parts_of_a_pipeline_that_says_nothing_of_them_are_told(
     folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -316,11 +321,6 @@ def test_parts_are_told_beside_what_is_timed_around_them() -> None:
     state = State(Door.of(SPEC, {}, "fake").make_request(ask(), 0.0, 1), 0)
     note_times(state, [DiffusionOutput(stage_durations={"queue": 1.0, "encode": 2.0, "vae.decode": 3.0})])
     assert state.timed == {"stage queue": 1.0, "stage encode": 2.0, "vae.decode": 3.0}
-
-
-def test_a_target_of_the_profiler_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"profiler target 'vae.draw' is no method"):
-        DiffusionPipelineProfilerMixin().setup_diffusion_pipeline_profiler(["vae.draw"], True)
 
 
 def test_steps_are_taken_back_where_forward_is_there_and_refused_where_they_are_not(folder: Path) -> None:

@@ -76,7 +76,7 @@ def _lengths(seconds: float | None) -> dict[str, float]:
     return {} if seconds is None else {name: seconds for name in THEIRS["seconds"] if name != "seconds"}
 
 
-def note_times(state: State, made: Any, pipe: object) -> None:
+def note_times(state: State, made: Any, pipe: object = None) -> None:
     """How long parts of a pipeline took goes with the times of its stages: what it has measured since the last
     `clear_profiler_records`, where it inherits the profiler, and what it says beside what it `made`.
     """
