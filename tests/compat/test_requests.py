@@ -12,8 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from omnimuse import Config, ModelConfig, Omni
+from omnimuse.attention.layer import Attention
 from omnimuse.cli import main
 from omnimuse.compat.contract.entries import entry_of
+from omnimuse.compat.contract.spec import PIPELINE
 from omnimuse.core.config import AttentionConfig
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.params import DiffusionParams
@@ -65,11 +67,17 @@ def test_the_command_line_finds_it_and_draws_with_it(
         assert star.size == (32, 32)
 
 
-def test_an_attention_backend_is_chosen_by_the_role_of_its_sites(folder: Path) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("medium.joint", "role"), ("self", "category")])
+def test_an_attention_backend_is_chosen_by_the_role_of_its_sites_or_its_category(
+    folder: Path, name: str, kind: str
+) -> None:
     model = ModelConfig(str(folder), "float32", "cpu", plugins=(PLUGIN,))
-    built = build_engine(Config(model, attention=AttentionConfig(per_role={"medium.joint": "reference"})))
+    built = build_engine(Config(model, attention=AttentionConfig(per_role={name: "reference"})))
+    sites = [module for module in built.pipeline.ctx.network(PIPELINE).modules() if isinstance(module, Attention)]
     built.resources.close()
-    assert [choice.value for choice in built.choices if choice.topic == "attention"] == ["reference"]
+    [choice] = [choice for choice in built.choices if choice.topic == "attention"]
+    assert (choice.value, choice.reason) == ("reference", f"per_role[{name!r}], by {kind}")
+    assert sites and {site.backend.name for site in sites} == {"reference"}
 
 
 def test_a_checkpoint_that_its_pipeline_reads_itself_gives_the_same(folder: Path, omni: Omni, tmp_path: Path) -> None:
