@@ -31,7 +31,7 @@ def add_contract_options(parser: argparse.ArgumentParser) -> None:
     theirs.add_argument("--step-execution", action="store_true", help="refuse a pipeline that has no steps")
     theirs.add_argument("--trust-remote-code", action="store_true", help="a pipeline is told; nothing else runs any")
     theirs.add_argument(
-        "--enable-diffusion-pipeline-profiler", action="store_true", help="a pipeline times its own parts, in the log"
+        "--enable-diffusion-pipeline-profiler", action="store_true", help="the log has what the parts of a request took"
     )
 
 

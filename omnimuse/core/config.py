@@ -208,13 +208,14 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class ContractConfig:
-    """What only a pipeline written to another engine's contract is told (docs/compat.md).
+    """What a pipeline written to another engine's contract is told (docs/compat.md).
 
     `steps`: whether the engine owns its loop (None: where it has the four methods for that). `remote_code` lets parts
-    of it run code that came with a checkpoint, `profile` has it time its own parts, and with `slicing` its autoencoder
-    decodes pictures one at a time. `encoder` is the folder of an encoder that its checkpoint lacks, `coefficients` the
-    polynomial by which TeaCache rescales the change that it sees, its highest power first. A family of ours has or
-    needs none of these: `steps` false, an `encoder` and `coefficients` are refused there.
+    of it run code that came with a checkpoint, and with `slicing` its autoencoder decodes pictures one at a time.
+    `encoder` is the folder of an encoder that its checkpoint lacks, `coefficients` the polynomial by which TeaCache
+    rescales the change that it sees, its highest power first. A family of ours has or needs none of these: `steps`
+    false, an `encoder` and `coefficients` are refused there. `profile` is for every model: the log has what the parts
+    of each request took, as a pipeline of the contract times them itself, or by the labels of stages.
     """
 
     steps: bool | None = None

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omnimuse.compat.contract.spec import LIBRARY as CONTRACT
 from omnimuse.core.config import Config, ScheduleConfig
 from omnimuse.core.errors import EngineClosedError, EngineDeadError, NumericalError
 from omnimuse.core.loras import Lora, loras_of, told
@@ -34,6 +35,7 @@ from omnimuse.media.image import to_image
 from omnimuse.media.recording import samples_of
 from omnimuse.media.sound import Sound, to_sound
 from omnimuse.media.video import to_video
+from omnimuse.observe.parts import log_parts
 from omnimuse.parallel.agree import agree_on_start
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop
@@ -78,7 +80,9 @@ def _running(config: Config, built: Built) -> tuple[Runner, Space]:
     parts = {name: ctx.components.wherever(name) for name in here}
     space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise).within(config.host.room)
     schedule = bounded(config.schedule, built.pipeline, space)
-    return Runner(built.pipeline, schedule, built.resources, crew=built.crew), space
+    runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
+    runner.profiled = config.contract.profile and built.pipeline.spec.library != CONTRACT  # which times its own parts
+    return runner, space
 
 
 def finished(engine: Engine, *requests: Request, brief: float = 0.0) -> list[Result]:
@@ -409,6 +413,8 @@ class Background:
         if engine.dead is not None and self._on_death is not None:
             self._on_death(engine.dead)
         for event in events:
+            if isinstance(event, Done) and engine.runner.profiled:
+                log_parts(event.result)
             self._deliver(event)
 
     def _deliver(self, event: Event) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 
 TEXT, SEEN, PICTURE = "text_encoder.forward", "perceive", "vae.encode"
@@ -81,3 +81,13 @@ def apart(theirs: Iterable[str], ours: Collection[str] = ()) -> dict[str, str]:
         taken.add(word_of(own))
         found[name] = own
     return found
+
+
+def by_label(timings: Mapping[str, float], labels: Mapping[str, str]) -> dict[str, float]:
+    """The seconds of stages, summed by label; `labels` are those that names of stages do not say."""
+    seconds: dict[str, float] = {}
+    for stage, taken in timings.items():
+        label = labels.get(stage, label_of(stage))
+        label = label if label in STAGES else OTHER
+        seconds[label] = seconds.get(label, 0.0) + taken
+    return seconds

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from omnimuse.observe.labels import OTHER, STAGES, label_of
+from omnimuse.observe.labels import OTHER, by_label
 
 TASKS = frozenset(
     {
@@ -148,11 +148,7 @@ class Metrics:
         stages whose names do not say it.
         """
         self._pixels.inc(pixels)
-        seconds: dict[str, float] = {}
-        for stage, taken in timings.items():
-            label = _known(labels.get(stage, label_of(stage)), STAGES)
-            seconds[label] = seconds.get(label, 0.0) + taken
-        for label, taken in seconds.items():
+        for label, taken in by_label(timings, labels).items():
             self._stage_seconds.labels(self._model, label).observe(taken)
         if memory:
             self._memory.labels(self._model).observe(memory)

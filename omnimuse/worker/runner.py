@@ -83,7 +83,8 @@ class Runner:
 
     `retried_stages` counts, by name, stages that ran out of memory and then did with less; their requests went on.
     `rest` is where weights are while nobody draws. By its `hand` a pool takes over requests and hands them over.
-    `repeated` says how many steps more than one the last tick had.
+    `repeated` says how many steps more than one the last tick had. If it is `profiled`, the log has what parts of every
+    request took.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Runner:
         self.hand = Hand(pipeline)
         self.writers = pipeline.ctx.writers
         self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
-        self.repeated = 0
+        self.repeated, self.profiled = 0, False
         self.telling = Telling(pipeline.ctx)
         self.shortages = Shortages(pipeline, self.remembered.forget)
         self.retried_stages = self.shortages.retried

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.foreign import SETTINGS
 from omnimuse.core.request import Door
 from omnimuse.lora.linear import Rack
+from omnimuse.observe.labels import MADE, OTHER, STEPS, TEXT, WRITING, by_label
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.state import State
 from omnimuse.worker.build import build as build_engine
@@ -284,6 +286,30 @@ def test_its_autoencoder_is_told_and_its_parts_are_timed(folder: Path, caplog: p
     built = build_engine(config)
     built.resources.close()
     assert {choice.value for choice in built.choices if choice.topic == "decode"} == {"tiling", "slicing"}
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "parts"),
+    [
+        ("omnimuse/shapes", "a star", {TEXT, STEPS, MADE}),
+        ("omnimuse/shapes-chat", [{"role": "user", "content": "draw me a star"}], {"prefill", WRITING, STEPS, MADE}),
+    ],
+)
+def test_parts_of_a_family_of_ours_are_timed_in_the_same_words(
+    model: str, asked: Any, parts: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Config(ModelConfig(model, "float32", "cpu"), contract=ContractConfig(profile=True))
+    with caplog.at_level("INFO"), Omni(model, config=config) as omni:
+        [found] = omni.generate([asked], seed=3, progress=False)
+    words = re.compile(r"\[DiffusionPipelineProfiler\] (\S+) took (\d+\.\d{3})s")
+    told = {line[1]: float(line[2]) for line in map(words.fullmatch, caplog.messages) if line}
+    assert parts <= told.keys() and {"queue", OTHER}.isdisjoint(told)
+    seconds = by_label(found.timings, found.labels)
+    assert told == pytest.approx({label: seconds[label] for label in told}, abs=0.001)
+    caplog.clear()
+    with caplog.at_level("INFO"), Omni(model, config=replace(config, contract=ContractConfig())) as omni:
+        omni.generate([asked], seed=3, progress=False)
+    assert not any("DiffusionPipelineProfiler" in line for line in caplog.messages), "nobody asked for it"
 
 
 def test_parts_of_a_pipeline_in_steps_are_timed_each_time_anew(folder: Path) -> None:

@@ -385,7 +385,7 @@ def test_attention_backends_agree_and_are_chosen_per_role(
     sites = attending(engine)
     by_category = [attention.per_role.get(site.category or "", attention.default) for site in sites]
     chosen = [attention.per_role.get(site.role, name) for site, name in zip(sites, by_category, strict=True)]
-    assert sites and [site.backend.name for site in sites] == chosen, "no site attends in another way, in any network"
+    assert sites and [site.backend.name for site in sites] == chosen, "a site attends in another way than was chosen"
 
 
 @pytest.mark.crossed

@@ -19,6 +19,8 @@ class Setting:
     refused: bool = False
 
 
+PROFILER = "the log has what parts took: of a pipeline of the contract by its mixin, of others by the labels of stages"
+
 OPTIONS: tuple[Setting, ...] = (
     Setting("parallel_config", "the axes of ranks (the next table)"),
     Setting("tensor_parallel_size", "ranks that share weights"),
@@ -42,7 +44,7 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("device", "where (of ours)"),
     Setting("trust_remote_code", "is told to a pipeline of the contract; ours run no code of a checkpoint"),
     Setting("step_execution", "`True` wants the four methods; `False` runs `forward`; left out, steps where they are"),
-    Setting("enable_diffusion_pipeline_profiler", "parts of a pipeline are timed, by its mixin; ours always are"),
+    Setting("enable_diffusion_pipeline_profiler", PROFILER),
     Setting(
         "auxiliary_text_encoder", "the folder of an encoder that a pipeline of the contract wants and its own lacks"
     ),
@@ -137,7 +139,7 @@ FLAGS: tuple[Setting, ...] = (
     Setting("--step-execution", "refuses a pipeline that has no steps; one that has is run in steps in any case"),
     Setting("--max-num-seqs 4", "how many outputs are in progress at a time"),
     Setting("--enforce-eager", "nothing is compiled, as without it; not beside `--compile`"),
-    Setting("--enable-diffusion-pipeline-profiler", "a pipeline times its own parts, in the log"),
+    Setting("--enable-diffusion-pipeline-profiler", PROFILER),
     Setting("--enable-cpu-offload", "`--offload components`"),
     Setting("--enable-layerwise-offload", "`--offload layers`"),
     Setting("--cache-backend cache_dit", "`--cache dbcache`"),
