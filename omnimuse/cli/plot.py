@@ -1,7 +1,7 @@
 """Where the time of a job went, as a picture: a bar for the command, and one for every prompt, by stages and steps,
 with a line in it for the memory that was held; and a bar for every block of a network.
 
-Made from the record that the outcome prints, by Pillow alone. Called by `generate --plot`.
+Made from the record that the outcome prints, by Pillow alone. Called for `--plot`.
 """
 
 from __future__ import annotations

@@ -17,16 +17,17 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from omnimuse.cli.app import told as why
 from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
+from omnimuse.cli.job import Shown
+from omnimuse.cli.outcome import Record, print_json, print_spent, print_warnings, settings_of, spent_of, told
 from omnimuse.cli.plot import KINDS, check_place, plot
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
-from omnimuse.cli.timing import Clock
+from omnimuse.cli.timing import Clock, recorded
 from omnimuse.core.config import Config
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, OmnimuseError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event
 from omnimuse.core.params import DiffusionParams, SpeechParams
@@ -70,11 +71,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="N", help="choose among so many sounds; 0: all")
     parser.add_argument("--top-p", type=float, metavar="X", help="choose among the sounds that make up so much")
     parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: sound less like before")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=f"draw where its time went ({', '.join(KINDS)})")
     add_adapters(parser, "speak")
     add_deadline(parser)
     add_engine_options(parser)
     add_pool_options(parser)
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    shown.add_argument("--plot", type=Path, metavar="FILE", help=f"draw where its time went ({', '.join(KINDS)})")
+    shown.add_argument(
+        "--profile", type=Path, metavar="FILE.json.gz", help="record every operation, for Perfetto; slower meanwhile"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,30 +109,47 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.output, "audio")
     check_speed(args.speed)
     check_adapters(params)
-    if args.plot is not None:
-        check_place("plot", args.plot, KINDS, args.overwrite)
+    shown = Shown(as_json=args.json, plot=args.plot, profile=args.profile)
+    if shown.plot is not None:
+        check_place("plot", shown.plot, KINDS, args.overwrite)
+    if shown.profile is not None:
+        check_place("profile", shown.profile, (".gz",), args.overwrite)
     [file] = [args.output] if args.overwrite else free_names(args.output, 1)
-    line, record = _say(args.model, config, ask, file, args.speed, blocks=args.plot is not None)
-    print(line)
-    if args.plot is not None:
-        plot(record, args.plot, args.overwrite)
-    return 0
+    record, wrong = _say(config, ask, file, args.speed, shown)
+    _tell(record, shown)
+    print_warnings(record, sys.stderr)
+    if shown.plot is not None:
+        plot(record, shown.plot, args.overwrite)
+    if wrong:
+        print(f"omnimuse: {wrong}", file=sys.stderr)
+    return int(bool(wrong))
 
 
-def _say(
-    model: str, config: Config, ask: Ask, file: Path, speed: float, *, blocks: bool
-) -> tuple[str, Mapping[str, Any]]:
-    """Make the sound and save it, played so fast, with its settings inside; a line about it, and what its time went
-    into, that of `blocks` too.
+def _tell(record: Record, shown: Shown) -> None:
+    """The file, and where the time went, or all of it as JSON."""
+    if shown.as_json:
+        print_json(record, sys.stdout)
+        return
+    [row] = record["results"]
+    soon = "" if row["first_sound"] is None else f", the first sound after {row['first_sound']:.2f} s"
+    lasts = f"{row['lasts']:.2f} s of speech, made in {row['made_in']:.2f} s"
+    print(f"{row['files'][0]}  {lasts}{soon}, seed {row['seed']}")
+    print_spent(record, sys.stdout, "speaking")
+
+
+def _say(config: Config, ask: Ask, file: Path, speed: float, shown: Shown) -> tuple[Record, str]:
+    """Make the sound and save it, played so fast, with its settings inside; what there is to tell of it, and why there
+    is no recording of what was computed, if one was wanted.
     """
-    clock = Clock()
+    clock, model = Clock(), config.model.model
     from omnimuse.api import Omni
-    from omnimuse.cli.outcome import settings_of, spent_of, told
-    from omnimuse.core.output import Part
+    from omnimuse.core.output import Part, Result
     from omnimuse.media.finished import save
     from omnimuse.media.sound import at_speed
 
     first: list[float] = []
+    made: list[Result] = []
+    took, wrong = 0.0, ""
 
     def listen(event: Event) -> None:
         if isinstance(event, Chunk) and not first:
@@ -135,18 +158,25 @@ def _say(
     clock.reach("import")
     with Omni(model, config=config) as engine:
         clock.reach("load")
-        engine.times_blocks = blocks
-        began = time.perf_counter()
-        [result] = engine.generate(ask.prompt, ask.params, progress=listen, chunks=True, deadline=ask.deadline)
-        took = time.perf_counter() - began
+        engine.times_blocks = shown.blocks
+        try:
+            with recorded(shown.profile, engine, clock):
+                began = time.perf_counter()
+                made += engine.generate(ask.prompt, ask.params, progress=listen, chunks=True, deadline=ask.deadline)
+                took = time.perf_counter() - began
+        except (OSError, OmnimuseError) as error:  # such as a full disk: what was said is kept all the same
+            if not made:
+                raise
+            wrong = why(error)
         clock.reach("draw")
+        [result] = made
         assert not isinstance(ask.prompt, str)
         settings = {"model": model, **told(ask.prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
         settings |= {"speed": speed} if speed != 1 else {}
         [[spoken]] = result.parts
         spoken = Part(spoken.medium, at_speed(spoken.data, speed))
         save([spoken], file, settings)
-    soon = f", the first sound after {first[0]:.2f} s" if first else ""
-    record = {"results": [{"prompt": ask.prompt["prompt"], **spent_of(result)}], "seconds": clock.seconds()}
-    line = f"{file}  {spoken.data.seconds:.2f} s of speech, made in {took:.2f} s{soon}, seed {result.seeds[0]}"
-    return line, record
+    row = {"prompt": ask.prompt["prompt"], "settings": settings, "seed": result.seeds[0], "files": [str(file)]}
+    row |= {"lasts": spoken.data.seconds, "made_in": took, "first_sound": first[0] if first else None}
+    row |= {"warnings": list(result.warnings), **spent_of(result)}
+    return {"model": model, "results": [row], "seconds": clock.seconds()}, wrong

@@ -1,4 +1,6 @@
-"""What a command spends its time on: seconds by name, and a recording of what is computed. Used by `generate`."""
+"""What a command spends its time on: seconds by name, and a recording of what is computed. Used by
+`generate` and `speak`.
+"""
 
 from __future__ import annotations
 

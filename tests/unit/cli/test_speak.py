@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
+import json
+import os
+import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -49,6 +55,39 @@ def test_what_is_spoken_may_be_played_faster(folder: Path, tmp_path: Path, capsy
     assert samples_of(open_sound(file), 2400, 1).shape == (1, 11 * 12)
     assert read_settings(file)["speed"] == 2
     assert "0.06 s of speech" in capsys.readouterr().out
+
+
+def test_where_its_time_went_is_told_as_a_line_or_as_json_and_recorded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, trace = ("two yellow stars", "--voice", "eric"), tmp_path / "trace.json.gz"
+    assert speak(folder, *said, "-o", str(tmp_path / "one.wav")) == 0
+    out, told = capsys.readouterr()
+    assert re.search(r"^time: imports .*, talk .*, decode .* in all$", out, re.MULTILINE) and "ms a run" not in out
+    assert told == ""
+    assert speak(folder, *said, "-o", str(tmp_path / "two.wav"), "--json", "--profile", str(trace)) == 0
+    record = json.loads(capsys.readouterr().out)
+    [row] = record["results"]
+    assert (row["files"], row["seed"], row["lasts"]) == ([str(tmp_path / "two.wav")], 2, pytest.approx(0.11))
+    assert 0 < row["first_sound"] < row["made_in"] < record["seconds"]["total"]
+    assert len(row["steps"]["talk"]) == 12 and row["blocks"] and all(sum(runs) > 0 for runs in row["blocks"].values())
+    recorded = {each["name"] for each in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert row["blocks"].keys() <= recorded and {"decode", "vae.decode"} <= recorded
+    assert speak(folder, *said, "-o", str(tmp_path / "three.wav"), "--profile", str(trace)) == 2
+    assert f"--profile {trace} is there already" in capsys.readouterr().err
+
+
+def test_what_is_said_is_kept_where_there_is_no_room_for_its_recording(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hello.wav"
+
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr("omnimuse.observe.profile.merge", Mock(side_effect=full))
+    assert speak(folder, "a star", "-o", str(file), "--profile", str(tmp_path / "trace.json.gz")) == 1
+    out, told = capsys.readouterr()
+    assert read_settings(file)["prompt"] == "a star" and str(file) in out
+    assert os.strerror(errno.ENOSPC) in told
 
 
 def test_a_text_comes_from_stdin_and_no_file_is_replaced(
