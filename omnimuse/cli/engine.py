@@ -32,7 +32,7 @@ from omnimuse.core.config import (
 )
 from omnimuse.core.deadlines import CLASSES
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.names import BACKENDS
+from omnimuse.core.names import backend_of
 
 MOST_GIB = 2**20
 
@@ -335,7 +335,7 @@ def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelC
 
 def read_attention(text: str, *roles: str) -> AttentionConfig:
     """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category; `roles` are exceptions, too.
-    `TORCH_SDPA` is `sdpa`.
+    `TORCH_SDPA` is `sdpa`, and `fa` is `flash_attn_2`.
     """
     chosen: dict[str, str] = {}
     forms = {"--attention": "NAME or NAME,role=NAME", "--attention-role": "ROLE=NAME, or --attention for all roles"}
@@ -347,5 +347,5 @@ def read_attention(text: str, *roles: str) -> AttentionConfig:
                 raise ConfigError(f"{said} is not understood; write {forms[option]}")
             if role in chosen:
                 raise ConfigError(f"{said} says twice what {role or 'all roles'} take; leave one out")
-            chosen[role] = BACKENDS.get(backend, backend)
+            chosen[role] = backend_of(backend)
     return AttentionConfig(chosen.pop("", "auto"), chosen)

@@ -62,9 +62,18 @@ MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _O
 """Another program's name -> ours; all with underscores, in lower case."""
 
 BACKENDS: Mapping[str, str] = MappingProxyType(
-    {"TORCH_SDPA": "sdpa", "SDPA": "sdpa", "FLASH_ATTN": "flash_attn_2", "SAGE_ATTN": "sage", "AUTO": "auto"}
+    {
+        "auto": "auto",
+        "sdpa": "sdpa",
+        "torch_sdpa": "sdpa",
+        "flash_attn": "flash_attn_2",
+        "fa": "flash_attn_2",
+        "fa2": "flash_attn_2",
+        "fa3": "flash_attn_3",
+        "sage_attn": "sage",
+    }
 )
-"""What vLLM-Omni calls attention backends -> ours."""
+"""What vLLM-Omni and SGLang Diffusion call attention backends, in lower case -> ours."""
 
 _LIKE: Mapping[str, str] = MappingProxyType({"cfg_scale": "true_cfg_scale guidance_scale", "cfg": "guidance_scale"})
 """Names that programs use for different things: what they may stand for, the surest first. Hints, never aliases."""
@@ -93,6 +102,11 @@ _ABSENT: dict[str, str] = {
 }
 ABSENT: Mapping[str, str] = MappingProxyType({name: why for why, names in _ABSENT.items() for name in names.split()})
 """What other programs have and this one has not: their name -> what is missing, or what there is instead."""
+
+
+def backend_of(name: str) -> str:
+    """Our name of an attention backend that another program may have called so, in whichever case."""
+    return BACKENDS.get(name.lower(), name)
 
 
 def absent(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from omnimuse.compat.vllm_omni.diffusion.data import DiffusionOutput, DiffusionP
 from omnimuse.compat.vllm_omni.diffusion.profiler import DiffusionPipelineProfilerMixin
 from omnimuse.compat.vllm_omni.entrypoints.options import EngineOptions, config_of
 from omnimuse.core import names
-from omnimuse.core.config import ContractConfig, DecodeConfig
+from omnimuse.core.config import AttentionConfig, ContractConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.foreign import SETTINGS
 from omnimuse.core.request import Door
@@ -198,9 +197,32 @@ def test_flags_of_theirs_and_ours_that_contradict_each_other_are_refused(line: s
         served(line)
 
 
-@pytest.mark.parametrize("theirs", [names.BACKENDS, sglang.BACKENDS])
-def test_what_other_programs_call_attention_backends_are_backends_that_there_are(theirs: Mapping[str, str]) -> None:
-    assert set(theirs.values()) - {selection.AUTO, *selection.BACKENDS} == set()
+def test_what_other_programs_call_attention_backends_are_backends_that_there_are() -> None:
+    assert set(names.BACKENDS.values()) - {selection.AUTO, *selection.BACKENDS} == set()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("TORCH_SDPA", "sdpa"),
+        ("torch_sdpa", "sdpa"),
+        ("FLASH_ATTN", "flash_attn_2"),
+        ("fa", "flash_attn_2"),
+        ("fa3", "flash_attn_3"),
+        ("SAGE_ATTN", "sage"),
+        ("auto", "auto"),
+    ],
+)
+def test_every_door_takes_the_names_that_both_guides_have_of_attention_backends(
+    theirs: str, ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roles = f"--attention-role self={theirs} --attention.per_role.cross.backend {theirs}"
+    read = served(f"--attention-backend {theirs} {roles}").attention
+    assert read == AttentionConfig(ours, {"self": ours, "cross": ours})
+    assert chosen(diffusion_attention_backend=theirs).attention.default == ours
+    assert sglang.config_of({"model_path": "m", "attention_backend": theirs}).attention.default == ours
+    monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", theirs)
+    assert served("").attention.default == chosen().attention.default == ours
 
 
 def test_the_environment_names_the_attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,10 @@ OPTIONS: Mapping[str, Meaning] = {
     "pin_cpu_memory": Meaning(f"{_ALWAYS} beside a GPU"),
     "use_fsdp_inference": Meaning("`--shard`: ranks that share tokens keep weights in parts", "shard"),
     "enable_torch_compile": Meaning("`--compile blocks`", "compile"),
-    "attention_backend": Meaning("`--attention`: torch_sdpa is `sdpa`, fa is `flash`", "attention"),
+    "attention_backend": Meaning(
+        "`--attention`: torch_sdpa is `sdpa`, fa is `flash_attn_2`, fa3 is `flash_attn_3`, sage_attn is `sage`",
+        "attention",
+    ),
     "vae_tiling": Meaning("`--vae-tiling`", "tiling"),
     "vae_slicing": Meaning(f"{_ALWAYS}: outputs are decoded one by one"),
     "trust_remote_code": Meaning("allows what is never done: code from a checkpoint is not run"),

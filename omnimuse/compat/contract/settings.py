@@ -151,7 +151,8 @@ FLAGS: tuple[Setting, ...] = (
 ENVIRONMENT: tuple[Setting, ...] = (
     Setting(
         "DIFFUSION_ATTENTION_BACKEND",
-        "the backend of every site where none is chosen: `TORCH_SDPA`, `FLASH_ATTN`, `SAGE_ATTN` or `AUTO`",
+        "the backend of every site where none is chosen: `TORCH_SDPA`, `FLASH_ATTN`, `SAGE_ATTN` or `AUTO`, which are "
+        "`sdpa`, `flash_attn_2`, `sage` and `auto`",
     ),
     Setting("VLLM_LOGGING_LEVEL", "not read: loggers are those of Python's `logging`", refused=True),
     Setting("VLLM_TRACE_FUNCTION", "not read: `--debug` shows where an error came from", refused=True),

@@ -28,7 +28,7 @@ from omnimuse.core.config import (
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.foreign import SETTINGS, note_of
-from omnimuse.core.names import BACKENDS
+from omnimuse.core.names import BACKENDS, backend_of
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig
 from omnimuse.core.spec import Spec
@@ -144,9 +144,9 @@ def _deploy(options: EngineOptions) -> DeployConfig:
 
 
 def _backend(name: str) -> str:
-    if name not in BACKENDS:
+    if name.lower() not in BACKENDS:
         raise ConfigError(f"diffusion_attention_backend={name!r} is not here; use one of {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    return backend_of(name)
 
 
 def _offload(options: EngineOptions) -> OffloadConfig:

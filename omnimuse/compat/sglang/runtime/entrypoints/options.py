@@ -22,17 +22,11 @@ from omnimuse.core.config import (
     ParallelConfig,
 )
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.names import BACKENDS
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.spec import Spec
 
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "auto": "auto"}
-BACKENDS: Mapping[str, str] = {
-    "torch_sdpa": "sdpa",
-    "sdpa": "sdpa",
-    "fa": "flash_attn_2",
-    "fa3": "flash_attn_3",
-    "auto": "auto",
-}
 AWAY = ("dit_cpu_offload", "text_encoder_cpu_offload", "image_encoder_cpu_offload", "vae_cpu_offload")
 MOST_PROMPTS = 10_000
 
