@@ -63,6 +63,7 @@ from omnimuse.deploy.wire import (
     TryOn,
     unpack,
 )
+from omnimuse.observe.labels import STEPS, label_of
 from omnimuse.worker.find import find
 from omnimuse.worker.warm_up import describe, warm_up_ask
 
@@ -385,6 +386,7 @@ def spelt(result: Result) -> tuple[MadeText, ...]:
 
 def remarked(result: Result, within: bool) -> Remarks:
     """What there is to say of a result beside its files; what it took `within` its stages only if that is asked for."""
+    names = {stage: result.labels.get(stage, label_of(stage)) for stage in result.steps}
     told = Remarks(
         tuple(result.warnings),
         result.prompt_tokens,
@@ -392,6 +394,7 @@ def remarked(result: Result, within: bool) -> Remarks:
         sum(len(note.tokens) for note in result.written),
         needs=result.needs,
         labels=dict(result.labels),
+        drew=tuple(each for stage, seconds in result.steps.items() if names[stage] == STEPS for each in seconds),
     )
     if not within:
         return told

@@ -6,7 +6,7 @@ is counted as "other", so the number of series is bounded whatever comes in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -52,7 +52,11 @@ class Metrics:
             "omnimuse_queue_seconds", "Waiting before the first step.", ["model"], buckets=_WAITS, registry=registry
         )
         self._step_seconds = Histogram(
-            "omnimuse_step_seconds", "One denoising step of one request.", ["model"], buckets=_STEPS, registry=registry
+            "omnimuse_step_seconds",
+            "One step of what is drawn, or painted.",
+            ["model"],
+            buckets=_STEPS,
+            registry=registry,
         )
         self._stage_seconds = Histogram(
             "omnimuse_stage_seconds", "One stage of one request.", ["model", "stage"], buckets=_WAITS, registry=registry
@@ -138,14 +142,14 @@ class Metrics:
         self,
         pixels: int,
         timings: dict[str, float],
-        steps: int,
+        steps: Sequence[float] = (),
         memory: int = 0,
         needs: int = 0,
         labels: Mapping[str, str] = NONE,
     ) -> None:
-        """A worker finished a request: pixels over all outputs and frames, seconds per stage, denoising steps, the most
-        bytes that it held meanwhile, those that one output needs beside the weights (0: unknown), and the `labels` of
-        stages whose names do not say it.
+        """A worker finished a request: pixels over all outputs and frames, seconds per stage and of every step, the
+        most bytes that it held meanwhile, those that one output needs beside the weights (0: unknown), and the `labels`
+        of stages whose names do not say it.
         """
         self._pixels.inc(pixels)
         for label, taken in by_label(timings, labels).items():
@@ -156,8 +160,8 @@ class Metrics:
             self._needs.labels(self._model).observe(needs)
         if "queue" in timings:
             self._queue_seconds.labels(self._model).observe(timings["queue"])
-        if "denoise" in timings and steps > 0:
-            self._step_seconds.labels(self._model).observe(timings["denoise"] / steps)
+        for taken in steps:
+            self._step_seconds.labels(self._model).observe(taken)
 
     def weigh(self, weights: Mapping[str, tuple[int, int]]) -> None:
         """What each component of a worker takes, and the largest of its blocks where these come in one at a time."""

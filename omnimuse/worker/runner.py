@@ -363,11 +363,11 @@ class Runner:
 
     def _run_loops(self, stepping: Sequence[tuple[State, Loop]], teams: int) -> None:
         ctx, began, rows = self.pipeline.ctx, self.clock.mark(), list[Row]()
-        labels = {loop.label for _, loop in stepping}
+        labels, begun = {loop.label for _, loop in stepping}, dict[str, Span]()
         for state, loop in stepping:
             with self._isolated(state.request.id, loop.name):
                 if not state.plan:
-                    self.pipeline.begin(loop, state)
+                    begun[state.id] = self._begin(loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
         with marked(" and ".join(sorted(labels)) or OTHER), marked(self.blocks.steps(stepping)):
             with self.blocks.watched(ctx.components, (state for state, _ in stepping)) as ran:
@@ -384,14 +384,26 @@ class Runner:
             label = nullcontext() if state.id in asked else marked(loop.label)
             with label, self.blocks.watched(ctx.components, [state]) as alone:
                 self._step(loop, state, predictions.get(state.id, {}))
-            own = self.clock.since(began)  # loops without rows do all their work in the step
-            spent.append((state, loop, [shared, own] if state.id in asked else [own]))
+            spans = [self.clock.since(began)]
+            if state.id in asked:
+                spans.append(shared)
+            elif state.id in begun:  # loops without rows do all their work as they begin, and in the step
+                spans.append(begun[state.id])
+            spent.append((state, loop, spans))
             if (ran or alone) and (job := self.jobs.get(state.request.id)):
                 job.see(state, [*runs_for(state.id, ran, asked), *alone])
         held = held_bytes(ctx.device)  # of the process, so once for all: the system is asked
         for state, loop, spans in spent:
             if job := self.jobs.get(state.request.id):
                 job.spend(state, loop, held, *spans)
+
+    def _begin(self, loop: Loop, state: State) -> Span:
+        """Have `state` begin with `loop`: in a library's call that is its first step, and what comes before."""
+        began, job = self.clock.mark(), self.jobs[state.request.id]
+        with self.blocks.watched(self.pipeline.ctx.components, [state]) as ran:
+            self.pipeline.begin(loop, state)
+        job.see(state, ran)
+        return self.clock.since(began)
 
     def _evaluate(self, rows: Sequence[Row], teams: int) -> Evaluated:
         """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""

@@ -314,7 +314,11 @@ def test_its_autoencoder_is_told_and_its_parts_are_timed(folder: Path, caplog: p
     ("model", "asked", "parts"),
     [
         ("omnimuse/shapes", "a star", {TEXT, STEPS, MADE}),
-        ("omnimuse/shapes-chat", [{"role": "user", "content": "draw me a star"}], {"prefill", WRITING, STEPS, MADE}),
+        (
+            "omnimuse/shapes-chat",
+            [{"role": "user", "content": "draw me a red circle"}],
+            {"prefill", WRITING, STEPS, MADE},
+        ),
     ],
 )
 def test_parts_of_a_family_of_ours_are_timed_in_the_same_words(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import chdir, closing
 from dataclasses import replace
@@ -26,9 +27,10 @@ from omnimuse.media.image import to_image
 from omnimuse.media.picture import picture_of
 from omnimuse.media.sound import Sound, encode_sound, to_sound
 from omnimuse.media.video import encode_video, to_video
+from omnimuse.worker.blocks import named_blocks
 from tests.checkpoints.foreign import FOREIGN, Foreign, foreign
 from tests.checkpoints.wishes import photo
-from tests.invariants.conftest import config, run
+from tests.invariants.conftest import config, drain, results, run, submit
 from tests.second_device import SecondDevice, moved
 
 Folder = Callable[[str], Path]
@@ -75,6 +77,27 @@ def test_a_second_device_draws_what_the_cpu_draws(entry: Foreign, foreign_folder
         with SecondDevice() as device:
             found = run(moved(engine, device), ask)
     assert torch.equal(*found, *expected)
+
+
+@pytest.mark.crossed
+def test_every_run_of_a_block_is_told_from_the_first_step_on_and_nothing_else_is_drawn(
+    entry: Foreign, foreign_folder: Folder
+) -> None:
+    given = asked(entry) if entry.picture is None else {"images": [picture_of(entry.picture)]}
+    ask = Ask(given, replace(entry.params, output_type="pt"))
+    with closing(start(config(foreign_folder(entry.arch)))) as engine:
+        [expected] = run(engine, ask)
+        components, ran = engine.runner.pipeline.ctx.components, list[str]()
+        for component in components:
+            for name, block in named_blocks(component, components.wherever(component)):
+                block.register_forward_hook(lambda *_, name=name: ran.append(name))
+        [id_] = submit(engine, replace(ask, blocks=True))
+        [result] = results(engine, drain(engine), [id_])
+    assert torch.equal(result.output, expected)
+    told = {name: len(runs) for name, runs in result.blocks.items()}
+    assert told and told == Counter(ran)
+    assert {name: len(held) for name, held in result.blocks_held.items()} == told
+    assert sum(map(sum, result.blocks.values())) <= sum(result.timings.values()), "stages have what their blocks took"
 
 
 @pytest.mark.parametrize("arch", ["AuraFlowPipeline", "LTXPipeline", "LongCatAudioDiTPipeline"])

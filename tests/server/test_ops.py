@@ -25,7 +25,7 @@ def measured() -> dict[str, set[str]]:
     """Every series that `/metrics` can have, and its labels."""
     metrics = Metrics("demo")
     metrics.ended("text-to-image", "completed", 1.0)
-    metrics.drawn(1, {"queue": 0.1, "denoise": 1.0}, 1, memory=1)
+    metrics.drawn(1, {"queue": 0.1, "denoise": 1.0}, (1.0,), memory=1)
     metrics.wrote(3, 1, 2)
     metrics.rejected("queue_full")
     metrics.cancelled("queued")

@@ -90,9 +90,9 @@ class Attempts:
         if made is None:
             raise EngineDeadError("the worker ended the request without a result; try again")
         times = live.job.times
-        await self._finish(live, request, made.after(max(0.0, (times.started or times.created) - times.created)))
+        await self._finish(live, made.after(max(0.0, (times.started or times.created) - times.created)))
 
-    async def _finish(self, live: Live, request: Request, made: Finished) -> None:
+    async def _finish(self, live: Live, made: Finished) -> None:
         """Move the files to where they stay, then say so in the store; leave no file unless both happened."""
         kept: list[MadeFile] = []
         done = False
@@ -109,9 +109,8 @@ class Attempts:
                 await asyncio.to_thread(self._discard, made.files)
         if done:
             pixels = sum(file.width * file.height * file.frames for file in kept)
-            steps = request.evaluations * request.outputs
             told = made.remarks
-            self._metrics.drawn(pixels, made.timings, steps, made.memory, told.needs, told.labels)
+            self._metrics.drawn(pixels, made.timings, told.drew, made.memory, told.needs, told.labels)
             self.count(replace(live.job, timings=made.timings), "completed")
 
     async def fail(self, live: Live, error: BaseException) -> None:

@@ -221,7 +221,7 @@ async def draw(service: Service, order: Order) -> AsyncGenerator[Admitted | Upda
                     if isinstance(update, Finished):
                         ticket.close(served=True)
                         outcome, timings = "completed", update.timings
-                        _count(service, order, update)
+                        _count(service, update)
                     elif isinstance(update, Stepped):
                         stepped = True
                         if update.stage in (DRAWING, WRITING, TALKING):
@@ -311,10 +311,9 @@ def _close(taking: asyncio.Future[list[BinaryIO]]) -> None:
             file.close()
 
 
-def _count(service: Service, order: Order, made: Finished) -> None:
+def _count(service: Service, made: Finished) -> None:
     pixels = sum(file.width * file.height * file.frames for file in made.files)
-    steps = order.request.evaluations * order.request.outputs
     remarks = made.remarks
-    service.metrics.drawn(pixels, made.timings, steps, made.memory, remarks.needs, remarks.labels)
+    service.metrics.drawn(pixels, made.timings, remarks.drew, made.memory, remarks.needs, remarks.labels)
     for text in made.texts:
         service.metrics.wrote(remarks.prompt_tokens, text.reused, text.tokens)
