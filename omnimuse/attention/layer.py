@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layout import Layout
+from omnimuse.core.errors import ConfigError
 from omnimuse.core.plans import Cut, Grouped
 
 
@@ -93,7 +94,8 @@ class Heads(nn.Module):
 
 class Attention(Heads):
     """One attention site. `role` and, failing that, `category` are the names a configuration can address it
-    by. Models ask it how many heads it has here, and repeat keys that queries share.
+    by. Models ask it how many heads it has here, and repeat keys that queries share. One that always `masks` says so
+    before it is bound; `maskless` is why its backend takes no mask, of one that does not.
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class Attention(Heads):
         self.category = category
         self.backend: Backend = Sdpa()
         self.spread: Spread | None = None
+        self.masks = False
+        self.maskless: str | None = None
 
     def forward(
         self,
@@ -125,9 +129,14 @@ class Attention(Heads):
 
         Without a layout the tensors are an ordinary batch, q [B, S, N, H] and k, v [B, K, N, H]. With one
         they are packed by it; `kv_layout` is the layout of k and v where it differs (cross attention). True
-        in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError. What ranks share may
-        see, besides, what all of them have (`Spread`).
+        in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError, and a backend that
+        takes one, otherwise ConfigError. What ranks share may see, besides, what all of them have (`Spread`).
         """
+        if mask is not None and self.maskless is not None:
+            raise ConfigError(
+                f"attention backend {self.backend.name!r} cannot attend at role {self.role!r}, which is given a mask: "
+                f"{self.maskless}; start with --attention.per_role.{self.role}.backend sdpa"
+            )
         kv_layout = kv_layout or layout
         if kv_layout is not None and kv_layout.part is not None:
             return self._attend_across(q, k, v, kv_layout, mask, known)

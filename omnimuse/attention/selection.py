@@ -71,6 +71,15 @@ class Compiling(Protocol):
         ...
 
 
+@runtime_checkable
+class Unmasked(Protocol):
+    """A backend that may take no masks."""
+
+    def why_no_mask(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why it takes none there, in words, or None if it does."""
+        ...
+
+
 @dataclass(frozen=True)
 class Place:
     """What a backend must be able to do at a site."""
@@ -80,15 +89,22 @@ class Place:
     head_dim: int
     weighing: bool
     compiled: bool
+    masks: bool = False
 
     def obstacle(self, backend: Backend) -> str | None:
         """Why `backend` cannot do it, or None."""
         if self.weighing and not backend.weighs:
             return "it does not tell what keys weigh, by which ranks of a ring merge what they found"
         why = backend.why_not(self.device, self.dtype, self.head_dim)
+        if why is None and self.masks and (unable := self.why_no_mask(backend)) is not None:
+            return f"this site has a mask, and {unable}"
         if why is None and self.compiled and isinstance(backend, Compiling):
             return backend.why_not_within(self.device)
         return why
+
+    def why_no_mask(self, backend: Backend) -> str | None:
+        """Why `backend`, which runs here, takes no mask, or None."""
+        return backend.why_no_mask(self.device, self.dtype, self.head_dim) if isinstance(backend, Unmasked) else None
 
 
 def bind_all(
@@ -130,8 +146,9 @@ def bind(
     bindings = []
     for name, site in sites.items():
         wanted, reason = _resolve(choice, site)
-        place = Place(device or first.device, dtype or first.dtype, site.head_dim, weighing, compiled)
+        place = Place(device or first.device, dtype or first.dtype, site.head_dim, weighing, compiled, site.masks)
         site.backend, why = _find(wanted, place, site.role)
+        site.maskless = place.why_no_mask(site.backend)
         bindings.append(Binding(name, site.role, site.backend.name, f"{reason}{why}"))
     return bindings
 

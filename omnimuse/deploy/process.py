@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.errors import CapacityError, ConfigError, EngineDeadError, ModelError, OmnimuseError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
@@ -420,7 +420,8 @@ def rank_of(settings: Settings) -> Rank:
 def warm_up(background: Background | Pools, wanted: str, patience: float = PATIENCE) -> None:
     """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
 
-    What goes wrong is logged and ends nothing: a request of another size may well be drawn.
+    What goes wrong is logged and ends nothing: a request of another size may well be drawn. But ConfigError for a
+    choice that no request can be drawn with.
     """
     ask = warm_up_ask(wanted, background.door)
     if ask is None:
@@ -433,6 +434,8 @@ def warm_up(background: Background | Pools, wanted: str, patience: float = PATIE
     if isinstance(last, Done):
         logger.info("warming up with %s, %.1f s", what, seconds)
         return
+    if isinstance(last, Failed) and isinstance(last.error, ConfigError):
+        raise last.error
     background.cancel(request.id)
     why = f"failed: {last.error}" if isinstance(last, Failed) else "was stopped: it took too long"
     logger.warning(

@@ -215,8 +215,8 @@ class Remarks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What there is to say of a result beside its files: what people should know, the tokens read of its texts, in
     which sizes (width, height) the model was shown pictures beside what it drew, how many tokens it made, and the bytes
     that one output `needs` beside the weights, its adapters included, as small ones of its kind foretold it; 0 where
-    none were drawn. `labels` are those of stages whose names do not say them, `drew` the
-    seconds of every step of what was drawn, or painted.
+    none were drawn. `labels` are those of stages whose names do not say them, `drew` the seconds of every
+    step of what was drawn, or painted.
 
     Where they were asked for: the seconds of every block of a network, all its runs together, and the most bytes that
     were held when one was done (`block_bytes`); of every step of a stage that has some, its seconds, and the bytes that

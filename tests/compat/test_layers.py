@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models import normalization
 from diffusers.models.embeddings import apply_rotary_emb, get_timestep_embedding
-from torch import nn
+from torch import Tensor, nn
 
+from omnimuse.attention.backends.sdpa import Sdpa
+from omnimuse.attention.layer import Backend
+from omnimuse.attention.selection import BACKENDS, bind
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.vllm.model_executor.layers.activation import SiluAndMul
 from omnimuse.compat.vllm.model_executor.layers.layernorm import RMSNorm
@@ -30,8 +35,8 @@ from omnimuse.compat.vllm_omni.diffusion.layers.adalayernorm import (
 )
 from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding, apply_rope_to_qk
 from omnimuse.compat.vllm_omni.model_executor.layers.timestep_embedding import timestep_embedding
-from omnimuse.core.config import ParallelConfig
-from omnimuse.core.errors import ModelError
+from omnimuse.core.config import AttentionConfig, ParallelConfig
+from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.parallel.mesh import Mesh
 
 
@@ -62,6 +67,38 @@ def test_attention_is_that_of_torch(kind: str) -> None:
     turned = [each.transpose(1, 2).repeat_interleave(4 // each.shape[2], 1) for each in whole]
     expected = F.scaled_dot_product_attention(*turned, **chosen).transpose(1, 2)  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected)
+
+
+class Unmasked(Sdpa):
+    """A kernel that takes no mask."""
+
+    name = "unmasked"
+
+    def why_no_mask(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+        return "it knows none"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert mask is None
+        return super().__call__(q, k, v)
+
+
+def test_a_mask_that_its_backend_does_not_take_is_refused_at_the_start_or_as_it_comes_with_what_to_choose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(cast(dict[str, Backend], BACKENDS), "unmasked", Unmasked())
+    everywhere = AttentionConfig("unmasked")
+    with pytest.raises(ConfigError, match=r"at role 'self' .*: this site has a mask, and it knows none; choose"):
+        bind(Attention(2, 8, causal=True), everywhere)
+    bind(Attention(2, 8, causal=True), AttentionConfig("unmasked", {"self": "sdpa"}))
+    site, q = Attention(2, 8, role="theirs.text", role_category="cross"), drawn(1, 3, 2, 8)
+    bind(site, everywhere)
+    assert torch.equal(site(q, q, q), Attention(2, 8)(q, q, q))
+    masked = AttentionMetadata(attn_mask=torch.tensor([[1, 1, 0]]))
+    advice = "'unmasked' cannot attend at role 'theirs.text', .*: it knows none; start with --attention.per_role.theirs"
+    with pytest.raises(ConfigError, match=advice):
+        site(q, q, q, masked)
+    bind(site, AttentionConfig("unmasked", {"theirs.text": "sdpa"}))
+    assert torch.equal(site(q, q, q, masked), Attention(2, 8)(q, q, q, masked))
 
 
 def test_hints_for_kernels_are_taken_but_not_those_that_say_which_keys_count() -> None:

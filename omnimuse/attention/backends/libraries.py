@@ -75,6 +75,9 @@ class Installed(ABC):
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         return self.package.obstacle(device, dtype, head_dim, self.load) or self.tried(device, dtype, head_dim)
 
+    def why_no_mask(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        return f"{self.package.module} is called without one"
+
     @abstractmethod
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor: ...
 

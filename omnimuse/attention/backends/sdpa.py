@@ -67,13 +67,17 @@ class SdpaKernel:
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Tried: torch alone knows what each of its kernels takes on which device."""
-        if not dtype.is_floating_point:
-            return self.any.why_not(device, dtype, head_dim)
+        return self.any.why_not(device, dtype, head_dim) or self._tried(device, dtype, head_dim)
+
+    def why_no_mask(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        return self._tried(device, dtype, head_dim, torch.ones(8, 8, device=device, dtype=torch.bool).tril())
+
+    def _tried(self, device: torch.device, dtype: torch.dtype, head_dim: int, mask: Tensor | None = None) -> str | None:
         trial = torch.zeros(1, 8, 1, head_dim, device=device, dtype=dtype)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
-                self(trial, trial, trial)
+                self(trial, trial, trial, mask)
             except RuntimeError as error:
                 return "; ".join(dict.fromkeys(_first(str(each.message)) for each in said)) or _first(str(error))
         return None

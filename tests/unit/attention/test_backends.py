@@ -24,6 +24,7 @@ from omnimuse.attention.backends.sdpa import KERNELS, Sdpa, SdpaKernel
 from omnimuse.attention.backends.varlen import ARGUMENTS, Varlen
 from omnimuse.attention.layer import Attention, Backend
 from omnimuse.attention.layout import Layout
+from omnimuse.attention.selection import Unmasked
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HALF = torch.bfloat16
@@ -123,6 +124,19 @@ def test_rows_of_equal_length_are_one_dense_call_of_the_library_and_masks_are_re
     assert library.calls == ["dense"]
     with pytest.raises(ValueError, match=f"attention backend '{name}' takes no mask; choose 'sdpa'"):
         backend(q, k, v, torch.ones(5, 5, dtype=torch.bool))
+    assert isinstance(backend, Unmasked) and "is called without one" in str(backend.why_no_mask(CUDA, HALF, 8))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_whether_a_kernel_of_torch_takes_masks_is_tried(name: str) -> None:
+    kernel = SdpaKernel(name)
+    if (why := kernel.why_not(CPU, torch.float32, 8)) is not None:
+        assert kernel.why_no_mask(CPU, torch.float32, 8) == why
+        return
+    assert kernel.why_no_mask(CPU, torch.float32, 8) is None
+    q, k, v = (draw(2, 5, 2, 8, seed=seed) for seed in range(3))
+    past = torch.ones(5, 5, dtype=torch.bool).tril()
+    assert torch.allclose(kernel(q, k, v, past), Reference()(q, k, v, past), atol=1e-6)
 
 
 def test_a_library_that_is_missing_is_refused_with_what_to_install() -> None:

@@ -163,6 +163,21 @@ def test_a_warm_up_that_fails_is_a_warning_that_says_what_was_tried_and_the_engi
     assert "`--warm-up none` leaves it out" in line.getMessage()
 
 
+class Unable(fakes.Adder):
+    """A network that nothing can be drawn with as the engine was started."""
+
+    def forward(self, rows: Sequence[fakes.AddInputs], memories: Sequence[Memory] | None = None) -> list[Tensor]:
+        raise ConfigError("no mask; start with another backend")
+
+
+def test_a_warm_up_that_fails_by_a_choice_of_the_start_ends_the_start() -> None:
+    engine = fakes.engine()
+    ctx = engine.runner.pipeline.ctx
+    ctx.components = Residency({**ctx.components, "adder": Unable()})
+    with pytest.raises(ConfigError, match="no mask; start with another backend"):
+        works_after(engine)
+
+
 def test_a_warm_up_that_takes_too_long_is_stopped_and_logged(log: Log) -> None:
     assert works_after(fakes.engine(), patience=-1.0)
     [line] = log.records

@@ -66,7 +66,7 @@ class Attention(nn.Module):
         role, category = site.get("role", "self"), site.get("role_category")
         self.site = ours.Attention(num_heads, head_size, role, category, key_heads=keys)
         self.shared = num_heads // keys
-        self.causal = causal
+        self.causal = self.site.masks = causal
         self.factor = 1.0 if softmax_scale is None else softmax_scale * math.sqrt(head_size)
         self.skip_sequence_parallel = site.get("skip_sequence_parallel", False)
         self.prefix = site.get("prefix", "")
