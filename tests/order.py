@@ -1,7 +1,7 @@
 """In a run of several processes, tests that take long come first: at the end none waits for the last one of another.
 
 Each process of pytest-xdist begins with an equal part of the tests, in order, and takes over from others what they have
-not begun.
+not begun. Slow tests that follow each other stay together: they may share what takes long to start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def slow_first(items: Sequence[T], is_slow: Callable[[T], bool], processes: int)
         list[T](),
     )
     for number in range(processes):
-        begun = slow[number::processes]
+        begun = slow[len(slow) * number // processes : len(slow) * (number + 1) // processes]
         room = len(items) * (number + 1) // processes - len(found) - len(begun)
         found += [*begun, *rest[:room]]
         del rest[:room]

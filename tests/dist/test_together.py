@@ -6,6 +6,7 @@ import base64
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -56,10 +57,13 @@ def by_script(task: Task, folder: Path) -> Image.Image:
     return Image.open(folder / "script.png").convert("RGB")
 
 
-def served(folder: Path, axis: str) -> WholeServer:
-    """Whose workers are groups of two."""
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
+    """Whose workers are groups of two, which share work along an axis; they may still be starting."""
     loras = ["--lora-dir", str(resolve(MODEL).path / "loras")]
-    return WholeServer(folder, MODEL, "--quantize", "int8", f"--{axis}-parallel-size", "2", *loras)
+    options = ("--quantize", "int8", f"--{request.param}-parallel-size", "2", *loras)
+    with WholeServer(tmp_path_factory.mktemp(request.param), MODEL, *options) as server:
+        yield server
 
 
 def by_server(task: Task, server: WholeServer, cache: str = "careful") -> Image.Image:
@@ -74,25 +78,30 @@ def shown(axis: str) -> pytest.MarkDecorator:
     return pytest.mark.shows("LoRA", "int8", "TeaCache", axis, families=["ZImagePipeline"])
 
 
-@pytest.mark.parametrize("axis", [pytest.param(axis, marks=shown(axis)) for axis in ("cfg", "tensor")])
-def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_pictures_together(
-    axis: str, tmp_path: Path
-) -> None:
-    with served(tmp_path, axis) as server:
-        server.wait_ready()
-        exact, *pictures = by_server(TASKS[0], server, "none"), *(by_server(task, server) for task in TASKS)
-    assert pictures[0].tobytes() != exact.tobytes(), "steps are skipped"
-    for task, picture in zip(TASKS, pictures, strict=True):
-        seen = judge_task(picture, replace(task, scene=night(task.scene))).aspects
-        assert all(seen.values()), (task.prompt, seen)
-        assert not judge_task(picture, task).aspects["background"], "without the adapter it is white"
-
-
-def test_every_way_in_draws_the_same_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["cfg"], indirect=True)
+def test_every_way_in_draws_the_same_picture(server: WholeServer, tmp_path: Path) -> None:
     """All at a time: each is a start."""
-    with served(tmp_path, "cfg") as server, ThreadPoolExecutor() as beside:
+    with ThreadPoolExecutor() as beside:
         others = [beside.submit(draw, TASKS[0], tmp_path) for draw in (by_command, by_script)]
         server.wait_ready()
         expected = by_server(TASKS[0], server)
         for draw, other in zip((by_command, by_script), others, strict=True):
             assert other.result().tobytes() == expected.tobytes(), draw.__doc__
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param("cfg", marks=shown("cfg")),
+        pytest.param("tensor", marks=[shown("tensor"), pytest.mark.costly]),
+    ],
+    indirect=True,
+)
+def test_a_cache_an_adapter_packed_weights_and_two_ranks_draw_the_right_pictures_together(server: WholeServer) -> None:
+    server.wait_ready()
+    exact, *pictures = by_server(TASKS[0], server, "none"), *(by_server(task, server) for task in TASKS)
+    assert pictures[0].tobytes() != exact.tobytes(), "steps are skipped"
+    for task, picture in zip(TASKS, pictures, strict=True):
+        seen = judge_task(picture, replace(task, scene=night(task.scene))).aspects
+        assert all(seen.values()), (task.prompt, seen)
+        assert not judge_task(picture, task).aspects["background"], "without the adapter it is white"
