@@ -88,6 +88,7 @@ def test_ranks_draw_what_one_does_of_weights_that_a_file_has_packed(
     assert not wrong
 
 
+@pytest.mark.crossed
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", [TWO, ParallelConfig(pipe=2)], ids=["tensor", "pipe"])
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
