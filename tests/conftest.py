@@ -69,8 +69,9 @@ def logging_as_it_is_at_first() -> None:
         logging.disable(logging.NOTSET)
     for handler in logging.root.handlers:
         handler.setLevel(logging.NOTSET)  # cache-dit takes those of the root for its own
-    for name, logger in (("", logging.root), *logging.root.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and name.split(".")[0] in ("", "omnimuse"):
+    ours = [(name, each) for name, each in logging.root.manager.loggerDict.items() if name.startswith("omnimuse")]
+    for name, logger in (("", logging.root), *ours):
+        if isinstance(logger, logging.Logger):
             logger.disabled, logger.propagate = False, True
             if logger.level != (level := logging.NOTSET if name else logging.WARNING):
                 logger.setLevel(level)
