@@ -1,8 +1,8 @@
 """Collects what a machine with a GPU lacks, as wheels to carry there: `make gpu-wheels`.
 
 Such machines often come with a CUDA build of torch and its usual company, and reach no package index. These are the
-packages of ours that do not come with it, at the versions of constraints.txt, for that machine's Python; what they ask of
-that company is printed. `tests/unit/tools/test_gpu_wheels.py` begins the tests of a GPU with both and nothing else.
+packages of ours that do not come with it, at the versions of constraints.txt, for that machine's Python; what they ask
+of that company is printed. `tests/unit/tools/test_gpu_wheels.py` begins the tests of a GPU with both and nothing else.
 """
 
 from __future__ import annotations
