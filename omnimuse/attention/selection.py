@@ -117,11 +117,22 @@ def bind_all(
     ring, compiled = config.parallel.ring > 1, config.compile.mode != "none"
     together = nn.ModuleDict(networks)
     bindings = bind(together, config.attention, device, dtype, weighing=ring, compiled=compiled)
-    alike = Counter((each.site.partition(".")[0], each.role, each.backend, each.reason) for each in bindings)
+    alike = Counter(
+        (each.site.partition(".")[0], each.role, each.backend, each.reason + _kernel(together, each, device, dtype))
+        for each in bindings
+    )
     return [
         Choice("attention", f"{name}, {role} ({sites} sites)", backend, reason)
         for (name, role, backend, reason), sites in alike.items()
     ]
+
+
+def _kernel(networks: nn.ModuleDict, bound: Binding, device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernel torch takes at that site, where it chooses among its own, to add to the reason."""
+    site = networks.get_submodule(bound.site)
+    assert isinstance(site, Attention)
+    found = site.backend.kernel(device, dtype, site.head_dim) if isinstance(site.backend, Sdpa) else ""
+    return f", by torch's kernel {found}" if found else ""
 
 
 def bind(

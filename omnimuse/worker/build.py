@@ -55,7 +55,7 @@ from omnimuse.worker.governor import WATCHED, Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
 from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.part import keep_part, part_of
-from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, compute_on
+from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, compute_on, shorter_products
 from omnimuse.worker.quantize import quantize
 from omnimuse.worker.ranks import (
     check_ranks,
@@ -282,6 +282,7 @@ def formats(under: Build) -> None:
         if _has_flat_convolutions(module) and (under.device.type != "cuda" or under.compiles):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             under.choices.append(Choice("place", f"{name} order", "channels last", "its convolutions are faster so"))
+    under.choices += shorter_products(under.device, {policy.default for policy in under.formats.values()})
 
 
 def threads(under: Build) -> None:

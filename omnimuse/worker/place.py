@@ -5,7 +5,7 @@ Asked once per start by the build; `explain` and `doctor` print the reasons. Ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +119,15 @@ def component_dtype(component: Component, config: Mapping[str, object], dtype: t
     if config.get("force_upcast") and dtype == torch.float16:
         return torch.float32, "its config.json says force_upcast: float16 overflows in it"
     return dtype, ""
+
+
+def shorter_products(device: torch.device, dtypes: Collection[torch.dtype]) -> list[Choice]:
+    """Whether a GPU takes TF32, numbers of 19 bits, where networks are in float32: as torch has it."""
+    if device.type != "cuda" or torch.float32 not in dtypes:
+        return []
+    kinds = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}
+    found = [name for name, kind in kinds.items() if kind.fp32_precision == "tf32"]
+    return [Choice("place", "tf32", " and ".join(found) or "none", "of what is in float32, as torch is set")]
 
 
 def native_bfloat16(device: torch.device) -> tuple[bool, str]:

@@ -26,6 +26,9 @@ KERNELS: Mapping[str, SDPBackend] = MappingProxyType(
         "sdpa_math": SDPBackend.MATH,
     }
 )
+NAMES: Mapping[int, str] = MappingProxyType(
+    {kernel.value: name.removeprefix("sdpa_") for name, kernel in KERNELS.items()}
+)
 
 
 class Sdpa:
@@ -36,6 +39,17 @@ class Sdpa:
 
     def why_not(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         return None if dtype.is_floating_point else f"it computes in floating point, not in {dtype}"
+
+    def kernel(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+        """Which of its kernels torch takes of rows without a mask, and with one if that is another; "" where it does
+        not tell. Torch is asked, of a few tokens.
+        """
+        if device.type not in ("cpu", "cuda"):
+            return ""
+        few = torch.zeros(1, 1, 8, head_dim, device=device, dtype=dtype)
+        masks = None, torch.ones(1, 1, 8, 8, device=device, dtype=torch.bool)
+        bare, masked = (NAMES[torch._fused_sdp_choice(few, few, few, mask)] for mask in masks)
+        return bare if bare == masked else f"{bare}, {masked} with a mask"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, S, H]

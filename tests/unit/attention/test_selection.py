@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.selection import bind, bind_all
 from omnimuse.core.config import AttentionConfig, Config, ModelConfig
@@ -60,6 +62,24 @@ def test_a_role_is_looked_for_in_all_networks_together():
     unknown = replace(chosen, attention=AttentionConfig(per_role={"croos": "reference"}))
     with pytest.raises(ConfigError, match=r"'croos'; did you mean 'cross'\? Known: cross, self"):
         bind_all(networks, unknown, torch.device("cpu"), torch.float32)
+
+
+def test_which_of_its_kernels_torch_takes_is_told_where_torch_chooses():
+    chosen = Config(ModelConfig("toy"), attention=AttentionConfig(per_role={"self": "reference"}))
+    networks = {"one": Attention(2, 8, "self"), "other": Attention(2, 8, "cross")}
+    for kernel, name in ((SDPBackend.FLASH_ATTENTION, "flash"), (SDPBackend.MATH, "math")):
+        with sdpa_kernel(kernel):
+            one, other = bind_all(networks, chosen, torch.device("cpu"), torch.float32)
+        assert "kernel" not in one.reason
+        assert other.reason.endswith(f", by torch's kernel {name}")
+
+
+def test_another_kernel_for_rows_with_a_mask_is_told_too(monkeypatch):
+    """As torch has it on GPUs, whose flash kernel takes no mask."""
+    flash, efficient = SDPBackend.FLASH_ATTENTION.value, SDPBackend.EFFICIENT_ATTENTION.value
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v, mask: flash if mask is None else efficient)
+    assert Sdpa().kernel(torch.device("cpu"), torch.float32, 8) == "flash, efficient with a mask"
+    assert Sdpa().kernel(torch.device("meta"), torch.float32, 8) == "", "nobody knows"
 
 
 def test_a_backend_that_cannot_run_is_refused_with_its_reason():
