@@ -36,8 +36,7 @@ def packed(weight: Tensor, scheme: str) -> QuantizedLinear:
     layer = QuantizedLinear(linear, SCHEMES[scheme], weight.dtype)
     parts = {name: torch.empty_like(part, device=weight.device) for name, part in layer.packed.items()}
     PackedRows(layer.scheme, parts, layer.inputs).copy_(weight)
-    for name, part in parts.items():
-        setattr(layer, name, nn.Parameter(part, requires_grad=False))
+    layer.hold(parts)
     return layer
 
 

@@ -28,7 +28,7 @@ def slots(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
     that they stand for.
     """
     stored, layers = stored_tensors(module), quantized_layers(module)
-    packed = {f"{path}.{part}" for path, layer in layers.items() for part in layer.parts}
+    packed = {f"{path}.{part}" for path, layer in layers.items() for part in layer.parts.values()}
     whole = {f"{path}.weight": (layer.like(), (f"{path}.weight",)) for path, layer in layers.items()}
     return {name: slot for name, slot in stored.items() if name not in packed} | whole
 
@@ -63,7 +63,7 @@ class Filling:
 
     def _packed_rows(self, name: str) -> PackedRows | StackedRows:
         path, layer = self._layers[name]
-        parts = {part: self._memory(f"{path}.{part}") for part in layer.parts}
+        parts = {part: self._memory(f"{path}.{held}") for part, held in layer.parts.items()}
         if isinstance(layer.scheme, Stacked):
             return layer.scheme.rows(parts, layer.inputs)
         return PackedRows(layer.packing, parts, layer.inputs, layer.columns)

@@ -15,7 +15,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.steady import Weighing, tiled
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import Divisible, Largest, Packing, Scheme, few_product, few_rows, own
+from omnimuse.quant.schemes import Divisible, Largest, Packing, Parts, Scheme, few_product, few_rows, own
 
 AT_ONCE = 2**16
 """Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
@@ -23,6 +23,10 @@ what stays.
 """
 
 
+HELD = "weight_packed"
+"""What a layer calls the part of its packing that is called `weight`, by which libraries ask what format it computes
+in: T5 of transformers makes its inputs of that, which would be codes.
+"""
 FEW = 8
 """Rows of one token each up to which reading the packed weights once is faster; where a row must not depend on its
 company, it is done for all.
@@ -54,9 +58,7 @@ class QuantizedLinear(nn.Module):
         self.stands_for = linear.weight.dtype
         self.heights: tuple[int, ...] = ()
         parts = scheme.empty(*linear.weight.shape)  # a rank that has none of the rows has none of these
-        self.parts = tuple(parts)
-        for name, part in parts.items():
-            self.register_parameter(name, nn.Parameter(part, requires_grad=False))
+        self.hold(parts)
         self.inputs, self.bias = linear.weight.shape[1], linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,8 +80,19 @@ class QuantizedLinear(nn.Module):
 
     @property
     def packed(self) -> dict[str, Tensor]:
-        """Every part by its name."""
-        return {name: self.get_parameter(name) for name in self.parts}
+        """Every part, by the name that its packing has for it."""
+        return {part: self.get_parameter(name) for part, name in self.parts.items()}
+
+    def hold(self, parts: Parts) -> None:
+        """These parts of a packing, in the place of those that are here."""
+        self.parts = {part: HELD if part == "weight" else part for part in parts}
+        for part, name in self.parts.items():
+            self.register_parameter(name, nn.Parameter(parts[part], requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:
+        """What libraries ask for the shape and the format of the weights: there are no numbers in it."""
+        return self.like()
 
     def like(self) -> Tensor:
         """A tensor on meta of the shape and format of the weights that are packed here."""

@@ -69,16 +69,33 @@ def test_packed_weights_draw_nearly_what_float32_draws(
         assert 0 < distance(found, expected) < FAR[scheme], "0: nothing was packed"
 
 
+def encoders(subject: Subject) -> list[str]:
+    """Its encoders of texts and of pictures that have linear layers in blocks."""
+    under = build.run(build.begin(subject.config(), Mesh.single()), (build.construct, build.formats))
+    able = [name for name, module in under.modules.items() if packable(module, under.formats[name])]
+    under.resources.close()
+    return [name for name in able if "encoder" in name and name not in under.networks]
+
+
+@pytest.mark.parametrize("scheme", FAR)
+def test_packed_encoders_draw_nearly_what_float32_draws(
+    subject: Subject, shared: Engine, engine_with: Make, scheme: str
+) -> None:
+    able = encoders(subject)
+    engine = engine_with(quantize=QuantConfig(dict.fromkeys(able, scheme)))
+    components = engine.runner.pipeline.ctx.components
+    assert able and all(quantized_layers(components.wherever(name)) for name in able)
+    asks = [subject.ask(i) for i in range(2)]
+    for found, expected in zip(run(engine, *asks), run(shared, *asks), strict=True):
+        assert 0 < distance(found, expected) < FAR[scheme], "0: nothing is drawn by them"
+
+
 @pytest.mark.shows("packed once")
 def test_a_folder_that_is_packed_once_draws_to_the_bit_what_packing_at_every_start_draws(
     subject: Subject, engine_with: Make, tmp_path: Path
 ) -> None:
-    """With its text encoders, where these have blocks."""
-    under = build.run(build.begin(subject.config(), Mesh.single()), (build.construct, build.formats))
-    encoders = [name for name in under.modules if name.startswith("text_encoder")]
-    able = [name for name in encoders if packable(under.modules[name], under.formats[name])]
-    under.resources.close()
-    quantize = QuantConfig({"": "int8", **dict.fromkeys(able, "int8")})
+    """With its encoders, where these have blocks."""
+    quantize = QuantConfig({"": "int8", **dict.fromkeys(encoders(subject), "int8")})
     pack_checkpoint(subject.config(quantize=quantize), tmp_path / "packed")
     packed = start(replace(subject, folder=tmp_path / "packed").config())
     asks = subject.asks()[:2]

@@ -76,9 +76,7 @@ def _pack(part: nn.Module, path: str, layer: nn.Linear, scheme: Scheme) -> None:
     with torch.device("meta"):
         shape = nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=layer.weight.dtype)
     packed = QuantizedLinear(shape, scheme, layer.weight.dtype)
-    for name, each in packed.packed.items():
-        empty = torch.empty_like(each, device=layer.weight.device)
-        packed.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+    packed.hold({part: torch.empty_like(each, device=layer.weight.device) for part, each in packed.packed.items()})
     PackedRows(scheme, packed.packed, layer.in_features).copy_(layer.weight.detach())
     if isinstance(layer, LinearBase):
         layer.packed = packed

@@ -35,8 +35,7 @@ def layer(scheme: str, weight: Tensor, bias: Tensor | None, arithmetic: torch.dt
     made = QuantizedLinear(linear, PACKINGS[scheme], arithmetic)
     parts = {name: torch.empty_like(part, device="cpu") for name, part in made.packed.items()}
     PackedRows(made.scheme, parts, made.inputs).copy_(weight)
-    for name, part in parts.items():
-        setattr(made, name, nn.Parameter(part, requires_grad=False))
+    made.hold(parts)
     if bias is not None:
         made.bias = nn.Parameter(bias, requires_grad=False)
     return made
@@ -48,6 +47,13 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def test_every_scheme_has_its_bound() -> None:
     assert BOUNDS.keys() == SCHEMES.keys()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_library_that_asks_for_the_format_of_packed_weights_hears_of_what_they_stand_for(scheme: str) -> None:
+    """T5 of transformers makes the inputs of a layer what its weights are: of codes that would be nonsense."""
+    made = layer(scheme, normal(6, 128), None)
+    assert (made.weight.dtype, made.weight.shape) == (torch.float32, (6, 128))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -202,9 +208,8 @@ def some_layer(packing: str) -> QuantizedLinear:
     made = layer("int8", normal(32, 512), None)
     known = packing in {**CODES, **MICRO, **GROUPED}
     parts = codes(packing, 32, 512) if known else {"weight": torch.from_numpy(random_blocks(packing, 32, 512))}
-    made.scheme, made.parts = PACKINGS[packing], tuple(parts)
-    for name, part in parts.items():
-        made.register_parameter(name, nn.Parameter(part, requires_grad=False))
+    made.scheme = PACKINGS[packing]
+    made.hold(parts)
     return made
 
 
