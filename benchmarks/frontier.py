@@ -22,6 +22,7 @@ COLOURS = {
     "steps": "#4c78a8",
     "caches": "#f58518",
     "weights": "#54a24b",
+    "adapters": "#9d755d",
     "compiled": "#e45756",
     "pairs": "#b279a2",
 }

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -171,7 +172,8 @@ class Figures:
 
     `score` is the share of right pictures or videos, in percent; `pixels` how far they are from exact ones with the
     same adapters, of 255; `count` of how many. `right` has a 1 for every prompt that is right, a 0 for the others;
-    `source` is what all this was measured of. Earlier figures have neither, and of adapters no `pixels`.
+    `source` is what all this was measured of, and `processor` on what. Earlier figures have none of these, and of
+    adapters no `pixels`.
     """
 
     speed: float
@@ -182,6 +184,7 @@ class Figures:
     timed: int
     right: str = ""
     source: str = ""
+    processor: str = ""
 
     def against(self, exact: Figures) -> str:
         """How many prompts are right here and wrong exactly, and the other way round; empty where nobody knows."""
@@ -359,6 +362,7 @@ def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -
             len(tally.seconds),
             "".join(f"{right:d}" for right in tally.right),
             subject.source(choice),
+            processor(),
         )
         print(name, found, flush=True)
         yield name, found
@@ -426,6 +430,15 @@ def styled(task: Task | FilmTask, adapters: Sequence[str]) -> Task | FilmTask:
     return task
 
 
+def processor() -> str:
+    """What this machine computes with, and whether it has units for bfloat16, as it says itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    units = "with" if torch.cpu.get_capabilities().get("avx512_bf16") else "without"
+    return f"{names[0] if names else platform.machine()}, {units} units for bfloat16"
+
+
 def held(engine: Engine) -> int:
     """The bytes of all weights."""
     components = engine.runner.pipeline.ctx.components
@@ -480,6 +493,14 @@ def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
             cells.append(each.against(found[exactly]) if exactly in found else "")
             cells.append("" if each.pixels is None else f"{each.pixels:.1f}")
             lines.append(f"| {name} | {' | '.join(cells)} |")
+        for kind in sorted({each.processor for each in found.values()} - {""}):
+            named = "; ".join(name for name, each in found.items() if each.processor == kind)
+            lines += ["", f"By {kind}: {named}."]
+        if early := [name for name, each in found.items() if not each.source]:
+            lines += [
+                "",
+                f"Of earlier runs, of which is not known that weights and caches were these: {'; '.join(early)}.",
+            ]
     for subject, found in figures.items():
         if left := [name for name in suited(choices(), subject) if name not in found]:
             lines += ["", f"Not measured yet on the {SUBJECTS[subject]}: {'; '.join(left)}."]
@@ -491,25 +512,31 @@ def _count(figures: Mapping[str, Figures]) -> int:
 
 
 def panels(figures: Mapping[str, Mapping[str, Figures]]) -> list[Panel]:
-    """What is plotted: speed to the right, score upwards. Adapters are no approximation, and are left out.
+    """What is plotted: speed to the right, score upwards. What is drawn with adapters is judged as they have it, and
+    has a plot of its own.
 
     The fewer pictures are wrong, the more one of them means: upwards grows how rare they are.
     """
-    every, names = choices(), {"demo": "right pictures, %", "film": "right videos, %"}
+    names = {"demo": "right pictures, %", "film": "right videos, %"}
     return [
         Panel(
-            f"the {SUBJECTS[subject]}", told, _points(figures[subject], every), RIGHT, lambda score: -log(101.0 - score)
+            f"the {SUBJECTS[subject]}{', with adapters' if worn else ''}",
+            told,
+            _points(figures.get(subject, {}), worn=worn),
+            RIGHT,
+            lambda score: -log(101.0 - score),
         )
         for subject, told in names.items()
+        for worn in (False, True)
     ]
 
 
-def _points(figures: Mapping[str, Figures], every: Mapping[str, Choice]) -> list[Point]:
-    rows: Iterable[tuple[str, Figures]] = figures.items()
+def _points(figures: Mapping[str, Figures], *, worn: bool) -> list[Point]:
+    every = choices()
     return [
         Point(name.replace("`", ""), every[name].group, each.speed, each.score)
-        for name, each in rows
-        if not every[name].adapters
+        for name, each in figures.items()
+        if bool(every[name].adapters) is worn
     ]
 
 

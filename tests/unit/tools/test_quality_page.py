@@ -25,7 +25,9 @@ from benchmarks.quality import (
     choices,
     missing,
     panels,
+    processor,
     read_figures,
+    subjects,
     suited,
     tables,
 )
@@ -96,6 +98,37 @@ def test_what_is_not_measured_is_named_on_the_page() -> None:
         left = [line for line in lines if line.startswith(f"Not measured yet on the {SUBJECTS[subject]}: ")]
         told = left[0].removesuffix(".").partition(": ")[2].split("; ") if left else []
         assert {*found, *told} == set(suited(choices(), subject))
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_what_is_on_the_page_was_measured_of_the_weights_adapters_and_caches_of_today(subject: str) -> None:
+    """As far as rows tell it; thresholds that were calibrated are found again by calibrating alone."""
+    told = {name: each for name, each in FIGURES[subject].items() if each.source and not choices()[name].calibrated}
+    assert EXACT in told
+    today = subjects(2, 1)[subject]()
+    assert {name: today.source(choices()[name]) for name in told} == {name: each.source for name, each in told.items()}
+
+
+def test_a_table_says_by_which_processor_its_rows_are_and_which_tell_nothing() -> None:
+    rows = {
+        EXACT: Figures(1.0, 1.0, 75.0, 0.0, 4, 1, "1101", "abc off", "one kind"),
+        "14 steps": Figures(1.4, 1.0, 75.0, 0.5, 4, 1, "1101", "abc off", "another"),
+        "10 steps": Figures(1.9, 1.0, 75.0, 0.5, 4, 1),
+        "7 steps": Figures(2.0, 1.0, 75.0, 0.5, 4, 1, "1101", "abc off", "one kind"),
+    }
+    page = tables({"demo": rows})
+    assert "By one kind: exact; 7 steps." in page and "By another: 14 steps." in page
+    assert "not known that weights and caches were these: 10 steps." in page
+    assert processor() and "units for bfloat16" in processor()
+
+
+def test_what_wears_adapters_is_plotted_by_itself() -> None:
+    names = [EXACT, "14 steps", "`night`, rank 4", "`night` and `int8`"]
+    shown = [panel.points for panel in panels({"demo": {name: Figures(1.0, 1.0, 75.0, 0.5, 4, 1) for name in names}})]
+    assert [[point.name for point in points] for points in shown[:2]] == [
+        [EXACT, "14 steps"],
+        ["night, rank 4", "night and int8"],
+    ]
 
 
 def test_there_are_choices_of_every_kind() -> None:
@@ -226,7 +259,8 @@ def test_what_was_measured_of_other_weights_adapters_or_of_another_cache_is_miss
 def test_an_axis_of_rare_mistakes_gives_them_more_room(tmp_path: Path) -> None:
     scores = {EXACT: 95.5, "14 steps": 85.0, "10 steps": 95.0, "7 steps": 100.0}
     rows = {name: Figures(1.0, 1.0, score, 0.0, 10, 1) for name, score in scores.items()}
-    [panel, _] = panels({"demo": rows, "film": {}})
+    panel, *others = panels({"demo": rows, "film": {}})
+    assert len(others) == 3 and not any(other.points for other in others)
     few, many, other, none = (panel.height(point.score) for point in panel.points)
     assert none > few > other > many
     assert few - other > 10 * (panel.height(50.0) - panel.height(49.5)) / 2
