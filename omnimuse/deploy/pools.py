@@ -54,6 +54,10 @@ CPU = torch.device("cpu")
 NO_ENGINE = (
     "a model in pools has no one engine to record, to put to sleep or to look into; leave the deploy file out for that"
 )
+UNTIMED = (
+    "so many times what a request takes alone, which no process of a pool knows; use seconds, or a class that means "
+    "some (ScheduleConfig.deadlines)"
+)
 RETRY = 1.0
 """Seconds after which who found the queue full may try again."""
 
@@ -104,8 +108,7 @@ class Pools:
         self._waiting: list[list[Job]] = [[] for _ in config.deploy.pools]
         self._lock = threading.Lock()
         self._over: EngineDeadError | None = None
-        self._draw = Random()
-        self._loop = asyncio.new_event_loop()
+        self._draw, self._loop = Random(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="omnimuse-pools", daemon=True)
         self._thread.start()
         self._group: Group | None = None
@@ -155,11 +158,7 @@ class Pools:
         """`ask`, checked and completed; nothing is queued yet."""
         request = self.door.make_request(ask, time.monotonic(), secrets.randbelow(2**32))
         if request.times is not None:
-            raise RequestError(
-                f"deadline={ask.deadline!r} is so many times what a request takes alone, which no process of a pool "
-                "knows; use seconds, or a class that means some (ScheduleConfig.deadlines)",
-                "deadline",
-            )
+            raise RequestError(f"deadline={ask.deadline!r} is {UNTIMED}", "deadline")
         return request
 
     def submit(self, request: Request, listener: Callable[[Event], None]) -> None:

@@ -367,7 +367,7 @@ class Runner:
         for state, loop in stepping:
             with self._isolated(state.request.id, loop.name):
                 if not state.plan:
-                    begun[state.id] = self._begin(loop, state)
+                    begun[state.id] = begin(self, loop, state)
                 rows.extend(self.pipeline.rows(loop, state))
         with marked(" and ".join(sorted(labels)) or OTHER), marked(self.blocks.steps(stepping)):
             with self.blocks.watched(ctx.components, (state for state, _ in stepping)) as ran:
@@ -396,14 +396,6 @@ class Runner:
         for state, loop, spans in spent:
             if job := self.jobs.get(state.request.id):
                 job.spend(state, loop, held, *spans)
-
-    def _begin(self, loop: Loop, state: State) -> Span:
-        """Have `state` begin with `loop`: in a library's call that is its first step, and what comes before."""
-        began, job = self.clock.mark(), self.jobs[state.request.id]
-        with self.blocks.watched(self.pipeline.ctx.components, [state]) as ran:
-            self.pipeline.begin(loop, state)
-        job.see(state, ran)
-        return self.clock.since(began)
 
     def _evaluate(self, rows: Sequence[Row], teams: int) -> Evaluated:
         """The predictions of `rows`, and of what their loops want to know besides, round after round: the last ones."""
@@ -436,3 +428,12 @@ class Runner:
         stage = self.pipeline.stage_of(state)
         assert isinstance(stage, Loop)
         return stage
+
+
+def begin(runner: Runner, loop: Loop, state: State) -> Span:
+    """Have `state` begin with `loop`: in a library's call that is its first step, and what comes before."""
+    began = runner.clock.mark()
+    with runner.blocks.watched(runner.pipeline.ctx.components, [state]) as ran:
+        runner.pipeline.begin(loop, state)
+    runner.jobs[state.request.id].see(state, ran)
+    return runner.clock.since(began)
