@@ -254,10 +254,7 @@ def otherwise(name: str) -> list[Asked]:
 
 BESIDES: list[Asked] = [
     (FLUX, ParallelConfig(ulysses=2), WORN),
-    (Z, ParallelConfig(pipe=2), WORN),
-    (Z, ParallelConfig(ulysses=2, shard=2), WORN),
     (QWEN, ParallelConfig(cfg=2), WORN),
-    *((name, ParallelConfig(tensor=2), WORN) for name in (Z, FLUX, FLUX2, WAN, QWEN, "StableAudioPipeline")),
     (Z, ParallelConfig(ulysses=2), PACKED_AND_WORN),
     (FLUX, ParallelConfig(pipe=2), PACKED_AND_WORN),
     (FLUX, ParallelConfig(ulysses=2), PACKED),
@@ -269,6 +266,14 @@ BESIDES: list[Asked] = [
     *((name, ParallelConfig(tensor=2), PACKED) for name in (FLUX2, WAN, "StableAudioPipeline")),
     (Z, ParallelConfig(tensor=2), PACKED_DUMMY),
 ]
+
+
+def worn_along(name: str) -> list[Asked]:
+    """In which ways ranks have some of the weights that a family's adapters are for."""
+    some = EVERYWHERE, ParallelConfig(pipe=2), ParallelConfig(ulysses=2, shard=2)
+    return [(name, parallel, WORN) for parallel in some]
+
+
 COMPILING: dict[str, Asked] = {
     "tensor": (Z, ParallelConfig(tensor=2), COMPILED),
     "pipe": (Z, ParallelConfig(pipe=2), COMPILED),
@@ -367,6 +372,17 @@ def test_shared_work_is_the_work_of_one(
     "asked", [pytest.param(otherwise(name), id=name, marks=shown(otherwise(name))) for name in NAMES]
 )
 def test_work_shared_in_other_ways_is_the_work_of_one_for_every_family(
+    asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
+) -> None:
+    assert not wrong_of(asked, tiny, alone, tmp_path)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked", [pytest.param(worn_along(name), id=name, marks=shown(worn_along(name))) for name in NAMES]
+)
+def test_adapters_are_worn_by_ranks_as_by_one_for_every_family(
     asked: Sequence[Asked], tiny: Callable[[str], Path], alone: Callable[[Job], list[Tensor]], tmp_path: Path
 ) -> None:
     assert not wrong_of(asked, tiny, alone, tmp_path)
