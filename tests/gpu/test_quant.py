@@ -12,8 +12,9 @@ from omnimuse.core.config import QuantConfig
 from omnimuse.engine.engine import Engine
 from omnimuse.loader.torchao_tiles import in_order
 from omnimuse.quant.schemes import SCHEMES, whole_product
+from tests.distance import distance
 from tests.invariants.conftest import Subject, run
-from tests.invariants.test_quantized import FAR, distance
+from tests.invariants.test_quantized import FAR
 from tests.unit.quant.test_schemes import BOUNDS, error, layer, normal
 
 Make = Callable[..., Engine]

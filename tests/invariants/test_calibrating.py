@@ -9,21 +9,16 @@ from statistics import median
 
 import pytest
 import torch
-from torch import Tensor
 
 from omnimuse.core.caches import PRESETS, CacheConfig
 from omnimuse.engine.calibrate import Calibration, calibrate
 from omnimuse.engine.local import start
 from omnimuse.loader.fits import NAME, write_fits
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES
+from tests.distance import distance
 from tests.invariants.conftest import Subject, of, run, with_params
 
 pytestmark = [of((*FAMILIES, *ALLROUNDERS)), pytest.mark.crossed, pytest.mark.slow]
-
-
-def apart(new: Tensor, old: Tensor) -> float:
-    """By how much latents differ, as a part of the `old` ones."""
-    return float((new - old).norm() / old.norm())
 
 
 @pytest.mark.shows("auto")
@@ -52,6 +47,6 @@ def test_what_is_measured_of_a_model_is_read_beside_it_and_drawn_by(subject: Sub
     )
     engine.close()
     assert all(torch.allclose(new, same, rtol=1e-4, atol=1e-5) for new, same in zip(drawn, named, strict=True))
-    changes = [apart(new, old) for new, old in zip(drawn, exact, strict=True)]
+    changes = [distance(new, old) for new, old in zip(drawn, exact, strict=True)]
     assert median(changes) == pytest.approx(trials[auto].difference, rel=1e-2)
     assert 1e-5 < median(changes) <= 1.01 * bound, "it skips steps, and outputs change no more than they may"

@@ -29,8 +29,9 @@ from tests.checkpoints.adapters import layers_of, telling, write
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES
 from tests.checkpoints.packed import FILES, IN_ONE_FILE, Found, as_floats, fits, ours_of
 from tests.dist.test_telling_together import check, spread
+from tests.distance import distance
 from tests.invariants.conftest import Subject, config, drain, results, run, submit, with_params
-from tests.invariants.test_quantized import check_all_is_packed, distance
+from tests.invariants.test_quantized import check_all_is_packed
 from tests.invariants.test_telling import SPEAKING, WRITING, Teller, asks
 from tests.once import Once
 

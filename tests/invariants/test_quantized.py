@@ -23,6 +23,7 @@ from omnimuse.worker.compiler import prepare
 from omnimuse.worker.pack import pack_checkpoint
 from omnimuse.worker.quantize import packable
 from tests.checkpoints.families import BLOCKS
+from tests.distance import distance
 from tests.invariants.conftest import Subject, of, run, with_params
 from tests.invariants.test_caches import OFF, SKIPPING, asks_of
 from tests.invariants.test_tiers import strangers
@@ -49,10 +50,6 @@ hardest to round: their matrices have few inputs that errors could average out o
 def networks(engine: Engine) -> list[Network]:
     components = engine.runner.pipeline.ctx.components
     return [found for name in components if isinstance(found := components.wherever(name), Network)]
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def asked(subject: Subject, scheme: str) -> QuantConfig:

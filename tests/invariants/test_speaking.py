@@ -29,6 +29,7 @@ from omnimuse.worker.warm_up import SMALL, warm_up_ask
 from tests.checkpoints.adapters import layers_telling, merged, peft, write
 from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
+from tests.distance import distance
 from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
 
 
@@ -62,11 +63,6 @@ def spoken(engine: Engine, *wanted: Ask) -> list[Tensor]:
     return [result.tensors["audio"][0] for result in results(engine, drain(engine), ids)]
 
 
-def far(found: Tensor, expected: Tensor) -> float:
-    """The norm of what is between them, relatively."""
-    return float((found - expected).norm() / expected.norm())
-
-
 @pytest.mark.shows("sounds heard", families=["Qwen3TTSForConditionalGeneration-base"])
 def test_codes_in_company_are_those_that_the_reference_says_alone(speaker: Speaker, engine: Engine) -> None:
     found = spoken(engine, *asks(speaker, "latent"))
@@ -78,7 +74,7 @@ def test_codes_in_company_are_those_that_the_reference_says_alone(speaker: Speak
 def test_the_waveform_is_that_of_the_reference(speaker: Speaker, engine: Engine) -> None:
     for sound, (_, expected) in zip(spoken(engine, *asks(speaker)), speaker.kept(), strict=True):
         assert sound.shape == (1, len(expected))
-        assert far(sound[0], expected) < 1e-5
+        assert distance(sound[0], expected) < 1e-5
 
 
 @pytest.mark.shows("sound out", "streams", "company")
@@ -129,7 +125,7 @@ def test_who_waits_in_mid_word_says_what_it_would_have(speaker: Speaker, engine:
     events += drain(engine)
     [result] = results(engine, events, [id_])
     codes, wave = speaker.kept()[0]
-    assert far(result.tensors["audio"][0][0], wave) < 1e-5
+    assert distance(result.tensors["audio"][0][0], wave) < 1e-5
     assert len(result.written[0].tokens) == codes.shape[1] + 1
 
 

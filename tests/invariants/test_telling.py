@@ -24,10 +24,11 @@ from omnimuse.quant.linear import quantized_layers
 from tests.carrying import three
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
+from tests.distance import distance
 from tests.invariants import test_answering, test_speaking, test_writing
 from tests.invariants.conftest import config, counts, drain, nap, runs_of_blocks, submit, tick
 from tests.invariants.test_pools import through
-from tests.invariants.test_quantized import FAR, distance, networks
+from tests.invariants.test_quantized import FAR, networks
 
 Teller = Writer | Speaker | Answerer
 WRITING = [pytest.param(each, id=f"writes-{each.name}") for each in WRITERS]

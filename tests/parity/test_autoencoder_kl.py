@@ -21,6 +21,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights, randomise
 from omnimuse.pipeline.tiles import Tiling
+from tests.distance import distance
 
 FLOAT32 = DtypePolicy(torch.float32)
 TOLERANCE = 1e-5
@@ -56,11 +57,6 @@ def ours(like: Reference) -> AutoencoderKL:
     model = AutoencoderKL.from_config(like.config).eval()
     model.load_state_dict(like.state_dict())  # strict: nothing missing, nothing unexpected
     return model
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).norm() / expected.norm())
 
 
 SHAPES = ((8,), (8, 12), (8, 12, 8), (8, 16, 24, 20))

@@ -27,6 +27,7 @@ from omnimuse.core.step_masks import MASKS, step_mask
 from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
 from tests.checkpoints.foreign import Foreign, foreign
+from tests.distance import distance
 from tests.invariants.conftest import config, run
 from tests.second_device import SecondDevice, moved
 
@@ -45,10 +46,6 @@ def wish(entry: Foreign, **choices: object) -> tuple[dict[str, object], Diffusio
     asked = {"prompt": PROMPT} | ({} if entry.negative is None else {"negative_prompt": entry.negative})
     params = replace(entry.params, num_inference_steps=STEPS, num_outputs_per_prompt=2, output_type="pt")
     return asked, replace(params, **choices)  # type: ignore[arg-type]
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def librarys(entry: Foreign, folder: Path, seed: int, choice: str) -> Tensor:
@@ -94,8 +91,8 @@ def test_two_outputs_in_turns_are_each_what_cache_dit_gives_and_one_without_is_u
         [after] = omni.generate([asked], params, progress=False)
     for choice in CHOICES:
         for output, seed in zip(found[choice], (7, 8), strict=True):
-            assert apart(output, librarys(entry, folder, seed, choice)) < ROUNDING
-        assert apart(found[choice], found["none"]) > 100 * ROUNDING
+            assert distance(output, librarys(entry, folder, seed, choice)) < ROUNDING
+        assert distance(found[choice], found["none"]) > 100 * ROUNDING
     assert torch.equal(after.output, found["none"])
 
 
@@ -123,7 +120,7 @@ def test_documented_settings_reach_cache_dit_as_they_are_written(foreign_folder:
     options = {"cache_backend": "cache_dit", "cache_config": WRITTEN, "dtype": "float32", "device": "cpu"}
     with Omni(str(folder), config=config_of(str(folder), options)) as omni:  # type: ignore[arg-type]
         [found] = omni.generate([asked], params, progress=False)
-    assert apart(found.output[0], librarys(entry, folder, 7, str(choice))) < ROUNDING
+    assert distance(found.output[0], librarys(entry, folder, 7, str(choice))) < ROUNDING
 
 
 @here

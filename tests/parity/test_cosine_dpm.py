@@ -16,6 +16,7 @@ from omnimuse.diffusion.choice import COSINE_DPM, solver_for
 from omnimuse.diffusion.cosine_dpm import CosineDpm
 from omnimuse.diffusion.solvers import SolverMemory
 from omnimuse.diffusion.wrapped import DiffusersSolver
+from tests.distance import distance
 
 SHAPE = (1, 4, 24)
 SEEDS = (0, 7, 2**40 + 3)
@@ -54,10 +55,6 @@ def ours(config: dict[str, Any], steps: int, seed: int, pause: int = -1) -> list
         sample = solver.step(memory, index, schedule, sample, prediction, generator)
         way.append(sample)
     return way
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.crossed

@@ -30,6 +30,7 @@ from omnimuse.models.flux2.transformer import Flux2Config, Flux2Inputs, Flux2Tra
 from omnimuse.models.flux2.weights import RULES
 from omnimuse.pipeline.text import HiddenStates
 from tests.checkpoints import flux2, parts
+from tests.distance import distance
 from tests.watch import idle
 
 CHANNELS, WIDTH, GUIDANCE = 4 * flux2.CHANNELS, 3 * flux2.TEXT_WIDTH, 3.5
@@ -92,10 +93,6 @@ def theirs(model: Flux2Transformer2DModel, latents: Tensor, text: Tensor, t: Ten
         return_dict=False,
     )[0][0]
     return velocity[: latents[0].numel()].T.reshape(latents.shape)
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 SIZES: dict[str, list[tuple[int, list[Size]]]] = {

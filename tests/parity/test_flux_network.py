@@ -18,6 +18,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.models.flux.transformer import FluxConfig, FluxInputs, FluxTransformer
 from omnimuse.models.flux.weights import RULES
 from tests.checkpoints import parts
+from tests.distance import distance
 from tests.watch import idle, watched
 
 TINY = {
@@ -102,10 +103,6 @@ def theirs(model: FluxTransformer2DModel, latents: Tensor, text: Tensor, pooled:
         return_dict=False,
     )
     return FluxPipeline._unpack_latents(velocity, h * 8, w * 8, 8)[0]
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 SIZES = {

@@ -27,6 +27,7 @@ from tests.checkpoints.adapters import (
 )
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family, Wish
+from tests.distance import distance
 
 Tiny = Callable[[str], Path]
 TOLERANCE = 1e-5
@@ -68,10 +69,6 @@ def theirs(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reference's own
         return family.reference(worn_by_the_reference(folder, changed, adapters), wishes, "latent")
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 Whole = Mapping[str, tuple[str, ...]]
@@ -316,8 +313,8 @@ def test_the_names_of_other_trainers_mean_what_the_reference_takes_them_for(
     wishes = [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
-    assert apart(found, expected) <= TOLERANCE
-    assert apart(found, plain) > 1e-3
+    assert distance(found, expected) <= TOLERANCE
+    assert distance(found, plain) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -346,8 +343,8 @@ def test_a_whole_layer_is_what_its_parts_are(tmp_path: Path, tiny: Tiny, name: s
     wish = [family.wishes[0]]
     [expected], [plain] = ours(folder, wish, {tmp_path / "parts.safetensors": 1.0}), ours(folder, wish, {})
     [found] = ours(folder, wish, {one: 1.0})
-    assert apart(found, expected) <= TOLERANCE
-    assert apart(found, plain) > 1e-3
+    assert distance(found, expected) <= TOLERANCE
+    assert distance(found, plain) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline-dev", "StableDiffusion3Pipeline-3"])
@@ -358,8 +355,8 @@ def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_pat
     adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft("text_encoder.")): 0.9}, [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
-    assert apart(found, expected) <= TOLERANCE
-    assert apart(found, plain) > 1e-4
+    assert distance(found, expected) <= TOLERANCE
+    assert distance(found, plain) > 1e-4
 
 
 @pytest.mark.parametrize("begins", ["connectors.", "text_embedding_projection."])
@@ -374,8 +371,8 @@ def test_an_adapter_for_what_lies_between_the_texts_and_the_network_is_what_the_
     adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft(begins)): 0.9}, [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
-    assert apart(found, expected) <= TOLERANCE
-    assert apart(found, plain) > 1e-4
+    assert distance(found, expected) <= TOLERANCE
+    assert distance(found, plain) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["WanPipeline-A14B", "WanPipeline-A14B-I2V"])
@@ -391,8 +388,8 @@ def test_of_two_experts_each_wears_the_file_that_was_named_for_it(tmp_path: Path
         [expected] = family.reference(changed, wishes, "latent")
     loras = (Lora(str(high), 0.8), Lora(str(low), -0.5, "transformer_2"))
     [found], [first] = drawn(folder, wishes, loras), drawn(folder, wishes, loras[:1])
-    assert apart(found, expected) <= TOLERANCE
-    assert apart(found, first) > 1e-3, "the second is strong enough to be noticed"
+    assert distance(found, expected) <= TOLERANCE
+    assert distance(found, first) > 1e-3, "the second is strong enough to be noticed"
 
 
 def test_two_adapters_at_their_scales_are_what_the_reference_makes_of_them(
@@ -406,5 +403,5 @@ def test_two_adapters_at_their_scales_are_what_the_reference_makes_of_them(
     for expected, mine, before in zip(
         theirs(family, folder, tmp_path / "changed", wishes, adapters), found, plain, strict=True
     ):
-        assert apart(mine, expected) <= TOLERANCE
-        assert apart(mine, before) > 1e-3, "they are strong enough to be noticed"
+        assert distance(mine, expected) <= TOLERANCE
+        assert distance(mine, before) > 1e-3, "they are strong enough to be noticed"

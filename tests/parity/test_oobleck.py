@@ -16,6 +16,7 @@ from omnimuse.loader.components import quiet
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights
 from tests.checkpoints import parts, stable_audio
+from tests.distance import distance
 
 RATIOS = ((2, 4), (2, 4, 4, 8, 8), (2, 3))
 
@@ -27,10 +28,6 @@ def both(folder: Path, ratios: Sequence[int]) -> tuple[AutoencoderOobleck, Ooble
     ours = construct(lambda: Oobleck.from_config(dict(theirs.config)))
     load_weights(ours, folder / "vae", (), DtypePolicy(torch.float32), "cpu")
     return theirs, ours.eval().requires_grad_(False)
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def noise(*shape: int) -> Tensor:

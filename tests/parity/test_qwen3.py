@@ -20,6 +20,7 @@ from omnimuse.components.qwen3 import RULES, Qwen3Encoder
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights, randomise
+from tests.distance import distance
 from tests.watch import idle
 
 THETA = 10_000.0
@@ -63,10 +64,6 @@ def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Qwen3Encoder:
 
 def states(encoder: Any, ids: Tensor = IDS, mask: Tensor | None = None) -> list[Tensor]:
     return list(encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states)
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from omnimuse.loader.weights import randomise
 from omnimuse.models.qwen_image.transformer import QwenConfig, QwenTransformer
 from omnimuse.models.qwen_image.weights import RULES
 from tests.checkpoints import parts, qwen_image
+from tests.distance import distance
 from tests.watch import idle
 
 
@@ -69,11 +70,6 @@ def theirs(model: QwenImageTransformer2DModel, latents: Tensor, text: Tensor, t:
     shapes = [[(1, h // 2, w // 2)]]
     (velocity,) = model(packed, text[None], None, t[None], shapes, return_dict=False)
     return QwenImagePipeline._unpack_latents(velocity, h * 8, w * 8, 8)[0, :, 0]
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize(

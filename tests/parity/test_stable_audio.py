@@ -19,6 +19,7 @@ from omnimuse.pipeline.sound import DecodeAudio
 from tests.checkpoints import stable_audio
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import OF_SOUND, Wish, chord
+from tests.distance import distance
 
 [FAMILY] = (family for family in FAMILIES if family.arch == "StableAudioPipeline")
 WISH = FAMILY.wishes[1]
@@ -44,10 +45,6 @@ def ours(folder: Path, *wishes: Wish, output_type: str = "pt", dtype: str = "flo
 
 def changed(**choices: object) -> Wish:
     return replace(WISH, params=replace(WISH.params, **choices))  # type: ignore[arg-type]
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("piece", [1, 7, 33, 400])

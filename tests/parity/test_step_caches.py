@@ -31,8 +31,9 @@ from omnimuse.models.flux.weights import RULES
 from omnimuse.models.qwen_image.transformer import QwenTransformer
 from omnimuse.models.qwen_image.weights import RULES as QWEN_RULES
 from tests.checkpoints import parts, qwen_image
+from tests.distance import distance
 from tests.parity import test_qwen_image_network as qwen
-from tests.parity.test_flux_network import GUIDANCE, distance, draw, make_reference, theirs
+from tests.parity.test_flux_network import GUIDANCE, draw, make_reference, theirs
 
 STEPS, MASK = 14, "11110010010101"
 """Four steps come before the first that is skipped: of two, our series tells a third, and cache-dit repeats one."""

@@ -17,6 +17,7 @@ from omnimuse.models.wan.autoencoder import WanAutoencoder
 from omnimuse.pipeline.clips import encode_pieces
 from omnimuse.pipeline.scaling import scaled
 from tests.checkpoints.wan import deep_vae, vae
+from tests.distance import distance
 
 TOLERANCE = 1e-5
 KINDS = pytest.mark.parametrize("build", [vae, deep_vae], ids=["2.1", "2.2"])
@@ -39,11 +40,6 @@ def pair(build: Callable[[], AutoencoderKLWan]) -> tuple[AutoencoderKLWan, WanAu
 
 def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).norm() / expected.norm())
 
 
 @KINDS

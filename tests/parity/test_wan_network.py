@@ -24,6 +24,7 @@ from omnimuse.loader.weights import load_weights
 from omnimuse.models.wan.transformer import WanConfig, WanInputs, WanTransformer
 from omnimuse.models.wan.weights import FLOAT32, RULES
 from tests.checkpoints import parts
+from tests.distance import distance
 from tests.watch import idle
 
 TINY = {
@@ -104,10 +105,6 @@ def expected(reference: WanTransformer3DModel, row: tuple[Tensor, Tensor, Tensor
     tokens = x[0].numel() // 4
     times = t if len(t) == 1 else t.repeat_interleave(tokens // len(t))[None]
     return reference(x[None].to(reference.dtype), times, text[None].to(reference.dtype), return_dict=False)[0][0]
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 SIZES = {

@@ -18,6 +18,7 @@ from omnimuse.loader.components import quiet
 from tests.checkpoints import wan
 from tests.checkpoints.wan import from_pictures
 from tests.checkpoints.wishes import Wish, film, of_picture, photo
+from tests.distance import distance
 from tests.once import Once
 
 CLIP = replace(of_picture(4, 4.0, 32, 48, 3), num_frames=5, max_sequence_length=16)
@@ -106,10 +107,6 @@ def test_of_two_experts_the_second_changes_a_video_where_the_steps_are_its_own(b
     with quiet("diffusers"), quiet("transformers"):
         wanted = wan.call_changing(wan.pipeline(folder), wish, "latent", "transformer_2")
     assert distance(ours(folder, wish).output[0], wanted) < 1e-5
-
-
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("boundary_ratio", [0.7, 0.875, 0.95, 0.98, 1.1])

@@ -18,6 +18,7 @@ from omnimuse.layers.stack import Memory
 from omnimuse.models.z_image.transformer import ZImageConfig, ZImageInputs, ZImageTransformer
 from omnimuse.models.z_image.weights import RULES
 from tests.checkpoints import parts
+from tests.distance import distance
 from tests.watch import idle
 
 TINY = {
@@ -79,10 +80,6 @@ def rows_of(network: ZImageTransformer, latents, features, times) -> list[ZImage
         ZImageInputs(x, t, network.prepare(text, *x.shape[1:]))
         for x, text, t in zip(latents, features, times, strict=True)
     ]
-
-
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 SIZES = {
