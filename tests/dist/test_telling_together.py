@@ -38,9 +38,10 @@ from tests.checkpoints import bagel, glm_image, library_text, qwen3, qwen3_omni,
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Family, Speaker, Writer
+from tests.distance import distance
 from tests.invariants import test_answering, test_speaking, test_writing
 from tests.invariants.conftest import Subject, config, drain, results, submit, with_params
-from tests.invariants.test_quantized import FAR, distance
+from tests.invariants.test_quantized import FAR
 from tests.once import Once
 from tests.ranks import play
 
@@ -130,12 +131,14 @@ def told(
 
 
 def likeliest(asks: Sequence[Ask]) -> list[Ask]:
-    """Those that write or speak, by no chance: texts come in strides where there is time for many tokens."""
-    found = list[Ask]()
+    """Those that write or speak, by no chance and whatever was written before: texts come in strides where there is
+    time for many tokens.
+    """
+    found, sure = list[Ask](), {"temperature": 0.0, "repetition_penalty": 1.0}
     for ask in asks:
-        assert isinstance(ask.params, DiffusionParams)
-        if isinstance(extra := ask.params.extra, TokenParams):
-            found.append(with_params(ask, extra=replace(extra, temperature=0.0)))
+        extra = ask.params.extra if isinstance(ask.params, DiffusionParams) else None
+        if isinstance(extra, TokenParams) or (isinstance(extra, Mapping) and "max_tokens" in extra):
+            found.append(replace(ask, params=make_params(ask.params, sure)))
     return found
 
 
