@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -202,6 +202,7 @@ class Engine:
             self._refuse_if_over()
         events: list[Event] = []  # what ended before a failure is told all the same
         try:
+            self.reckon()
             with self._lock:
                 plan, news = self._plan(events, brief), self._news
             plan = self._fitting(plan, events)
@@ -323,18 +324,18 @@ class Engine:
             kept, resting = self.scheduler.kept.all + self.given.bytes, self.scheduler.resting
         self.fitting.learn(together, self.space.less(kept), resting)
         if self.fitting.learnt != known:
-            late = self.fitting.late(admit, together, known)
-            self.reckon(way.id for way in late)
-            refused, admit = refused | {way.id for way in late}, [] if late else admit
+            late = {way.id for way in self.fitting.late(admit, together, known)}
+            self.reckon()
+            with self._lock:
+                self.scheduler.postpone(late, self.clock())
+            refused, admit = refused | late, [] if late else admit
         return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
 
-    def reckon(self, postponed: Iterable[str] = ()) -> None:
-        """More is known than when requests came: foretell what they take; comes between two ticks."""
+    def reckon(self) -> None:
+        """Foretell what all requests take, where more is known than when they came; comes between two ticks."""
         with self._lock:
-            for entry in self.scheduler.entries.values():
-                entry.need = self.fitting.need(entry.request, self.space)
-            self.scheduler.postpone(postponed, self.clock())
-            self._hear_news()
+            if self.scheduler.reckon(self.fitting.learnt, lambda request: self.fitting.need(request, self.space)):
+                self._hear_news()
 
     def _draws(self, request: Request) -> bool:
         """Whether `request` could be drawn. It has a name of its own then, as the one that it is tried for may be in

@@ -14,7 +14,7 @@ request comes after those that will be in time, and nobody joins a tick at the p
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -113,6 +113,7 @@ class Scheduler:
         self._hopeless: set[int] = set()
         self._advanced: list[Entry] = []
         self._room = FOREVER
+        self._learnt: Hashable = None
         self._states: States = lambda request_id: 0
 
     @property
@@ -220,6 +221,15 @@ class Scheduler:
         needs = [entry.needs(guess).times(len(entry.live)) for entry in active]
         remembered = sum(entry.bytes * len(entry.live) for entry in active)
         return max(reduce(Need.and_of, needs, self.resting).most, remembered) + self.kept.all
+
+    def reckon(self, learnt: Hashable, need: Callable[[Request], Need]) -> bool:
+        """Everybody needs what is foretold now, if another state of what was `learnt` is new. Whether it is."""
+        if learnt == self._learnt:
+            return False
+        self._learnt = learnt
+        for entry in self.entries.values():
+            entry.need = need(entry.request)
+        return True
 
     def postpone(self, request_ids: Iterable[str], now: float) -> None:
         """These, which were to begin in this tick, wait on, and have done nothing in it."""

@@ -722,6 +722,23 @@ def test_a_pool_in_which_nothing_was_tried_goes_by_guesses_and_then_by_what_it_k
     engine.close()
 
 
+def test_what_is_worn_in_a_pool_takes_room_from_when_it_was_read(adapters: tuple[list[str], int]) -> None:
+    (one, _), size = adapters
+    begin = ("encode prompt", "encode negative prompt", "encode image", "draw image latents", "init latents", "denoise")
+    pools = PoolConfig("begin", begin), PoolConfig("rest", ("*",))
+    engine = start(Config(SHAPES, deploy=DeployConfig(pools, pool="begin")))
+    request = engine.make_request(Ask("a red circle", replace(LARGE, num_inference_steps=4)))
+    for name in ("first", "second"):
+        engine.submit(wearing(request, name, one))
+    guess = engine.foretelling.extent.guess
+    while not engine.runner.states:
+        tick(engine)
+    before = engine.scheduler.taken(guess)
+    tick(engine)
+    assert engine.scheduler.taken(guess) == before + size, "once, though nothing else was learnt"
+    engine.close()
+
+
 def test_a_pool_forgets_for_what_its_own_stages_take() -> None:
     pools = DeployConfig((PoolConfig("texts", ("encode prompt", "encode negative prompt")), PoolConfig("rest", ("*",))))
     model = ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")
