@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import chdir, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import av
@@ -85,12 +86,17 @@ def test_every_run_of_a_block_is_told_from_the_first_step_on_and_nothing_else_is
 ) -> None:
     given = asked(entry) if entry.picture is None else {"images": [picture_of(entry.picture)]}
     ask = Ask(given, replace(entry.params, output_type="pt"))
+    ran: list[str] = []
+
+    def note(name: str, *_: object) -> None:
+        ran.append(name)
+
     with closing(start(config(foreign_folder(entry.arch)))) as engine:
         [expected] = run(engine, ask)
-        components, ran = engine.runner.pipeline.ctx.components, list[str]()
+        components = engine.runner.pipeline.ctx.components
         for component in components:
             for name, block in named_blocks(component, components.wherever(component)):
-                block.register_forward_hook(lambda *_, name=name: ran.append(name))
+                block.register_forward_hook(partial(note, name))
         [id_] = submit(engine, replace(ask, blocks=True))
         [result] = results(engine, drain(engine), [id_])
     assert torch.equal(result.output, expected)
