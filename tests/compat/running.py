@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +68,12 @@ def drawn(engine: Engine, wishes: Sequence[Wish], **changed: Any) -> list[Tensor
                 [made] = event.result.tensors.values()
                 found[event.request_id] = made[0]
     return [found[place] for place in places]
+
+
+@cache
+def tests_in(path: Path) -> frozenset[str]:
+    """What the functions in a file are called: many rows of a table name the same one."""
+    return frozenset(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
 
 
 def taken(module: ModuleType, owner: str) -> set[str]:
