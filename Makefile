@@ -65,7 +65,7 @@ test-machines: $(VENV)/.installed-test
 static: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy
+	$(BIN)/mypy -n 2
 
 check: static
 	$(BIN)/python -m pytest tests/test_architecture.py tests/unit

@@ -7,7 +7,7 @@ the default is "fast" with the reason. `docs/tiers.md` says what each tier promi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -50,6 +50,10 @@ Key = tuple[int, int, bool, torch.dtype]
 """A kind of product: outputs, inputs, whether there is a bias, and the format."""
 Heights = dict[Key, tuple[int, ...]]
 FewRows = dict[Key, Few]
+Trial = tuple[Key, int, bool | None]
+"""A kind, with so many threads; for tokens that are written, too, whether its weights may be packed, else None."""
+TRIED: dict[Trial, tuple[tuple[int, ...], Few | None]] = {}
+"""What came of it: the same in the next engine of this process, which need not try it again."""
 
 ACTIVATIONS = "transformers.activations"
 """Where networks of a library have theirs from: all of them compute number by number."""
@@ -88,14 +92,13 @@ def choose_tier(
             network: networks[network] for network in networks if isinstance(network, Decoder)
         }
         said, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
-        kinds = list(_keys(networks))
-        with room_to_try(kinds, config, device) as room:
-            for key in kinds:
-                weight, bias = trial_weights(key, room)
-                heights[key] = steady_heights(weight, bias, room[_size(key) :])
-                if key in said:
-                    few[key] = few_rows(weight, bias, may_pack=may_pack)
-                del weight, bias  # they lie where the next ones will
+        trials = {key: (key, torch.get_num_threads(), may_pack if key in said else None) for key in _keys(networks)}
+        if new := [trial for trial in trials.values() if trial not in TRIED]:
+            _try(new, config, device)
+        for key, trial in trials.items():
+            heights[key], found = TRIED[trial]
+            if found is not None:
+                few[key] = found
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
         why = next((said for said in said_by_all(mesh, why or "") if said), None)
     if why is not None:
@@ -108,6 +111,16 @@ def choose_tier(
     if any(each.packed for each in few.values()):
         how += "; large weights are there a second time, packed for tokens that are written"
     return _choice("invariant", f"{'default on a CPU' if tier == 'auto' else 'asked for'}: {how}")
+
+
+def _try(trials: Sequence[Trial], config: Config, device: torch.device) -> None:
+    with room_to_try([key for key, *_ in trials], config, device) as room:
+        for trial in trials:
+            key, _, may_pack = trial
+            weight, bias = trial_weights(key, room)
+            heights = steady_heights(weight, bias, room[_size(key) :])
+            TRIED[trial] = heights, None if may_pack is None else few_rows(weight, bias, may_pack=may_pack)
+            del weight, bias  # they lie where the next ones will
 
 
 def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: FewRows) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from omnimuse.core.config import Choice, CompileConfig, Config, HostConfig, Mode
 from omnimuse.core.errors import ConfigError
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyActivation, SteadyLinear
+from omnimuse.worker import steady
 from omnimuse.worker.build import build
 from omnimuse.worker.explain import explain
 from omnimuse.worker.steady import _unsteady, obstacle
@@ -49,6 +51,22 @@ def test_on_a_cpu_networks_are_invariant_by_default(z_image_folder: Path, thread
     assert not any(isinstance(part, nn.Linear) for part in parts)
     assert all(isinstance(part.backend, OneByOne) for part in parts if isinstance(part, Attention))
     built.resources.close()
+
+
+def test_products_are_tried_once_in_a_process_with_each_number_of_threads(
+    z_image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = Mock(wraps=steady.trial_weights)
+    monkeypatch.setattr(steady, "TRIED", {})
+    monkeypatch.setattr(steady, "trial_weights", tries)
+    found = []
+    for threads in (1, 1, 2):
+        built = build(replace(config(z_image_folder), host=HostConfig(threads=threads)))
+        found.append((tries.call_count, tier_of(built.choices)))
+        built.resources.close()
+    (first, chosen), (second, again), (third, _) = found
+    assert (second, again) == (first, chosen)
+    assert third == 2 * first > 0
 
 
 def test_what_stands_in_the_way_is_said() -> None:
