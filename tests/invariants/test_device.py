@@ -138,7 +138,8 @@ def test_previews_come_from_the_second_device(subject: Subject, engine_with: Mak
     assert torch.equal(outputs(events, id_), expected)
 
 
-@pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "layers"])
 def test_who_waits_and_who_has_begun_when_weights_leave_the_second_device_are_drawn_as_by_the_cpu(
     subject: Subject, engine_with: Make, device: SecondDevice, offload: str
 ) -> None:

@@ -68,6 +68,7 @@ def refused(engine: Engine, request: Request) -> str:
 
 
 @pytest.mark.crossed
+@pytest.mark.slow
 def test_what_never_fits_is_refused_by_what_small_ones_of_its_kind_take(shared: Engine, subject: Subject) -> None:
     request = next(larger(shared, subject.asks()), None)
     if request is None:  # it has one size, or no larger one
@@ -143,6 +144,7 @@ def compared(engine: Engine, drawn: Request, cache: str) -> None:
 
 
 @pytest.mark.crossed
+@pytest.mark.slow
 def test_what_a_step_cache_remembers_is_foretold(shared: Engine, drawn: Request | None) -> None:
     """Six hidden states of every row."""
     if drawn is not None:
@@ -161,6 +163,7 @@ def test_what_any_kind_of_step_cache_remembers_is_foretold(shared: Engine, drawn
 
 
 @pytest.mark.crossed
+@pytest.mark.slow
 def test_who_is_in_progress_is_drawn_on_after_small_ones_of_its_kind_were_tried(
     shared: Engine, drawn: Request | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
