@@ -559,10 +559,10 @@ def test_a_steady_flow_of_requests_keeps_nobody_out(crowd: dict[str, Any], max_r
     queue = Queue(tick_tokens=1, max_running=max_running, patience=30.0, slice=1.0)
     chosen = {"steps": 5, **crowd}
     flows = [Flow("crowd", 6, int(chosen.pop("steps")), chosen), Flow("alone", 1, 20)]
-    seen = simulate(queue, flows, 4000)  # 400 seconds
-    assert seen["alone"].steps >= 200
+    seen = simulate(queue, flows, 2000)  # 200 seconds
+    assert seen["alone"].steps >= 100
     assert seen["alone"].longest <= 30.0 + 2 * 2.0 + 4 * 1.0, "its patience, twice its own work, and some slices"
-    assert sum(each.steps for each in seen.values()) == 4000, "no tick is idle"
+    assert sum(each.steps for each in seen.values()) == 2000, "no tick is idle"
 
 
 @pytest.mark.parametrize("max_running", [1, 3, 64])
@@ -573,9 +573,9 @@ def test_tenants_get_equal_work_whatever_they_ask_for(max_running: int) -> None:
         Flow("loud", 5, 5, {"tenant": "loud", "priority": 50, "timeout": 9.0}),
         Flow("long", 1, 400, {"tenant": "long"}),
     ]
-    got = simulate(queue, flows, 6000)
+    got = simulate(queue, flows, 3000)
     for seen in got.values():
-        assert abs(seen.steps - 2000) <= 2000 * 0.05
+        assert abs(seen.steps - 1000) <= 1000 * 0.05
 
 
 @pytest.mark.parametrize("steps", [7, 400])
