@@ -193,7 +193,8 @@ def interrupted(engine: Engine, asks: list[Ask]) -> list[Tensor]:
     return [outputs(events, id_) for id_ in (first, *others)]
 
 
-@pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", ["none", "layers"])
 def test_a_second_device_draws_all_at_once_as_the_cpu_does(
     subject: Subject, engine_with: Make, device: SecondDevice, adapters: tuple[Path, Path], offload: str
 ) -> None:
