@@ -304,7 +304,7 @@ def test_an_interrupt_while_a_worker_starts_waits_for_no_start_and_leaves_nothin
         assert wait_gone(workers)
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_accepted_jobs_survive_the_death_of_everything(tmp_path: Path) -> None:
     with WholeServer(tmp_path) as server:
         server.wait_ready()

@@ -164,7 +164,7 @@ def test_what_is_printed_is_escaped_where_the_encoding_lacks_it(model: str, tmp_
     assert [row["prompt"] for row in told["results"]] == ["a \u25cb", "東京"]
 
 
-@pytest.mark.slow
+@pytest.mark.costly
 def test_an_interrupt_from_the_keyboard_keeps_pictures_and_the_line_it_prints_makes_the_rest(
     model: str, tmp_path: Path
 ) -> None:
