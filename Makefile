@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-vllm test-machines static check format lock models lines features compat gpu gpu-wheels clean
+.PHONY: help demo serve install test test-all test-vllm test-machines static check format lock models lines features compat gpu gpu-tests gpu-wheels clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -96,13 +96,20 @@ compat: $(VENV)/.installed
 
 # On a machine with a GPU and a CUDA build of torch, which need not reach any network: python3 there is used as it is,
 # with what `make gpu-wheels` has put into wheels/ beforehand. At most eight minutes, whatever fails on the way; called
-# again it goes on with what is not measured. Writes docs/gpu.json and docs/gpu.md, without a GPU those in build/.
+# again it goes on with what is not measured. Writes docs/gpu.json and docs/gpu.md, without a GPU those in build/ (where
+# .venv has what is needed: `make gpu GPU_PYTHON=.venv/bin/python`).
 GPU_PYTHON ?= python3
 gpu:
 	test ! -d wheels || $(GPU_PYTHON) -m pip install -q --no-index --no-deps --upgrade --target build/site wheels/*.whl
 	export PYTHONPATH=build/site:.; timeout 320 $(GPU_PYTHON) -W ignore -m benchmarks.gpu --seconds 300; figures=$$?; \
 	$(GPU_PYTHON) -W ignore -m benchmarks.gpu --page && test $$figures = 0; figures=$$?; \
-	OMP_NUM_THREADS=2 timeout 140 $(GPU_PYTHON) -m pytest tests/gpu -p no:benchmark -k "not compiled" && exit $$figures
+	$(MAKE) --no-print-directory gpu-tests && exit $$figures
+
+# They end in time, too, and then say how many have run. What is compiled would take minutes more: `pytest tests/gpu`.
+GPU_SECONDS ?= 130
+gpu-tests:
+	export PYTHONPATH=build/site:. OMP_NUM_THREADS=2; timeout --foreground -s INT -k 20 $(GPU_SECONDS) $(GPU_PYTHON) -m pytest \
+	tests/gpu tests/unit/offload/test_layerwise.py -m gpu -k "not compiled" -p no:benchmark -n 8 --dist worksteal
 
 # What a machine with torch for CUDA and its usual company (numpy, pytest, pillow ...) still lacks, into wheels/.
 # GPU_VERSION is the Python there.

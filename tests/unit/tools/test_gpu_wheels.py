@@ -14,6 +14,9 @@ from packaging.requirements import Requirement
 
 from tools.gpu_wheels import NEEDED, ROOT, USUAL, asked, plain
 
+TESTS = ("tests/gpu", "tests/unit/offload/test_layerwise.py")
+"""Where those of a GPU are, as `make gpu` names them."""
+
 
 def requires(of: Distribution) -> list[Requirement]:
     """What a package asks for on this machine."""
@@ -49,7 +52,7 @@ def bare(tmp_path: Path, usual: dict[str, Distribution]) -> Path:
 @pytest.mark.slow
 def test_a_machine_with_torch_and_what_is_brought_begins_its_tests_and_its_figures(bare: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(bare), str(ROOT)])}
-    tests = ["-m", "pytest", "tests/gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    tests = ["-m", "pytest", *TESTS, "--collect-only", "-q", "-p", "no:cacheprovider"]
     for given in (tests, ["-W", "ignore", "-m", "benchmarks.gpu", "--help"]):
         command = [sys.executable, "-S", *given]  # nothing of the environment that this runs in
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
