@@ -49,10 +49,10 @@ from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
 from omnimuse.worker import build, rest
-from omnimuse.worker.clock import HostClock
 from omnimuse.worker.place import COUNTERS
 from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
+from tests.under_way import CountedClock, Sent
 
 PACKAGE = str(Path(omnimuse.__file__).parent)
 """Where the code is whose waits are told; a clone may lie in a folder of the same name."""
@@ -217,8 +217,12 @@ class SecondDevice(TorchDispatchMode):
         return compute(func, args, kwargs or {}, self._note, draws=self.draws)
 
     def send(self, tensor: Tensor) -> Arrival:
-        """As `omnimuse.pipeline.arrival.send`: the copy is begun, and nobody waits for it."""
-        return Here(tensor.inner.clone() if isinstance(tensor, Elsewhere) else tensor)
+        """As `omnimuse.pipeline.arrival.send`: the copy is begun, and nobody waits for it but who asks for it."""
+        return Sent(tensor.inner.clone(), self._note) if isinstance(tensor, Elsewhere) else Here(tensor)
+
+    def clock(self) -> CountedClock:
+        """As `omnimuse.worker.clock.clock_for` has it of an accelerator."""
+        return CountedClock(self._note)
 
     def _note(self, why: str) -> None:
         frame: FrameType | None = sys._getframe()
@@ -322,7 +326,7 @@ def _check_move(
 ) -> None:
     source = given["src"] if name == "copy_" else given["self"]
     target = given["self"].device if name == "copy_" else goal
-    if source.device.type == target.type or given.get("non_blocking"):
+    if source.device.type == target.type or (given.get("non_blocking") and target.type == ELSEWHERE.type):
         return
     note(f"{tuple(source.shape)} to the {'device' if target.type == ELSEWHERE.type else 'host'}")
 
@@ -402,7 +406,7 @@ def started(config: Config, device: SecondDevice, lanes: Lanes | None = None) ->
         built = build.build(config)
     assert built.pipeline.ctx.device == ELSEWHERE
     pipeline = type(built.pipeline)(replace(built.pipeline.ctx, send=device.send), built.pipeline.part)
-    return Engine(Runner(pipeline, config.schedule, built.resources, clock=HostClock()), built.door)
+    return Engine(Runner(pipeline, config.schedule, built.resources, clock=device.clock()), built.door)
 
 
 @torch.inference_mode()
@@ -426,7 +430,7 @@ def moved_runner(runner: Runner, device: SecondDevice, offload: str = "none", la
     adapters = _moved_adapters(ctx.adapters)
     there = replace(ctx, device=ELSEWHERE, send=device.send, mesh=mesh, components=components, adapters=adapters)
     pipeline = type(runner.pipeline)(there, runner.pipeline.part)
-    return Runner(pipeline, runner.config, clock=HostClock())  # it has no events
+    return Runner(pipeline, runner.config, clock=device.clock())
 
 
 def _moved_adapters(adapters: Adapters) -> Adapters:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.attention.backends.sdpa import Sdpa
+from omnimuse.worker.clock import Share
 from tests.second_device import ELSEWHERE, Elsewhere, SecondDevice
 
 
@@ -112,6 +113,8 @@ def test_nothing_is_drawn_there_and_no_array_is_made(there: Tensor) -> None:
         lambda x: x[torch.tensor([0])],
         lambda x: torch.where(x > 0, x, 1.0),
         lambda x: torch.ones(2, 3).copy_(x),
+        lambda x: x.to("cpu", non_blocking=True),  # is read before it is there, or waits; `send` knows
+        lambda x: torch.ones(2, 3).copy_(x, non_blocking=True),
         lambda x: x.copy_(torch.ones(2, 3)),
         lambda x: torch.ones(2, 3).to(x.device),
         lambda x: torch.ones(2, 3).to(x),
@@ -137,13 +140,23 @@ def test_the_host_is_seen_to_wait_once(there: Tensor, device: SecondDevice, read
         lambda x: x.masked_fill(x > 0, 0.0),
         lambda x: torch.arange(3, device=x.device) / 3,
         lambda x: x.copy_(torch.ones(2, 3), non_blocking=True),
-        lambda x: x.to("cpu", non_blocking=True),
         lambda x: x.copy_(x.clone()),
     ],
 )
 def test_the_host_does_not_wait(there: Tensor, device: SecondDevice, queue: Callable[[Tensor], object]) -> None:
     queue(there)
     assert device.waits == []
+
+
+def test_what_was_sent_and_what_a_clock_tells_are_waited_for_when_they_are_asked_for(
+    there: Tensor, device: SecondDevice
+) -> None:
+    sent, clock = device.send(there[1]), device.clock()
+    span = Share(clock.since(clock.mark()), 2)
+    assert not sent.here() and device.waits == []
+    assert sent.wait().tolist() == [3.0, 4.0, 5.0] and len(device.waits) == 1
+    assert span.seconds() >= 0 and len(device.waits) == 2
+    assert device.send(torch.ones(2)).here(), "it was in main memory all along"
 
 
 def test_a_wait_says_where_it_was(there: Tensor, device: SecondDevice) -> None:
