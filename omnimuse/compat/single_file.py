@@ -43,6 +43,13 @@ LAYOUTS = (
 )
 """Why some models are in no single file that is read, and what to do."""
 
+UNREAD = (
+    "has the names of llama.cpp, by which no model is read; use the folder that it was made from, as it is, with "
+    "--quantize int4, or for a text encoder (T5's are so, too) with --quantize text_encoder=int4, or packed by "
+    "bitsandbytes or torchao"
+)
+"""What is said of such files."""
+
 Contents = dict[str, Tensor | Rows]
 
 
@@ -97,10 +104,7 @@ def kind_of(file: Path) -> str:
     guessed = kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
     if not place or guessed or "subfolder" in place or kind.startswith(PARTS):
         if any(map(LLAMA.match, shapes)):
-            raise ModelError(
-                f"{file} has the names of llama.cpp, by which no model is read; use the folder that it was made from, "
-                "as it is, with --quantize int4, or packed by bitsandbytes or torchao"
-            )
+            raise ModelError(f"{file} {UNREAD}")
         if any(part.role in ("down", "up") for part in map(named, shapes) if part is not None):
             raise ModelError(f"{file} is an adapter and no model; name a model, and wear this with --lora {file}")
         raise ModelError(
@@ -132,6 +136,8 @@ def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Col
         else:
             why.append(f"{name}: {wrong}")
     if not found:
+        if any(map(LLAMA.match, tensors)):
+            raise ModelError(f"{file} {UNREAD}")
         begin = f"its names begin with {few(sorted(tensors)[:4])}"
         raise ModelError(
             f"{file} holds no network of {like.folder} ({like.arch}); {'; '.join(why) or begin}. Give --like a "

@@ -88,6 +88,17 @@ def test_a_language_model_in_the_names_of_llama_cpp_is_refused_with_what_to_use(
         kind_of(file)
 
 
+def test_a_text_encoder_in_the_names_of_llama_cpp_is_refused_beside_any_model(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    tensors = {"token_embd.weight": torch.zeros(8, 32), "enc.blk.0.attn_q.weight": torch.zeros(32, 32)}
+    file = gguf_file.write(tmp_path / "t5.gguf", tensors, gguf_file.usual)
+    for read in (kind_of, lambda file: convert(file, Checkpoint(z_image_folder), tmp_path / "made", "text_encoder")):
+        with pytest.raises(ModelError, match=r"llama.cpp, .* for a text encoder .* --quantize text_encoder=int4"):
+            read(file)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.costly
 @pytest.mark.timeout(240)
 def test_a_file_that_tells_nothing_is_refused_with_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:

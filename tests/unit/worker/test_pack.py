@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,20 @@ def test_the_command_says_what_was_packed_and_the_bundled_model_works_so(
     again = ["quantize", str(tmp_path / "small"), "-o", str(tmp_path / "smaller"), "--quantize", "int4"]
     assert main(again) == 2
     assert "packed already" in capsys.readouterr().err
+
+
+def test_layers_that_the_command_leaves_out_stay_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", "omnimuse/shapes", "-o", str(tmp_path / "small"), "--quantize", "int8"]
+    assert main([*words, "--quantize-skip", "layers.0"]) == 0
+    [count] = re.findall(r"asked for: (\d+) layers", capsys.readouterr().out)
+    kinds = {name: each.kind for name, each in stored_in(tmp_path / "small" / "transformer").items()}
+    packed = [name for name, kind in kinds.items() if kind == "int8"]
+    assert any(name.startswith("layers.1.") for name in packed)
+    assert not any(name.startswith("layers.0.") for name in packed)
+    assert main(["explain", str(tmp_path / "small")]) == 0
+    assert f"transformer {count} x int8" in " ".join(capsys.readouterr().out.split())
 
 
 def test_networks_that_share_a_folder_are_packed_together_and_voices_beside_them_come_along(tmp_path: Path) -> None:
