@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from omnimuse.attention.selection import BACKENDS
@@ -80,12 +79,14 @@ class Stand:
     others: dict[str, Stand] = field(default_factory=dict)
 
     def packed(self, how: str) -> Stand:
-        """The same, whose files are packed so (`tests/checkpoints/packed.py`); made once."""
+        """The same, whose files are packed so, measured where this is; made once."""
         if how == self.files:
             return self
         if how not in self.others:
             made = self.folder.with_name(f"{self.folder.name}-{how}".replace(" ", "-"))
-            FILES[how](self.folder, made)
+            PACKS[how](self.folder, made)
+            if (self.folder / NAME).exists():
+                measured(made)
             self.others[how] = replace(self, folder=made, starts={}, files=how, others={})
         return self.others[how]
 
@@ -127,8 +128,10 @@ class Stand:
 
 
 def measured(folder: Path) -> Path:
-    """The checkpoint in `folder` as `omnimuse calibrate` leaves it, which MagCache needs: its residuals do not grow."""
-    write_fits(folder / NAME, Fits(ratios=(1.0,), auto="balanced"), {})
+    """The checkpoint in `folder` as `omnimuse calibrate` leaves it, which MagCache needs: its residuals do not grow.
+    What it has chosen skips all that it may.
+    """
+    write_fits(folder / NAME, Fits(ratios=(1.0,), auto="dbcache,threshold=9.0,warm_up=1"), {})
     return folder
 
 
@@ -245,10 +248,10 @@ def remembers(stand: Stand) -> None:
         raise Impossible("no text is written, whose beginning could be there already")
 
 
-def packs_once(stand: Stand) -> None:
-    """`omnimuse quantize` must take it."""
-    with TemporaryDirectory() as home:
-        pack_checkpoint(stand.config({"quantize": QuantConfig({"": "int8"})}), Path(home) / "packed")
+def pack_once(folder: Path, made: Path) -> None:
+    """As `omnimuse quantize` packs the checkpoint in `folder`."""
+    model = ModelConfig(str(folder), dtype="float32", device="cpu")
+    pack_checkpoint(Config(model, quantize=QuantConfig({"": "int8"})), made)
 
 
 PACKED_FILES = {
@@ -259,6 +262,8 @@ PACKED_FILES = {
     "scaled fp8": "a single file of floats of 8 bits with a scale for each layer, as ComfyUI has them",
 }
 """Files whose weights are packed: the networks that draw, write or speak."""
+PACKS: Mapping[str, Callable[[Path, Path], object]] = {**FILES, "packed once": pack_once}
+"""How the files of a checkpoint are packed, by the features that this is."""
 FEATURES = (
     Feature("text", "drawn from a prompt alone", give=from_text, paired=False),
     Feature("picture in", "starts from pictures, or is shown them", give=with_picture),
@@ -294,7 +299,7 @@ FEATURES = (
     Feature("fp8", "weights of 8 bits that are floats", {"quantize": QuantConfig({"": "fp8"})}),
     Feature("fp8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "fp8-dynamic"})}),
     *(Feature(name, about, files=name) for name, about in PACKED_FILES.items()),
-    Feature("packed once", "a folder that `omnimuse quantize` has packed", also=packs_once, paired=False),
+    Feature("packed once", "a folder that `omnimuse quantize` has packed", files="packed once", paired=False),
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
@@ -313,9 +318,16 @@ FEATURES = (
     Feature("recording", "a trace of all that runs meanwhile (docs/profiling.md)", rests=True, paired=False),
     Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared, paired=False),
 )
+ATTENDING = ("reference", "flex", "sdpa_flash", "sdpa_math", "per role")
+"""Choices of attention of which pairs are asked: what a CPU has beside `sdpa`, which all other pairs have."""
 ATTENTION = (
     *(
-        Feature(name, f"attention computed by `{name}` (docs/devices.md)", {"attention": AttentionConfig(name)})
+        Feature(
+            name,
+            f"attention computed by `{name}` (docs/devices.md)",
+            {"attention": AttentionConfig(name)},
+            paired=name in ATTENDING,
+        )
         for name in BACKENDS
     ),
     Feature(

@@ -95,7 +95,7 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
 def topics(features: Sequence[Feature]) -> dict[str, Any]:
     """With what an engine with all of `features` is started; Impossible where two choose one thing differently."""
     chosen, cache = joined(each.topics for each in features), joined(each.cache for each in features)
-    return {**chosen, "cache": CacheConfig(**{**SKIPPING, **cache})} if cache else chosen
+    return joined([chosen, {"cache": CacheConfig(**{**SKIPPING, **cache})}]) if cache else chosen
 
 
 def packed(stand: Stand, features: Sequence[Feature]) -> Stand:

@@ -8,6 +8,7 @@ taken; together the cases have every pair that goes together and that no other t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,21 +22,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.core.config import Config, HostConfig, ParallelConfig, ScheduleConfig
-from omnimuse.core.output import Event, Preview
+from omnimuse.core.output import Done, Event, Preview
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from tests.carrying import three
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
-from tests.checkpoints.packed import FILES
 from tests.checkpoints.wishes import Family
 from tests.compiling import Counter, compile_with
-from tests.invariants.conftest import drain, nap, outputs, submit, tick, with_params
+from tests.invariants.conftest import drain, nap, outputs, tick, with_params
+from tests.invariants.test_pools import through
 from tests.invariants.test_quantized import FAR
 from tests.once import Once
 from tests.ranks import play
 from tests.skipping import ENOUGH, counting
-from tools.feature_list import FEATURES, PACKED_FILES, Feature, Stand, Teller, measured
+from tools.feature_list import (
+    ATTENDING,
+    ATTENTION,
+    FEATURES,
+    PACKED_FILES,
+    PACKS,
+    Feature,
+    Stand,
+    Teller,
+    measured,
+)
 from tools.features_page import asked, attempt, ranks, topics
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -45,9 +57,14 @@ HARMLESS = frozenset(
     {
         *("several", "previews", "company", "components", "layers", "sleep", "compile"),
         *("tensor", "ulysses", "ring", "shard", "pipe", "cfg"),
+        *("pools", "block timings", "recording"),
     }
 )
-"""What promises to change nothing; "tiles on ranks" are those of one rank."""
+"""What promises to change nothing; "tiles on ranks" are those of one rank. Nor does another backend of attention, but
+for the last bits.
+"""
+NARROW = 0.05
+"""By how much of their size latents may differ in bfloat16 that are added up in another order."""
 ASKED = ("picture in", "mask", "pad", "several", "previews", "scheduler", "company", "LoRA")
 """What the request of a picture has in every case."""
 ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -142,7 +159,7 @@ class Case:
     """
 
     among: ClassVar[Sequence[Family | Teller]] = FAMILIES
-    named: ClassVar[Mapping[str, Feature]] = {feature.name: feature for feature in FEATURES}
+    named: ClassVar[Mapping[str, Feature]] = {feature.name: feature for feature in (*FEATURES, *ATTENTION)}
     family: str
     names: tuple[str, ...]
     folder: Path
@@ -164,13 +181,22 @@ class Case:
         """The scheme that rounds inputs, where others add up in another order: a last bit rounds some input otherwise,
         and from there on all are others.
         """
-        reordered = {"tensor", "ring", "compile"} & set(self.names)
+        reordered = {"tensor", "ring", "compile", *ATTENDING} & set(self.names) and not self.steady
         return next((name for name in self.names if name.endswith("-dynamic") and reordered), "")
 
     @property
+    def steady(self) -> bool:
+        """Whether nothing adds up in another order than without what promises to change nothing."""
+        chosen = set(self.names)
+        return bool({"exact", "invariant"} & chosen) and self.parallel.ranks == 1 and "compile" not in chosen
+
+    @property
     def plain(self) -> Case:
-        """The same without what promises to change nothing; in floats, where packed weights are `tipping`."""
-        kept = [name for name in self.names if name not in HARMLESS and name != self.tipping]
+        """The same without what promises to change nothing; in floats, where packed weights are `tipping`. What is
+        `steady` keeps its backend of attention.
+        """
+        dropped = {*HARMLESS, self.tipping, *(() if self.steady else ATTENDING)}
+        kept = [name for name in self.names if name not in dropped]
         return replace(self, names=tuple("tiles" if name == "tiles on ranks" else name for name in kept))
 
     @property
@@ -188,23 +214,52 @@ class Case:
         ask = with_params(asked(self.stand, self.features), output_type=self.output, guidance_scale=4.0, **LONG)
         return with_params(ask, loras=[f"{self.adapter}:0.8"]) if "LoRA" in self.names else ask
 
-    def draw(self, engine: Engine) -> list[Tensor]:
+    def started(self) -> list[Engine]:
+        """An engine, or one for each pool."""
+        config, deploy = self.config(), three(self.stand.pipeline.stages)
+        if "pools" not in self.names:
+            return [start(config)]
+        return [start(replace(config, deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
+
+    def asks(self) -> list[Ask]:
+        """What is asked for, and what is in flight with it."""
+        wish = self.stand.family.wishes[-1]
+        return [self.ask(), with_params(Ask(wish.asked, wish.params), output_type="pt", **LONG)]
+
+    def draw(self, engines: Sequence[Engine]) -> list[Tensor]:
         """What is asked for, by output: of one request in the company of another one, or of a request for each."""
-        ask = self.ask()
+        ask, other = self.asks()
         if "several" not in self.names:
             seed = ask.params.seed or 0
-            singles = submit(engine, *(with_params(ask, seed=seed + number) for number in range(3)))
-            events = self.events(engine)
+            events, singles = self.sent(engines, *(with_params(ask, seed=seed + number) for number in range(3)))
             return [outputs(events, id_)[0] for id_ in singles]
-        wish = self.stand.family.wishes[-1]
-        mine, _ = submit(engine, ask, with_params(Ask(wish.asked, wish.params), output_type="pt", **LONG))
-        with counting(engine) as skipped:
-            events = self.events(engine)
-        skipping = {count > 0 for name, count in skipped.items() if name.startswith(mine)}
-        assert skipping == {any(each.cache for each in self.features)}
+        with ExitStack() as stack:
+            skipped = [stack.enter_context(counting(engine)) for engine in engines]
+            events, (mine, _) = self.sent(engines, ask, other)
+        states = {name for counts in skipped for name in counts if name.startswith(mine)}
+        skipping = {any(counts[name] for counts in skipped) for name in states}
+        assert skipping == {any(each.cache or each.name == "auto" for each in self.features)}
         assert any(isinstance(event, Preview) for event in events) == ("previews" in self.names)
-        assert not engine.runner.forwards.retries
+        assert not any(engine.runner.forwards.retries for engine in engines)
+        [result] = [event.result for event in events if isinstance(event, Done) and event.request_id == mine]
+        assert bool(result.blocks) == ("block timings" in self.names)
         return list(outputs(events, mine))
+
+    def sent(self, engines: Sequence[Engine], *asks: Ask) -> tuple[list[Event], list[str]]:
+        """All that comes of these, in flight together, and what they are called."""
+        requests = [engines[0].make_request(ask) for ask in asks]
+        ids = [request.id for request in requests]
+        if len(engines) > 1:
+            return through(engines, requests), ids
+        [engine] = engines
+        for request in requests:
+            engine.submit(request)
+        if "recording" not in self.names:
+            return self.events(engine), ids
+        engine.record()
+        events = self.events(engine)
+        assert all(trace.stat().st_size for trace in engine.end_recording(self.results.with_suffix(".json.gz")))
+        return events, ids
 
     def events(self, engine: Engine) -> list[Event]:
         """All that comes of what is in flight, of which some has begun when the weights leave."""
@@ -217,15 +272,16 @@ class Case:
         """What differs from what it is without them: nothing by a bit, if nothing adds up in another order. What is
         `tipping` is as near to floats as that of one rank.
         """
-        steady = {"exact", "invariant"} & set(self.names) and self.parallel.ranks == 1 and "compile" not in self.names
-        bound = 0.0 if steady else FAR[self.tipping] if self.tipping else 1e-4 if "compile" in self.names else 1e-5
+        narrow = NARROW if "bfloat16" in self.names else 0.0
+        near = 1e-4 if "compile" in self.names else 1e-5
+        bound = 0.0 if self.steady else FAR[self.tipping] if self.tipping else narrow or near
         errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
         return [f"{self.family}, {' '.join(self.names)}: {error:.1e}" for error in errors if not error <= bound]
 
 
 def files_of(names: Iterable[str]) -> str:
     """How the files are packed of what has these features; empty where they are not."""
-    return next((name for name in names if name in PACKED_FILES), "")
+    return next((name for name in names if name in PACKS), "")
 
 
 Fitted = Callable[..., Path]
@@ -241,21 +297,24 @@ def fitted(tiny: Callable[[str], Path], once: Once) -> Fitted:
         return once.folder(f"measured {name} {files}".strip(), partial(make, name, files))
 
     def make(name: str, files: str, made: Path) -> None:
-        FILES.get(files, copytree)(tiny(name), made)
+        PACKS.get(files, copytree)(tiny(name), made)
         measured(made)
 
     return folder
 
 
 def cases(asked: Iterable[tuple[str, tuple[str, ...]]], fitted: Fitted, folder: Path) -> list[Case]:
-    """All of these, with adapters to wear."""
+    """All of these, with adapters to wear. What adds up in another order ends with latents where packed weights tip or
+    a decoder of sound would magnify that.
+    """
     made = []
     for number, (family, names) in enumerate(asked):
         adapter = folder / f"{family}.safetensors"
         if not adapter.exists():
             write(adapter, layers_of(fitted(family)))
         case = Case(family, names, fitted(family, files_of(names)), adapter, folder / f"{number}.safetensors")
-        made.append(replace(case, output="latent") if case.tipping else case)
+        sounds = family == SOUND and not {*ATTENDING, "bfloat16"}.isdisjoint(names)
+        made.append(replace(case, output="latent") if case.tipping or sounds else case)
     return made
 
 
@@ -273,18 +332,20 @@ def on_rank(rank: int, several: list[Case], meeting: Path) -> None:
             engine = start(case.config())
         except SystemExit:
             continue
-        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(case.draw(engine))}, case.results)
+        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(case.draw([engine]))}, case.results)
         engine.close()
 
 
 def on_one(case: Case) -> list[Tensor]:
     """What one rank draws; blocks are compiled by a compiler that makes no code."""
-    engine = start(case.config())
+    engines = case.started()
     if "compile" in case.names:
         torch._dynamo.reset()
-        compile_with(engine, Counter())
-    found = case.draw(engine)
-    engine.close()
+        for engine in engines:
+            compile_with(engine, Counter())
+    found = case.draw(engines)
+    for engine in engines:
+        engine.close()
     return found
 
 

@@ -24,7 +24,6 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.pipeline.generate import CHUNK
-from tests.carrying import three
 from tests.checkpoints import calling, qwen3, qwen3_omni, talk_and_draw
 from tests.checkpoints.adapters import layers_telling, peft, write
 from tests.checkpoints.packed import FILES, IN_ONE_FILE
@@ -237,10 +236,7 @@ def marked(case: Told, home: Path) -> Told:
 
 def on_one(case: Told) -> dict[str, Tensor]:
     """What is told in this process, in an engine or in one for each pool; compiled by a compiler that makes no code."""
-    config = case.config()
-    deploy = three(case.stand.pipeline.stages)
-    configs = [replace(config, deploy=replace(deploy, pool=pool.name)) for pool in deploy.pools]
-    engines = [start(each) for each in (configs if "pools" in case.names else [config])]
+    engines = case.started()
     if "compile" in case.names:
         torch._dynamo.reset()
         for engine in engines:
