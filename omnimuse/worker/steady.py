@@ -7,9 +7,11 @@ the default is "fast" with the reason. `docs/tiers.md` says what each tier promi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +52,8 @@ Key = tuple[int, int, bool, torch.dtype]
 """A kind of product: outputs, inputs, whether there is a bias, and the format."""
 Heights = dict[Key, tuple[int, ...]]
 FewRows = dict[Key, Few]
-Trial = tuple[Key, int, bool | None]
-"""A kind, with so many threads; for tokens that are written, too, whether its weights may be packed, else None."""
-TRIED: dict[Trial, tuple[tuple[int, ...], Few | None]] = {}
-"""What came of it: the same in the next engine of this process, which need not try it again."""
+Trial = tuple[Key, bool | None]
+"""A kind, and of one for tokens that are written whether its weights may be packed."""
 
 ACTIVATIONS = "transformers.activations"
 """Where networks of a library have theirs from: all of them compute number by number."""
@@ -92,11 +92,10 @@ def choose_tier(
             network: networks[network] for network in networks if isinstance(network, Decoder)
         }
         said, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
-        trials = {key: (key, torch.get_num_threads(), may_pack if key in said else None) for key in _keys(networks)}
-        if new := [trial for trial in trials.values() if trial not in TRIED]:
-            _try(new, config, device)
-        for key, trial in trials.items():
-            heights[key], found = TRIED[trial]
+        trials = tuple((key, may_pack if key in said else None) for key in _keys(networks))
+        folder = None if config.offload.mode == "none" else config.offload.folder
+        for (key, _), (usable, found) in zip(trials, tried(trials, torch.get_num_threads(), folder), strict=True):
+            heights[key] = usable
             if found is not None:
                 few[key] = found
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
@@ -113,14 +112,19 @@ def choose_tier(
     return _choice("invariant", f"{'default on a CPU' if tier == 'auto' else 'asked for'}: {how}")
 
 
-def _try(trials: Sequence[Trial], config: Config, device: torch.device) -> None:
-    with room_to_try([key for key, *_ in trials], config, device) as room:
-        for trial in trials:
-            key, _, may_pack = trial
+@cache
+def tried(trials: tuple[Trial, ...], threads: int, folder: Path | None) -> list[tuple[tuple[int, ...], Few | None]]:
+    """Of every kind the heights at which its products are steady with so many threads, as there are now, and of one for
+    tokens that are written how few rows are. The next engine of a process with the same kinds need not try them again.
+    """
+    found = list[tuple[tuple[int, ...], Few | None]]()
+    with room_to_try([key for key, _ in trials], folder) as room:
+        for key, may_pack in trials:
             weight, bias = trial_weights(key, room)
             heights = steady_heights(weight, bias, room[_size(key) :])
-            TRIED[trial] = heights, None if may_pack is None else few_rows(weight, bias, may_pack=may_pack)
+            found.append((heights, None if may_pack is None else few_rows(weight, bias, may_pack=may_pack)))
             del weight, bias  # they lie where the next ones will
+    return found
 
 
 def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: FewRows) -> None:
@@ -175,17 +179,17 @@ def key_of(path: str, linear: Weighing | QuantizedLinear, policy: DtypePolicy) -
 
 
 @contextmanager
-def room_to_try(kinds: Iterable[Key], config: Config, device: torch.device) -> Iterator[Tensor]:
+def room_to_try(kinds: Iterable[Key], folder: Path | None) -> Iterator[Tensor]:
     """Bytes, uint8, for what these kinds are tried with, one after the other: weights, tiles and what comes of them.
 
-    Where weights wait in a file, these lie in one beside it: they are not the process's own either.
+    Where weights wait in a file, these lie in one beside it, in `folder`: they are not the process's own either.
     """
     needed = (_size(key) + tried_bytes(rows, columns, dtype) for key in kinds for rows, columns, _, dtype in (key,))
     size = max(needed, default=0)
-    if config.offload.mode == "none":
-        yield torch.empty(size, dtype=torch.uint8, device=device)
+    if folder is None:
+        yield torch.empty(size, dtype=torch.uint8)
         return
-    store = FileStore(config.offload.folder, make=False)
+    store = FileStore(folder, make=False)
     try:
         yield store.content(store.add(size, lent=False))
     finally:
