@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.backends.one_by_one import OneByOne
 from omnimuse.attention.layer import Attention
-from omnimuse.core.config import Choice, Config
+from omnimuse.core.config import Choice, Config, OffloadConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.layers.few import LARGE, Few, few_rows
 from omnimuse.layers.kernels import Gated
@@ -52,8 +51,6 @@ Key = tuple[int, int, bool, torch.dtype]
 """A kind of product: outputs, inputs, whether there is a bias, and the format."""
 Heights = dict[Key, tuple[int, ...]]
 FewRows = dict[Key, Few]
-Trial = tuple[Key, bool | None]
-"""A kind, and of one for tokens that are written whether its weights may be packed."""
 
 ACTIVATIONS = "transformers.activations"
 """Where networks of a library have theirs from: all of them compute number by number."""
@@ -92,10 +89,9 @@ def choose_tier(
             network: networks[network] for network in networks if isinstance(network, Decoder)
         }
         said, may_pack = set(_keys(writers)), _may_pack(writers, config, device)
-        trials = tuple((key, may_pack if key in said else None) for key in _keys(networks))
-        folder = None if config.offload.mode == "none" else config.offload.folder
-        for (key, _), (usable, found) in zip(trials, tried(trials, torch.get_num_threads(), folder), strict=True):
-            heights[key] = usable
+        for key in sorted(_keys(networks), key=_size, reverse=True):  # what the largest lay in is free for the others
+            packed = may_pack if key in said else None
+            heights[key], found = tried(key, torch.get_num_threads(), packed, config.offload)
             if found is not None:
                 few[key] = found
         why = _unsteady(heights, usable_to=SHORT if tier == "auto" else None)
@@ -113,18 +109,15 @@ def choose_tier(
 
 
 @cache
-def tried(trials: tuple[Trial, ...], threads: int, folder: Path | None) -> list[tuple[tuple[int, ...], Few | None]]:
-    """Of every kind the heights at which its products are steady with so many threads, as there are now, and of one for
-    tokens that are written how few rows are. The next engine of a process with the same kinds need not try them again.
+def tried(key: Key, threads: int, may_pack: bool | None, offload: OffloadConfig) -> tuple[tuple[int, ...], Few | None]:
+    """Heights for a kind of product by so many threads, and how few rows are computed if tokens are written with it.
+
+    In a process the outcome is always the same, so that its next engine need not try again.
     """
-    found = list[tuple[tuple[int, ...], Few | None]]()
-    with room_to_try([key for key, _ in trials], folder) as room:
-        for key, may_pack in trials:
-            weight, bias = trial_weights(key, room)
-            heights = steady_heights(weight, bias, room[_size(key) :])
-            found.append((heights, None if may_pack is None else few_rows(weight, bias, may_pack=may_pack)))
-            del weight, bias  # they lie where the next ones will
-    return found
+    with room_to_try(key, offload) as room:
+        weight, bias = trial_weights(key, room)
+        heights = steady_heights(weight, bias, room[_size(key) :])
+        return heights, None if may_pack is None else few_rows(weight, bias, may_pack=may_pack)
 
 
 def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: FewRows) -> None:
@@ -179,17 +172,17 @@ def key_of(path: str, linear: Weighing | QuantizedLinear, policy: DtypePolicy) -
 
 
 @contextmanager
-def room_to_try(kinds: Iterable[Key], folder: Path | None) -> Iterator[Tensor]:
-    """Bytes, uint8, for what these kinds are tried with, one after the other: weights, tiles and what comes of them.
+def room_to_try(key: Key, offload: OffloadConfig) -> Iterator[Tensor]:
+    """Bytes, uint8, for what this kind is tried with: weights, tiles and what comes of them.
 
-    Where weights wait in a file, these lie in one beside it, in `folder`: they are not the process's own either.
+    Where weights wait in a file, these lie in one beside it: they are not the process's own either.
     """
-    needed = (_size(key) + tried_bytes(rows, columns, dtype) for key in kinds for rows, columns, _, dtype in (key,))
-    size = max(needed, default=0)
-    if folder is None:
+    rows, columns, _, dtype = key
+    size = _size(key) + tried_bytes(rows, columns, dtype)
+    if offload.mode == "none":
         yield torch.empty(size, dtype=torch.uint8)
         return
-    store = FileStore(folder, make=False)
+    store = FileStore(offload.folder, make=False)
     try:
         yield store.content(store.add(size, lent=False))
     finally:

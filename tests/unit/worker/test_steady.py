@@ -57,8 +57,8 @@ def test_products_are_tried_once_in_a_process_with_each_number_of_threads(
     z_image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = Mock(wraps=steady.trial_weights)
-    steady.tried.cache_clear()
     monkeypatch.setattr(steady, "trial_weights", tries)
+    steady.tried.cache_clear()
     found = []
     for threads in (1, 1, 2):
         built = build(replace(config(z_image_folder), host=HostConfig(threads=threads)))
