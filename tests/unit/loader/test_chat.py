@@ -54,7 +54,7 @@ def test_a_template_that_only_joins_is_rendered_here(source: str) -> None:
 def test_a_template_that_wastes_time_or_memory_is_ended_and_the_next_text_is_written(source: str) -> None:
     assert plain_template(source) is None
     values = {**VALUES, "m": "m" * 99}
-    chat = Chat(source, "the checkpoint", seconds=1.0)
+    chat = Chat(source, "the checkpoint", seconds=0.5)
     for _ in range(2):
         with pytest.raises(ModelError, match=r"the chat template of the checkpoint .*use another checkpoint"):
             chat.render(values)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import islice, pairwise
 from typing import Any
 
@@ -47,18 +49,23 @@ def shown(film: Film) -> list[Image.Image]:
     return list(as_frames(frames(film, Renderer())))
 
 
+@cache
+def truth() -> list[Sequence[Image.Image]]:
+    """A film of each task, as it should be."""
+    return [as_frames(film) for film in draw_film_truth(TASKS)]
+
+
 def test_true_films_pass_and_so_do_slightly_blurred_ones() -> None:
-    truth = [as_frames(film) for film in draw_film_truth(TASKS)]
-    report, _ = grade(lambda prompts, seeds: truth, TASKS)
+    report, _ = grade(lambda prompts, seeds: truth(), TASKS)
     assert report.right == 1.0, report.failures
-    blurred = [[frame.filter(ImageFilter.GaussianBlur(0.5)) for frame in film] for film in truth]
+    blurred = [[frame.filter(ImageFilter.GaussianBlur(0.5)) for frame in film] for film in truth()]
     report, _ = grade(lambda prompts, seeds: blurred, TASKS)
     assert report.right >= 0.95, report.failures
 
 
 def test_films_of_other_prompts_fail() -> None:
-    truth = [as_frames(film) for film in draw_film_truth(TASKS)]
-    report, _ = grade(lambda prompts, seeds: truth[1:] + truth[:1], TASKS)
+    right = truth()
+    report, _ = grade(lambda prompts, seeds: right[1:] + right[:1], TASKS)
     assert report.right <= 0.05
 
 
