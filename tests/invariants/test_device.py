@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.backends.varlen import Varlen
-from omnimuse.core.config import AttentionConfig, CacheConfig, CompileConfig, ScheduleConfig
+from omnimuse.core.config import (
+    AttentionConfig,
+    CacheConfig,
+    CompileConfig,
+    OffloadConfig,
+    QuantConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.output import Event, Preview, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -38,6 +45,9 @@ pytestmark = pytest.mark.crossed
 Make = Callable[..., Engine]
 FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
 """The default on an accelerator, where nothing is known about the bits of other tiers."""
+
+OFFLOADS = ("none", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("layers", "components")))
+"""Where weights wait outside of the device."""
 
 adapters = test_lora.adapters
 
@@ -63,6 +73,29 @@ def test_a_second_device_draws_what_the_cpu_draws(subject: Subject, engine_with:
     expected = run(engine, *pictures(subject))
     for found, plain in zip(run(moved(engine, device), *pictures(subject)), expected, strict=True):
         assert torch.equal(found, plain)
+
+
+PASSES: dict[str, dict[str, Any]] = {
+    "components": {"offload": OffloadConfig("components")},
+    "layers": {"offload": OffloadConfig("layers")},
+    "int8": {"quantize": QuantConfig({"": "int8"})},
+}
+"""What is done to weights while they are read: topics of the configuration."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", PASSES)
+def test_what_is_read_to_a_second_device_draws_what_is_read_to_the_cpu(
+    subject: Subject, device: SecondDevice, how: str
+) -> None:
+    """By the passes that everybody's models go through, from the files on."""
+    topics, asks = {"schedule": FAST, **PASSES[how]}, pictures(subject)
+    with closing(start(subject.config(**topics))) as engine:
+        expected = run(engine, *asks)
+    with closing(started(subject.config(**topics), device)) as engine:
+        found = run(engine, *asks)
+        assert not engine.runner.forwards.retries
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 @pytest.mark.slow
@@ -139,7 +172,7 @@ def test_previews_come_from_the_second_device(subject: Subject, engine_with: Mak
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offload", ["none", "layers"])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_who_waits_and_who_has_begun_when_weights_leave_the_second_device_are_drawn_as_by_the_cpu(
     subject: Subject, engine_with: Make, device: SecondDevice, offload: str
 ) -> None:
@@ -194,7 +227,7 @@ def interrupted(engine: Engine, asks: list[Ask]) -> list[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offload", ["none", "layers"])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_a_second_device_draws_all_at_once_as_the_cpu_does(
     subject: Subject, engine_with: Make, device: SecondDevice, adapters: tuple[Path, Path], offload: str
 ) -> None:

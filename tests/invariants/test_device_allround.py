@@ -45,6 +45,9 @@ test_previews_come_from_the_second_device = every.test_previews_come_from_the_se
 test_who_waits_and_who_has_begun_when_weights_leave_the_second_device_are_drawn_as_by_the_cpu = (
     every.test_who_waits_and_who_has_begun_when_weights_leave_the_second_device_are_drawn_as_by_the_cpu
 )
+test_what_is_read_to_a_second_device_draws_what_is_read_to_the_cpu = (
+    every.test_what_is_read_to_a_second_device_draws_what_is_read_to_the_cpu
+)
 test_what_is_worn_makes_no_step_wait = every.test_what_is_worn_makes_no_step_wait
 
 
