@@ -125,7 +125,8 @@ def shorter_products(device: torch.device, dtypes: Collection[torch.dtype]) -> l
     """Whether a GPU takes TF32, numbers of 19 bits, where networks are in float32: as torch has it."""
     if device.type != "cuda" or torch.float32 not in dtypes:
         return []
-    kinds = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn.conv}  # type: ignore[attr-defined]
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    kinds = {"products": torch.backends.cuda.matmul, "convolutions": convolutions}
     found = [name for name, kind in kinds.items() if kind.fp32_precision == "tf32"]
     return [Choice("place", "tf32", " and ".join(found) or "none", "of what is in float32, as torch is set")]
 
