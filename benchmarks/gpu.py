@@ -1,11 +1,11 @@
 """Everything that an accelerator shows, in minutes: `make gpu`, or `python -m benchmarks.gpu`.
 
 Networks of published size with random weights, drawn on the device, beside diffusers eager and with its own compile:
-seconds of a step, share of the measured matrix rate, host gap, memory, decoding, offload, start. Both engines run whole
-pipelines, one after the other on the same machine; ratios above 1 mean that we are faster. What the aims are judged by
-comes first, and what an earlier call has not measured before what it has: who calls again goes on. Prints every row,
-writes docs/gpu.json and renders docs/gpu.md. Without an accelerator the same code runs the tiny checkpoints, and says
-so.
+seconds of a step and of whole requests, share of the measured matrix rate, host gap, memory, decoding, offload, start.
+Both engines run whole pipelines, one after the other on the same machine; ratios above 1 mean that we are faster. What
+the aims are judged by comes first, and what an earlier call has not measured before what it has: who calls again goes
+on. Prints every row and then all of them as a table, writes docs/gpu.json and renders docs/gpu.md. Without an
+accelerator the same code runs the tiny checkpoints, and says so.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -44,17 +45,19 @@ FIRST = "z_image"
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: of a model by an engine in a mode, the steps of `case` or, without steps, its decoding."""
+    """One figure: of a model by an engine in a mode, `what` of `case`: its steps, all of it, or its decoding alone."""
 
     model: str
     kind: type[Ours | Theirs]
     mode: str
     case: Case
+    what: Literal["steps", "whole", "decode"] = "steps"
 
     @property
     def name(self) -> str:
         """Of the case, as rows have it."""
-        return str(self.case) if self.case.steps else f"decode {self.case.side}"
+        names = {"steps": str(self.case), "whole": f"whole {self.case}", "decode": f"decode {self.case.side}"}
+        return names[self.what]
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -108,7 +111,7 @@ def main() -> None:
         return
     device = torch.accelerator.current_accelerator() if on else torch.device("cpu")
     assert device is not None
-    facts = machine(device) | {"run": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
+    facts = machine(device) | {"run": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
     print(json.dumps(facts), flush=True)
     rows = before.get(facts["device"], {}).get("rows", [])
     taken = {tuple(row[key] for key in NAMED): row["seconds"] for row in rows if "seconds" in row}
@@ -121,14 +124,13 @@ def main() -> None:
     cells = planned(chosen, args.mode, [32] if tiny else args.side or SIDES, args.requests, args.steps)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"  # an earlier call warms nothing
-        for row in measured(in_order(cells, rows), Path(folder), device, facts, budget, rows, tiny=tiny):
+        for row in figures(in_order(cells, rows), Path(folder), device, facts, budget, rows, tiny=tiny):
             rows = [old for old in rows if any(old[key] != row[key] for key in NAMED)] + [row]
             print(json.dumps(row), flush=True)
             write(args.json, before, facts | {"rows": rows, "left_out": budget.left_out})
-    write(args.json, before, facts | {"rows": rows, "left_out": budget.left_out})
-    print("left out:", budget.left_out)
-    for aim, found, reached in aims(rows):
-        print(f"{aim}: {'not measured' if found is None else f'{found:.3g}'}, {reached}")
+    measured = facts | {"rows": rows, "left_out": budget.left_out}
+    write(args.json, before, measured)
+    print(page(facts["device"], measured))
 
 
 def planned(
@@ -139,7 +141,7 @@ def planned(
         Case(side, count, guided, steps)
         for side in sorted(sides, reverse=True)
         for count in requests
-        for guided in ((False, True) if count in (1, 8) else (False,))
+        for guided in (False, True)
     ]
     large, cells = max(sides), list[Cell]()
     for model, mode, kind in itertools.product(models, modes, (Ours, Theirs)):
@@ -147,8 +149,14 @@ def planned(
             few = [case for case in cases if case.side == large and case.requests in (1, 8)]
             wanted = cases if mode == "eager" else few if mode in STEPPED else [Case(large, 1, False, steps)]
             cells += [Cell(model, kind, mode, case) for case in wanted]
+            if mode in ("eager", "compiled"):
+                cells += [
+                    Cell(model, kind, mode, case, "whole")
+                    for case in wanted
+                    if case.requests in (1, 8) and not case.guided
+                ]
             if mode == "eager":
-                cells.append(Cell(model, kind, mode, Case(large, 1, False, 0)))
+                cells.append(Cell(model, kind, mode, Case(large, 1, False, 2), "decode"))
     return cells
 
 
@@ -158,7 +166,7 @@ def in_order(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
 
     def urgent(cell: Cell) -> bool:
         case = cell.case
-        judged = case.side == large and case.requests in (1, 8) and not case.guided and case.steps > 0
+        judged = case.side == large and case.requests in (1, 8) and not case.guided and cell.what == "steps"
         return cell.model == FIRST and cell.mode in ("eager", "compiled") and judged
 
     return sorted(cells, key=lambda cell: (cell.key in known, not urgent(cell)))
@@ -186,7 +194,8 @@ def page(device: str, measured: Row) -> str:
         f"| {aim} | {'' if found is None else f'{found:.3g}'} | {reached} |" for aim, found, reached in aims(rows)
     ]
     said = TINY if device == "cpu" else ""
-    lines = [PART.format(**measured | {"device": device}, said=said, aims="\n".join(lines))]
+    when = f"{measured['run']}, commit {measured.get('commit') or 'not known'}" if measured["run"] else "not known"
+    lines = [PART.format(**measured | {"device": device}, said=said, when=when, aims="\n".join(lines))]
     for model, case in cases:
         times = [found.get((model, engine, mode, case)) for engine, mode in COLUMNS]
         ours, theirs = ([each for each in part if each] for part in (times[:2], times[2:]))
@@ -199,8 +208,13 @@ def page(device: str, measured: Row) -> str:
             f"{each:.1f}{old}" if each else "" for each, old in zip(times, earlier(measured, model, case), strict=True)
         ]
         lines.append(f"| {' | '.join([model, case, *told, like, best, *shares])} |")
-    lines += ["", *starts(rows), f"Left out by the last run: {'; '.join(measured['left_out']) or 'nothing'}."]
+    lines += ["", *starts(rows), f"Left out by the last run: {left_out(measured)}."]
     return "\n".join(lines) + "\n"
+
+
+def left_out(measured: Row) -> str:
+    """What the last run had no time for, if it is recorded when that was."""
+    return ("; ".join(measured["left_out"]) or "nothing") if measured["run"] else "not known"
 
 
 COLUMNS = (("omnimuse", "eager"), ("omnimuse", "compiled"), ("diffusers", "eager"), ("diffusers", "compiled"))
@@ -265,21 +279,32 @@ Written by `python -m benchmarks.gpu --page` from the figures in gpu.json beside
 of published size with random weights in bfloat16, 6 steps, both engines as whole pipelines one after the other on the
 same machine. Figures with a star are of an earlier run than the last.
 
-Milliseconds of one step of all requests together (a case is `side x requests in flight`), or of decoding. "Alike" is
-diffusers over omnimuse, both not compiled; "best" the best of diffusers over our best. "Roof" is the largest share of
-the roof, counting all products and attention; "busy" that of the time in which the device computed, from the first
-kernel of a request of 6 steps to its last.
+Milliseconds of one step of all requests together (a case is `side x requests in flight`), of all of them from prompt
+to pixels (`whole`), or of decoding. "Alike" is diffusers over omnimuse, both not compiled; "best" the best of diffusers
+over our best. "Roof" is the largest share of the roof, counting all products and attention; "busy" that of the time in
+which the device computed, from the first kernel of the third of 6 steps to the last of the last (of an earlier run:
+from the first kernel of the request).
 """
 PART = """
 ## {device}
 
-torch {torch}. A product of two large bfloat16 matrices runs at {tflops:.3g} TFLOP/s: the roof.{said}
+torch {torch}. A product of two large bfloat16 matrices runs at {tflops:.3g} TFLOP/s: the roof. The last
+run: {when}.{said}
 
 {aims}
 
 | model | case | omnimuse | compiled | diffusers | compiled | alike | best | roof | busy |
 |---|---|---|---|---|---|---|---|---|---|"""
 TINY = " **This is no GPU**: tiny networks, which show that the code runs and nothing else."
+
+
+def commit() -> str:
+    """Of the code that is measured; "" where nobody knows."""
+    asked = ["git", "-C", str(PUBLISHED.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def machine(device: torch.device) -> Row:
@@ -291,7 +316,7 @@ def machine(device: torch.device) -> Row:
     return {"device": name, "torch": torch.__version__, "memory_gb": total / 1e9} | rates
 
 
-def measured(
+def figures(
     cells: Sequence[Cell],
     folder: Path,
     device: torch.device,
@@ -314,7 +339,7 @@ def measured(
             continue
         if name not in paths:
             paths[name] = model.build(folder / name) if tiny else published(folder / name, model)
-        first = next((cell.case for cell in group if cell.case.steps), replace(group[0].case, steps=3))
+        first = group[0].case
         new = (name, kind.name, mode) not in started  # what starts again in this run is not cold
         started.add((name, kind.name, mode))
         for again in (False, True) if new and mode == "compiled" and kind is Ours else (False,):
@@ -328,11 +353,11 @@ def measured(
                 for cell in () if again else group:
                     began = budget.clock()
                     if budget.allows(cell.key, 6):
-                        if cell.case.steps:
+                        if cell.what == "steps":
                             row = step(engine, cell.case, mode, facts, flops, name)
                         else:
-                            row = decode(engine, replace(cell.case, steps=2))
-                        yield named | row | {"seconds": budget.clock() - began}
+                            row = taking(engine.decode if cell.what == "decode" else engine.whole, cell.case)
+                        yield named | row | {"case": cell.name, "seconds": budget.clock() - began}
             finally:
                 engine.close()
             torch.compiler.reset()  # what starts again finds what is on the disk, and nothing else
@@ -345,7 +370,7 @@ def step(
     peak = forget_peak(engine.device)
     engine.steps(replace(case, steps=3))  # compiles, fills tables
     seconds = engine.steps(case)
-    row: Row = {"case": str(case), "step_ms": seconds * 1e3, "peak_gb": peak()}
+    row: Row = {"step_ms": seconds * 1e3, "peak_gb": peak()}
     if isinstance(engine, Ours):
         # Counting is a mode in which torch compiles nothing, and what it met then stays as it is.
         key = (model, str(case))
@@ -354,14 +379,14 @@ def step(
         if key in flops:
             row |= {"flops": flops[key], "roof_share": flops[key] / seconds / (facts["tflops"] * 1e12)}
         if engine.device.type == "cuda" and case.requests == 1:
-            row |= {"device_busy": busy_share(lambda: engine.steps(case))}
+            row |= {"device_busy": busy_share(lambda seen: engine.steps(case, seen))}
     return row
 
 
-def decode(engine: Ours | Theirs, case: Case) -> Row:
-    """Seconds from latents to pixels."""
-    times = [engine.decode(case) for _ in range(3)]
-    return {"case": f"decode {case.side}", "ms": statistics.median(times[1:]) * 1e3}
+def taking(work: Callable[[Case], float], case: Case) -> Row:
+    """Its seconds when it has been done before."""
+    times = [work(case) for _ in range(3)]
+    return {"ms": statistics.median(times[1:]) * 1e3}
 
 
 def forget_peak(device: torch.device) -> Any:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.published import Model
 from omnimuse import Ask, Config, DiffusionParams, Done, ModelConfig
 from omnimuse.core.config import CacheConfig, CompileConfig, KernelConfig, OffloadConfig, QuantConfig, ScheduleConfig
-from omnimuse.core.output import Failed, Progress
+from omnimuse.core.output import Failed, Progress, Result
 from omnimuse.engine.local import start
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import from_config, kept_float32, library_class
@@ -68,11 +68,10 @@ class Ours:
         }
         self.engine = start(Config(place, **{**chosen, **VARIANTS.get(mode, {}), **topics}))
 
-    def steps(self, case: Case) -> float:
-        """Seconds of a step of all requests together."""
+    def steps(self, case: Case, watch: Watch | None = None) -> float:
+        """Seconds of a step of all requests together. Who is to `watch` sees the steps that are counted alone."""
         engine, taken, counted, moments = self.engine, 0, 0, list[float]()
-        for seed in range(case.requests):
-            engine.submit(engine.make_request(self._ask(case, seed, "latent")))
+        self._submit(case, "latent")
         while not engine.idle:
             for event in engine.tick():
                 if isinstance(event, Failed):
@@ -81,6 +80,8 @@ class Ours:
             # Requests may take turns, so all their steps are counted together.
             if len(moments) < 2 and taken >= (WARM, case.steps)[len(moments)] * case.requests:
                 sync(self.device)
+                if watch is not None:
+                    (watch.stop if moments else watch.start)()
                 moments.append(time.perf_counter())
                 counted = taken - counted
         began, last = moments
@@ -88,14 +89,32 @@ class Ours:
 
     def decode(self, case: Case) -> float:
         """Seconds that one output takes from latents to pixels on the device."""
-        engine = self.engine
-        engine.submit(engine.make_request(self._ask(case, 0, "pt")))
-        while True:
-            for event in engine.tick():
+        [result] = self._drawn(replace(case, requests=1))
+        return result.timings["decode"]
+
+    def whole(self, case: Case) -> float:
+        """Seconds that all requests take together, from their prompts to their pixels."""
+        sync(self.device)
+        began = time.perf_counter()
+        self._drawn(case)
+        sync(self.device)
+        return time.perf_counter() - began
+
+    def _submit(self, case: Case, output: str) -> None:
+        for seed in range(case.requests):
+            self.engine.submit(self.engine.make_request(self._ask(case, seed, output)))
+
+    def _drawn(self, case: Case) -> list[Result]:
+        """What becomes of all requests, to the end."""
+        found = list[Result]()
+        self._submit(case, "pt")
+        while not self.engine.idle:
+            for event in self.engine.tick():
                 if isinstance(event, Failed):
                     raise event.error
                 if isinstance(event, Done):
-                    return event.result.timings["decode"]
+                    found.append(event.result)
+        return found
 
     def operations(self, case: Case) -> float:
         """Multiplications and additions of one step of all requests together."""
@@ -166,6 +185,14 @@ class Theirs:
             seconds.append(time.perf_counter() - began)
         return seconds[1] - seconds[0]
 
+    def whole(self, case: Case) -> float:
+        """Seconds that all requests take together, from their prompts to their pixels."""
+        sync(self.device)
+        began = time.perf_counter()
+        self._call(case, "pt")
+        sync(self.device)
+        return time.perf_counter() - began
+
     def close(self) -> None:
         del self.pipe
         clear()
@@ -220,22 +247,36 @@ def sync(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def busy_share(work: Callable[[], object]) -> float:
-    """The share of the time between its first and its last kernel in which the device computed."""
+class Watch(Protocol):
+    """Who is told when the steps that are counted begin and end."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def busy_share(work: Callable[[Watch], object]) -> float:
+    """The share of the time between the first and the last kernel that it sees in which the device computed."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        work()
-    spans = sorted(
+    seen = profile(activities=[ProfilerActivity.CUDA])
+    work(seen)
+    assert seen.profiler is not None
+    return share(
         (event.start_ns(), event.end_ns())
         for event in seen.profiler.kineto_results.events()
         if event.device_type() == torch.autograd.DeviceType.CUDA
     )
-    busy, end = 0.0, spans[0][0]
-    for first, stop in spans:
+
+
+def share(spans: Iterable[tuple[int, int]]) -> float:
+    """Of the time from the first beginning to the last end, in which at least one of the spans is."""
+    ordered = sorted(spans)
+    busy, end = 0.0, ordered[0][0]
+    for first, stop in ordered:
         busy += max(0.0, stop - max(first, end))
         end = max(end, stop)
-    return busy / (end - spans[0][0])
+    return busy / (end - ordered[0][0])
 
 
 def timed(device: torch.device, work: Callable[[], object], rounds: int = 10) -> float:

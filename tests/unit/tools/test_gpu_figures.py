@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -12,10 +13,11 @@ from operator import itemgetter
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import FIRST, NAMED, PUBLISHED, Budget, Cell, Row, aims, in_order, main, planned
 from benchmarks.published import MODELS
-from benchmarks.steps import Ours
+from benchmarks.steps import Case, Ours, share
 
 ROOT = Path(__file__).resolve().parents[3]
 CELLS = planned(("z_image", "wan"), ("eager", "compiled", "layers"), (512, 1024), (1, 2, 8), 6)
@@ -38,13 +40,16 @@ def test_every_network_of_a_gpu_is_measured_at_tiny_size_without_one_and_the_pag
     file = tmp_path / "gpu.json"
     file.write_text(json.dumps({"A GPU": {"torch": "3", "tflops": 1.0, "run": "", "rows": [], "left_out": []}}))
     found = figures(file, "--requests", "1", "2", "--mode", "eager")
-    cases = ("start", "32 x 1", "32 x 1 guided", "32 x 2", "decode 32")
+    cases = ("start", "32 x 1", "32 x 1 guided", "32 x 2", "32 x 2 guided", "whole 32 x 1", "decode 32")
     assert {*found} == {*itertools.product(MODELS, ("omnimuse", "diffusers"), ("eager",), cases)}
     figures(file, "--page")
     page = file.with_suffix(".md").read_text()
     assert all(f"| {model} | {case} |" in page for model in MODELS for case in cases[1:])
     assert "no GPU" in page, "the page must say that this was none"
     assert "## A GPU" in page, "what another device showed stays"
+    assert "run: not known" in page and "Left out by the last run: not known." in page, "nobody wrote when that was"
+    [here] = re.findall(r"run: (\d{4}-\d\d-\d\d .*), commit ", page)
+    assert all(here == row["run"] for row in found.values())
 
 
 @pytest.mark.costly
@@ -105,6 +110,44 @@ def test_what_took_long_before_is_not_begun_where_little_time_is_left() -> None:
     assert Budget(50.0, 0.0, [], {}, lambda: 30.0).allows(key, 6)
     assert not Budget(50.0, 0.0, [], {key: 25.0}, lambda: 30.0).allows(key, 6)
     assert not Budget(50.0, 0.0, [], {(*key[:3], "another"): 25.0}, lambda: 30.0).allows(key, 6)
+
+
+def test_all_that_is_in_flight_is_measured_with_guidance_and_without_and_some_of_it_to_the_end() -> None:
+    names = [cell.name for cell in CELLS if cell.key[:3] == ("wan", "omnimuse", "eager")]
+    steps = {f"{side} x {count}{guided}" for side in (512, 1024) for count in (1, 2, 8) for guided in ("", " guided")}
+    assert {*names} == steps | {f"whole {side} x {count}" for side in (512, 1024) for count in (1, 8)} | {"decode 1024"}
+    assert len(names) == len({*names})
+
+
+def test_the_share_in_which_a_device_computes_counts_what_overlaps_once() -> None:
+    assert share([(10, 20), (15, 30), (40, 50), (42, 44)]) == pytest.approx(30 / 40)
+    assert share([(3, 4)]) == 1.0
+
+
+class Log(list[str]):
+    """Who is told when what is counted begins and ends."""
+
+    def start(self) -> None:
+        self.append("start")
+
+    def stop(self) -> None:
+        self.append("stop")
+
+
+@pytest.mark.slow
+def test_who_watches_steps_sees_those_that_are_counted_alone(tmp_path: Path) -> None:
+    model, log = MODELS[FIRST], Log()
+    engine = Ours(model, model.build(tmp_path / FIRST), torch.device("cpu"), "eager")
+    engine.engine.runner.pipeline.ctx.network("transformer").register_forward_pre_hook(
+        lambda *given: log.append("step")
+    )
+    try:
+        engine.steps(Case(32, 1, False, 5), log)
+        result = engine.whole(Case(32, 2, False, 2))
+    finally:
+        engine.close()
+    assert log[:7] == ["step", "step", "start", "step", "step", "step", "stop"]
+    assert len(log) > 7 and result > 0
 
 
 def test_every_aim_is_answered_by_yes_or_no_once_it_is_measured() -> None:
