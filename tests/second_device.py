@@ -178,12 +178,13 @@ class Elsewhere(Tensor):
 
 @dataclass
 class SecondDevice(TorchDispatchMode):
-    """While this context lasts, `ELSEWHERE` exists. `waits` says of every wait of the host why and where it was. It
-    `draws` where weights are made that others are then put in the place of.
+    """While this context lasts, `ELSEWHERE` exists. `waits` says of every wait of the host why and where it was,
+    `waited` how many there were. It `draws` where weights are made that others are then put in the place of.
     """
 
     waits: list[str] = field(default_factory=list)
     draws: bool = False
+    waited: int = 0
     _kernels: torch.library.Library = field(init=False, repr=False)
     _open: ExitStack = field(init=False, repr=False)
 
@@ -222,12 +223,13 @@ class SecondDevice(TorchDispatchMode):
 
     def clock(self) -> CountedClock:
         """As `omnimuse.worker.clock.clock_for` has it of an accelerator."""
-        return CountedClock(self._note)
+        return CountedClock(self._note, lambda: self.waited)
 
     def _note(self, why: str) -> None:
         frame: FrameType | None = sys._getframe()
         while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
+        self.waited += 1
         self.waits.append(f"{why} at {_place(frame)}")
 
 

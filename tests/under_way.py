@@ -9,6 +9,9 @@ from torch import Tensor
 
 from omnimuse.worker.clock import HostClock
 
+SENT, TOLD = "what was sent", "seconds of work"
+"""What is asked for when it is collected: how waits for it begin."""
+
 
 @dataclass(frozen=True)
 class Sent:
@@ -21,30 +24,33 @@ class Sent:
         return False
 
     def wait(self) -> Tensor:
-        self.note("what was sent")
+        self.note(SENT)
         return self.tensor
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A stretch of the second device's work, of which nobody knows that it is over."""
+    """A stretch of the second device's work, which is known to be over once the host has waited for anything later."""
 
     length: float
     note: Callable[[str], None]
+    waited: Callable[[], int]
+    before: int
 
     def seconds(self) -> float:
-        self.note("seconds of work")
+        if self.waited() == self.before:
+            self.note(TOLD)
         return self.length
 
 
 class CountedClock:
     """Who asks how long something took waits for its end, as for an event of a device."""
 
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note, self._host = note, HostClock()
+    def __init__(self, note: Callable[[str], None], waited: Callable[[], int]) -> None:
+        self._note, self._waited, self._host = note, waited, HostClock()
 
     def mark(self) -> float:
         return self._host.mark()
 
     def since(self, mark: float) -> Counted:
-        return Counted(self._host.since(mark).length, self._note)
+        return Counted(self._host.since(mark).length, self._note, self._waited, self._waited())

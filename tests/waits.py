@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from omnimuse.core.output import Event, Progress
+from omnimuse.core.output import Done, Event, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.runner import Runner
 from tests.invariants.conftest import Subject
 from tests.second_device import SecondDevice
+from tests.under_way import SENT, TOLD
 
 Waits = dict[str, list[tuple[int, list[str]]]]
 """By loop, for each tick in which all states took a step in the middle of it: forwards, and waits of the host."""
@@ -46,7 +47,13 @@ def waits_of_steps(runner: Runner, device: SecondDevice, tick: Callable[[], Sequ
         steps = [event for event in events if isinstance(event, Progress)]
         [*stages] = {step.stage for step in steps}
         if len(stages) == 1 and stages[0] in found and all(1 < step.step < (step.steps or 0) for step in steps):
-            found[stages[0]].append((runner.forwards.count - forwards, list(device.waits)))
+            found[stages[0]].append((runner.forwards.count - forwards, of_steps(device, events)))
+
+
+def of_steps(device: SecondDevice, events: Sequence[Event]) -> list[str]:
+    """What a tick waited for, but for what is collected of a request that has ended in it."""
+    ended = any(isinstance(event, Done) for event in events)
+    return [wait for wait in device.waits if not (ended and wait.startswith((SENT, TOLD)))]
 
 
 def ticking(engine: Engine, events: list[Event] | None = None) -> Callable[[], Sequence[Event] | None]:
@@ -64,15 +71,20 @@ def ticking(engine: Engine, events: list[Event] | None = None) -> Callable[[], S
 
 
 def waits_of_words(
-    engine: Engine, device: SecondDevice, stages: AbstractSet[str]
+    engine: Engine, device: SecondDevice, stages: AbstractSet[str], beside: AbstractSet[str] = frozenset()
 ) -> Iterator[tuple[int, Counter[str]]]:
     """For each tick in which all went on to write or speak, steps of `stages` alone, and nobody began: forwards, and
-    how often the host waited for what came to it in which module, or for anything else.
+    how often the host waited for what came to it in which module, or for anything else. With steps of any number of
+    loops `beside`, of which there must be some.
     """
     while not engine.idle:
         device.waits.clear()
         forwards = engine.runner.forwards.count
-        steps = [event for event in engine.tick() if isinstance(event, Progress)]
-        if steps and {step.stage for step in steps} <= stages and min(step.step for step in steps) > READ:
-            found = Counter(match[1] if (match := _WAIT.match(wait)) else wait for wait in device.waits)
+        events = engine.tick()
+        steps = [event for event in events if isinstance(event, Progress)]
+        told = {step.stage for step in steps}
+        if not steps or not told <= stages | beside or (beside and not told & beside):
+            continue
+        if all(step.step > READ for step in steps if step.stage in stages):
+            found = Counter(match[1] if (match := _WAIT.match(wait)) else wait for wait in of_steps(device, events))
             yield engine.runner.forwards.count - forwards, found

@@ -152,10 +152,12 @@ def test_what_was_sent_and_what_a_clock_tells_are_waited_for_when_they_are_asked
     there: Tensor, device: SecondDevice
 ) -> None:
     sent, clock = device.send(there[1]), device.clock()
-    span = Share(clock.since(clock.mark()), 2)
+    early = clock.since(clock.mark())
     assert not sent.here() and device.waits == []
     assert sent.wait().tolist() == [3.0, 4.0, 5.0] and len(device.waits) == 1
-    assert span.seconds() >= 0 and len(device.waits) == 2
+    assert early.seconds() >= 0 and len(device.waits) == 1, "what came later is there"
+    late = Share(clock.since(clock.mark()), 2)
+    assert late.seconds() >= 0 and late.seconds() >= 0 and len(device.waits) == 2
     assert device.send(torch.ones(2)).here(), "it was in main memory all along"
 
 
