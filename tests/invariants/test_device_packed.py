@@ -30,7 +30,7 @@ pytestmark = pytest.mark.crossed
 DRAWN = [family for family in FAMILIES if family.name in ("ZImagePipeline", "FluxPipeline-dev")]
 CASES = [
     pytest.param(family, how, offload, id=f"{how}-{offload}-{family.name}", marks=marks)
-    for offload, marks in (("none", ()), ("layers", pytest.mark.slow))
+    for offload, marks in (("none", ()), ("layers", pytest.mark.slow), ("components", pytest.mark.slow))
     for how in FILES
     for family in (*DRAWN, *(() if how in IN_ONE_FILE else ALLROUNDERS))
 ]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
-from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.output import Result
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -24,7 +24,8 @@ from tests.checkpoints.library_text import EVERY
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.invariants import test_answering, test_speaking, test_writing
 from tests.invariants.conftest import config, drain, nap, results, submit, tick, with_params
-from tests.second_device import SecondDevice, moved
+from tests.invariants.test_device import FAST, OFFLOADS, PASSES
+from tests.second_device import SecondDevice, moved, started
 from tests.waits import waits_of_words
 
 Teller = Writer | Speaker | Answerer
@@ -49,7 +50,7 @@ def device() -> Iterator[SecondDevice]:
 @pytest.fixture
 def resident(folder: Path) -> Iterator[Engine]:
     """One as an accelerator has it, where nothing is known about the bits of other tiers."""
-    made = start(config(folder, schedule=ScheduleConfig(tier="fast", strict_slots=True, company="always")))
+    made = start(config(folder, schedule=FAST))
     yield made
     made.close()
 
@@ -83,13 +84,26 @@ def same(found: Result, expected: Result) -> bool:
 
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("offload", ["none", pytest.param("layers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_a_second_device_tells_what_the_cpu_tells(
     teller: Teller, resident: Engine, device: SecondDevice, offload: str
 ) -> None:
     expected = told(resident, asks_of(teller))
     for found, plain in zip(told(moved(resident, device, offload), asks_of(teller)), expected, strict=True):
         assert same(found, plain)
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.parametrize("how", PASSES)
+def test_what_is_read_to_a_second_device_tells_what_is_read_to_the_cpu(
+    teller: Teller, folder: Path, device: SecondDevice, how: str
+) -> None:
+    chosen, asks = config(folder, schedule=FAST, **PASSES[how]), asks_of(teller)
+    with closing(start(chosen)) as engine:
+        expected = told(engine, asks)
+    with closing(started(chosen, device)) as engine:
+        assert all(same(*pair) for pair in zip(told(engine, asks), expected, strict=True))
 
 
 @pytest.mark.crossed
