@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,20 @@ def test_a_step_waits_for_what_was_chosen_and_for_nothing_else(
         seen += 1
         assert found["remembering"] <= 2 * forwards, found
     assert seen
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("teller", [*SPEAKERS, *ANSWERERS], ids=lambda teller: teller.name, indirect=True)
+def test_what_is_spoken_becomes_sound_without_a_wait_but_for_the_pieces_of_a_stream(
+    teller: Teller, resident: Engine, device: SecondDevice, streamed: bool
+) -> None:
+    engine = moved(resident, device)
+    submit(engine, *(replace(ask, chunks=streamed) for ask in asks_of(teller)))
+    seen = list(waits_of_words(engine, device, {"generate", "talk", "paint"}, {"decode"}))
+    assert seen
+    for _, found in seen:
+        assert found.keys() <= KNOWN | ({"telling"} if streamed else set()), found
 
 
 def haltingly(engine: Engine, ask: Ask) -> Result:
