@@ -48,7 +48,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
-from omnimuse.worker import build, rest
+from omnimuse.worker import aside, build, rest
 from omnimuse.worker.place import COUNTERS
 from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
@@ -196,7 +196,8 @@ class SecondDevice(TorchDispatchMode):
         self._kernels = torch.library.Library("aten", "IMPL")
         self._kernels.impl("_local_scalar_dense", self._read, "Lazy")
         self._open = ExitStack()
-        self._open.enter_context(patch.object(rest, "DeviceLanes", lambda device: Lanes()))  # where weights sleep
+        for module in (rest, aside):  # where weights sleep, and where they wait when memory has run out
+            self._open.enter_context(patch.object(module, "DeviceLanes", lambda device: Lanes()))
         self._open.enter_context(patch.object(torch.accelerator, "empty_cache", lambda: None))  # it keeps nothing
         self._open.enter_context(patch.dict(COUNTERS, {ELSEWHERE.type: lambda device: SHELF}))
         return super().__enter__()
