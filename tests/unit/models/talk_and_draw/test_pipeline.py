@@ -28,8 +28,11 @@ from omnimuse.pipeline.asked import between
 from omnimuse.worker.explain import explain
 from tests.checkpoints import qwen3, talk_and_draw
 from tests.invariants.conftest import config, drain, results, submit
+from tests.invariants.test_device import FAST
 from tests.once import Once
+from tests.second_device import SecondDevice, moved
 from tests.skipping import counting, measured
+from tests.waits import ticking, waits_of_steps
 
 shows = partial(pytest.mark.shows, families=["TalkAndDrawPipeline"])
 MARKED = Ask(
@@ -122,6 +125,26 @@ def test_a_step_cache_skips_steps_of_the_picture_and_leaves_its_words_as_they_ar
     for result, expected in zip(found, (alone, exact, alone), strict=True):
         assert torch.allclose(result.tensors["image"], expected.tensors["image"], atol=1e-5)
     assert not torch.allclose(alone.tensors["image"], exact.tensors["image"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_second_device_skips_what_the_cpu_skips_and_waits_in_no_step_but_for_a_cache_to_decide(folder: Path) -> None:
+    looking = ("teacache,threshold=1e6", "dbcache,threshold=9,warm_up=1")
+    blind = ("none", "magcache,threshold=9,warm_up=1", "dbcache,first=0,forced=true,mask=110110")
+    asks = {choice: chosen(num_inference_steps=6, cache=choice) for choice in (*looking, *blind)}
+    engine = measured(start(config(folder, schedule=FAST)))
+    with SecondDevice() as device:
+        expected = run(engine, *asks.values())
+        there = moved(engine, device)
+        for found, plain in zip(run(there, *asks.values()), expected, strict=True):
+            assert found.written == plain.written
+            assert torch.equal(found.tensors["image"], plain.tensors["image"])
+        for choice, ask in asks.items():
+            submit(there, ask)
+            ticks = waits_of_steps(there.runner, device, ticking(there))["denoise"]
+            assert ticks and any(found for _, found in ticks) == (choice in looking), choice
+            assert all(len(found) in (0, forwards) for forwards, found in ticks), choice
+    engine.close()
 
 
 def test_it_is_measured_for_its_step_caches_by_the_pictures_that_answers_ask_for(folder: Path) -> None:
