@@ -88,10 +88,8 @@ def test_a_paused_request_leaves_the_accelerator_and_comes_back(
     expect_alike([outputs(seen, id_)], expected[:1], subject)
 
 
-def test_shorter_numbers_stay_as_near_as_those_of_the_reference(
-    subject: Subject, engine_on: Make, expected: list[Tensor]
-) -> None:
-    """In bfloat16 the picture is no further from float32's than a picture of another seed, by a factor of three."""
+def test_shorter_numbers_stay_near_float32(subject: Subject, engine_on: Make, expected: list[Tensor]) -> None:
+    """In bfloat16 it is nearer to the CPU's float32 than half of what there is in it."""
     found = run(engine_on(dtype="bfloat16", schedule=FAST), *asks(subject))  # type: ignore[arg-type]
     for ours, plain in zip(found, expected, strict=True):
         assert torch.isfinite(ours.float()).all()
