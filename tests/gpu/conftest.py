@@ -1,7 +1,11 @@
-"""Tests that need an accelerator: every family's tiny checkpoint on it, beside the CPU. Skipped where there is none."""
+"""Tests that need an accelerator: every family's tiny checkpoint on it, beside the CPU. Skipped where there is none.
+
+With OMNIMUSE_TESTED_DEVICE=cpu those that ask for engines try themselves, as far as they ask torch for nothing else.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,6 +19,8 @@ from tests.invariants.conftest import Subject
 from tests.invariants.conftest import subject as subject
 
 Make = Callable[..., Engine]
+TESTED = os.environ.get("OMNIMUSE_TESTED_DEVICE", "cuda")
+HAS_ENGINES = {"subject", "teller"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,16 +28,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "gpu":
             item.add_marker(pytest.mark.gpu)
-            if "subject" in item.fixturenames and not torch.cuda.is_available():  # type: ignore[attr-defined]
+            engines = not HAS_ENGINES.isdisjoint(item.fixturenames)  # type: ignore[attr-defined]
+            if engines and TESTED == "cuda" and not torch.cuda.is_available():
                 item.add_marker(absent)
 
 
 @pytest.fixture
 def engine_on(subject: Subject) -> Iterator[Make]:
-    """Makes engines over the subject on a device ("cuda" or "cpu"), in a number format; all are closed."""
+    """Makes engines over the subject on a device (the tested one or "cpu"), in a number format; all are closed."""
     made: list[Engine] = []
 
-    def make(device: str = "cuda", dtype: str = "float32", **parts: object) -> Engine:
+    def make(device: str = TESTED, dtype: str = "float32", **parts: object) -> Engine:
         model = ModelConfig(str(subject.folder), dtype=dtype, device=device)
         made.append(start(replace(subject.config(**parts), model=model)))
         return made[-1]
