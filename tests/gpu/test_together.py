@@ -14,7 +14,6 @@ from tests.gpu.conftest import TESTED
 from tests.gpu.test_families import FAST, asks, expect_alike
 from tests.invariants import test_lora
 from tests.invariants.conftest import Subject, drain, nap, of, outputs, run, submit, tick
-from tests.invariants.conftest import folder as folder
 from tests.invariants.test_caches import SKIPPING, asks_of
 from tests.invariants.test_device import everything, interrupted
 from tests.skipping import counting, measured
