@@ -23,11 +23,16 @@ from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.parity.decoding import AUTOENCODER, noting_decoder
 from omnimuse.parity.notes import Evaluation, Trail
+from omnimuse.pipeline.region import anew, seen
 
 PICTURE = ("image", "control_image")
 """What the library calls a picture to start from, or to follow."""
+MASK = "mask_image"
+"""What it calls that which says where a picture is drawn anew."""
 CHANGING = ("Img2ImgPipeline", "ImageToVideoPipeline")
 """How the library calls the pipelines that start from a picture, beside those that do not."""
+KEEPING = ("InpaintPipeline",)
+"""And those that draw a part of it anew."""
 
 
 def load_theirs(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -40,9 +45,7 @@ def load_theirs(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             )
         cls = getattr(library, checkpoint.arch)
         needed = [name for name, each in signature(cls.__init__).parameters.items() if each.default is each.empty]
-        absent = dict.fromkeys(
-            name for name in needed if name != "self" and name not in (*checkpoint.components, *checkpoint.empty)
-        )
+        absent = dict.fromkeys(name for name in needed if name != "self" and name not in checkpoint.components)
         try:
             pipe = cls.from_pretrained(checkpoint.folder, torch_dtype=dtype, local_files_only=True, **absent)
         except (ImportError, ValueError, TypeError, OSError) as problem:
@@ -106,23 +109,28 @@ def _listening(pipe: Any, note: Callable[[Any, Tensor], None]) -> dict[str, Any]
 
 
 def suited(pipe: Any, request: Request) -> Any:
-    """`pipe`, or of the same components the pipeline that starts from a picture, where the request has one."""
-    if not request.images or not signature(pipe.__call__).parameters.keys().isdisjoint(PICTURE):
+    """`pipe`, or of the same components the pipeline that starts from a picture, or draws a part of it anew, where the
+    request has one.
+    """
+    takes = signature(pipe.__call__).parameters.keys()
+    kept = request.region is not None and not request.videos
+    if not request.images or not takes.isdisjoint((MASK,) if kept else PICTURE):
         return pipe
     library, name = import_module("diffusers"), type(pipe).__name__.removesuffix("Pipeline")
-    for other in CHANGING:
+    for other in KEEPING if kept else CHANGING:
         if hasattr(library, name + other):
             with quiet("diffusers"):
                 changing = getattr(library, name + other).from_pipe(pipe, torch_dtype=pipe.dtype)
             changing.set_progress_bar_config(disable=True)
             return changing
-    raise ModelError(f"diffusers has no pipeline beside {type(pipe).__name__} that starts from a picture")
+    does = "draws a part of a picture anew" if kept else "starts from a picture"
+    raise ModelError(f"diffusers has no pipeline beside {type(pipe).__name__} that {does}")
 
 
 def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
     """What the reference is called with: every value of the request that it has a parameter for."""
     takes = signature(pipe.__call__).parameters
-    pictures = [_opened(picture) for picture in request.images]
+    region, pictures = request.region, [seen(request, picture) for picture in request.images]
     last = pictures.pop() if len(pictures) > 1 and "last_image" in takes else None
     extra = asdict(request.extra)
     params = request.params
@@ -135,6 +143,10 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
         raise ModelError(
             f"{type(pipe).__name__} takes no video, so this request cannot be compared; tests/parity has it"
         )
+    if region is not None and MASK not in takes:
+        raise ModelError(
+            f"{type(pipe).__name__} takes no mask over a video, so this request cannot be compared; tests/parity has it"
+        )
     if request.sounds:
         raise ModelError("requests with a sound to start from cannot be compared yet; tests/parity has them")
     known = {
@@ -146,6 +158,7 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
         **dict.fromkeys(PICTURE, pictures[0] if len(pictures) == 1 else pictures or None),
         "video": [_opened(frame) for video in request.videos for frame in video.pictures[: params.num_frames]] or None,
         "last_image": last,
+        MASK: None if region is None else anew(request.images[0], region),
         "max_area": (params.height or 0) * (params.width or 0) or None,
         "enable_prompt_rewrite": False,
         "audio_start_in_s": extra.get("start"),

@@ -44,13 +44,17 @@ def seen(request: Request, picture: Picture) -> Image.Image:
     return canvas(picture, request.region if picture is request.images[0] else None)
 
 
-def pixels_anew(picture: Picture, region: Region, size: tuple[int, int]) -> Tensor:
-    """Which pixels are drawn anew of a picture that is brought to `size`, width and height: bool [H, W]."""
+def anew(picture: Picture, region: Region) -> Image.Image:
+    """White where `picture`, with its margins, is drawn anew."""
     shape = (picture.height, picture.width, 3)
     assert not isinstance(region.mask, Clip), "a mask over a picture is a picture"
     mask = np.zeros(shape, np.uint8) if region.mask is None else pixels_of(region.mask)
-    whole = Image.fromarray(np.pad(mask, _around(region.pad), constant_values=255))
-    shades = np.array(whole.resize(size, Image.Resampling.LANCZOS).convert("L"))
+    return Image.fromarray(np.pad(mask, _around(region.pad), constant_values=255))
+
+
+def pixels_anew(picture: Picture, region: Region, size: tuple[int, int]) -> Tensor:
+    """Which pixels are drawn anew of a picture that is brought to `size`, width and height: bool [H, W]."""
+    shades = np.array(anew(picture, region).resize(size, Image.Resampling.LANCZOS).convert("L"))
     return torch.from_numpy(shades >= WHITE)
 
 

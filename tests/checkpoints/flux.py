@@ -204,7 +204,6 @@ FAMILIES = (
         ),
         reference=reference_of(FluxPipeline, keeping=FluxFillPipeline),
         unable=BY_SIZE,
-        apart="does not draw this: Please provide `mask_image`",
     ),
     Family(
         arch=CONTROL,
