@@ -1,9 +1,9 @@
 """Tiny checkpoints whose files are packed, as people have them: `FILES[how](folder, made)` makes of the checkpoint in
 `folder` one at `made` and tells what its weights stand for, which `as_floats` writes into a third.
 
-Packed are the networks that draw, write or speak, those that lie in the same files with them, and the codecs of speech:
-in their folders as libraries save them, or, those of diffusers, in single files, by the names that the library has for
-weights, which become folders as `omnimuse convert` makes them.
+Packed are the networks that draw, write or speak, those that lie in the same files with them, the codecs of speech, and
+the encoders of texts and pictures: in their folders as libraries save them, or, networks of diffusers, in single files,
+by the names that the library has for weights, which become folders as `omnimuse convert` makes them.
 """
 
 from __future__ import annotations
@@ -46,10 +46,15 @@ def networks(checkpoint: Checkpoint) -> list[str]:
     return found
 
 
+def encoders(checkpoint: Checkpoint) -> list[str]:
+    """Those of texts and pictures, whose modules may be those of a library."""
+    return [name for name in checkpoint.components if "encoder" in name and checkpoint.has_weights(name)]
+
+
 def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Found:
     """As a library saves each of them."""
     checkpoint = Checkpoint(Path(shutil.copytree(folder, made)))
-    return {name: pack(checkpoint.weights(name)) for name in networks(checkpoint)}
+    return {name: pack(checkpoint.weights(name)) for name in (*networks(checkpoint), *encoders(checkpoint))}
 
 
 def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:

@@ -45,12 +45,14 @@ QWEN_CHAT = (
 )
 
 
-IN_BLOCKS = re.compile(r"(.*\.)?\w*((layers|blocks)\.|refiner\.\d).*\.weight|layers\.weight")
+IN_BLOCKS = re.compile(r"(.*\.)?\w*((layers|blocks)\.|(refiner|block)\.\d).*\.weight|layers\.weight")
+TABLES = ("relative_attention_bias.weight",)
+"""What T5 has in its blocks that is no layer."""
 
 
 def packable(name: str, tensor: Tensor) -> bool:
     """Whether this is what packers pack: the weights of a linear layer in a block that repeats."""
-    return tensor.ndim == 2 and IN_BLOCKS.match(name) is not None
+    return tensor.ndim == 2 and IN_BLOCKS.match(name) is not None and not name.endswith(TABLES)
 
 
 def weights_of(component: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Networks whose files are packed draw, write and say what these stand for: for every family."""
+"""Networks and encoders whose files are packed draw, write and say what these stand for: for every family."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from omnimuse.worker.quantize import packable
 from tests.checkpoints import library_text, talk_and_draw
 from tests.checkpoints.adapters import layers_of, telling, write
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES
-from tests.checkpoints.packed import FILES, IN_ONE_FILE, Found, as_floats, fits, ours_of
+from tests.checkpoints.packed import FILES, IN_ONE_FILE, Found, as_floats, fits
 from tests.dist.test_telling_together import check, spread
 from tests.distance import distance
 from tests.invariants.conftest import Subject, config, drain, results, run, submit, with_params
@@ -142,9 +142,9 @@ def check_is_packed(engine: Engine, how: str, found: Found, floats: Path) -> Non
     """
     under = build(begin(config(floats), Mesh.single()), (construct, formats))
     checkpoint, count = under.found.checkpoint, 0
-    for name in ours_of(checkpoint):
+    for name in under.modules:
         for whole, tensors in found.items():
-            if name in under.modules and checkpoint.weights(name) == checkpoint.weights(whole):
+            if checkpoint.weights(name) == checkpoint.weights(whole):
                 network, expected = (
                     engine.runner.pipeline.ctx.components.wherever(name),
                     packed(under, name, how, tensors),
