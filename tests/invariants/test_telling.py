@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnimuse.ar.kv import KV, Reading, Slabs
-from omnimuse.core.config import Config, QuantConfig, ScheduleConfig
+from omnimuse.core.config import Config, ModelConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -21,12 +23,13 @@ from omnimuse.engine.local import start
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.talking import Talking
 from omnimuse.quant.linear import quantized_layers
+from omnimuse.worker.pack import pack_checkpoint
 from tests.carrying import three
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
 from tests.checkpoints.wishes import Answerer, Speaker, Writer
 from tests.distance import distance
 from tests.invariants import test_answering, test_speaking, test_writing
-from tests.invariants.conftest import config, counts, drain, nap, runs_of_blocks, submit, tick
+from tests.invariants.conftest import blocks_of, config, counts, drain, nap, runs_of_blocks, submit, tick
 from tests.invariants.test_pools import through
 from tests.invariants.test_quantized import FAR, networks
 
@@ -115,6 +118,13 @@ def test_packed_weights_in_company_tell_what_they_tell_alone_to_the_bit(
     check_company(teller, config(folder, schedule=schedule, quantize=QuantConfig({"": scheme})))
 
 
+@pytest.mark.shows("bfloat16", "company", "invariant")
+def test_in_bfloat16_it_is_alone_in_company_to_the_bit(teller: Teller, folder: Path) -> None:
+    schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
+    chosen = ModelConfig(str(folder), dtype="bfloat16", device="cpu")
+    check_company(teller, replace(config(folder, schedule=schedule), model=chosen))
+
+
 def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one(
     teller: Teller, engine: Engine
 ) -> None:
@@ -135,6 +145,23 @@ def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one
         assert counted[2] - counted[1] < (counted[1] - counted[0]) / 2
 
 
+@pytest.mark.shows("recording")
+def test_a_recording_changes_nothing_and_names_all_blocks(teller: Teller, engine: Engine, tmp_path: Path) -> None:
+    [wanted, *_] = asks(teller)
+    found = []
+    for records in (False, True):
+        engine.runner.memo.clear()
+        if records:
+            engine.record()
+        found += run(engine, wanted)
+    [trace] = engine.end_recording(tmp_path / "trace.json.gz")
+    assert same(*found)
+    named = {str(event.get("name")) for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    ran = [names for names in blocks_of(engine) if named.issuperset(names)]
+    assert any(name.startswith(("model.", "talker.")) for names in ran for name in names)
+
+
+@pytest.mark.shows("block timings")
 def test_who_times_blocks_makes_the_same_and_hears_of_a_run_a_token(teller: Teller, engine: Engine) -> None:
     [wanted, *_] = asks(teller)
     engine.runner.memo.clear()
@@ -311,6 +338,21 @@ def test_packed_weights_make_nearly_what_floats_make_of_the_same(
         for ours, theirs in zip(found, made, strict=True):
             assert 0 < distance(ours, theirs) < FAR[scheme], name
     packed.close()
+
+
+@pytest.mark.shows("packed once")
+def test_a_folder_that_is_packed_once_tells_to_the_bit_what_packing_at_every_start_tells(
+    teller: Teller, folder: Path, tmp_path: Path
+) -> None:
+    chosen = config(folder, quantize=QuantConfig({"": "int8"}))
+    pack_checkpoint(chosen, tmp_path / "packed")
+    told = []
+    for each in (config(tmp_path / "packed"), chosen):
+        engine = start(each)
+        assert any(quantized_layers(network) for network in networks(engine))
+        told.append(run(engine, *asks(teller, temperature=0.9)))
+        engine.close()
+    assert all(same(found, expected) for found, expected in zip(*told, strict=True))
 
 
 @pytest.mark.shows("pools")
