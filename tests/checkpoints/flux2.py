@@ -389,6 +389,6 @@ FAMILIES = (
         ),
         reference=reference_dev,
         unable=BY_SIZE,
-        apart="diffusers cannot open",
+        lacks="torchvision",
     ),
 )

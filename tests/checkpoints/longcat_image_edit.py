@@ -70,6 +70,6 @@ FAMILIES = (
         ),
         reference=reference,
         unable=EULER,
-        apart="requires the Torchvision library",
+        lacks="torchvision",
     ),
 )

@@ -129,7 +129,7 @@ def several(kind: str, *, still: bool) -> Family:
         reference=partial(reference, plus=True),
         least_steps=2,
         unable=EULER,
-        apart="requires the Torchvision library",
+        lacks="torchvision",
     )
 
 
@@ -159,7 +159,7 @@ FAMILIES = (
         reference=reference,
         least_steps=2,
         unable=EULER,
-        apart="requires the Torchvision library",
+        lacks="torchvision",
     ),
     several("2509", still=False),
     several("2511", still=True),

@@ -95,6 +95,6 @@ FAMILIES = (
         reference=reference,
         least_steps=2,
         unable=EULER,
-        apart="requires the Torchvision library",
+        lacks="torchvision",
     ),
 )

@@ -140,7 +140,8 @@ class Family:
     `kind` tells the checkpoints of one architecture apart; a schedule needs `least_steps`; `sounds` is set where sound
     comes out; `unable` are schedulers that the reference cannot be given, and why. `long` are parameters with which
     every loop has a middle, where the wishes' own leave one a single step. `apart` is why `omnimuse parity` has nothing
-    to compare with, in words of what it says (`tests/parity` gives the reference what it needs).
+    to compare with, in words of what it says (`tests/parity` gives the reference what it needs), `lacks` the library
+    without which the reference does not start, and which the tests do without.
     """
 
     arch: str
@@ -153,6 +154,7 @@ class Family:
     sounds: bool = False
     long: Mapping[str, int] = field(default_factory=dict)
     apart: str = ""
+    lacks: str = ""
 
     @property
     def tolerance(self) -> float:
