@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnimuse.core.output import Chunk, Done, Event, Failed, Progress, Result
+from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
 from omnimuse.core.params import make_params
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -33,7 +34,8 @@ from tests.invariants.conftest import drain, nap, submit, tick, with_params
 from tests.invariants.test_pools import through
 from tests.once import Once
 from tests.ranks import play
-from tools.feature_list import PACKED_FILES, TELLING, TOLD, Feature
+from tests.skipping import counting
+from tools.feature_list import PACKED_FILES, TELLING, TOLD, Feature, measured
 from tools.features_page import asked, attempt
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -48,6 +50,7 @@ OWN = frozenset(
     {
         *("text out", "sound out", "picture out", "pictures shown", "videos shown", "sounds heard", "tools"),
         *("int8", "int4", "LoRA"),
+        *("scheduler", "TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks"),
         *PACKED_FILES,
     }
 )
@@ -58,6 +61,10 @@ SHOWN = ("pictures shown", "videos shown", "sounds heard")
 ALOUD = (*(name for name in ALWAYS if name != "reuse"), "sound out", *SHOWN, "tools")
 """Of what is shown who answers aloud reads all again."""
 DRAWN = (*ALWAYS, "picture out")
+WHOLE = tuple(name for name in DRAWN if name != "streams")
+CHOSEN = ("previews", "scheduler")
+"""What is asked of the picture of an answer."""
+SKIPS = ("MagCache", "TaylorSeer", "step masks")
 ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (WRITES, (*TEXT, "invariant", "int4", "layers", "sleep")),
     (WRITES, (*TEXT, "exact", "int8", "components", "sleep")),
@@ -91,13 +98,30 @@ POOLED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     for family, names in (ALONE[0], ALONE[1], ALONE[3], ALONE[5], ALONE[9])
 )
 """Of what is told while it is made, `test_in_two_pools_the_same_is_written_piece_by_piece` asks."""
+SKIPPING: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (DRAWS, (*DRAWN, *CHOSEN, *SKIPS, "exact", "int8", "layers", "sleep")),
+    (DRAWS, (*DRAWN, *CHOSEN, *SKIPS, "invariant", "int4", "components")),
+    (DRAWS, (*DRAWN, *CHOSEN, "DBCache", "TaylorSeer", "step masks", "invariant", "int4", "components", "sleep")),
+    (DRAWS, (*DRAWN, *CHOSEN, "DBCache", "exact", "int8", "layers")),
+    (DRAWS, (*DRAWN, *CHOSEN, "DBCache", "compile")),
+    (DRAWS, (*DRAWN, *CHOSEN, "TeaCache", "TaylorSeer", "step masks", "exact", "int4", "layers", "sleep")),
+    (DRAWS, (*DRAWN, *CHOSEN, "TeaCache", "invariant", "int8", "components")),
+    (DRAWS, (*DRAWN, *CHOSEN, "TeaCache", "compile")),
+    (DRAWS, (*WHOLE, *CHOSEN, "TeaCache", "pools")),
+    (DRAWS, (*WHOLE, *CHOSEN, *SKIPS, "pools")),
+)
+SKIPPING_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (DRAWS, (*DRAWN, *CHOSEN, *skips, axis))
+    for axis in ("tensor", "pipe")
+    for skips in (SKIPS, ("DBCache",), ("TeaCache",))
+)
 FOLDERS = tuple(files for files in PACKED_FILES if files not in IN_ONE_FILE)
 FILES_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((WRITES, (*TEXT, "layers", files)) for files in FOLDERS),
     *((ANSWERS, (*ALOUD, "layers", files)) for files in FOLDERS),
     *((DRAWS, (*DRAWN, "exact", "layers", "compile", "sleep", files)) for files in PACKED_FILES),
     *((DRAWS, (*DRAWN, "invariant", "components", files)) for files in PACKED_FILES),
-    *((DRAWS, (*(name for name in DRAWN if name != "streams"), "pools", files)) for files in PACKED_FILES),
+    *((DRAWS, (*WHOLE, "pools", files)) for files in PACKED_FILES),
 )
 FILES_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     (DRAWS, (*DRAWN, axis, files)) for files in PACKED_FILES for axis in ("tensor", "pipe")
@@ -116,11 +140,17 @@ class Told(Case):
     def plain(self) -> Told:
         return replace(self, names=tuple(name for name in self.names if name in OWN))
 
+    @property
+    def skips(self) -> bool:
+        """Whether steps of pictures are skipped."""
+        return any(feature.cache for feature in self.features)
+
     def ask(self) -> Ask:
         ask = asked(self.stand, self.features)
         chosen: dict[str, Any] = {"max_tokens": 12, "temperature": 0.8}
         if self.family == DRAWS:
-            chosen |= {"temperature": 0, "repetition_penalty": 1.5, "output_type": "pt", **talk_and_draw.DEFAULTS}
+            drawn = {**talk_and_draw.DEFAULTS, "num_inference_steps": 8} if self.skips else talk_and_draw.DEFAULTS
+            chosen |= {"temperature": 0, "repetition_penalty": 1.5, "output_type": "pt", **drawn}
         if "LoRA" in self.names:
             chosen |= {"loras": [f"{self.adapter}:0.8"]}
         if self.family == ANSWERS:
@@ -154,11 +184,16 @@ class Told(Case):
 
     def flight(self, engines: Sequence[Engine], *asks: Ask) -> list[Event]:
         """All events of these, in flight together."""
-        if len(engines) > 1:
-            events = through(engines, [engines[0].make_request(ask) for ask in asks])
-        else:
-            submit(engines[0], *asks)
-            events = self.events(engines[0]) if len(asks) > 1 else drain(engines[0])
+        with ExitStack() as counted:
+            skipped = [counted.enter_context(counting(engine)) for engine in engines]
+            if len(engines) > 1:
+                events = through(engines, [engines[0].make_request(ask) for ask in asks])
+            else:
+                submit(engines[0], *asks)
+                events = self.events(engines[0]) if len(asks) > 1 else drain(engines[0])
+        drawn = any(len(event.result.tensors.get("image", ())) for event in events if isinstance(event, Done))
+        assert any(any(each.values()) for each in skipped) == (drawn and self.skips)
+        assert any(isinstance(event, Preview) for event in events) == (drawn and "previews" in self.names)
         failed = [event.error for event in events if isinstance(event, Failed)]
         assert not failed, failed
         assert not any(engine.runner.forwards.retries for engine in engines)
@@ -220,8 +255,10 @@ def cases(asked: Iterable[tuple[str, tuple[str, ...]]], once: Once, home: Path) 
 
 def built(once: Once, family: str, files: str = "") -> Path:
     """Its checkpoint, by how its files are packed."""
-    folder = once.folder(f"told at once {family}", BUILD[family])
-    return once.folder(f"told at once {family} {files}", partial(FILES[files], folder)) if files else folder
+    folder = once.folder(f"told at once {family}", lambda made: measured(BUILD[family](made)))
+    if not files:
+        return folder
+    return once.folder(f"told at once {family} {files}", lambda made: (FILES[files](folder, made), measured(made)))
 
 
 def marked(case: Told, home: Path) -> Told:
@@ -263,7 +300,7 @@ def on_rank(rank: int, several: list[Told], meeting: Path) -> None:
 @pytest.mark.crossed
 @pytest.mark.parametrize(
     "asked",
-    [*ALONE, *SHARED, *COMPILED, *POOLED, *FILES_ALONE, *FILES_SHARED],
+    [*ALONE, *SHARED, *COMPILED, *POOLED, *SKIPPING, *SKIPPING_SHARED, *FILES_ALONE, *FILES_SHARED],
     ids=lambda asked: " ".join(asked[1]),
 )
 def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once, tmp_path: Path) -> None:
@@ -283,6 +320,10 @@ def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once,
             pytest.param(asked, id=f"files-{number}", marks=[pytest.mark.costly("files told"), *shown([asked])])
             for number, asked in enumerate(FILES_ALONE)
         ),
+        *(
+            pytest.param(asked, id=f"skips-{number}", marks=[pytest.mark.costly("skips told"), *shown([asked])])
+            for number, asked in enumerate(SKIPPING)
+        ),
     ],
 )
 def test_what_changes_nothing_changes_nothing_of_what_is_told(
@@ -299,6 +340,7 @@ def test_what_changes_nothing_changes_nothing_of_what_is_told(
     [
         pytest.param(SHARED, id="all", marks=shown(SHARED)),
         pytest.param(FILES_SHARED, id="files", marks=[pytest.mark.costly("files told"), *shown(FILES_SHARED)]),
+        pytest.param(SKIPPING_SHARED, id="skips", marks=[pytest.mark.costly("skips told"), *shown(SKIPPING_SHARED)]),
         pytest.param(COMPILED, id="compiled", marks=[pytest.mark.costly("compiled at once"), *shown(COMPILED)]),
     ],
 )
