@@ -64,7 +64,7 @@ HARMLESS = frozenset(
 for the last bits.
 """
 NARROW = 0.05
-"""By how much of their size latents may differ in bfloat16 that are added up in another order."""
+"""By how much of its size what is made may differ in bfloat16 that is added up in another order."""
 ASKED = ("picture in", "mask", "pad", "several", "previews", "scheduler", "company", "LoRA")
 """What the request of a picture has in every case."""
 ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
