@@ -282,7 +282,7 @@ FEATURES = (
     Feature("company", "different requests share forwards, and each gets what it gets alone within 1e-5"),
     Feature("invariant", "the same, to the bit", {"schedule": ScheduleConfig(tier="invariant")}),
     Feature("exact", "to the bit, every row in a forward of its own", {"schedule": ScheduleConfig(tier="exact")}),
-    Feature("bfloat16", "computed in bfloat16", {"dtype": "bfloat16"}, paired=False),
+    Feature("bfloat16", "computed in bfloat16", {"dtype": "bfloat16"}),
     Feature("TeaCache", "steps that change little are skipped", cache={"kind": "teacache", "threshold": 1e6}),
     Feature("DBCache", "the blocks between the first and the last are skipped", cache={"kind": "dbcache"}),
     Feature(
@@ -297,14 +297,14 @@ FEATURES = (
         cache={"mask": "medium"},
         params={"num_inference_steps": 8},
     ),
-    Feature("auto", "a step cache as `omnimuse calibrate` has chosen it", {"cache": CacheConfig("auto")}, paired=False),
+    Feature("auto", "a step cache as `omnimuse calibrate` has chosen it", {"cache": CacheConfig("auto")}),
     Feature("int8", "weights of 8 bits (docs/quantization.md)", {"quantize": QuantConfig({"": "int8"})}),
     Feature("int4", "weights of 4 bits", {"quantize": QuantConfig({"": "int4"})}),
     Feature("int8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "int8-dynamic"})}),
     Feature("fp8", "weights of 8 bits that are floats", {"quantize": QuantConfig({"": "fp8"})}),
     Feature("fp8-dynamic", "and what they are multiplied with", {"quantize": QuantConfig({"": "fp8-dynamic"})}),
     *(Feature(name, about, files=name) for name, about in PACKED_FILES.items()),
-    Feature("packed once", "a folder that `omnimuse quantize` has packed", files="packed once", paired=False),
+    Feature("packed once", "a folder that `omnimuse quantize` has packed", files="packed once"),
     Feature("LoRA", "adapters, other ones for each request", params={"loras": (Lora("style.safetensors"),)}),
     Feature("components", "networks take turns on the device", {"offload": OffloadConfig("components")}),
     Feature("layers", "blocks come in one at a time", {"offload": OffloadConfig("layers")}),
@@ -316,11 +316,11 @@ FEATURES = (
     Feature("shard", "ranks that share tokens keep blocks in parts", axes={"shard": 2}),
     Feature("pipe", "ranks hold some of the blocks each", axes={"pipe": 2}),
     Feature("cfg", "ranks evaluate a branch of the guidance each", axes={"cfg": 2}, also=guided),
-    Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True, paired=False),
+    Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
     Feature("tiles", "pictures are decoded in tiles", {"decode": DecodeConfig(tiling=True)}),
     Feature("tiles on ranks", "ranks decode some of the tiles each", axes={"vae_tiles": 2}),
-    Feature("block timings", "a request is told what every block took", ask={"blocks": True}, paired=False),
-    Feature("recording", "a trace of all that runs meanwhile (docs/profiling.md)", rests=True, paired=False),
+    Feature("block timings", "a request is told what every block took", ask={"blocks": True}),
+    Feature("recording", "a trace of all that runs meanwhile (docs/profiling.md)", rests=True),
     Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared, paired=False),
 )
 ATTENDING = ("reference", "flex", "sdpa_flash", "sdpa_math", "per role")
@@ -344,15 +344,16 @@ ATTENTION = (
 """Backends that families which draw can be started with."""
 STANDING = ("FluxPipeline-dev", "StableAudioPipeline", "WanPipeline-2.1-I2V")
 """Families that are asked first what goes together: the first that has both features."""
+SCHEMES = ("int8", "int4", "int8-dynamic", "fp8", "fp8-dynamic")
 ALIKE = (
-    *("several", "company", "invariant", "exact", "int8", "int4", *PACKED_FILES),
+    *("several", "company", "invariant", "exact", *SCHEMES, *PACKED_FILES),
     *("LoRA", "components", "layers", "sleep"),
 )
-SCHEMES = ("int8-dynamic", "fp8", "fp8-dynamic")
-"""Ways to pack weights of which no pairs are asked."""
 NEITHER = ("bfloat16", "packed once", "block timings", "recording")
-"""What no pairs are asked of anywhere, of what draws as of what tells."""
-ALONE = ("TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks", "ulysses", "ring", "shard", "cfg")
+"""What no pairs are asked of where something is told."""
+ALONE = ("ulysses", "ring", "shard", "cfg")
+"""What nothing has that writes or speaks."""
+SKIPS = ("TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks")
 """What nothing has that writes or speaks alone; what draws besides skips steps of its pictures."""
 PICTURES = ("previews", "scheduler")
 """What could be asked of the pictures of an answer."""
@@ -369,9 +370,11 @@ TOLD = (
     Feature("tools", "functions that an answer may ask for, where the template tells of them", give=with_tools),
     Feature("reuse", "a beginning that was read before is not read again", also=remembers),
     *(feature for feature in FEATURES if feature.name in ALIKE),
-    *(replace(each, also=makes("image"), paired=False) for each in FEATURES if each.name in PICTURES),
-    *(replace(feature, paired=False) for feature in FEATURES if feature.name in (*SCHEMES, *NEITHER, *ALONE)),
-    *(replace(each, paired=True) for each in FEATURES if each.name in ("compile", "tensor", "pipe", "pools")),
+    *(replace(each, also=makes("image")) for each in FEATURES if each.name in PICTURES),
+    *(feature for feature in FEATURES if feature.name in SKIPS),
+    *(replace(feature, paired=False) for feature in FEATURES if feature.name in (*NEITHER, *ALONE)),
+    *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "pipe", "pools")),
+    *(replace(each, also=makes("image")) for each in FEATURES if each.name == "tiles"),
     Feature(
         "attention",
         "a backend asked for by its name, for what draws beside",

@@ -300,7 +300,8 @@ def page() -> str:
             measured(stand.folder)
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
         attending = families(drawing, ATTENTION, tests)
-        pairs = [together(drawing, FEATURES, STANDING, tests), together(telling, TOLD, STANDING_TOLD, tests)]
+        paired = (*FEATURES, *ATTENTION)
+        pairs = [together(drawing, paired, STANDING, tests), together(telling, TOLD, STANDING_TOLD, tests)]
     return "".join(
         [
             BEGIN,

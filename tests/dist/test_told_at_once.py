@@ -35,7 +35,7 @@ from tests.invariants.test_pools import through
 from tests.once import Once
 from tests.ranks import play
 from tests.skipping import counting
-from tools.feature_list import PACKED_FILES, TELLING, TOLD, Feature, measured
+from tools.feature_list import PACKED_FILES, SCHEMES, TELLING, TOLD, Feature, measured
 from tools.features_page import asked, attempt
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -49,7 +49,7 @@ BUILD: Mapping[str, Callable[[Path], Path]] = {
 OWN = frozenset(
     {
         *("text out", "sound out", "picture out", "pictures shown", "videos shown", "sounds heard", "tools"),
-        *("int8", "int4", "LoRA"),
+        *(*SCHEMES, "LoRA", "tiles"),
         *("scheduler", "TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks"),
         *PACKED_FILES,
     }
@@ -60,7 +60,7 @@ TEXT = (*ALWAYS, "tools")
 SHOWN = ("pictures shown", "videos shown", "sounds heard")
 ALOUD = (*(name for name in ALWAYS if name != "reuse"), "sound out", *SHOWN, "tools")
 """Of what is shown who answers aloud reads all again."""
-DRAWN = (*ALWAYS, "picture out")
+DRAWN = (*ALWAYS, "picture out", "tiles")
 WHOLE = tuple(name for name in DRAWN if name != "streams")
 CHOSEN = ("previews", "scheduler")
 """What is asked of the picture of an answer."""
@@ -115,13 +115,30 @@ SKIPPING_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     for axis in ("tensor", "pipe")
     for skips in (SKIPS, ("DBCache",), ("TeaCache",))
 )
+ROUNDING = ("int8-dynamic", "fp8", "fp8-dynamic")
+ROUNDED_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (family, (*names, scheme))
+    for scheme in ROUNDING
+    for family, names in (
+        (WRITES, (*TEXT, "exact", "layers", "sleep")),
+        (WRITES, (*TEXT, "invariant", "components")),
+        (WRITES, (*TEXT, "exact", "compile")),
+        (WRITES, (*(name for name in TEXT if name != "streams"), "exact", "pools")),
+        (ANSWERS, (*ALOUD, "exact")),
+        *((DRAWS, (*DRAWN, *CHOSEN, *skips, "exact")) for skips in (SKIPS, ("DBCache",), ("TeaCache",))),
+    )
+)
+"""Where inputs are rounded, too, a last bit changes tokens: each has a forward of its own, or bits that stay."""
+ROUNDED_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (WRITES, (*TEXT, "pipe", "exact", scheme)) for scheme in ROUNDING
+)
 FOLDERS = tuple(files for files in PACKED_FILES if files not in IN_ONE_FILE)
 FILES_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
     *((WRITES, (*TEXT, "layers", files)) for files in FOLDERS),
     *((ANSWERS, (*ALOUD, "layers", files)) for files in FOLDERS),
-    *((DRAWS, (*DRAWN, "exact", "layers", "compile", "sleep", files)) for files in PACKED_FILES),
-    *((DRAWS, (*DRAWN, "invariant", "components", files)) for files in PACKED_FILES),
-    *((DRAWS, (*WHOLE, "pools", files)) for files in PACKED_FILES),
+    *((DRAWS, (*DRAWN, *CHOSEN, *SKIPS, "exact", "layers", "compile", "sleep", files)) for files in PACKED_FILES),
+    *((DRAWS, (*DRAWN, *CHOSEN, "TeaCache", "invariant", "components", files)) for files in PACKED_FILES),
+    *((DRAWS, (*WHOLE, *CHOSEN, "DBCache", "pools", files)) for files in PACKED_FILES),
 )
 FILES_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     (DRAWS, (*DRAWN, axis, files)) for files in PACKED_FILES for axis in ("tensor", "pipe")
@@ -300,7 +317,10 @@ def on_rank(rank: int, several: list[Told], meeting: Path) -> None:
 @pytest.mark.crossed
 @pytest.mark.parametrize(
     "asked",
-    [*ALONE, *SHARED, *COMPILED, *POOLED, *SKIPPING, *SKIPPING_SHARED, *FILES_ALONE, *FILES_SHARED],
+    [
+        *(*ALONE, *SHARED, *COMPILED, *POOLED, *SKIPPING, *SKIPPING_SHARED),
+        *(*ROUNDED_ALONE, *ROUNDED_SHARED, *FILES_ALONE, *FILES_SHARED),
+    ],
     ids=lambda asked: " ".join(asked[1]),
 )
 def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once, tmp_path: Path) -> None:
@@ -317,8 +337,9 @@ def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once,
     [
         *(pytest.param(asked, id=str(number), marks=shown([asked])) for number, asked in enumerate((*ALONE, *POOLED))),
         *(
-            pytest.param(asked, id=f"files-{number}", marks=[pytest.mark.costly("files told"), *shown([asked])])
-            for number, asked in enumerate(FILES_ALONE)
+            pytest.param(asked, id=f"{what}-{number}", marks=[pytest.mark.costly(f"{what} told"), *shown([asked])])
+            for what, several in (("files", FILES_ALONE), ("rounded", ROUNDED_ALONE))
+            for number, asked in enumerate(several)
         ),
         *(
             pytest.param(asked, id=f"skips-{number}", marks=[pytest.mark.costly("skips told"), *shown([asked])])
@@ -341,6 +362,7 @@ def test_what_changes_nothing_changes_nothing_of_what_is_told(
         pytest.param(SHARED, id="all", marks=shown(SHARED)),
         pytest.param(FILES_SHARED, id="files", marks=[pytest.mark.costly("files told"), *shown(FILES_SHARED)]),
         pytest.param(SKIPPING_SHARED, id="skips", marks=[pytest.mark.costly("skips told"), *shown(SKIPPING_SHARED)]),
+        pytest.param(ROUNDED_SHARED, id="rounded", marks=[pytest.mark.costly("rounded told"), *shown(ROUNDED_SHARED)]),
         pytest.param(COMPILED, id="compiled", marks=[pytest.mark.costly("compiled at once"), *shown(COMPILED)]),
     ],
 )

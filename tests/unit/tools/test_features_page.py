@@ -39,7 +39,7 @@ def test_every_family_has_a_row() -> None:
     assert [row[0].strip("`") for row in rows_of("`")] == expected
 
 
-@pytest.mark.parametrize("features", [FEATURES, TOLD], ids=["draws", "tells"])
+@pytest.mark.parametrize("features", [(*FEATURES, *ATTENTION), TOLD], ids=["draws", "tells"])
 def test_every_pair_of_features_says_one_of_the_words(features: tuple[Feature, ...]) -> None:
     names = [feature.name for feature in features if feature.paired]
     rows = [row for row in rows_of(rf"({'|'.join(map(re.escape, names))}) \|") if len(row) == len(names)]
