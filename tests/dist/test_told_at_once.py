@@ -155,7 +155,10 @@ class Told(Case):
 
     @property
     def plain(self) -> Told:
-        return replace(self, names=tuple(name for name in self.names if name in OWN))
+        """Where inputs are rounded, too, with the same forwards: a last bit tips their rounding."""
+        rounded = any(name.endswith("-dynamic") for name in self.names)
+        kept = OWN | {"exact", "invariant"} if rounded else OWN
+        return replace(self, names=tuple(name for name in self.names if name in kept))
 
     @property
     def skips(self) -> bool:
