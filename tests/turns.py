@@ -20,7 +20,7 @@ from zlib import crc32
 
 import pytest
 
-TURNS = 24
+TURNS = 36
 OFTEN = ("ZImagePipeline", "WanPipeline-5B", "StableAudioPipeline")
 """Families by the names in the ids of their tests; no other family's name goes on where one of these ends. What writes
 text is crossed with nothing. There are a whole number of turns for each of them.
