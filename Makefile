@@ -106,10 +106,10 @@ gpu:
 	$(MAKE) --no-print-directory gpu-tests && exit $$figures
 
 # They end in time, too, and then say how many have run. What is compiled would take minutes more: `pytest tests/gpu`.
-GPU_SECONDS ?= 130
+GPU_SECONDS ?= 120
 gpu-tests:
-	export PYTHONPATH=build/site:. OMP_NUM_THREADS=2; timeout --foreground -s INT -k 20 $(GPU_SECONDS) $(GPU_PYTHON) -m pytest \
-	tests/gpu tests/unit/offload/test_layerwise.py -m gpu -k "not compiled" -p no:benchmark -n 8 --dist worksteal
+	export PYTHONPATH=build/site:. OMP_NUM_THREADS=2; \
+	timeout --foreground -s INT -k 20 $(GPU_SECONDS) $(GPU_PYTHON) -m pytest tests/gpu tests/unit/offload/test_layerwise.py -m gpu -k "not compiled" -p no:benchmark -n 8 --dist worksteal
 
 # What a machine with torch for CUDA and its usual company (numpy, pytest, pillow ...) still lacks, into wheels/.
 # GPU_VERSION is the Python there.

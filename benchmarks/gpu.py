@@ -299,12 +299,17 @@ TINY = " **This is no GPU**: tiny networks, which show that the code runs and no
 
 
 def commit() -> str:
-    """Of the code that is measured; "" where nobody knows."""
-    asked = ["git", "-C", str(PUBLISHED.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    """Of the code that is measured, and whether it was changed, but for what this writes; "" where nobody knows."""
+    git, written = ["git", "-C", str(PUBLISHED.parent.parent)], (":(exclude)docs/gpu.json", ":(exclude)docs/gpu.md")
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        known = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno", "--", ".", *written], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return ""
+    name = known.stdout.strip()
+    return f"{name}-dirty" if name and changed.stdout.strip() else name
 
 
 def machine(device: torch.device) -> Row:

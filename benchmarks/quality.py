@@ -43,6 +43,7 @@ from omnimuse.engine.local import present, start
 from omnimuse.loader.resolve import resolve
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.worker.find import find
+from omnimuse.worker.place import native_bfloat16
 from tools.train_shapes.data import SIZE
 from tools.train_shapes.film_grade import FilmTask, as_frames, draw_film_tasks, judge_film_task
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
@@ -435,7 +436,7 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    units = "with" if torch.cpu.get_capabilities().get("avx512_bf16") else "without"
+    units = "with" if native_bfloat16(torch.device("cpu"))[0] else "without"
     return f"{names[0] if names else platform.machine()}, {units} units for bfloat16"
 
 
@@ -493,6 +494,8 @@ def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
             cells.append(each.against(found[exactly]) if exactly in found else "")
             cells.append("" if each.pixels is None else f"{each.pixels:.1f}")
             lines.append(f"| {name} | {' | '.join(cells)} |")
+        if unknown := [name for name, each in found.items() if each.source and not each.processor]:
+            lines += ["", f"By which processor is not known: {'; '.join(unknown)}."]
         for kind in sorted({each.processor for each in found.values()} - {""}):
             named = "; ".join(name for name, each in found.items() if each.processor == kind)
             lines += ["", f"By {kind}: {named}."]

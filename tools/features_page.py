@@ -273,9 +273,9 @@ BEGIN = """# Features
 
 Made by `make features` from what the code and its tests declare; do not change it by hand. Rows are tiny checkpoints
 of every family, as the tests have them. Each is asked: a feature that its door or its start refuses is `refused`;
-`impossible` is what it has nothing of. Everything else `works`, as a test of that very checkpoint shows, or of one that
-differs from it in sizes alone. Ranks beside pools are those of each pool (docs/deploy.md). The numbers lead to the
-test, or to what is said, below each table.
+`impossible` is what it has nothing of, or what tests cannot try. Everything else `works`, as a test of that very
+checkpoint shows, or of one that differs from it in sizes alone. Ranks beside pools are those of each pool
+(docs/deploy.md). The numbers lead to the test, or to what is said, below each table.
 
 ## What they are
 

@@ -118,10 +118,10 @@ def run(args: argparse.Namespace) -> int:
     record, wrong = _say(config, ask, file, args.speed, shown)
     _tell(record, shown)
     print_warnings(record, sys.stderr)
-    if shown.plot is not None:
-        plot(record, shown.plot, args.overwrite)
     if wrong:
         print(f"omnimuse: {wrong}", file=sys.stderr)
+    if shown.plot is not None:
+        plot(record, shown.plot, args.overwrite)
     return int(bool(wrong))
 
 

@@ -83,7 +83,10 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
             "profiler_config enable_cache_dit_summary",
         ),
         **_void("instructions of up to 4000 characters are taken", "tts_max_instructions_length"),
-        **_void("parts of a pipeline are timed in any case", "enable_diffusion_pipeline_profiler"),
+        **_void(
+            "parts of all stages are logged with --enable-diffusion-pipeline-profiler",
+            "enable_diffusion_pipeline_profiler",
+        ),
         # what would change it, or cannot be
         **_refused(
             "ranks are those of one stage, which says how many, or of a whole model (docs/parallel.md)",

@@ -488,7 +488,7 @@ class Replica:
         gone = Ended("", errors.EngineDeadError.__name__, f"worker {self.index}: {why}")
         for answer in (Profiled("", why), Slept(0, why), TriedOn(gone)):
             self._answered(answer)
-        lost, self.running = self.running, {}
+        lost, self.running, self.adapters = self.running, {}, (0, 0)
         for attempt in lost.values():
             for path in self.plan.spool.glob(f"*{attempt.request.id}-{life.settings.name}-*"):
                 path.unlink(missing_ok=True)

@@ -371,8 +371,9 @@ def test_parts_of_a_pipeline_that_says_nothing_of_them_are_told(
 
 def test_parts_are_told_beside_what_is_timed_around_them() -> None:
     state = State(Door.of(SPEC, {}, "fake").make_request(ask(), 0.0, 1), 0)
-    note_times(state, [DiffusionOutput(stage_durations={"queue": 1.0, "encode": 2.0, "vae.decode": 3.0})])
-    assert state.timed == {"stage queue": 1.0, "stage encode": 2.0, "vae.decode": 3.0}
+    told = {"queue": 1.0, "encode": 2.0, "vae.decode": 3.0, "denoise": 4.0}
+    note_times(state, [DiffusionOutput(stage_durations=told)], loops=("denoise",))
+    assert state.timed == {"stage queue": 1.0, "stage encode": 2.0, "vae.decode": 3.0, "stage denoise": 4.0}
 
 
 def test_steps_are_taken_back_where_forward_is_there_and_refused_where_they_are_not(folder: Path) -> None:

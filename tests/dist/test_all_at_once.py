@@ -31,6 +31,7 @@ from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Family
 from tests.compiling import Counter, compile_with
+from tests.distance import distance
 from tests.invariants.conftest import drain, nap, outputs, tick, with_params
 from tests.invariants.test_pools import through
 from tests.invariants.test_quantized import FAR
@@ -275,7 +276,7 @@ class Case:
         narrow = NARROW if "bfloat16" in self.names else 0.0
         near = 1e-4 if "compile" in self.names else 1e-5
         bound = 0.0 if self.steady else FAR[self.tipping] if self.tipping else narrow or near
-        errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
+        errors = [distance(a, b) for a, b in zip(found, expected, strict=True)]
         return [f"{self.family}, {' '.join(self.names)}: {error:.1e}" for error in errors if not error <= bound]
 
 

@@ -20,7 +20,6 @@ from tests.invariants.conftest import subject as subject
 
 Make = Callable[..., Engine]
 TESTED = os.environ.get("OMNIMUSE_TESTED_DEVICE", "cuda")
-HAS_ENGINES = {"subject", "teller"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "gpu":
             item.add_marker(pytest.mark.gpu)
-            engines = not HAS_ENGINES.isdisjoint(item.fixturenames)  # type: ignore[attr-defined]
+            engines = "subject" in item.fixturenames  # type: ignore[attr-defined]
             if engines and TESTED == "cuda" and not torch.cuda.is_available():
                 item.add_marker(absent)
 

@@ -114,18 +114,18 @@ def short(engine: Engine, refuse: Refuse) -> Iterator[None]:
             raise torch.OutOfMemoryError(SAYS)
 
     hooks = [network.register_forward_pre_hook(refused) for network in drawing(engine).values()]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def ended(engine: Engine, asks: Sequence[Ask]) -> list[Outcome]:
     """What became of all of them in flight together. Whose blocks went aside is told so, of networks that it ran."""
     [*names], ids = drawing(engine), submit(engine, *asks)
     events, aside = drain(engine), engine.runner.forwards.asides.total()
-    told = {
-        f"memory ran out in a step of {each}, which was done with its blocks outside of the device" for each in names
-    }
+    told = {TOLD.format(each) for each in names}
     failed = {event.request_id: event.error for event in events if isinstance(event, Failed)}
     for event in events:
         if isinstance(event, Done):

@@ -112,9 +112,9 @@ def test_the_page_draws_a_picture_in_a_real_browser(server: WholeServer) -> None
 
 
 def test_a_killed_worker_is_replaced_and_its_request_drawn_again(server: WholeServer) -> None:
-    wanted = pixels(server.draw(seed=5, num_inference_steps=40))
+    wanted = pixels(server.draw(seed=5, num_inference_steps=100))
     answers: list[Answer] = []
-    drawing = threading.Thread(target=lambda: answers.append(server.draw(seed=5, num_inference_steps=40)))
+    drawing = threading.Thread(target=lambda: answers.append(server.draw(seed=5, num_inference_steps=100)))
     drawing.start()
     end = time.monotonic() + 30
     while not server.ask("/load").json["requests"] and time.monotonic() < end:

@@ -48,7 +48,7 @@ class Sdpa:
             return ""
         few = torch.zeros(1, 1, 8, head_dim, device=device, dtype=dtype)
         masks = None, torch.ones(1, 1, 8, 8, device=device, dtype=torch.bool)
-        bare, masked = (NAMES[torch._fused_sdp_choice(few, few, few, mask)] for mask in masks)
+        bare, masked = (NAMES.get(torch._fused_sdp_choice(few, few, few, mask), "") for mask in masks)
         return bare if bare == masked else f"{bare}, {masked} with a mask"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

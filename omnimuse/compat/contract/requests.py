@@ -6,7 +6,7 @@ C channels, h w sides, F frames, n samples of sound.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from inspect import signature
 from typing import Any
@@ -76,21 +76,21 @@ def _lengths(seconds: float | None) -> dict[str, float]:
     return {} if seconds is None else {name: seconds for name in THEIRS["seconds"] if name != "seconds"}
 
 
-def note_times(state: State, made: Any, pipe: object = None) -> None:
+def note_times(state: State, made: Any, pipe: object = None, loops: Collection[str] = ()) -> None:
     """How long parts of a pipeline took goes with the times of its stages: what it has measured since the last
-    `clear_profiler_records`, where it inherits the profiler, and what it says beside what it `made`.
+    `clear_profiler_records`, where it inherits the profiler, and what it says beside what it `made`. `loops` are ours.
     """
     told = made if isinstance(made, list) else [made]
     if isinstance(pipe, DiffusionPipelineProfilerMixin):
         told = [DiffusionOutput(stage_durations=pipe.stage_durations), *told]
     for each in told:
         if isinstance(each, DiffusionOutput):
-            note_parts(state, each.stage_durations or {})
+            note_parts(state, each.stage_durations or {}, loops)
 
 
-def note_parts(state: State, seconds: Mapping[str, float]) -> None:
+def note_parts(state: State, seconds: Mapping[str, float], loops: Collection[str] = ()) -> None:
     """The same of seconds by names that the pipeline gave."""
-    state.timed |= {name: seconds[theirs] for theirs, name in apart(seconds).items()}
+    state.timed |= {name: seconds[theirs] for theirs, name in apart(seconds, loops).items()}
 
 
 def finished(made: Any, after: Callable[..., Any] | None, medium: str) -> Tensor:

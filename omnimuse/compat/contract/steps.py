@@ -122,7 +122,7 @@ class Prepare(Stage):
                     pipe.clear_profiler_records()  # of those that were drawn before
                 prepared = pipe.prepare_encode(fresh)
                 if profiled:
-                    note_parts(state, pipe.stage_durations)
+                    note_parts(state, pipe.stage_durations, (Steps.name,))
                 state["request"] = fresh if prepared is None else prepared
 
 
@@ -202,5 +202,5 @@ class Finish(Stage):
                 pipe.clear_profiler_records()  # of all that have stepped together
             with within(live.surroundings):
                 made = pipe.post_decode(state["stepped"])
-                note_times(state, made, pipe)
+                note_times(state, made, pipe, (Steps.name,))
                 state[self.medium] = finished(made, live.after, self.medium)
