@@ -71,7 +71,7 @@ def drawn(engine: Engine, wishes: Sequence[Wish], **changed: Any) -> list[Tensor
 
 
 @cache
-def tests_in(path: Path) -> frozenset[str]:
+def named_in(path: Path) -> frozenset[str]:
     """What the functions in a file are called: many rows of a table name the same one."""
     return frozenset(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
 

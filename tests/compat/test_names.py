@@ -75,7 +75,7 @@ from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.find import find
-from tests.compat.running import taken, tests_in
+from tests.compat.running import named_in, taken
 from tools.compat_page import PAGE, page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -112,7 +112,7 @@ def test_what_the_documents_name_has_a_row_each() -> None:
 def test_every_name_is_there_and_its_test_exists(row: Known) -> None:
     assert " " in row.module or hasattr(import_module(f"omnimuse.compat.{row.module}"), row.name)
     path, _, name = row.test.partition("::")
-    assert name in tests_in(ROOT / path)
+    assert name in named_in(ROOT / path)
 
 
 @pytest.mark.parametrize("row", NAMES.refused, ids=lambda row: f"{row.module}.{row.name}")

@@ -39,7 +39,7 @@ from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.models import REGISTRY
 from omnimuse.parallel.mesh import Mesh
 from tests.compat.checkpoints import COMPOSED, PLUGIN
-from tests.compat.running import taken, tests_in
+from tests.compat.running import named_in, taken
 
 TESTS = Path(__file__).resolve().parent.parent.parent
 NATIVE = REGISTRY.spec("FluxPipeline")
@@ -55,7 +55,7 @@ def test_every_name_is_there_and_its_test_exists(row: Known) -> None:
     assert hasattr(import_module(here(row.module)), row.name)
     assert row.where and row.does
     path, _, name = row.test.partition("::")
-    assert name in tests_in(TESTS / path)
+    assert name in named_in(TESTS / path)
 
 
 @pytest.mark.parametrize("row", NAMES.refused, ids=lambda row: f"{row.module}.{row.name}")
