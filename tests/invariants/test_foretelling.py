@@ -320,6 +320,7 @@ def test_what_is_decoded_in_tiles_is_tried_in_tiles_that_are_as_large_and_foreto
 
 
 @pytest.mark.costly
+@pytest.mark.timeout(300)
 @of([family for family in FAMILIES if family.name in IN_TILES])
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["on the CPU", "on a second device"])
 def test_what_has_no_room_is_what_it_is_in_tiles_of_that_size_that_somebody_chose(
