@@ -337,6 +337,16 @@ def on_rank(rank: int, several: list[Case], meeting: Path) -> None:
         engine.close()
 
 
+def wrong_on_two(several: list[Case], folder: Path) -> list[str]:
+    """What differs of what two ranks make of all these from what one makes of each by itself."""
+    play(on_rank, several, folder / "meeting", ranks=2)
+    wrong = list[str]()
+    for case in several:
+        found = load_file(case.results)
+        wrong += case.wrong([found[str(i)] for i in range(len(found))], on_one(case.plain))
+    return wrong
+
+
 def on_one(case: Case) -> list[Tensor]:
     """What one rank draws; blocks are compiled by a compiler that makes no code."""
     engines = case.started()
@@ -394,10 +404,4 @@ def test_what_changes_nothing_changes_nothing_of_what_the_others_make(
     ],
 )
 def test_neither_do_two_ranks(asked: Sequence[tuple[str, tuple[str, ...]]], fitted: Fitted, tmp_path: Path) -> None:
-    several = cases(asked, fitted, tmp_path)
-    play(on_rank, several, tmp_path / "meeting", ranks=2)
-    wrong = []
-    for case in several:
-        found = load_file(case.results)
-        wrong += case.wrong([found[str(i)] for i in range(len(found))], on_one(case.plain))
-    assert not wrong
+    assert not wrong_on_two(cases(asked, fitted, tmp_path), tmp_path)

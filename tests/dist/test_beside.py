@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.output import Done, Preview
@@ -31,11 +30,10 @@ from tests.dist.test_all_at_once import (
     Fitted,
     cases,
     on_one,
-    on_rank,
     shown,
+    wrong_on_two,
 )
 from tests.invariants.conftest import told
-from tests.ranks import play
 from tools.feature_list import ATTENDING, PACKED_FILES
 from tools.features_page import attempt
 
@@ -137,13 +135,7 @@ def test_beside_all_else_it_changes_nothing(asked: Asked, fitted: Fitted, tmp_pa
     ],
 )
 def test_nor_on_two_ranks(asked: Sequence[Asked], fitted: Fitted, tmp_path: Path) -> None:
-    several = cases(asked, fitted, tmp_path)
-    play(on_rank, several, tmp_path / "meeting", ranks=2)
-    wrong = []
-    for case in several:
-        found = load_file(case.results)
-        wrong += case.wrong([found[str(i)] for i in range(len(found))], on_one(case.plain))
-    assert not wrong
+    assert not wrong_on_two(cases(asked, fitted, tmp_path), tmp_path)
 
 
 def on_two(case: Case) -> DeployConfig:
