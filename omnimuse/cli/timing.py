@@ -1,6 +1,4 @@
-"""What a command spends its time on: seconds by name, and a recording of what is computed. Used by
-`generate` and `speak`.
-"""
+"""What a command spends its time on: seconds by name, and a recording of what is computed."""
 
 from __future__ import annotations
 
