@@ -89,7 +89,8 @@ class Reader:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
             why = why.replace(AGAIN, "get the adapter again")
             raise refusal(source, f"cannot be read: {why}") from problem
-        return Adapter(f"{stamp(source, self._folder)} {component}", products, self._within)
+        changed = self._within.union(each.component for each in bound.values())
+        return Adapter(f"{stamp(source, self._folder)} {component}", products, changed)
 
     # -- names -----------------------------------------------------------------------------------------------------
 
@@ -177,6 +178,8 @@ class Reader:
             start += outputs.count
             sites = self._sites[bound.component]
             dtype, share = sites.dtype(outputs.path), sites.share(outputs.path)
+            if share is not None and not share.spans:
+                continue  # another process has that layer
             down = tensors["down"]
             if share is not None and share.dim == 1:
                 down = torch.cat([down[:, first:last] for first, last in share.spans], 1)

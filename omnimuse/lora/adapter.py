@@ -50,23 +50,18 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The products of one file, by site. `id` tells it from all others, also from the same file changed. `within` are
-    components that the sites' are parts of, where another pipeline has them.
+    """The products of one file that are for layers of this process, by site. `id` tells it from all others, also from
+    the same file changed. It changes something in these `components`, wherever they are.
     """
 
     id: str
     products: Mapping[Site, tuple[Product, ...]]
-    within: frozenset[str] = frozenset()
+    components: frozenset[str] = frozenset()
 
     @cached_property
     def nbytes(self) -> int:
         """The memory it takes."""
         return sum(product.nbytes for products in self.products.values() for product in products)
-
-    @property
-    def components(self) -> frozenset[str]:
-        """The components that it changes something in."""
-        return frozenset(component for component, _ in self.products) | self.within
 
 
 @dataclass(frozen=True)

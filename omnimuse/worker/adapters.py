@@ -27,6 +27,7 @@ from omnimuse.parallel.tensor import GatheredLinear, Gathering, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.failures import settle
 from omnimuse.worker.named import import_named, rules_of
+from omnimuse.worker.ranks import held_blocks
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
@@ -112,13 +113,28 @@ def _of_others(under: Build, wardrobe: Wardrobe) -> Adapters:
 
 
 def _shares(under: Build, name: str) -> dict[str, Slices]:
-    """Which inputs or outputs a layer of a component computes with here, where not all.
+    """Which inputs or outputs a layer of a component computes with here, where not all: none where another process has
+    it.
 
     A layer whose outputs every rank is given has all of them.
     """
-    whole = {path for path, part in under.modules[name].named_modules() if isinstance(part, Gathering)}
+    module = under.modules[name]
+    whole = {path for path, part in module.named_modules() if isinstance(part, Gathering)}
     found = {tensor.removesuffix(".weight"): share for tensor, share in under.held.shares.get(name, {}).items()}
-    return {path: share for path, share in found.items() if path not in whole}
+    absent = dict.fromkeys(_absent(under, name, module), Slices(0, 0, ()))
+    return {path: share for path, share in found.items() if path not in whole} | absent
+
+
+def _absent(under: Build, name: str, module: nn.Module) -> set[str]:
+    """The parts of a component that another process has."""
+    if name not in under.here:
+        return {path for path, _ in module.named_modules()}
+    away = set[nn.Module]()
+    for label in under.held.spans.get(name, {}):
+        away.update(under.networks[name].stacks()[label].blocks())
+        away.difference_update(held_blocks(under, name, label))
+    inside = {part for block in away for part in block.modules()}
+    return {path for path, part in module.named_modules() if part in inside}
 
 
 def _dress(under: Build) -> None:

@@ -66,3 +66,27 @@ def test_what_one_rank_cannot_read_none_wears_and_all_go_on(z_image_folder: Path
     write(tmp_path / "style.safetensors", layers_of(z_image_folder))
     play(on_rank, z_image_folder, tmp_path, ranks=2)
     assert (tmp_path / "whole").exists()
+
+
+def half(rank: int, folder: Path, home: Path) -> None:
+    """Each rank has half of the blocks, and of an adapter what is for these."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{home / 'meeting'}", rank=rank, world_size=2)
+    config = Config(
+        ModelConfig(str(folder), dtype="float32", device="cpu"),
+        parallel=ParallelConfig(pipe=2),
+        host=HostConfig(threads=1),
+    )
+    engine = start(config)  # rank 1 stays in here
+    try_on(engine, [Lora(str(home / "style.safetensors"))])
+    [found] = engine.runner.pipeline.ctx.adapters.living
+    (home / "sites").write_text("\n".join(path for _, path in found.products))
+    engine.close()
+
+
+def test_of_an_adapter_a_rank_has_what_is_for_its_blocks(z_image_folder: Path, tmp_path: Path) -> None:
+    layers = {name: size for name, size in layers_of(z_image_folder).items() if name.startswith("layers.")}
+    write(tmp_path / "style.safetensors", layers)
+    play(half, z_image_folder, tmp_path, ranks=2)
+    of_blocks = {path.split(".")[1] for path in (tmp_path / "sites").read_text().split()}
+    assert of_blocks == {"0"} != {name.split(".")[1] for name in layers}

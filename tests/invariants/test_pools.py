@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -19,6 +20,7 @@ from omnimuse.pipeline.state import State, changed
 from omnimuse.worker.explain import explain
 from omnimuse.worker.part import ELSEWHERE
 from tests.carrying import carried, three
+from tests.checkpoints.adapters import layers_of, write
 from tests.invariants.conftest import Subject, counts, drain, outputs
 
 
@@ -62,6 +64,32 @@ def test_a_request_that_goes_through_three_pools_is_the_same_to_the_byte(subject
             used = {name for stage in engine.runner.pipeline.own for name in (*stage.uses, *stage.looks)}
             assert used.isdisjoint(ctx.lent) and set(ctx.lent.values()) <= {ELSEWHERE}
             assert not engine.runner.states and not engine.runner.jobs
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+@pytest.mark.crossed
+def test_an_adapter_takes_room_in_the_pools_that_have_its_layers_and_nowhere_else(
+    subject: Subject, shared: Engine, tmp_path: Path
+) -> None:
+    write(tmp_path / "style.safetensors", layers_of(subject.folder))
+    ask = subject.ask(0, loras=[f"{tmp_path / 'style.safetensors'}:0.7"])
+    deploy = three(shared.runner.pipeline.stages)
+    engines = [start(subject.config(deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
+    try:
+        request = shared.make_request(ask)
+        shared.submit(replace(request, id="whole"))
+        events, told = drain(shared), through(engines, [request])
+        assert torch.equal(outputs(told, request.id), outputs(events, "whole"))
+        whole, *parts = (engine.runner.pipeline.ctx.adapters for engine in (shared, *engines))
+        changed = {site for adapter in whole.living for site in adapter.products}
+        for adapters, engine in zip(parts, engines, strict=True):
+            own = engine.runner.pipeline.ctx
+            [found] = adapters.living
+            assert {*found.products} == {site for site in changed if site[0] not in own.lent}
+            assert found.components == whole.living[0].components, "it changes as much everywhere"
+        assert 0 in [each.nbytes for each in parts] and whole.nbytes in [each.nbytes for each in parts]
     finally:
         for engine in engines:
             engine.close()
