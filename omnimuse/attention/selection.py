@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -117,8 +118,9 @@ def bind_all(
     ring, compiled = config.parallel.ring > 1, config.compile.mode != "none"
     together = nn.ModuleDict(networks)
     bindings = bind(together, config.attention, device, dtype, weighing=ring, compiled=compiled)
+    kernel = cache(partial(Sdpa().kernel, device, dtype))  # of heads of that size
     alike = Counter(
-        (each.site.partition(".")[0], each.role, each.backend, each.reason + _kernel(together, each, device, dtype))
+        (each.site.partition(".")[0], each.role, each.backend, each.reason + _by(together, each, kernel))
         for each in bindings
     )
     return [
@@ -127,11 +129,11 @@ def bind_all(
     ]
 
 
-def _kernel(networks: nn.ModuleDict, bound: Binding, device: torch.device, dtype: torch.dtype) -> str:
-    """Which kernel torch takes at that site, where it chooses among its own, to add to the reason."""
+def _by(networks: nn.ModuleDict, bound: Binding, kernel: Callable[[int], str]) -> str:
+    """By which kernel torch computes at that site, where it chooses among its own, to add to the reason."""
     site = networks.get_submodule(bound.site)
     assert isinstance(site, Attention)
-    found = site.backend.kernel(device, dtype, site.head_dim) if isinstance(site.backend, Sdpa) else ""
+    found = kernel(site.head_dim) if isinstance(site.backend, Sdpa) else ""
     return f", by torch's kernel {found}" if found else ""
 
 
