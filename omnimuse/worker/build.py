@@ -32,6 +32,7 @@ from omnimuse.loader.components import (
     library_class,
     load_tokenizer,
 )
+from omnimuse.loader.named import import_named, rules_of
 from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_tensors
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import load_weights, randomise
@@ -53,7 +54,6 @@ from omnimuse.worker.crew import Crew, choose_crew
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import WATCHED, Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
-from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.part import keep_part, part_of
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, compute_on, shorter_products
 from omnimuse.worker.quantize import quantize

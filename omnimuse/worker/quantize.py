@@ -19,6 +19,7 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.headers import stored_in
+from omnimuse.loader.named import rules_of
 from omnimuse.loader.rules import apply_rules
 from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
 from omnimuse.parallel.mesh import TENSOR, Axis
@@ -26,7 +27,6 @@ from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.packings import PACKINGS
 from omnimuse.quant.schemes import SCHEMES, Divisible, Packing
 from omnimuse.quant.stacked import Stacked
-from omnimuse.worker.named import rules_of
 from omnimuse.worker.packed_shares import packed_layer
 from omnimuse.worker.place import native_bfloat16
 
