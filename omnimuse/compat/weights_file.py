@@ -51,6 +51,11 @@ class Content:
     packed: list[Rows] = field(default_factory=list)
     facts: Facts = field(default_factory=dict)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what the tensor `name` stands for."""
+        tensor = self.tensors[name]
+        return self.packed[int(tensor.real[0, 0])].shape if tensor.dtype == MARK else tuple(tensor.shape)
+
     def resolved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
         """`tensors` that were made of these, with packed weights in the place of marks.
 
@@ -74,9 +79,8 @@ class Content:
             (self.packed[int(whose[start])], int(which[start]), int(which[stop - 1]) + 1)
             for start, stop in zip(starts, [*starts[1:], len(whose)], strict=True)
         ]
-        parts = {
-            part: torch.cat([rows.parts[part][first:last] for rows, first, last in runs]) for part in sources[0].parts
-        }
+        pieces = {part: [rows.parts[part][first:last] for rows, first, last in runs] for part in sources[0].parts}
+        parts = {part: torch.cat(each) if len(each) > 1 else each[0] for part, each in pieces.items()}
         return Rows(sources[0].packing, sources[0].inputs, parts)
 
 

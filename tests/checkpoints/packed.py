@@ -3,7 +3,8 @@
 
 Packed are the networks that draw, write or speak, those that lie in the same files with them, the codecs of speech, and
 the encoders of texts and pictures: in their folders as libraries save them, or, networks of diffusers, in single files,
-by the names that the library has for weights, which become folders as `omnimuse convert` makes them.
+by the names that the library has for weights, and of GGUF encoders of texts by those of llama.cpp, which become folders
+as `omnimuse convert` makes them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from omnimuse.compat.single_file import convert
+from omnimuse.core.spec import Component
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.models import REGISTRY
 from omnimuse.quant.blocks import BLOCKS
 from omnimuse.quant.codes import GROUP
-from tests.checkpoints import bitsandbytes, eight_bits, gguf_file, torchao
+from tests.checkpoints import bitsandbytes, eight_bits, gguf_file, llama_cpp, torchao
 from tests.checkpoints.parts import packable
 from tests.checkpoints.single_file import Tensors, weights
 
@@ -34,14 +36,15 @@ BEGIN = ("transformer", "model", "speech")
 """How components begin whose files are packed."""
 
 
-def ours_of(checkpoint: Checkpoint) -> list[str]:
-    """The components whose networks are ours."""
-    return [name for name, part in REGISTRY.spec(checkpoint.arch).components.items() if part.network]
+def ours_of(checkpoint: Checkpoint) -> Mapping[str, Component]:
+    """The components of its family."""
+    return REGISTRY.spec(checkpoint.arch).components
 
 
 def networks(checkpoint: Checkpoint) -> list[str]:
     """Those whose files are packed, each with all networks that are in these."""
-    found = [name for name in ours_of(checkpoint) if name in checkpoint.components and name.startswith(BEGIN)]
+    ours = [name for name, part in ours_of(checkpoint).items() if part.network and name in checkpoint.components]
+    found = [name for name in ours if name.startswith(BEGIN)]
     assert found, f"{checkpoint.arch} has no network whose files could be packed"
     return found
 
@@ -73,6 +76,19 @@ def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
     """In blocks of several formats."""
     file = gguf_file.write(path.with_name(f"{path.name}.gguf"), tensors, gguf_file.usual)
     return file, gguf_file.exact(file)
+
+
+def in_ggufs(folder: Path, made: Path) -> Found:
+    """So, and the encoders of texts as llama.cpp writes them, of kinds that it knows."""
+    found = in_files(in_gguf, folder, made.with_name(f"{made.name}-drawing"))
+    like = Checkpoint(made.with_name(f"{made.name}-drawing"))
+    for name in encoders(like):
+        if like.components[name][0] == "transformers" and llama_cpp.architecture(place := like.path(name)):
+            file = llama_cpp.write(made.with_name(f"{made.name}-{name}.gguf"), place)
+            found[name] = llama_cpp.stands_for(file, place)
+            like = Checkpoint(convert(file, like, made.with_name(f"{made.name}-of-{name}"), ours=ours_of(like)).folder)
+    like.folder.rename(made)
+    return found
 
 
 def scaled(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
@@ -107,7 +123,7 @@ FILES: Mapping[str, Callable[[Path, Path], Found]] = {
     "bitsandbytes, 8 bits": partial(in_folders, partial(bitsandbytes.pack, kind="int8")),
     "torchao": partial(in_folders, partial(torchao.pack, kind="int8")),
     "fp8 files": partial(in_folders, partial(eight_bits.pack, kind="blocks")),
-    "GGUF": partial(in_files, in_gguf),
+    "GGUF": in_ggufs,
     "scaled fp8": partial(in_files, scaled),
 }
 """How files are packed: the names are those of features in `tools/feature_list.py`, up to a comma."""

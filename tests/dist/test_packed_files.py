@@ -15,7 +15,7 @@ from omnimuse.compat.single_file import convert
 from omnimuse.core.config import ParallelConfig
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.quant.blocks import BLOCKS
-from omnimuse.worker.find import our_networks
+from omnimuse.worker.find import our_components
 from tests.checkpoints import bitsandbytes, gguf_file, torchao
 from tests.checkpoints.single_file import Tensors, weights
 from tests.dist.test_shared_work import PLAIN, QWEN, Job, Z, on_rank
@@ -46,7 +46,7 @@ def in_gguf(names: Callable[[Tensors], Tensors], kind_of: KindOf, folder: Path, 
     """As people share it: a file of the transformer alone, by these names."""
     file = gguf_file.write(made.with_suffix(".gguf"), names(weights(folder / "transformer")), kind_of)
     like = Checkpoint(folder)
-    convert(file, like, made, ours=our_networks()[like.arch])
+    convert(file, like, made, ours=our_components()[like.arch])
 
 
 def alike(kind: str, name: str, tensor: Tensor) -> str:

@@ -31,7 +31,7 @@ from omnimuse.quant.blocks import BLOCKS
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.quant.packings import Rows
-from omnimuse.worker.find import our_networks
+from omnimuse.worker.find import our_components
 from tests.checkpoints import qwen_image, wan, z_image
 from tests.checkpoints.gguf_file import exact, random_blocks, usual, write
 from tests.checkpoints.single_file import Tensors, weights
@@ -147,7 +147,7 @@ def test_explain_tells_how_a_file_is_packed_and_quantize_is_refused_beside_it(
     z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "a.gguf", original(weights(z_image_folder / "transformer")), usual)
-    made = convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_networks()["ZImagePipeline"])
+    made = convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_components()["ZImagePipeline"])
     assert made.from_file == ("transformer",)
     assert main(["explain", str(tmp_path / "made")]) == 0
     told = " ".join(capsys.readouterr().out.split())

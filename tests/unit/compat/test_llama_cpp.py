@@ -1,0 +1,185 @@
+"""Text encoders in llama.cpp's files are read as transformers reads them, and stay packed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from omnimuse.compat.single_file import Converted, convert
+from omnimuse.core.errors import ModelError
+from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.components import construct_library_network, library_rules
+from omnimuse.loader.rules import apply_rules
+from omnimuse.worker.find import our_components
+from tests.checkpoints import (
+    flux,
+    flux2,
+    gguf_file,
+    llama_cpp,
+    ltx2,
+    lumina2,
+    qwen_image,
+    qwen_image_edit,
+    wan,
+    z_image,
+)
+from tests.checkpoints.single_file import Tensors, weights
+from tests.unit.compat.test_gguf import numbers
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Of a family: which component, and the class by which transformers reads such a file itself, if it does; what
+    stands there before its names in the whole network.
+    """
+
+    build: Callable[[Path], Path]
+    name: str = "text_encoder"
+    cls: str = ""
+    begin: str = ""
+
+
+ENCODERS = {
+    "t5": Encoder(flux.build, "text_encoder_2", "T5EncoderModel"),
+    "umt5": Encoder(partial(wan.build, kind="2.1"), cls="UMT5EncoderModel"),
+    "qwen3": Encoder(z_image.build, cls="Qwen3Model"),
+    "qwen2vl": Encoder(qwen_image.build),
+    "llama": Encoder(flux2.build_dev, cls="LlamaModel", begin="model.language_model."),
+    "gemma2": Encoder(lumina2.build, cls="Gemma2Model"),
+    "gemma3": Encoder(ltx2.build, cls="Gemma3TextModel", begin="model.language_model."),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_file_holds_the_numbers_that_transformers_reads_in_it(kind: str, tmp_path: Path) -> None:
+    encoder = ENCODERS[kind]
+    like = Checkpoint(encoder.build(tmp_path / "like"))
+    folder = like.path(encoder.name)
+    file = llama_cpp.write(tmp_path / f"{kind}.gguf", folder)
+    made = convert(file, like, tmp_path / "made", ours=our_components()[like.arch])
+    assert made.from_file == (encoder.name,)
+    found = numbers(tmp_path / "made" / encoder.name)
+    rules = library_rules(like, encoder.name, construct_library_network(like, encoder.name))
+    known = {apply_rules(name, rules).name: each for name, each in llama_cpp.stands_for(file, folder).items()}
+    expected = theirs(encoder, file, folder) if encoder.cls else {}
+    for name, tensor in [*known.items(), *((encoder.begin + name, each) for name, each in expected.items())]:
+        assert torch.equal(found[name].float(), tensor), name
+    assert len(known) > 9 and (len(expected) > 9 or not encoder.cls)
+
+
+def theirs(encoder: Encoder, file: Path, folder: Path) -> dict[str, Any]:
+    """What transformers reads in the file; it knows the models of Mistral by the name of llama alone."""
+    choices = {} if encoder.cls == "LlamaModel" else {"config": llama_cpp.text_config(folder)}
+    cls = getattr(transformers, encoder.cls)
+    network = cls.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **choices)
+    return {name: tensor for name, tensor in network.state_dict().items() if name != "encoder.embed_tokens.weight"}
+
+
+@pytest.fixture(scope="module")
+def like(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """One whose text encoder is a Qwen3."""
+    return Checkpoint(z_image.build(tmp_path_factory.mktemp("like") / "z"))
+
+
+def changed(path: Path, like: Checkpoint, change: Callable[[Tensors], Any], **facts: float) -> Path:
+    """The file of the encoder of `like` with a `change`, and other `facts`."""
+    folder = like.path("text_encoder")
+    config, tensors = llama_cpp.text_config(folder), llama_cpp.named(weights(folder), llama_cpp.text_config(folder))
+    change(tensors)
+    said = {**llama_cpp.facts(config), **{key.replace("__", "."): value for key, value in facts.items()}}
+    return gguf_file.write(path, tensors, gguf_file.usual, llama_cpp.architecture(folder), said)
+
+
+def filled(file: Path, like: Checkpoint, made: Path, name: str | None = None) -> Converted:
+    """The model with its encoder from the file."""
+    return convert(file, like, made, name, ours=our_components()[like.arch])
+
+
+WRONG: dict[str, tuple[Callable[[Tensors], Any], dict[str, float], str]] = {
+    "lacks": (lambda had: had.pop("blk.1.ffn_up.weight"), {}, r"lacks 1 of 35 tensors \(blk.1.ffn_up.weight\)"),
+    "larger": (
+        lambda had: had.update({"blk.3.attn_norm.weight": torch.ones(64)}),
+        {},
+        r"has blk.3.attn_norm.weight besides, so it is a larger network",
+    ),
+    "shape": (
+        lambda had: had.update({"token_embd.weight": torch.zeros(9, 64)}),
+        {},
+        r"token_embd.weight has shape \[9, 64\] and not \[\d+, 64\]",
+    ),
+    "heads": (Tensors.copy, {"attention__head_count": 8}, "its attention.head_count is 8 and not 4"),
+    "turns": (Tensors.copy, {"rope__freq_base": 5e6}, r"its rope.freq_base is 5e\+06 and not 1e\+06"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_file_of_another_network_is_refused_with_what_is_wrong(wrong: str, like: Checkpoint, tmp_path: Path) -> None:
+    change, facts, said = WRONG[wrong]
+    with pytest.raises(ModelError, match=said):
+        filled(changed(tmp_path / "a.gguf", like, change, **facts), like, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_file_of_another_kind_is_refused_with_what_the_model_has(like: Checkpoint, tmp_path: Path) -> None:
+    t5 = Checkpoint(flux.build(tmp_path / "flux"))
+    file = llama_cpp.write(tmp_path / "t5.gguf", t5.path("text_encoder_2"))
+    with pytest.raises(
+        ModelError, match=r"no text encoder of .*text_encoder is a qwen3. The file is that of a t5encoder"
+    ):
+        filled(file, like, tmp_path / "made")
+    tower = gguf_file.write(tmp_path / "mmproj.gguf", {"v.blk.0.ln1.weight": torch.ones(8)}, gguf_file.usual, "clip")
+    with pytest.raises(ModelError, match=r"holds what looks at pictures \(mmproj\) and no text encoder"):
+        filled(tower, like, tmp_path / "made", "text_encoder")
+
+
+def test_what_writes_is_left_out_and_said(like: Checkpoint, tmp_path: Path) -> None:
+    more = {"output.weight": torch.zeros(40, 64), "rope_freqs.weight": torch.ones(8)}
+    file = changed(tmp_path / "a.gguf", like, lambda had: had.update(more))
+    [note] = filled(file, like, tmp_path / "made").notes
+    assert note == "text_encoder: output.weight, rope_freqs.weight of a.gguf left out: nothing that reads needs it"
+    assert len(numbers(tmp_path / "made" / "text_encoder")) == 35
+
+
+def without_weights(folder: Path) -> Checkpoint:
+    """The checkpoint, of which people have not the encoder's own weights."""
+    for path in (folder / "text_encoder").glob("*.safetensors"):
+        path.unlink()
+    return Checkpoint(folder)
+
+
+@pytest.mark.parametrize("build", [qwen_image.build, flux2.build_dev], ids=["Qwen-Image", "FLUX.2"])
+def test_a_model_that_looks_at_nothing_needs_no_tower(build: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = build(tmp_path / "like")
+    file = llama_cpp.write(tmp_path / "a.gguf", folder / "text_encoder")
+    assert not filled(file, without_weights(folder), tmp_path / "made").notes
+
+
+def test_what_looks_stays_that_of_the_model(tmp_path: Path) -> None:
+    folder = qwen_image_edit.build(tmp_path / "like")
+    file, own = llama_cpp.write(tmp_path / "a.gguf", folder / "text_encoder"), weights(folder / "text_encoder")
+    [note] = filled(file, Checkpoint(folder), tmp_path / "made").notes
+    assert re.fullmatch(r"text_encoder: model.visual \(\d+ tensors\) from .*like", note)
+    found = numbers(tmp_path / "made" / "text_encoder")
+    looks = {name: each for name, each in own.items() if name.startswith("visual.")}
+    assert looks and all(torch.equal(found[f"model.{name}"], each) for name, each in looks.items())
+    with pytest.raises(ModelError, match=r"lacks \d+ tensors that are needed \(model.visual\), as all files of llama"):
+        filled(file, without_weights(folder), tmp_path / "again")
+
+
+def test_words_that_no_tokenizer_has_are_zeros_where_a_file_is_cut(tmp_path: Path) -> None:
+    like = Checkpoint(ltx2.build(tmp_path / "like"))
+    key, cut = "model.language_model.embed_tokens.weight", "token_embd.weight"
+    words = llama_cpp.text_config(like.path("text_encoder")).vocab_size
+    file = changed(tmp_path / "a.gguf", like, lambda had: had.update({cut: had[cut][: words - 5]}))
+    made = filled(file, like, tmp_path / "made")
+    assert f"text_encoder: {cut} has no rows for the last 5 of {words} words: zeros" in made.notes
+    found = numbers(tmp_path / "made" / "text_encoder")[key].float()
+    assert torch.equal(found[:-5], gguf_file.exact(file)[cut]) and not found[-5:].any()
