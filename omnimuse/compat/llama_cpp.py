@@ -61,7 +61,6 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "t5": Kind(("t5", "umt5")),
         "t5encoder": Kind(("t5", "umt5")),
-        "qwen2": Kind(("qwen2",)),
         "qwen2vl": Kind(("qwen2_vl_text", "qwen2_5_vl_text")),
         "qwen3": Kind(("qwen3",)),
         "llama": Kind(("llama", "mistral"), turned=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,11 @@ def architecture(folder: Path) -> str:
     return ARCHITECTURES.get(text_config(folder).model_type, "")
 
 
-def write(path: Path, folder: Path, kind_of: Callable[[str, Tensor], str] = gguf_file.usual) -> Path:
-    """The encoder in `folder`, packed as `kind_of` says."""
+def write(path: Path, folder: Path, kind: str = "") -> Path:
+    """The encoder in `folder`, in several formats, as of its own architecture or that `kind`."""
     config = text_config(folder)
-    return gguf_file.write(path, named(weights(folder), config), kind_of, architecture(folder), facts(config))
+    tensors = named(weights(folder), config)
+    return gguf_file.write(path, tensors, gguf_file.usual, kind or architecture(folder), facts(config))
 
 
 def named(library: Tensors, config: Any) -> Tensors:

@@ -38,23 +38,27 @@ from tests.unit.compat.test_gguf import numbers
 @dataclass(frozen=True)
 class Encoder:
     """Of a family: which component, and the class by which transformers reads such a file itself, if it does; what
-    stands there before its names in the whole network.
+    stands there before its names in the whole network; and what it calls the architecture, if otherwise than files.
     """
 
     build: Callable[[Path], Path]
+    cls: str
     name: str = "text_encoder"
-    cls: str = ""
     begin: str = ""
+    theirs: str = ""
 
 
+TEXTS = "model.language_model."
 ENCODERS = {
-    "t5": Encoder(flux.build, "text_encoder_2", "T5EncoderModel"),
-    "umt5": Encoder(partial(wan.build, kind="2.1"), cls="UMT5EncoderModel"),
-    "qwen3": Encoder(z_image.build, cls="Qwen3Model"),
-    "qwen2vl": Encoder(qwen_image.build),
-    "llama": Encoder(flux2.build_dev, cls="LlamaModel", begin="model.language_model."),
-    "gemma2": Encoder(lumina2.build, cls="Gemma2Model"),
-    "gemma3": Encoder(ltx2.build, cls="Gemma3TextModel", begin="model.language_model."),
+    "t5encoder": Encoder(flux.build, "T5EncoderModel", "text_encoder_2"),
+    "t5": Encoder(flux.build, "T5EncoderModel", "text_encoder_2", theirs="t5encoder"),
+    "umt5": Encoder(partial(wan.build, kind="2.1"), "UMT5EncoderModel", theirs="t5encoder"),
+    "qwen3": Encoder(z_image.build, "Qwen3Model"),
+    "qwen2vl": Encoder(qwen_image.build, "Qwen2Model", begin=TEXTS, theirs="qwen2"),
+    "llama": Encoder(flux2.build_dev, "LlamaModel", begin=TEXTS),
+    "mistral3": Encoder(flux2.build_dev, "LlamaModel", begin=TEXTS, theirs="llama"),
+    "gemma2": Encoder(lumina2.build, "Gemma2Model"),
+    "gemma3": Encoder(ltx2.build, "Gemma3TextModel", begin=TEXTS),
 }
 
 
@@ -63,16 +67,16 @@ def test_a_file_holds_the_numbers_that_transformers_reads_in_it(kind: str, tmp_p
     encoder = ENCODERS[kind]
     like = Checkpoint(encoder.build(tmp_path / "like"))
     folder = like.path(encoder.name)
-    file = llama_cpp.write(tmp_path / f"{kind}.gguf", folder)
+    file = llama_cpp.write(tmp_path / "own.gguf", folder, "" if kind == "umt5" else kind)
     made = convert(file, like, tmp_path / "made", ours=our_components()[like.arch])
     assert made.from_file == (encoder.name,)
     found = numbers(tmp_path / "made" / encoder.name)
     rules = library_rules(like, encoder.name, construct_library_network(like, encoder.name))
     known = {apply_rules(name, rules).name: each for name, each in llama_cpp.stands_for(file, folder).items()}
-    expected = theirs(encoder, file, folder) if encoder.cls else {}
+    expected = theirs(encoder, llama_cpp.write(tmp_path / f"{kind}.gguf", folder, encoder.theirs), folder)
     for name, tensor in [*known.items(), *((encoder.begin + name, each) for name, each in expected.items())]:
         assert torch.equal(found[name].float(), tensor), name
-    assert len(known) > 9 and (len(expected) > 9 or not encoder.cls)
+    assert len(known) > 9 and len(expected) > 9
 
 
 def theirs(encoder: Encoder, file: Path, folder: Path) -> dict[str, Any]:
@@ -140,11 +144,23 @@ def test_a_file_of_another_kind_is_refused_with_what_the_model_has(like: Checkpo
         filled(tower, like, tmp_path / "made", "text_encoder")
 
 
+def test_a_pipeline_that_runs_through_diffusers_gets_bfloat16(like: Checkpoint, tmp_path: Path) -> None:
+    file = llama_cpp.write(tmp_path / "a.gguf", like.path("text_encoder"))
+    convert(file, like, tmp_path / "made")
+    found, exact = weights(tmp_path / "made" / "text_encoder"), gguf_file.exact(file)
+    assert torch.equal(found["layers.1.self_attn.k_proj.weight"], exact["blk.1.attn_k.weight"].bfloat16())
+
+
 def test_what_writes_is_left_out_and_said(like: Checkpoint, tmp_path: Path) -> None:
-    more = {"output.weight": torch.zeros(40, 64), "rope_freqs.weight": torch.ones(8)}
+    more = {
+        "output.weight": torch.zeros(40, 64),
+        "rope_freqs.weight": torch.ones(8),
+        "dec.output_norm.weight": torch.ones(8),
+    }
     file = changed(tmp_path / "a.gguf", like, lambda had: had.update(more))
     [note] = filled(file, like, tmp_path / "made").notes
-    assert note == "text_encoder: output.weight, rope_freqs.weight of a.gguf left out: nothing that reads needs it"
+    left = "dec.output_norm.weight, output.weight, rope_freqs.weight"
+    assert note == f"text_encoder: {left} of a.gguf left out: nothing that reads needs it"
     assert len(numbers(tmp_path / "made" / "text_encoder")) == 35
 
 
