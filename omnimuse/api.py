@@ -56,10 +56,9 @@ FULL = 0.02
 class Short(TypedDict, total=False):
     """Short ways to choose parts of a `Config`; what is None or left out stays as it is there.
 
-    `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
-    `plugin` bring pipelines of their own, and `files` have the weights of components, by their names. `deploy` is a
-    file that spreads the model over processes, `strategy` one that lies over it, and `writer` says who writes text
-    (docs/deploy.md).
+    `quantize` is "int8", or "transformer=int8,text_encoder=int8", and `files` have the weights of components, by name
+    (docs/quantization.md); packages in `plugin` bring pipelines of their own. `deploy` is a file that spreads the model
+    over processes, `strategy` one that lies over it, and `writer` says who writes text (docs/deploy.md).
     """
 
     dtype: str | None
@@ -74,14 +73,8 @@ class Short(TypedDict, total=False):
     writer: WriterConfig | None
 
 
-_READ = {
-    "config": Config,
-    "quantize": str,
-    "plugin": str | Sequence[str],
-    "files": Mapping[str, str | Path],
-    "deploy": str | Path,
-    "strategy": str | Path,
-}
+_FILES = dict.fromkeys(("deploy", "strategy"), str | Path)
+_READ = {"config": Config, "quantize": str, "plugin": str | Sequence[str], "files": Mapping[str, str | Path], **_FILES}
 """The kinds of what `configure` reads; those of all else `Config` and its parts tell."""
 
 

@@ -176,15 +176,14 @@ class _Matched:
             if (short := self.wanted[key][0] - weights[key].shape[0]) > 0:
                 weights[key] = _longer(weights[key], short)
                 found.notes.append(f"{called} has no rows for the last {short} of {self.wanted[key][0]} words: zeros")
-        if component is None:
-            floats = {key: each.floats().bfloat16() for key, each in weights.items() if isinstance(each, Rows)}
-            weights |= floats
         if self.unused:
             found.notes.append(f"{few(sorted(self.unused), 3)} of {file.name} left out: nothing that reads needs it")
         needed = self._needed(component)
         if lacking := [key for key in self.missing if needed(key)]:
             weights |= _from_folder(file, self.like, self.name, self.module, lacking)
             found.notes.append(f"{few(_rooms(lacking))} ({len(lacking)} tensors) from {self.like.folder}")
+        if component is None:
+            weights |= {key: each.floats().bfloat16() for key, each in weights.items() if isinstance(each, Rows)}
         return found
 
     def _needed(self, component: Component | None) -> Callable[[str], bool]:
@@ -211,8 +210,10 @@ def _names(wanted: Mapping[str, Any], architecture: str, layers: int) -> dict[st
     """What files of `architecture` call the tensors `wanted`, of those that they hold."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    [number] = [number for number, each in MODEL_ARCH_NAMES.items() if each == architecture]
-    table, found = get_tensor_name_map(number, layers), dict[str, str]()
+    numbers = {each: number for number, each in MODEL_ARCH_NAMES.items()}
+    if architecture not in numbers:
+        raise ModelError(f"the installed gguf does not know the architecture {architecture!r}: pip install -U gguf")
+    table, found = get_tensor_name_map(numbers[architecture], layers), dict[str, str]()
     within = any(TEXTS in key for key in wanted)
     for key in wanted:
         if within and TEXTS not in key and not key.startswith("lm_head."):
@@ -236,7 +237,7 @@ def _differs(content: Content, text: Any) -> str:
     for name, ours in COUNTS.items():
         if said.get(name, getattr(text, ours, None)) != (expected := getattr(text, ours, said.get(name))):
             return f"its {name} is {said[name]} and not {expected}"
-    expected = (getattr(text, "rope_parameters", None) or {}).get("rope_theta")
+    expected = (text.to_dict().get("rope_parameters") or {}).get("rope_theta")
     if expected and abs(float(said.get("rope.freq_base", expected)) - expected) > 1e-6 * expected:
         return f"its rope.freq_base is {said['rope.freq_base']:g} and not {expected:g}"
     return ""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import AutoConfig
 
 from tests.checkpoints import gguf_file

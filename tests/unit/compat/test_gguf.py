@@ -247,7 +247,7 @@ def test_no_number_as_a_scale_is_refused_with_the_name(z_image_folder: Path, tmp
     named["layers.0.attention.qkv.weight"] = named["layers.0.attention.qkv.weight"] * float("nan")
     with np.errstate(all="ignore"):
         file = write(tmp_path / "a.gguf", named, lambda n, t: "Q8_0" if t.ndim == 2 and "attention" in n else "F32")
-    convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=("transformer",))
+    convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_components()["ZImagePipeline"])
     assert any(each.parts for each in stored_in(tmp_path / "made" / "transformer").values())
     with pytest.raises(ModelError, match=r"numbers of layers.0.attention.to_q.weight are NaN or infinite"):
         start(Subject(z_image.FAMILIES[0], tmp_path / "made").config())

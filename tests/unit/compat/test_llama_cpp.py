@@ -80,8 +80,9 @@ def test_a_file_holds_the_numbers_that_transformers_reads_in_it(kind: str, tmp_p
 
 
 def theirs(encoder: Encoder, file: Path, folder: Path) -> dict[str, Any]:
-    """What transformers reads in the file; it knows the models of Mistral by the name of llama alone."""
-    choices = {} if encoder.cls == "LlamaModel" else {"config": llama_cpp.text_config(folder)}
+    """What transformers reads in the file; it knows Mistral as llama, and what looks as qwen2."""
+    alone = encoder.theirs in ("llama", "qwen2") or encoder.cls == "LlamaModel"
+    choices = {} if alone else {"config": llama_cpp.text_config(folder)}
     cls = getattr(transformers, encoder.cls)
     network = cls.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **choices)
     return {name: tensor for name, tensor in network.state_dict().items() if name != "encoder.embed_tokens.weight"}
