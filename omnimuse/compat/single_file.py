@@ -26,7 +26,7 @@ from omnimuse.loader.adapter_names import named
 from omnimuse.loader.checkpoint import BORROWS, INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few, read_json
-from omnimuse.loader.packed import new_folder, save_packed
+from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.tensors import construct
 from omnimuse.media.destination import check_new_folder
 from omnimuse.quant.packings import Rows
@@ -265,4 +265,4 @@ def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: 
         skip = shutil.ignore_patterns("*.safetensors", "*.safetensors.index*.json", *(f"*{end}" for end in PICKLES))
         shutil.copytree(source, place, ignore=skip)
         stem = "diffusion_pytorch_model" if like.components[name][0] == "diffusers" else "model"
-        save_packed(found[name], place / f"{stem}.safetensors")
+        save_in_shards(found[name].items(), place, stem)  # no second copy of all in memory
