@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from omnimuse.compat.diffusers.read import named_class
-from omnimuse.compat.llama_cpp import LAYER, is_of_llama_cpp, readers_in
+from omnimuse.compat.reader_file import LAYER, is_of_llama_cpp, plain_reader, readers_in
 from omnimuse.compat.weights_file import Content, Tensors, read_file, shapes_in
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.spec import Component
@@ -84,7 +84,7 @@ def convert(
     networks = [name for name in like.components if like.has_weights(name)]
     if component is not None and component not in networks:
         raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
-    found, notes = _find_networks(file, like, networks if component is None else [component], ours)
+    found, notes = _find_networks(file, like, networks, ours, component)
     with new_folder(target) as part:
         _write(part, like, found, linked)
     return Converted(target, tuple(found), tuple(name for name in like.components if name not in found), notes)
@@ -118,11 +118,12 @@ def kind_of(file: Path) -> str:
 
 
 def _find_networks(
-    file: Path, like: Checkpoint, names: Sequence[str], ours: Mapping[str, Component]
+    file: Path, like: Checkpoint, networks: Sequence[str], ours: Mapping[str, Component], component: str | None
 ) -> tuple[dict[str, Contents], tuple[str, ...]]:
-    """The weights of every component `names` of `like` that the file holds, as the library names them, and what is to
-    be said of them.
+    """The weights of every one of the `networks` of `like`, or of that `component`, that the file holds, as the library
+    names them, and what is to be said of them.
     """
+    names = networks if component is None else [component]
     if like.flat:
         raise ModelError(f"{file} cannot become a {like.arch}: {FOLDERS if like.files is None else LAYOUTS}")
     content, found, why = read_file(file), dict[str, Contents](), list[str]()
@@ -131,6 +132,13 @@ def _find_networks(
         readers = readers_in(file, content, like, names, ours)
         notes = [f"{name}: {note}" for name, each in readers.items() for note in each.notes]
         return {name: each.weights for name, each in readers.items()}, tuple(notes)
+    if component is not None and like.components[component][0] == "transformers" and not _is_compound(tensors):
+        reader = plain_reader(file, content, like, component, ours.get(component))
+        if isinstance(reader, str):
+            raise ModelError(
+                f"{file} is not the {component} of {like.folder}: {reader}; choose another file, or --like"
+            )
+        return {component: reader.weights}, tuple(f"{component}: {note}" for note in reader.notes)
     for name in names:
         part = _part(name, tensors)
         if not part:

@@ -1,7 +1,8 @@
-"""Text encoders in GGUF files of llama.cpp, as people have them beside a transformer's, in transformers' names.
+"""Text encoders in one file, as people have them beside a transformer's: in GGUF in the names of llama.cpp, or in those
+of transformers, which they are given here.
 
-Which name is whose, gguf's own tables say; what that program turns around, adds or cuts off is undone. The model's own
-folder has the configuration and the tokenizer, and what such files never hold: towers that look. Called by
+Which name of llama.cpp is whose, gguf's own tables say; what that program turns around, adds or cuts off is undone. The
+model's own folder has the configuration and the tokenizer, and what such files never hold: towers that look. Called by
 `single_file`.
 """
 
@@ -39,6 +40,8 @@ LAYER = re.compile(r"(enc\.|dec\.)?blk\.\d+\.")
 TURNED = re.compile(r".*\.attn_[qk]\.(weight|bias)")
 LEFT = re.compile(r"dec\..*|output\.weight|rope_freqs\.weight")
 """What no reader of texts needs: what writes, and turns that follow from the configuration."""
+TOKENIZERS = ("spiece_model", "tekken_model")
+"""What files of other programs have of them among the weights."""
 TEXTS = "language_model."
 """What stands before the names of a language model that has towers beside it."""
 COUNTS = {"attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads"}
@@ -100,7 +103,9 @@ def readers_in(
         if (called := module.config.get_text_config().model_type) not in kind.models:
             there[name] = called
             continue
-        matched = _Matched(content, kind, like, name, module)
+        wanted, layers = module.state_dict(), module.config.get_text_config().num_hidden_layers
+        known = _names(wanted, str(content.facts[ARCHITECTURE]), layers)
+        matched = _Matched(content, kind, like, name, module, known, LEFT.fullmatch)
         if wrong := matched.wrong(component := ours.get(name)):
             why.append(f"{name}: {wrong}")
             continue
@@ -111,6 +116,23 @@ def readers_in(
         f"a {content.facts[ARCHITECTURE]} (general.architecture): use the one that was made from this model's own text "
         "encoder"
     )
+
+
+def plain_reader(
+    file: Path, content: Content, like: Checkpoint, name: str, component: Component | None
+) -> Reader | str:
+    """The text encoder `name` of `like` in a file in transformers' own names, new or old; or why it is another one."""
+    module: Any = construct_library_network(like, name)
+    rules, wanted = library_rules(like, name, module), module.state_dict()
+    called = {apply_rules(each, rules).name: each for each in content.tensors}
+    known = {
+        key: next((called[each] for each in (key, f"model.{short}") if each in called), key)
+        for key, short in _texts(wanted)
+    }
+    known |= {key: called[key] for key in wanted if key in called}
+    unread = {each for each in content.tensors if each in TOKENIZERS or not apply_rules(each, rules).name}
+    matched = _Matched(content, Kind(()), like, name, module, known, unread.__contains__)
+    return matched.wrong(component) or matched.reader(file, component)
 
 
 def _kind(file: Path, content: Content) -> Kind:
@@ -131,18 +153,21 @@ def _kind(file: Path, content: Content) -> Kind:
 
 @dataclass
 class _Matched:
-    """What of a file goes where in a network of transformers', `module`, and what of it has no place."""
+    """What of a file goes where in a network of transformers', `module`, whose tensors it calls as is `known`, and what
+    of it has no place: names that may be `left` out need none.
+    """
 
     content: Content
     kind: Kind
     like: Checkpoint
     name: str
     module: Any
+    known: Mapping[str, str]
+    left: Callable[[str], object]
 
     def __post_init__(self) -> None:
-        self.text = text = self.module.config.get_text_config()
+        self.text, known = self.module.config.get_text_config(), self.known
         self.wanted = {key: tuple(each.shape) for key, each in self.module.state_dict().items()}
-        known = _names(self.wanted, str(self.content.facts[ARCHITECTURE]), text.num_hidden_layers)
         tensors, ties = self.content.tensors, _ties(self.module)
         self.places, filled = dict[str, str](), set[str]()
         for key, called in known.items():
@@ -156,7 +181,7 @@ class _Matched:
         """Why this is not the file of that network; empty where it is."""
         if differs := _differs(self.content, self.text):
             return differs
-        if larger := [each for each in self.unused if not LEFT.fullmatch(each)]:
+        if larger := [each for each in self.unused if not self.left(each)]:
             return f"it has {few(larger, 3)} besides, so it is a larger network"
         needed = self._needed(component)
         if lacking := [called for key, called in self.missing.items() if called and needed(key)]:
@@ -214,15 +239,20 @@ def _names(wanted: Mapping[str, Any], architecture: str, layers: int) -> dict[st
     if architecture not in numbers:
         raise ModelError(f"the installed gguf does not know the architecture {architecture!r}: pip install -U gguf")
     table, found = get_tensor_name_map(numbers[architecture], layers), dict[str, str]()
-    within = any(TEXTS in key for key in wanted)
-    for key in wanted:
-        if within and TEXTS not in key and not key.startswith("lm_head."):
-            continue
-        base, _, suffix = key.rpartition(TEXTS)[2].removeprefix("model.").rpartition(".")
+    for key, short in _texts(wanted):
+        base, _, suffix = short.rpartition(".")
         called = table.get_name(base) or table.get_name(f"model.{base}")
         if called is not None:
             found[key] = f"{called}.{suffix}"
     return found
+
+
+def _texts(wanted: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of the tensors `wanted`, those that read and write texts, and their names where nothing looks."""
+    within = any(TEXTS in key for key in wanted)
+    for key in wanted:
+        if not within or TEXTS in key or key.startswith("lm_head."):
+            yield key, key.rpartition(TEXTS)[2].removeprefix("model.")
 
 
 def _ties(module: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Text encoders in llama.cpp's files are read as transformers reads them, and stay packed."""
+"""Text encoders in one file, in the names of llama.cpp or transformers: read as that reads them, and still packed."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from tests.checkpoints import (
     wan,
     z_image,
 )
+from tests.checkpoints.packed import in_gguf, scaled
 from tests.checkpoints.single_file import Tensors, weights
 from tests.unit.compat.test_gguf import numbers
 
@@ -200,3 +201,49 @@ def test_words_that_no_tokenizer_has_are_zeros_where_a_file_is_cut(tmp_path: Pat
     assert f"text_encoder: {cut} has no rows for the last 5 of {words} words: zeros" in made.notes
     found = numbers(tmp_path / "made" / "text_encoder")[key].float()
     assert torch.equal(found[:-5], gguf_file.exact(file)[cut]) and not found[-5:].any()
+
+
+def in_short(library: Tensors) -> Tensors:
+    """In the names of a language model without towers, as files of ComfyUI have them."""
+    return {
+        name.replace("language_model.model.", "model."): each for name, each in library.items() if "vision" not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "names"),
+    [
+        (flux.build, "text_encoder_2", dict),
+        (z_image.build, "text_encoder", dict),
+        (qwen_image.build, "text_encoder", dict),
+        (ltx2.build, "text_encoder", in_short),
+    ],
+    ids=["T5", "Qwen3", "Qwen2.5-VL", "Gemma3"],
+)
+@pytest.mark.parametrize("write", [in_gguf, scaled], ids=["GGUF", "scaled fp8"])
+def test_a_file_in_the_names_of_transformers_is_read_too(
+    build: Callable[[Path], Path],
+    name: str,
+    names: Callable[[Tensors], Tensors],
+    write: Callable[[Path, Tensors], tuple[Path, Tensors]],
+    tmp_path: Path,
+) -> None:
+    like = Checkpoint(build(tmp_path / "like"))
+    module = construct_library_network(like, name)
+    file, exact = write(tmp_path / "a", {**names(weights(like.path(name)))})
+    made = filled(file, like, tmp_path / "made", name)
+    assert made.from_file == (name,)
+    found, rules = numbers(tmp_path / "made" / name), library_rules(like, name, module)
+    plain, whole = weights(like.path(name)), dict[str, torch.Tensor]()
+    for key, each in plain.items():
+        [stored] = names({key: each}) or [""]
+        whole[apply_rules(key, rules).name] = exact.get(stored, each)
+    assert len(found) > 9 and found.keys() <= whole.keys()
+    for key, each in found.items():
+        assert torch.equal(each.float(), whole[key].float()), key
+
+
+def test_a_file_of_something_else_is_told_what_it_has_besides(like: Checkpoint, tmp_path: Path) -> None:
+    file, _ = in_gguf(tmp_path / "a", weights(like.path("transformer")))
+    with pytest.raises(ModelError, match=r"a.gguf is not the text_encoder of .*: it has .* besides"):
+        filled(file, like, tmp_path / "made", "text_encoder")
