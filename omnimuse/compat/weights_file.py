@@ -73,15 +73,18 @@ class Content:
         sources = [self.packed[int(number)] for number in whose.unique()]
         if mark.ndim != 2 or mark.shape[1] != 1 or len({(each.packing, each.inputs) for each in sources}) != 1:
             raise KeyError(f"{name} is not made of whole rows of one packing")
+        first, *others = sources  # those of one in another order at once: pieces of it would be thousands
+        if not others and len(which) > 1 and not bool((which[1:] == which[:-1] + 1).all()):
+            return Rows(first.packing, first.inputs, {part: each[which] for part, each in first.parts.items()})
         breaks = ((whose[1:] != whose[:-1]) | (which[1:] != which[:-1] + 1)).nonzero().flatten() + 1
         starts = [0, *breaks.tolist()]
         runs = [
             (self.packed[int(whose[start])], int(which[start]), int(which[stop - 1]) + 1)
             for start, stop in zip(starts, [*starts[1:], len(whose)], strict=True)
         ]
-        pieces = {part: [rows.parts[part][first:last] for rows, first, last in runs] for part in sources[0].parts}
+        pieces = {part: [rows.parts[part][start:stop] for rows, start, stop in runs] for part in first.parts}
         parts = {part: torch.cat(each) if len(each) > 1 else each[0] for part, each in pieces.items()}
-        return Rows(sources[0].packing, sources[0].inputs, parts)
+        return Rows(first.packing, first.inputs, parts)
 
 
 def read_file(file: Path) -> Content:
