@@ -90,7 +90,7 @@ def configure(model: str | Path, config: Config | None, short: Short) -> Config:
     part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin") or ()
     plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
     dtype, device = short.get("dtype") or part.dtype, short.get("device") or part.device
-    files = {name: str(file) for name, file in short.get("files", {}).items()} or part.files
+    files = {name: str(file) for name, file in (short.get("files") or {}).items()} or part.files
     part = replace(part, model=model, dtype=dtype, device=device, plugins=plugins or part.plugins, files=files)
     if (count := short.get("threads")) is not None:
         host = replace(host, threads=count)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.compat.weights_file import Content
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.core.spec import Component
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import construct_library_network, library_rules
@@ -91,11 +91,12 @@ def is_of_llama_cpp(content: Content) -> bool:
 def readers_in(
     file: Path, content: Content, like: Checkpoint, names: Sequence[str], ours: Mapping[str, Component]
 ) -> dict[str, Reader]:
-    """The one of the components `names` of `like` whose text encoder is in `file`; ModelError where none is. Packed
-    weights of families of `ours` stay packed, others become bfloat16.
+    """The one of the components `names` of `like` whose text encoder is in `file`; ModelError where none is, and
+    RequestError where it could be that of several. Packed weights of components of `ours` stay packed, others become
+    bfloat16.
     """
     kind = _kind(file, content)
-    there, why = dict[str, str](), list[str]()
+    there, why, fits = dict[str, str](), list[str](), list[_Matched]()
     for name in names:
         if like.components[name][0] != "transformers":
             continue
@@ -106,10 +107,15 @@ def readers_in(
         wanted, layers = module.state_dict(), module.config.get_text_config().num_hidden_layers
         known = _names(wanted, str(content.facts[ARCHITECTURE]), layers)
         matched = _Matched(content, kind, like, name, module, known, LEFT.fullmatch)
-        if wrong := matched.wrong(component := ours.get(name)):
+        if wrong := matched.wrong(ours.get(name)):
             why.append(f"{name}: {wrong}")
-            continue
-        return {name: matched.reader(file, component)}
+        else:
+            fits.append(matched)
+    if len(fits) > 1:
+        which = " and ".join(each.name for each in fits)
+        raise RequestError(f"{file} fits {which}; say which it is with --component", "component")
+    if fits:
+        return {fits[0].name: fits[0].reader(file, ours.get(fits[0].name))}
     others = [f"{name} is a {called}" for name, called in there.items()] or ["it has none that reads texts"]
     raise ModelError(
         f"{file} holds no text encoder of {like.folder} ({like.arch}); {'; '.join(why or others)}. The file is that of "

@@ -86,7 +86,9 @@ def in_ggufs(folder: Path, made: Path) -> Found:
         if like.components[name][0] == "transformers" and llama_cpp.architecture(place := like.path(name)):
             file = llama_cpp.write(made.with_name(f"{made.name}-{name}.gguf"), place)
             found[name] = llama_cpp.stands_for(file, place)
-            like = Checkpoint(convert(file, like, made.with_name(f"{made.name}-of-{name}"), ours=ours_of(like)).folder)
+            like = Checkpoint(
+                convert(file, like, made.with_name(f"{made.name}-of-{name}"), name, ours=ours_of(like)).folder
+            )
     like.folder.rename(made)
     return found
 

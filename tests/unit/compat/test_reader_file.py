@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,7 @@ import torch
 import transformers
 
 from omnimuse.compat.single_file import Converted, convert
-from omnimuse.core.errors import ModelError
+from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import construct_library_network, library_rules
 from omnimuse.loader.rules import apply_rules
@@ -144,6 +146,29 @@ def test_a_file_of_another_kind_is_refused_with_what_the_model_has(like: Checkpo
     tower = gguf_file.write(tmp_path / "mmproj.gguf", {"v.blk.0.ln1.weight": torch.ones(8)}, gguf_file.usual, "clip")
     with pytest.raises(ModelError, match=r"holds what looks at pictures \(mmproj\) and no text encoder"):
         filled(tower, like, tmp_path / "made", "text_encoder")
+
+
+def test_a_file_that_fits_two_is_asked_about(tmp_path: Path) -> None:
+    folder = z_image.build(tmp_path / "like")
+    shutil.copytree(folder / "text_encoder", folder / "text_encoder_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder_2": index["text_encoder"]}))
+    file = llama_cpp.write(tmp_path / "a.gguf", folder / "text_encoder")
+    with pytest.raises(RequestError, match="fits text_encoder and text_encoder_2; say which it is with --component"):
+        filled(file, Checkpoint(folder), tmp_path / "made")
+    assert filled(file, Checkpoint(folder), tmp_path / "made", "text_encoder_2").from_file == ("text_encoder_2",)
+
+
+def test_a_folder_that_borrowed_components_has_them_itself(tmp_path: Path) -> None:
+    lender, folder = z_image.build(tmp_path / "there" / "lender"), tmp_path / "there" / "like"
+    folder.mkdir()
+    index = json.loads((lender / "model_index.json").read_text()) | {"_borrows_from": lender.name}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "training.json").write_text("{}")
+    file = llama_cpp.write(tmp_path / "a.gguf", lender / "text_encoder")
+    filled(file, Checkpoint(folder), tmp_path / "elsewhere" / "made")
+    found = Checkpoint(tmp_path / "elsewhere" / "made")
+    assert found.incomplete() is None and found.lender is None and (found.folder / "training.json").is_file()
 
 
 def test_a_pipeline_that_runs_through_diffusers_gets_bfloat16(like: Checkpoint, tmp_path: Path) -> None:
