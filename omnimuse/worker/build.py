@@ -47,6 +47,7 @@ from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
+from omnimuse.worker.abreast import lay_abreast, tell_abreast
 from omnimuse.worker.adapters import adapters_of
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import prepare
@@ -431,8 +432,9 @@ SHAPES: tuple[Pass, ...] = (
     tiles,
     tier,
     shard,
+    tell_abreast,
 )
-WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache, start_writer)
+WEIGHTS: tuple[Pass, ...] = (offload, load, lay_abreast, compile_blocks, rank_runners, step_cache, start_writer)
 
 
 def begin(config: Config, mesh: Mesh) -> Build:
