@@ -120,14 +120,16 @@ def set_abreast(whole: Tensor, together: int) -> Tensor:
     return (first | (second << 4)).transpose(1, 2).reshape(len(whole), -1)
 
 
-@cache
-def outputs_together() -> int:
-    """How many outputs lie beside each other on this processor; 0 where torch has no fast kernel for it, reads another
-    order, or gives a row other bits in company.
-
-    Tried here, once in a process.
+def outputs_together(kind: str = "") -> int:
+    """How many outputs lie beside each other on processors of that kind (as torch calls it; "": this one); 0 where
+    torch has no fast kernel for it, reads another order here, or gives a row other bits in company.
     """
-    together = TOGETHER.get(torch.backends.cpu.get_cpu_capability(), 0)
+    return _tried(TOGETHER.get(kind or torch.backends.cpu.get_cpu_capability(), 0))
+
+
+@cache
+def _tried(together: int) -> int:
+    """`together`, if so many lie beside each other for torch's kernel on this machine, else 0."""
     if not together:
         return 0
     inputs = 2 * GROUPS[-1]
