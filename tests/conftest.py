@@ -44,8 +44,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """What is there after a test in which all was looked at for garbage stays, too: modules that it has imported, mostly.
-    A thousand tests later there are so many that another look at them takes a quarter of a second.
+    """What is there after a test in which all was looked at for garbage stays, too: what it has imported, mostly. A
+    thousand tests later that is so much that another look at it takes a quarter of a second.
     """
     before = _full_collections()
     result = yield

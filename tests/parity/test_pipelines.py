@@ -79,6 +79,7 @@ def test_different_requests_in_flight_give_the_references_latents(
         assert float((found - wanted).norm() / wanted.norm()) <= TOLERANCE
 
 
+@pytest.mark.crossed(turns=3)
 @pytest.mark.shows("company", wishes=True)
 def test_different_requests_in_flight_give_what_the_reference_makes(
     family: Family, ours: Ours, expected: Expected

@@ -21,6 +21,7 @@ from omnimuse.engine.calibrate import Trial, best, candidates, suited
 from omnimuse.loader.fits import read_fits
 
 
+@pytest.mark.costly(turns=3)
 def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

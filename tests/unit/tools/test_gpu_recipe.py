@@ -43,6 +43,7 @@ def run_there(folder: Path, waiting: float, seconds: int) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.costly
 @pytest.mark.slow
 def test_those_that_need_a_gpu_run_but_for_what_is_compiled(tmp_path: Path) -> None:
     code, said = run_there(tmp_path, 0.1, 100)
