@@ -138,6 +138,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) -e ".[test]"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed-test
+# It has all that the others have: in a new clone pip is asked for this alone.
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
 	$(PIP) -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.installed $(VENV)/.installed-test $@
