@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.attention.selection import AUTO, bind_all
+from omnimuse.attention.selection import bind_all
 from omnimuse.compat.door import Place, Wardrobe, door_of
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
@@ -298,9 +298,7 @@ def attention(under: Build) -> None:
     found = under.found
     if found.spec.library:  # whose door has done it
         return
-    under.choices += (bound := bind_all(under.drawing or under.networks, found.config, under.device, under.dtype))
-    if (wanted := found.config.attention.default) != AUTO and not bound:
-        raise ConfigError(f"attention={wanted} is not there for {found.spec.family}, which has its own; leave it out")
+    under.choices += bind_all(under.drawing or under.networks, found.config, under.device, under.dtype)
 
 
 def kernels(under: Build) -> None:

@@ -18,7 +18,7 @@ from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.extracted import by_extractor, extract
 from omnimuse.compat.contract.offloaded import Passed
 from omnimuse.compat.contract.packed import pack
-from omnimuse.compat.contract.passes import room_for, transform
+from omnimuse.compat.contract.passes import refuse_whole_weights, room_for, transform
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill
@@ -32,6 +32,7 @@ from omnimuse.compat.vllm_omni.diffusion.data import (
     TransformerConfig,
 )
 from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.distributed_vae_executor import DistributedVaeMixin
+from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.core.caches import CacheConfig, completed
 from omnimuse.core.config import Choice, Config, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
@@ -80,6 +81,7 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
     pipe.eval().requires_grad_(False)
+    refuse_ranks(entry.name, pipe, place.config.parallel)
     wearing = wardrobe(pipe, place.checkpoint, [origins], frozenset((PIPELINE, NETWORK)))
     packed = pack(dict(pipe.named_children()), place.config)
     steps = place.spec.foreign is not None and place.spec.foreign.shares
@@ -93,6 +95,16 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     passed.choices += [*choices, *packed, *_decoding(pipe, place), *bound]
     cached = None if steps or extracted else _cached(pipe, place, passed)
     return Live(pipe, before, after, surroundings, cached), passed, wearing
+
+
+def refuse_ranks(name: str, pipe: nn.Module, parallel: ParallelConfig) -> None:
+    """ConfigError for ranks that would have nothing to share."""
+    refuse_whole_weights(name, pipe, parallel.tensor)
+    if parallel.cfg > 1 and not isinstance(pipe, CFGParallelMixin):
+        raise ConfigError(
+            f"cfg={parallel.cfg} cannot be: {name} makes both predictions itself; derive it from CFGParallelMixin, or "
+            "leave it out"
+        )
 
 
 def _cached(pipe: nn.Module, place: Place, passed: Passed) -> CacheDiTBackend | None:
