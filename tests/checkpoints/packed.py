@@ -32,12 +32,16 @@ Found = dict[str, Tensors]
 """What weights stand for, by component and name."""
 
 
-BEGIN = ("transformer", "model", "speech")
+DRAWS = ("transformer", "unet")
+BEGIN = (*DRAWS, "model", "speech")
 """How components begin whose files are packed."""
 
 
 def ours_of(checkpoint: Checkpoint) -> Mapping[str, Component]:
-    """The components of its family."""
+    """The components of its family; of a pipeline from elsewhere, the networks that would be ours."""
+    if not REGISTRY.covers(checkpoint.arch):
+        there = (name for name in checkpoint.components if name.startswith(DRAWS))
+        return {name: Component((), network="elsewhere") for name in there}
     return REGISTRY.spec(checkpoint.arch).components
 
 
@@ -55,9 +59,10 @@ def encoders(checkpoint: Checkpoint) -> list[str]:
 
 
 def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Found:
-    """As a library saves each of them."""
+    """As a library saves each of them; encoders beside networks from elsewhere are read by libraries, and stay."""
     checkpoint = Checkpoint(Path(shutil.copytree(folder, made)))
-    return {name: pack(checkpoint.weights(name)) for name in (*networks(checkpoint), *encoders(checkpoint))}
+    beside = encoders(checkpoint) if REGISTRY.covers(checkpoint.arch) else []
+    return {name: pack(checkpoint.weights(name)) for name in (*networks(checkpoint), *beside)}
 
 
 def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:

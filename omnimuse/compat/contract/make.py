@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -21,7 +21,8 @@ from omnimuse.compat.contract.packed import pack
 from omnimuse.compat.contract.passes import refuse_whole_weights, room_for, transform
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
-from omnimuse.compat.contract.weights import fill
+from omnimuse.compat.contract.weights import fill, sourced
+from omnimuse.compat.diffusers.read import packed_in, taken_for_floats
 from omnimuse.compat.diffusers.stepcache import FITS, settings
 from omnimuse.compat.door import Place, Wardrobe
 from omnimuse.compat.vllm_omni.diffusion.cache.cache_dit_backend import CacheDiTBackend
@@ -72,11 +73,12 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
     cls = entry.imported(entry.name)
     with within(surroundings), quiet("diffusers"), quiet("transformers"):
-        with _default_dtype(place.dtype), room_for(place):
-            pipe = cls(od_config=config, prefix="")
+        pipe = _made(cls, entry.name, config, place)
         if not isinstance(pipe, nn.Module):
             raise ModelError(f"{entry.module}:{entry.name} makes a {type(pipe).__name__}, and no torch module")
         origins = fill(pipe, entry.name)
+        if own := sorted(set(taken_for_floats(place.checkpoint)) - sourced(pipe)):
+            raise ModelError(_codes(entry.name, own))
         before, after = (
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
@@ -95,6 +97,26 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     passed.choices += [*choices, *packed, *_decoding(pipe, place), *bound]
     cached = None if steps or extracted else _cached(pipe, place, passed)
     return Live(pipe, before, after, surroundings, cached), passed, wearing
+
+
+def _made(cls: Any, name: str, config: OmniDiffusionConfig, place: Place) -> Any:
+    """The pipeline as its class makes it; ModelError where it cannot read what its files have packed."""
+    try:
+        with _default_dtype(place.dtype), room_for(place):
+            return cls(od_config=config, prefix="")
+    except ImportError as problem:
+        raise ModelError(f"{name} needs a package that is not here ({problem}); install it") from problem
+    except (OSError, ValueError, RuntimeError) as problem:
+        if packed := packed_in(place.checkpoint):
+            raise ModelError(f"{_codes(name, packed)} ({problem})") from problem
+        raise
+
+
+def _codes(name: str, components: Sequence[str]) -> str:
+    return (
+        f"the weights of {', '.join(components)} are packed, and {name} reads them by a library that does not unpack "
+        "them; let it have `weights_sources` and `load_weights`, or use the checkpoint they were made from"
+    )
 
 
 def refuse_ranks(name: str, pipe: nn.Module, parallel: ParallelConfig) -> None:
