@@ -83,7 +83,8 @@ class Job:
         state = self.file.stat()
         about = f"{self.file} {state.st_size} {state.st_mtime_ns}"
         if self.component:
-            about += f" {self.component} {self.folder} {(self.folder / INDEX).stat().st_mtime_ns}"
+            index = self.folder / INDEX
+            about += f" {self.component} {self.folder} {index.stat().st_mtime_ns if index.is_file() else 0}"
         return f"{self.file.stem}-{sha256(about.encode()).hexdigest()[:12]}"
 
 

@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from omnimuse.cli import main
-from omnimuse.compat.opening import PLACE, Job, is_file, make, opened
+from omnimuse.compat.opening import PLACE, Job, filled, is_file, make, opened
 from omnimuse.compat.single_file import convert, kind_of
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.headers import stored_in
-from tests.checkpoints import gguf_file, llama_cpp, z_image
+from omnimuse.loader.resolve import Folder
+from tests.checkpoints import gguf_file, llama_cpp, qwen3, z_image
 from tests.checkpoints.adapters import write
 from tests.checkpoints.packed import as_floats
 from tests.checkpoints.single_file import merged, weights
@@ -109,6 +110,10 @@ def test_a_model_whose_network_and_encoder_are_files_draws_what_these_stand_for(
     stored = stored_in(last / "text_encoder")
     assert {stored[f"layers.0.self_attn.{part}_proj.weight"].kind for part in "qkvo"} == {"Q4_0"}
 
+    with pytest.raises(ModelError, match=r"text_encoder=nothing.gguf: there is no such file"):
+        filled(Folder("z", z_image_folder, "local"), "text_encoder", "nothing.gguf", {})
+    with pytest.raises(ModelError, match=r"cannot become a Qwen3ForCausalLM: what writes or speaks"):
+        make(Job(encoder, "model", qwen3.build(tmp_path / "writer")), tmp_path / PLACE, {})
     done = generate(tmp_path, z_image_folder, tmp_path / "d.png", f"--component=text_encoder={network}")
     assert done.returncode and "text_encoder=" in done.stderr and not (tmp_path / "d.png").exists()
 
