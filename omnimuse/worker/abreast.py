@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
 
 def tell_abreast(under: Build) -> None:
-    """Of how many layers tokens are multiplied by reading four bits once."""
+    """Of how many layers tokens are multiplied by reading four bits once; or would be, in another format."""
     for name in under.networks:
-        if count := len(_layers(under, name)):
-            why = f"{count} layers: outputs lie beside each other for torch's kernel, tried on this machine"
-            under.choices.append(Choice("quantize", f"{name} tokens", "four bits read once", why))
+        value, dtype = "four bits read once", str(under.formats[name].default).removeprefix("torch.")
+        why = "outputs lie beside each other for torch's kernel, tried on this machine"
+        if not _layers(under, name):
+            value, why = (
+                "floats",
+                f"made of all weights for every token in {dtype}; dtype=bfloat16 reads four bits once",
+            )
+        if count := len(_able(under, name)):
+            under.choices.append(Choice("quantize", f"{name} tokens", value, f"{count} layers: {why}"))
 
 
 def lay_abreast(under: Build) -> None:
@@ -39,12 +45,17 @@ def lay_abreast(under: Build) -> None:
 
 
 def _layers(under: Build, name: str) -> list[QuantizedLinear]:
-    """The layers of a network for which it is there: it writes in bfloat16 on a processor, with all its weights."""
+    """The layers of a network for which it is there."""
+    if under.formats[name].default != torch.bfloat16:
+        return []
+    return _able(under, name)
+
+
+def _able(under: Build, name: str) -> list[QuantizedLinear]:
+    """Those for which it is there in bfloat16: of what writes on a processor, with all its weights."""
     config, network = under.found.config, under.networks.get(name)
     moves = config.offload.mode != "none" or config.parallel.shard > 1
     if under.device.type != "cpu" or moves or not isinstance(network, Decoder):
-        return []
-    if under.formats[name].default != torch.bfloat16:
         return []
     return [layer for layer in quantized_layers(network).values() if _chosen(layer) is not None]
 

@@ -87,7 +87,14 @@ def test_laid_weights_stand_for_what_those_of_float32_do(folder: Path) -> None:
             assert (laid.scheme.unpack(laid.packed) - floats).norm() < 2**-8 * floats.norm()
 
 
-def test_explain_tells_of_how_many_layers_four_bits_are_read_once(folder: Path) -> None:
-    found = {choice.name: choice for choice in explain(chosen(folder)) if choice.topic == "quantize"}
-    assert found["model tokens"].value == "four bits read once"
-    assert "model tokens" not in {choice.name for choice in explain(chosen(folder, dtype="float32"))}
+@pytest.mark.parametrize(("dtype", "told"), [("bfloat16", "four bits read once"), ("float32", "floats")])
+def test_explain_tells_of_how_many_layers_four_bits_are_read_once_or_would_be(
+    folder: Path, dtype: str, told: str
+) -> None:
+    [found] = [choice for choice in explain(chosen(folder, dtype=dtype)) if choice.name == "model tokens"]
+    assert (found.topic, found.value) == ("quantize", told)
+    with started(chosen(folder)) as engine:
+        assert found.reason.startswith(f"{len(is_laid(engine))} layers: ")
+    assert ("dtype=bfloat16" in found.reason) == (dtype == "float32")
+    others = explain(chosen(folder, dtype=dtype, offload=OffloadConfig("components")))
+    assert "model tokens" not in {choice.name for choice in others}
