@@ -109,7 +109,7 @@ def make(entry: Entry, place: Place) -> Composed:
         told = dict.fromkeys(networks, renaming_of(config.dit_config))
         tiled = _tiles(parts, place.config.parallel.vae_tiles)
         wearing = wardrobe(parts, place.checkpoint, origins, frozenset((PIPELINE, NETWORK)), told)
-        packed = pack(dict(parts), place.config)
+        packed = pack(dict(parts), place.config, place.device)
         extracted = by_extractor(place.config.cache)
         packed += extract(networks, place.config, own_loop=False) if extracted else []
         around = replace(place, config=replace(place.config, cache=CacheConfig())) if extracted else place

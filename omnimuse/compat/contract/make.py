@@ -85,7 +85,7 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     pipe.eval().requires_grad_(False)
     refuse_ranks(entry.name, pipe, place.config.parallel)
     wearing = wardrobe(pipe, place.checkpoint, [origins], frozenset((PIPELINE, NETWORK)))
-    packed = pack(dict(pipe.named_children()), place.config)
+    packed = pack(dict(pipe.named_children()), place.config, place.device)
     steps = place.spec.foreign is not None and place.spec.foreign.shares
     extracted = by_extractor(place.config.cache)
     around = steps and not extracted  # whether a step cache goes around lists of blocks
