@@ -10,7 +10,7 @@ as `omnimuse convert` makes them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -32,23 +32,23 @@ Found = dict[str, Tensors]
 """What weights stand for, by component and name."""
 
 
-DRAWS = ("transformer", "unet")
-BEGIN = (*DRAWS, "model", "speech")
+BEGIN = ("transformer", "unet", "model", "speech")
 """How components begin whose files are packed."""
 
 
 def ours_of(checkpoint: Checkpoint) -> Mapping[str, Component]:
-    """The components of its family; of a pipeline from elsewhere, the networks that would be ours."""
+    """The components of its family; a pipeline from elsewhere has none."""
     if not REGISTRY.covers(checkpoint.arch):
-        there = (name for name in checkpoint.components if name.startswith(DRAWS))
-        return {name: Component((), network="elsewhere") for name in there}
+        return {}
     return REGISTRY.spec(checkpoint.arch).components
 
 
 def networks(checkpoint: Checkpoint) -> list[str]:
     """Those whose files are packed, each with all networks that are in these."""
-    ours = [name for name, part in ours_of(checkpoint).items() if part.network and name in checkpoint.components]
-    found = [name for name in ours if name.startswith(BEGIN)]
+    among: Iterable[str] = checkpoint.components
+    if REGISTRY.covers(checkpoint.arch):
+        among = [name for name, part in ours_of(checkpoint).items() if part.network and name in checkpoint.components]
+    found = [name for name in among if name.startswith(BEGIN)]
     assert found, f"{checkpoint.arch} has no network whose files could be packed"
     return found
 
@@ -70,11 +70,19 @@ def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Pat
     like, found = Checkpoint(folder), Found()
     every = networks(like)
     for name in [name for name in every if like.components[name][0] == "diffusers"] or every:
-        file, found[name] = write(made.with_name(f"{made.name}-{name}"), weights(like.weights(name)))
+        floats = weights(like.weights(name))
+        file, found[name] = write(made.with_name(f"{made.name}-{name}"), floats)
+        if not REGISTRY.covers(like.arch):
+            found[name] = {key: narrowed(each, floats[key]) for key, each in found[name].items()}
         place = made.with_name(f"{made.name}-of-{name}")
         like = Checkpoint(convert(file, like, place, name, ours=ours_of(like)).folder)
     like.folder.rename(made)
     return found
+
+
+def narrowed(stands: Tensor, before: Tensor) -> Tensor:
+    """What the weights `before` stand for once they are packed, as networks from elsewhere get them: in bfloat16."""
+    return stands if torch.equal(stands, before) else stands.bfloat16().float()
 
 
 def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
