@@ -19,7 +19,7 @@ def play(part: Callable[..., None], *arguments: Any, ranks: int) -> None:
 
 def begin(part: Callable[..., None], *arguments: Any, ranks: int) -> Callable[[], None]:
     """The same for groups of which several wait at once: what this returns waits for the end, and raises."""
-    set_forkserver_preload(["tests.checkpoints.families", "omnimuse.engine.local"])
+    set_forkserver_preload(["tests.checkpoints.families", "omnimuse.engine.local", "tests.forked"])
     group = mp.start_processes(part, args=arguments, nprocs=ranks, join=False, start_method="forkserver")  # type: ignore[no-untyped-call]
 
     def end() -> None:
