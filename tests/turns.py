@@ -4,8 +4,8 @@ Of one family of each medium (`OFTEN`) it runs a third, so that each feature is 
 but for those that are `slow`. As rarely as these comes what is `costly`: seconds, up to minutes, for one narrow thing.
 Tests that share what takes long to start have their turn together: `costly("memory")`; of what a test says and what its
 parameter says, the latter counts. What is more than that, but not worth its time at every commit, comes more often:
-`costly(turns=3)` at one commit in three, and `crossed(turns=3)` with each family at one in three, the same families in
-all such tests, and with those that come `OFTEN` always.
+`costly(turns=3)` at one commit in three, of a claim with many cases a third of them at each, and `crossed(turns=3)`
+with each family at one in three, the same families in all such tests, and with those that come `OFTEN` always.
 
 Tests of a kind have their turns one after the other, so that every turn costs about the same. Which turn it is follows
 from the commit, so that the same commit always runs the same. Who names files or tests gets all of them, and so does

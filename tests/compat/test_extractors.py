@@ -170,6 +170,7 @@ def test_beside_offload_it_skips_the_same(folder: Path, arch: str, offload: Any)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.dist
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("axis", ["tensor", "cfg", "ulysses"])

@@ -148,6 +148,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]
         return folder, drawn(engine, [WISHES[1]])[0]
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.dist
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("axis", ["cfg", "tensor", "ulysses", "ring"])

@@ -72,6 +72,7 @@ def of_pictures(folder: Path, wishes: tuple[Wish, ...], output_type: str) -> lis
     return PICTURES(folder, tokens, output_type)
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize(
     ("arch", "build", "wishes", "reference"),
     [

@@ -81,6 +81,7 @@ def ends(kind: str, folder: Path) -> Sequence[int]:
     return [told["codec_eos_token_id" if kind == "qwen3_omni" else "tts_codec_end_token_id"]]
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("query", ["text", "use_image", "use_audio", "use_video"])
 def test_a_model_that_talks_answers_the_scripts_queries(
     run: Run, talking: tuple[str, Path], tmp_path: Path, query: str

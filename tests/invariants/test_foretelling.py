@@ -279,6 +279,7 @@ def test_a_sound_that_never_fits_is_refused_by_what_few_frames_take(engine: Engi
     assert not engine.foretelling.doubts(few, 0), "fewer than are tried"
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("teller", [*SPEAKERS, *ANSWERERS], ids=lambda teller: teller.name, scope="module")
 def test_a_sound_that_nobody_gave_a_length_waits_by_the_most_that_is_remembered_of_it_and_is_not_refused(
     folder: Path, engine: Engine, teller: Speaker | Answerer

@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -76,6 +77,7 @@ def first_rows(subject: Subject, engine: Engine) -> tuple[Network, list[Any]]:
     return network, [row.inputs for row in rows]
 
 
+@pytest.mark.crossed(turns=3)
 @torch.inference_mode()
 def test_conditions_of_selected_rows_are_those_that_the_rows_have_without_the_others(
     subject: Subject, shared: Engine
@@ -86,6 +88,7 @@ def test_conditions_of_selected_rows_are_those_that_the_rows_have_without_the_ot
     assert differences(cond.select([0, 2]), alone) != [], "the order matters"
 
 
+@pytest.mark.crossed(turns=3)
 @torch.inference_mode()
 def test_what_a_step_cache_watches_is_as_large_as_the_hidden_states(subject: Subject, shared: Engine) -> None:
     """Ranks without the first block make room for it by these."""

@@ -49,6 +49,7 @@ def theirs(family: Family, folder: Path, wish: Wish, kind: str, monkeypatch: pyt
     return seen[-1]
 
 
+@pytest.mark.crossed(turns=3)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_levels_are_the_references_bit_for_bit(
     family: Family, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def test_a_magcache_with_published_ratios_skips_the_steps_that_diffusers_skips(
     assert max(map(distance, found, expected)) < 1e-5
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize(
     ("choice", "least"),
     [

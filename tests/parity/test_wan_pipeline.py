@@ -109,6 +109,7 @@ def test_of_two_experts_the_second_changes_a_video_where_the_steps_are_its_own(b
     assert distance(ours(folder, wish).output[0], wanted) < 1e-5
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("boundary_ratio", [0.7, 0.875, 0.95, 0.98, 1.1])
 def test_the_boundary_divides_the_steps_as_in_the_reference(build: Build, boundary_ratio: float) -> None:
     """Timesteps are 999, 973, 923, 800: all steps are the first expert's, then three, two, one, none."""
@@ -116,6 +117,7 @@ def test_the_boundary_divides_the_steps_as_in_the_reference(build: Build, bounda
     assert distance(latents(folder, guidance_scale_2=2.0), theirs(folder, guidance_scale_2=2.0)) < 1e-5
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("boundary_ratio", [0.0, 0.7, 0.95, 1.0])
 def test_a_boundary_for_one_request_is_a_checkpoint_with_that_boundary(build: Build, boundary_ratio: float) -> None:
     found = latents(build("A14B"), guidance_scale_2=2.0, boundary_ratio=boundary_ratio)
@@ -190,6 +192,7 @@ def test_a_video_comes_as_pictures_with_a_rate(build: Build) -> None:
     assert ours(build("2.1"), WISH).videos[0].fps == 16.0
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("kind", ["5B", "2.1-I2V", "2.1-FLF2V", "A14B-I2V"])
 def test_another_picture_first_or_last_would_be_noticed(build: Build, kind: str) -> None:
     wish = replace(wish_for(kind, height=64, width=64, output_type="latent"), image=photo(70, 50))

@@ -62,6 +62,7 @@ def write(page: Any, what: str) -> None:
     page.get_by_label(re.compile("^(Prompt|Text)$")).fill(what)
 
 
+@pytest.mark.costly(turns=3)
 @browser_only
 @pytest.mark.parametrize("medium", WORDS)
 def test_the_page_has_the_words_of_what_is_made(browser: Any, site: Running, medium: str, tone: Path) -> None:
@@ -87,6 +88,7 @@ def test_the_page_has_the_words_of_what_is_made(browser: Any, site: Running, med
         assert not re.search(foreign.get(medium, "picture|video|draw|see\\b"), page.evaluate(TOLD).lower())
 
 
+@pytest.mark.costly(turns=3)
 @browser_only
 @pytest.mark.parametrize("medium", MODELS)
 def test_fingers_reach_all_controls_and_each_has_a_name(

@@ -76,6 +76,7 @@ def test_a_picture_may_come_in_json(tmp_path: Path, reference: dict[str, Any]) -
     run_over_http(tmp_path, act, PERHAPS)
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize(
     "parts_of_form",
     [

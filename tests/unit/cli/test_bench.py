@@ -231,6 +231,7 @@ def test_the_first_preview_of_a_stream_is_timed(server: FakeServer) -> None:
     assert all(asked["stream"] is True and asked["partial_images"] == 3 for asked in server.asked)
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize(
     ("mix", "words", "code"),
     [

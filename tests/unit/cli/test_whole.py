@@ -50,6 +50,7 @@ SEED = ["--seed", "7"]
 NEAR = ["--size", "32x48", "--steps", "2"]
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize(
     "words",
     [

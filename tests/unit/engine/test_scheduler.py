@@ -549,6 +549,7 @@ def simulate(
     return seen
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("max_running", [1, 2, 64])
 @pytest.mark.parametrize(
     "crowd",
@@ -565,6 +566,7 @@ def test_a_steady_flow_of_requests_keeps_nobody_out(crowd: dict[str, Any], max_r
     assert sum(each.steps for each in seen.values()) == 2000, "no tick is idle"
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("max_running", [1, 3, 64])
 def test_tenants_get_equal_work_whatever_they_ask_for(max_running: int) -> None:
     queue = Queue(tick_tokens=1, max_running=max_running)

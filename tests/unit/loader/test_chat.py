@@ -50,6 +50,7 @@ def test_a_template_that_only_joins_is_rendered_here(source: str) -> None:
     assert text == environment().from_string(source).render(VALUES) and children(os.getpid()) == before
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("source", COSTLY.values(), ids=COSTLY)
 def test_a_template_that_wastes_time_or_memory_is_ended_and_the_next_text_is_written(source: str) -> None:
     assert plain_template(source) is None

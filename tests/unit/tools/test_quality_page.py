@@ -179,6 +179,7 @@ def test_who_is_exact_or_on_the_frontier_is_named_and_a_key_tells_the_numbers_of
     assert not {"fp8", "dbcache"} & {*texts} and {"1", "2"} <= {*texts}
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("across", [0.0, 3.0, 11.0, 40.0])
 def test_no_label_lies_on_another_or_on_a_point_however_crowded_they_are(across: float) -> None:
     names = [f"choice number {number}" for number in range(20)]

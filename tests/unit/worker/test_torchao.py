@@ -50,6 +50,7 @@ def test_every_library_that_is_read_is_one_that_configurations_may_name() -> Non
     assert tuple(READERS) == PACKERS
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("kind", [kind for kind in KEPT if kind != "int8-dynamic"])
 def test_what_it_packed_draws_what_the_weights_stand_for_and_stays_packed(
     kind: str, z_image_folder: Path, tmp_path: Path
