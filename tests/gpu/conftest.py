@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ import torch
 from omnimuse.core.config import ModelConfig
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from tests.invariants.conftest import Subject
+from tests.invariants.conftest import Subject, config
+from tests.invariants.conftest import folder as folder
 from tests.invariants.conftest import subject as subject
 
 Make = Callable[..., Engine]
@@ -27,22 +30,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "gpu":
             item.add_marker(pytest.mark.gpu)
-            engines = "subject" in item.fixturenames  # type: ignore[attr-defined]
+            engines = {"subject", "teller"} & {*item.fixturenames}  # type: ignore[attr-defined]
             if engines and TESTED == "cuda" and not torch.cuda.is_available():
                 item.add_marker(absent)
 
 
-@pytest.fixture
-def engine_on(subject: Subject) -> Iterator[Make]:
-    """Makes engines over the subject on a device (the tested one or "cpu"), in a number format; all are closed."""
+@pytest.fixture(autouse=True)
+def _exact_products() -> Iterator[None]:
+    """Without the shorter numbers that matrix units would take for float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def engines(folder: Path) -> Iterator[Make]:
+    """Makes engines over a checkpoint on a device (the tested one or "cpu"), in a number format; all are closed."""
     made: list[Engine] = []
 
     def make(device: str = TESTED, dtype: str = "float32", **parts: object) -> Engine:
-        model = ModelConfig(str(subject.folder), dtype=dtype, device=device)
-        made.append(start(replace(subject.config(**parts), model=model)))
+        model = ModelConfig(str(folder), dtype=dtype, device=device)
+        made.append(start(replace(config(folder, **parts), model=model)))
         return made[-1]
 
     yield make
     for engine in made:
         assert not engine.runner.forwards.retries, "rows that cannot share a forward are a fault of the family"
         engine.close()
+
+
+@pytest.fixture
+def engine_on(subject: Subject) -> Iterator[Make]:
+    """Of the subject."""
+    with engines(subject.folder) as make:
+        yield make

@@ -6,7 +6,7 @@ In float32, without the shorter numbers that matrix units would take for it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +26,6 @@ Make = Callable[..., Engine]
 FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
 FAR = 2e-3
 """Of pixels and latents in float32: another order of sums, through all steps."""
-
-
-@pytest.fixture(autouse=True)
-def _exact_products() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 def asks(subject: Subject) -> list[object]:
