@@ -11,7 +11,7 @@ SUITABLE := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c '$(SUITABLE)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-.PHONY: help demo serve install test test-all test-vllm test-machines static check format lock models lines features compat gpu gpu-tests gpu-wheels clean
+.PHONY: help demo serve install test test-all test-vllm test-machines static check format lock models lines features compat gpu build/site gpu-tests gpu-wheels clean
 
 help:
 	@echo "make demo     install into .venv and draw demo.png"
@@ -99,15 +99,20 @@ compat: $(VENV)/.installed
 # again it goes on with what is not measured. Writes docs/gpu.json and docs/gpu.md, without a GPU those in build/ (where
 # .venv has what is needed: `make gpu GPU_PYTHON=.venv/bin/python`).
 GPU_PYTHON ?= python3
-gpu:
-	@$(GPU_PYTHON) -c "import torch" || { echo "$(GPU_PYTHON) has no torch: name a Python that has, GPU_PYTHON=..."; exit 1; }
-	test ! -d wheels || $(GPU_PYTHON) -m pip install -q --no-index --no-deps --upgrade --target build/site wheels/*.whl
+gpu: build/site
 	export PYTHONPATH=build/site:.; timeout 320 $(GPU_PYTHON) -W ignore -m benchmarks.gpu --seconds 300; figures=$$?; \
 	$(MAKE) --no-print-directory gpu-tests && exit $$figures
 
+# The wheels that were brought, once, where both find them.
+build/site:
+	@$(GPU_PYTHON) -c "import torch" || { echo "$(GPU_PYTHON) has no torch: name a Python that has, GPU_PYTHON=..."; exit 1; }
+	test ! -d wheels || test $@ -nt wheels || \
+	{ $(GPU_PYTHON) -m pip install -q --no-index --no-deps --upgrade --target $@ wheels/*.whl && touch $@; }
+
 # They end in time, too, and then say how many have run. What is compiled would take minutes more: `pytest tests/gpu`.
+# GPU_SECONDS=3600 leaves the others as long as they take.
 GPU_SECONDS ?= 120
-gpu-tests:
+gpu-tests: build/site
 	export PYTHONPATH=build/site:. OMP_NUM_THREADS=2; \
 	timeout --foreground -s INT -k 20 $(GPU_SECONDS) $(GPU_PYTHON) -m pytest tests/gpu tests/unit/offload/test_layerwise.py -m gpu -k "not compiled" -p no:benchmark -n 8 --dist worksteal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,30 @@ def test_a_python_without_torch_is_refused_in_a_line_that_says_what_to_do(tmp_pa
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert f"{bare} has no torch: name a Python that has, GPU_PYTHON=" in done.stdout
+
+
+def bring(folder: Path, name: str) -> None:
+    """A wheel in `wheels/` that has one module."""
+    about, place = f"{name}-1.0.dist-info", folder / "wheels" / f"{name}-1.0-py3-none-any.whl"
+    place.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(place, "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+
+
+def test_what_was_brought_is_installed_once_and_what_is_brought_later_too(tmp_path: Path) -> None:
+    def installed() -> int:
+        command = ["make", "-f", str(ROOT / "Makefile"), "build/site", f"GPU_PYTHON={sys.executable}"]
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+        return site.stat().st_mtime_ns
+
+    site = tmp_path / "build" / "site"
+    bring(tmp_path, "first")
+    before = installed()
+    assert (site / "first.py").exists()
+    assert installed() == before, "nothing is done again"
+    bring(tmp_path, "second")
+    assert installed() > before
+    assert (site / "first.py").exists() and (site / "second.py").exists()
