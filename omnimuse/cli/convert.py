@@ -30,11 +30,13 @@ def run(args: argparse.Namespace) -> int:
     from omnimuse.compat.single_file import convert, kind_of
     from omnimuse.loader.checkpoint import Checkpoint
     from omnimuse.loader.resolve import resolve
-    from omnimuse.worker.find import our_components
+    from omnimuse.worker.find import our_components, published_id
 
     model = args.like or kind_of(args.file)
-    like = Checkpoint(resolve(model).path)
-    made = convert(args.file, like, args.output, args.component, ours=our_components().get(like.arch, {}))
+    folder = resolve(model)
+    like = Checkpoint(folder.path)
+    ours, published = our_components().get(like.arch, {}), published_id(folder, like)
+    made = convert(args.file, like, args.output, args.component, ours=ours, published=published)
     print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {model}")
     for note in made.notes:
         print(f"  {note}")

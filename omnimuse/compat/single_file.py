@@ -26,6 +26,7 @@ from omnimuse.loader.adapter_names import named
 from omnimuse.loader.checkpoint import BORROWS, INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few, read_json
+from omnimuse.loader.identity import write_name
 from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.tensors import construct
 from omnimuse.media.destination import check_new_folder
@@ -73,12 +74,13 @@ def convert(
     *,
     linked: bool = False,
     ours: Mapping[str, Component] = MappingProxyType({}),
+    published: str = "",
 ) -> Converted:
     """Write the checkpoint in `file` to the new folder `target`; all else is that of `like`, copied or only `linked`.
 
     Only `component` is looked for in the file, if one is named. Packed weights of networks that are `ours` stay packed,
-    others become bfloat16. ModelError says what the file lacks or has too much; nothing is left behind then.
-    RequestError if `target` exists, or if the file fits several components.
+    others become bfloat16. `published` is the id by which the folder is known. ModelError says what the file lacks or
+    has too much; nothing is left behind then. RequestError if `target` exists, or if the file fits several components.
     """
     check_new_folder(target)
     networks = [name for name in like.components if like.has_weights(name)]
@@ -87,6 +89,7 @@ def convert(
     found, notes = _find_networks(file, like, networks, ours, component)
     with new_folder(target) as part:
         _write(part, like, found, linked)
+        write_name(part / INDEX, published)
     return Converted(target, tuple(found), tuple(name for name in like.components if name not in found), notes)
 
 

@@ -177,6 +177,11 @@ class Recognised:
     why: str
     sure: bool = True
 
+    @property
+    def id(self) -> str:
+        """The hub id of what it is taken for; empty where that is not known."""
+        return self.variant.ids[0] if self.sure and self.variant.ids else ""
+
 
 MEDIA = ("image", "video", "audio", "text")
 """What a pipeline may make."""

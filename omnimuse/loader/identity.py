@@ -6,6 +6,7 @@ its variants this is. Reads small files only; no torch.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -21,6 +22,9 @@ from omnimuse.loader.resolve import Folder
 TAUGHT = "training.json"
 """The file in which `tools/train_shapes` says what a checkpoint was trained on."""
 
+NAME = "_name_or_path"
+"""Where the configurations of libraries say of what published checkpoint they are."""
+
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
 
 
@@ -34,11 +38,17 @@ def names_of(folder: Folder, checkpoint: Checkpoint) -> list[Named]:
             if match := _CACHED.fullmatch(part):
                 found.append(Named(f"{match['owner']}/{match['name']}", "it lies so in a cache of the hub"))
     for where, config in checkpoint.sources():
-        if isinstance(name := config.get("_name_or_path"), str) and name:
-            found.append(Named(name, f"_name_or_path in {where} says so"))
+        if isinstance(name := config.get(NAME), str) and name:
+            found.append(Named(name, f"{NAME} in {where} says so"))
     if folder.source == "local":
         found += [Named(name, "its folder is called so") for name in dict.fromkeys([given.name, folder.path.name])]
     return [name for name in found if name.id]
+
+
+def write_name(index: Path, published: str) -> None:
+    """Have `index` say that its folder, which is called otherwise, is taken for that one; not if it names one."""
+    if published and index.is_file() and not read_json(index).get(NAME):
+        index.write_text(json.dumps({**read_json(index), NAME: published}, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

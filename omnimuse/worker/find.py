@@ -157,6 +157,15 @@ def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spe
     return spec.recognise(names_of(folder, checkpoint), checkpoint.configs)
 
 
+def published_id(folder: Folder, checkpoint: Checkpoint) -> str:
+    """The hub id of what one of our families takes a folder for; empty where none does, or where it says itself what it
+    was taught.
+    """
+    if not REGISTRY.covers(checkpoint.arch) or taught(checkpoint) is not None:
+        return ""
+    return REGISTRY.spec(checkpoint.arch).recognise(names_of(folder, checkpoint), checkpoint.configs).id
+
+
 def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = (), steps: bool | None = None) -> Spec:
     """The spec of what runs `checkpoint`: a pipeline of one of `plugins` that was asked for, then a family of ours,
     then a pipeline that somebody registered, installed packages among them, then the library whose class the

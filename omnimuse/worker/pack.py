@@ -6,7 +6,6 @@ that the folder is read by the same rules. One tensor is packed at a time, and o
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from torch import Tensor
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
 from omnimuse.loader.checkpoint import INDEX, Checkpoint
-from omnimuse.loader.files import PICKLES, read_json, weight_files
+from omnimuse.loader.files import PICKLES, weight_files
 from omnimuse.loader.filling import slots
 from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.headers import Stored, opened
+from omnimuse.loader.identity import write_name
 from omnimuse.loader.named import rules_of
 from omnimuse.loader.packed import SHARD, new_folder, save_in_shards
 from omnimuse.loader.plan import Piece
@@ -33,8 +33,6 @@ from omnimuse.quant.linear import QuantizedLinear, packed_as, quantized_layers
 from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.worker.build import Build, begin, construct, formats, run
 from omnimuse.worker.quantize import quantize
-
-NAME = "_name_or_path"
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,7 @@ def _copy(checkpoint: Checkpoint, part: Path, packed: list[Path]) -> None:
 
 def _write_index(under: Build, part: Path) -> None:
     """The folder has another name than the model: its index says which published one it is taken for."""
-    taken_for, path = under.found.recognised, part / INDEX
-    ids = taken_for.variant.ids if taken_for.sure else ()
-    if ids and path.is_file() and not read_json(path).get(NAME):
-        path.write_text(json.dumps({**read_json(path), NAME: ids[0]}, indent=2) + "\n", encoding="utf-8")
+    write_name(part / INDEX, under.found.recognised.id)
 
 
 def _size(folder: Path, flat: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,23 @@ def test_a_file_in_its_authors_names_draws_what_its_folder_draws_with_our_own_fa
     assert made.keys() == expected.keys()
     assert all(torch.equal(made[name], expected[name]) for name in made)
     assert not torch.equal(draw(tmp_path / "made"), draw(other))
+
+
+@pytest.mark.parametrize("taught", [True, False])
+def test_the_new_folder_is_taken_for_what_the_other_checkpoint_is_taken_for(
+    taught: bool, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like = shutil.copytree(other, tmp_path / "Z-Image-Turbo")  # by which it is known, and its copy is called otherwise
+    if taught:
+        (like / "training.json").write_text(json.dumps({"defaults": {"num_inference_steps": 3}}))
+    save_file(original(weights(other / "transformer")), tmp_path / "a.safetensors")
+    assert main(["convert", str(tmp_path / "a.safetensors"), "--like", str(like), "-o", str(tmp_path / "made")]) == 0
+    said = json.loads((tmp_path / "made" / "model_index.json").read_text()).get("_name_or_path")
+    assert said == (None if taught else "Tongyi-MAI/Z-Image-Turbo")
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "made")]) == 0
+    steps = next(line for line in capsys.readouterr().out.splitlines() if "num_inference_steps" in line)
+    assert steps.split()[1:] == (["3", "of", "made"] if taught else ["9", "of", "Z-Image-Turbo"])
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
