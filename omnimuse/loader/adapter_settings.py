@@ -18,6 +18,8 @@ from omnimuse.loader.files import read_json
 
 BESIDE, PEFT_FILE = "adapter_config.json", "adapter_model.safetensors"
 METADATA = "lora_adapter_metadata"
+DRAWS = "transformer", "unet"
+"""What files call a network that draws, whichever of a pipeline it is worn by."""
 MOST_ALPHA = 1e6
 """No trainer has one near it, and numbers beyond it leave the formats that adapters are worn in."""
 
@@ -58,6 +60,14 @@ def strengths(file: Path, metadata: Mapping[str, str]) -> dict[str, Strength]:
     if file.name == PEFT_FILE and beside.is_file():
         return {"": _strength(read_json(beside))}
     return {}
+
+
+def strength_of(component: str, said: Mapping[str, Strength], *, draws: bool) -> Strength:
+    """What is `said` of the layers of a `component`. One that `draws` has another name here than in the file where a
+    pipeline has two of them, or its own word for it.
+    """
+    names = (component, *(DRAWS if draws else ()), "")
+    return next((said[name] for name in names if name in said), Strength())
 
 
 def _by_component(text: str) -> dict[str, dict[str, Any]]:

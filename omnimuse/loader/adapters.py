@@ -19,7 +19,7 @@ from torch import Tensor
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.adapter_file import find_file, refusal, stamp
 from omnimuse.loader.adapter_names import DIFFERENCE, Role, bare, layer_of, named, other_kind
-from omnimuse.loader.adapter_settings import Strength, strengths
+from omnimuse.loader.adapter_settings import Strength, strength_of, strengths
 from omnimuse.loader.differences import listed
 from omnimuse.loader.files import AGAIN
 from omnimuse.loader.headers import opened
@@ -82,7 +82,7 @@ class Reader:
                 said = strengths(file, handle.metadata() or {})
                 products = dict[Site, tuple[Product, ...]]()
                 for layer, each in bound.items():
-                    strength = said.get(each.component, said.get("", Strength()))
+                    strength = strength_of(each.component, said, draws=each.component in self._main)
                     for site, product in self._products(source, file, handle, layer, each, strength):
                         products[site] = (*products.get(site, ()), product)
         except (ModelError, OSError) as problem:

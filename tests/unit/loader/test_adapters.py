@@ -64,10 +64,16 @@ def reader(tmp_path: Path) -> Reader:
     return reader_of(tmp_path)
 
 
-def whole(found: Mapping[tuple[str, str], tuple[Product, ...]], path: str, outputs: int, inputs: int) -> Tensor:
+def whole(
+    found: Mapping[tuple[str, str], tuple[Product, ...]],
+    path: str,
+    outputs: int,
+    inputs: int,
+    component: str = "transformer",
+) -> Tensor:
     """What all products at `path` are as one difference of its weight."""
     difference = torch.zeros(outputs, inputs)
-    for product in found["transformer", path]:
+    for product in found[component, path]:
         difference[product.start : product.start + len(product.up)] += product.up @ product.down
     return difference
 
@@ -204,10 +210,30 @@ def test_an_alpha_counts_over_the_rank_or_its_root_by_whole_pieces_of_a_name_and
     assert Strength().factor(layer, 16, own) == (1.0 if own is None else own / 16)
 
 
-def two_networks(home: Path) -> Reader:
+def two_networks(home: Path, *names: str) -> Reader:
     """For a pipeline whose second network has the names of the first."""
-    sites = reader_of(home)._sites["transformer"]
-    return Reader({"transformer": sites, "transformer_2": sites}, ["transformer", "transformer_2"], torch.device("cpu"))
+    sites, called = reader_of(home)._sites["transformer"], names or ("transformer", "transformer_2")
+    return Reader(dict.fromkeys(called, sites), called, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("said", "component", "factor"),
+    [
+        ({"transformer.lora_alpha": 1}, "transformer_2", 0.25),
+        ({"transformer.lora_alpha": 1, "transformer_2.lora_alpha": 8}, "transformer_2", 2.0),
+        ({"unet.lora_alpha": 1}, "dit", 0.25),
+        ({"transformer.lora_alpha": 1}, "dit", 0.25),
+        ({"text_encoder.lora_alpha": 1}, "transformer_2", 1.0),
+    ],
+)
+def test_alphas_that_the_metadata_say_of_what_draws_count_for_whichever_network_wears_it(
+    tmp_path: Path, said: Mapping[str, float], component: str, factor: float
+) -> None:
+    """diffusers says "transformer" of a file that is for the second expert, too."""
+    metadata = {"lora_adapter_metadata": json.dumps(said)}
+    file = write(tmp_path / "a.safetensors", LAYERS, metadata=metadata)
+    found = two_networks(tmp_path, "transformer", component)(str(file), component).products
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6, component), expected(factor=factor)[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("style", [peft(), peft("diffusion_model."), kohya(), peft("base_model.model.")])
