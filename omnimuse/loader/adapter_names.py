@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["down", "up", "bias", "alpha", "whole"]
+Role = Literal["down", "up", "bias", "alpha", "whole", "shift"]
+"""Of a product: its halves, the bias of the upper one, and its alpha; of a layer: a difference of its weight (`whole`)
+or of its bias (`shift`), which are added as they are.
+"""
 
 _ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
     (re.compile(r"(.+)\.lora_A(?:\.[^.]+)?\.weight"), "down"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.weight"), "up"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias"), "bias"),
-    (re.compile(r"(.+)\.diff_b"), "bias"),
+    (re.compile(r"(.+)\.diff_b"), "shift"),
     (re.compile(r"(.+)\.diff"), "whole"),
     (re.compile(r"(.+)\.lora_down\.weight"), "down"),
     (re.compile(r"(.+)\.lora_up\.weight"), "up"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ EXPECTED = 4
 FLOATS = ("F32", "F16", "BF16", "F64")
 WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 """Formats of whole numbers, which trainers write alphas in, too."""
+_HALVES: frozenset[Role] = frozenset(("down", "up", "bias"))
+_BIASES: tuple[Role, ...] = ("bias", "shift")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Reader:
             raise refusal(source, f"{what if strange else 'holds no tensors'}; {kind}")
         bound, unknown = dict[str, Bound](), list[str]()
         for name, tensors in layers.items():
-            if len(tensors.keys() & {"down", "up"}) != (0 if "whole" in tensors or tensors.keys() == {"bias"} else 2):
+            difference, halves = "whole" in tensors or tensors.keys() == {"shift"}, tensors.keys() & _HALVES
+            if halves if difference else not {"down", "up"} <= halves:
                 has = " and ".join(sorted(tensors.values()))
                 why = "which are no one difference" if "whole" in tensors else "without the other half of the product"
                 raise refusal(source, f"has {has} of {name} {why}; get it again")
@@ -121,7 +124,7 @@ class Reader:
                 unknown.append(name)
             else:
                 bound[name] = Bound(tensors, *found)
-        if odd := [next(iter(layers[name].values())) for name in unknown if layers[name].keys() <= {"whole", "bias"}]:
+        if odd := [next(iter(layers[name].values())) for name in unknown if layers[name].keys() <= {"whole", "shift"}]:
             kind = f"whole differences of what is no linear layer of this model ({listed(odd[:EXPECTED])})"
             raise refusal(source, f"has {kind}; low-rank products, and whole differences of linear layers, are worn")
         if unknown:
@@ -168,10 +171,14 @@ class Reader:
         if "whole" in tensors:
             tensors["down"], up = tensors["whole"], torch.eye(len(tensors["whole"]))
         elif "down" not in tensors:  # a bias alone: beside it there is a product of nothing
-            tensors["down"], up = torch.zeros(1, bound.outputs[0].inputs), torch.zeros(len(tensors["bias"]), 1)
+            tensors["down"], up = torch.zeros(1, bound.outputs[0].inputs), torch.zeros(len(tensors["shift"]), 1)
         else:
-            up = tensors["up"] * strength.factor(layer, len(tensors["down"]), own)
-        bias = tensors.get("bias")
+            factor = strength.factor(layer, len(tensors["down"]), own)
+            up = tensors["up"] * factor
+            if "bias" in tensors:
+                tensors["bias"] *= factor
+        biases = [tensors[role] for role in _BIASES if role in tensors]
+        bias = reduce(torch.add, biases) if biases else None
         start = 0
         for outputs in bound.outputs:
             rows = slice(start, start + outputs.count)
@@ -260,5 +267,5 @@ def _check(
     if "alpha" in bound.tensors and prod(shapes[bound.tensors["alpha"]]) != 1:
         has = list(shapes[bound.tensors["alpha"]])
         raise refusal(source, f"has an alpha of {layer} of the shape {has}, which is one number; get it again")
-    if "bias" in bound.tensors and shapes[bound.tensors["bias"]] != (outputs,):
+    if any(shapes[bound.tensors[role]] != (outputs,) for role in _BIASES if role in bound.tensors):
         raise refusal(source, f"has a bias of {layer} that is not of its {outputs} outputs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -378,10 +379,34 @@ def test_an_adapter_for_what_lies_between_the_texts_and_the_network_is_what_the_
 @pytest.mark.parametrize("name", ["WanPipeline-A14B", "WanPipeline-A14B-I2V"])
 def test_of_two_experts_each_wears_the_file_that_was_named_for_it(tmp_path: Path, tiny: Tiny, name: str) -> None:
     """Their files name no expert: trainers write one for each, and diffusers is told by `load_into_transformer_2`."""
-    family = family_named(name)
-    folder, wishes = tiny(name), [family.wishes[0]]
-    high = write(tmp_path / "high.safetensors", layers_of(folder), seed=1)
-    low = write(tmp_path / "low.safetensors", layers_of(folder), seed=2)
+    high = write(tmp_path / "high.safetensors", layers_of(tiny(name)), seed=1)
+    low = write(tmp_path / "low.safetensors", layers_of(tiny(name)), seed=2)
+    compare_experts(family_named(name), tiny(name), tmp_path, high, low)
+
+
+def test_alphas_in_metadata_and_biases_of_up_matrices_are_what_the_reference_makes_of_them(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    """diffusers writes "transformer" of both experts."""
+    folder = tiny("WanPipeline-A14B")
+    layers = {name: size for name, size in layers_of(folder).items() if "attn1" in name}
+
+    def style(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        return {**peft()(name, down, up), f"transformer.{name}.lora_B.bias": 0.1 * up[:, 0]}
+
+    def said(alpha: float) -> dict[str, str]:
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        settings = {"r": RANK, "lora_alpha": alpha, "lora_bias": True, "target_modules": targets}
+        return {"lora_adapter_metadata": json.dumps({f"transformer.{name}": each for name, each in settings.items()})}
+
+    high = write(tmp_path / "high.safetensors", layers, style, seed=1, metadata=said(2.0 * RANK))
+    low = write(tmp_path / "low.safetensors", layers, style, seed=2, metadata=said(4.0 * RANK))
+    compare_experts(family_named("WanPipeline-A14B"), folder, tmp_path, high, low)
+
+
+def compare_experts(family: Family, folder: Path, tmp_path: Path, high: Path, low: Path) -> None:
+    """Of two experts that wear `high` and `low`, ours draw what the reference's do."""
+    wishes = [family.wishes[0]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the reference's own
         changed = worn_by_the_reference(folder, tmp_path / "changed", {high: 0.8, low: -0.5}, [low])

@@ -137,6 +137,18 @@ def test_a_bias_of_the_up_matrix_is_added_too(reader: Reader, tmp_path: Path, ca
     assert torch.equal(out[0, :6], bias / 2)
 
 
+def test_the_bias_of_an_up_matrix_goes_with_its_alpha_and_a_difference_of_a_bias_is_as_it_is(
+    reader: Reader, tmp_path: Path
+) -> None:
+    name, bias = "blocks.0.out", torch.arange(8.0)
+    tensors = with_alpha(torch.tensor(8.0))(name, *products(LAYERS)[name])
+    save_file({**tensors, f"{name}.lora_B.bias": bias, f"{name}.diff_b": 10 * bias}, tmp_path / "a.safetensors")
+    [product] = reader(str(tmp_path / "a.safetensors")).products["transformer", "stack.0.final"]
+    assert product.bias is not None and torch.equal(product.bias, 2 * bias + 10 * bias)
+    save_file({f"{name}.lora_B.bias": bias}, tmp_path / "b.safetensors")
+    assert "without the other half of the product" in refused(reader, tmp_path / "b.safetensors")
+
+
 def test_a_bias_alone_is_added_too(reader: Reader, tmp_path: Path) -> None:
     name, bias = next(iter(LAYERS)), torch.arange(6.0)
     save_file({f"{name}.diff_b": bias}, tmp_path / "a.safetensors")
