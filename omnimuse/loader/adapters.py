@@ -6,25 +6,23 @@ a number is read; an adapter that does not fit whole is refused whole. Never ope
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.adapter_file import find_file, refusal, stamp
 from omnimuse.loader.adapter_names import DIFFERENCE, Role, bare, layer_of, named, other_kind
+from omnimuse.loader.adapter_numbers import BIASES, Bound, Numbers, Shapes, Stored, products_of
 from omnimuse.loader.adapter_settings import Strength, strength_of, strengths
 from omnimuse.loader.differences import listed
 from omnimuse.loader.files import AGAIN
 from omnimuse.loader.headers import opened
 from omnimuse.loader.sites import Linears, Outputs
-from omnimuse.loader.weights import refuse_no_numbers
 from omnimuse.lora.adapter import Adapter, Product, Site
 
 EXPECTED = 4
@@ -32,16 +30,6 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 """Formats of whole numbers, which trainers write alphas in, too."""
 _HALVES: frozenset[Role] = frozenset(("down", "up", "bias"))
-_BIASES: tuple[Role, ...] = ("bias", "shift")
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A layer of a file with where it belongs: tensors by role, what it is called in the file, its outputs in ours."""
-
-    tensors: Mapping[Role, str]
-    component: str
-    outputs: tuple[Outputs, ...]
 
 
 class Reader:
@@ -64,15 +52,18 @@ class Reader:
         self._device = device
         self._folder = folder
 
-    def __call__(self, source: str, component: str = "") -> Adapter:
+    def __call__(
+        self, source: str, component: str = "", room: Callable[[Adapter], None] = lambda planned: None
+    ) -> Adapter:
         """The adapter in the file `source`, which is for that of the networks which draw if a `component` is named.
+        Before a number is read `room` is told of it as it will be, on meta, and may refuse it.
 
         RequestError says what is wrong with it, or what it does not fit.
         """
         if component and component not in self._main:
             has = f"it has {' and '.join(self._main)}"
             raise refusal(source, f"cannot be for {component}, which is no network that draws in this model; {has}")
-        file = find_file(source, self._folder)
+        file, name = find_file(source, self._folder), f"{stamp(source, self._folder)} {component}"
         try:
             with opened(file) as handle:
                 names = [name for name in handle.keys() if not _says_nothing(name, handle)]  # noqa: SIM118
@@ -82,17 +73,25 @@ class Reader:
                 for layer, each in bound.items():
                     _check(source, layer, each, shapes, kinds)
                 said = strengths(file, handle.metadata() or {})
-                products = dict[Site, tuple[Product, ...]]()
-                for layer, each in bound.items():
-                    strength = strength_of(each.component, said, draws=each.component in self._main)
-                    for site, product in self._products(source, file, handle, layer, each, strength):
-                        products[site] = (*products.get(site, ()), product)
+                room(self._adapter(name, bound, said, Shapes(shapes)))
+                return self._adapter(name, bound, said, Stored(source, file, handle, self._device))
         except (ModelError, OSError) as problem:
             why = str(problem).replace(str(file), source)  # a client does not learn where its server's files are
             why = why.replace(AGAIN, "get the adapter again")
             raise refusal(source, f"cannot be read: {why}") from problem
-        changed = self._within.union(each.component for each in bound.values())
-        return Adapter(f"{stamp(source, self._folder)} {component}", products, changed)
+
+    def _adapter(
+        self, name: str, bound: Mapping[str, Bound], said: Mapping[str, Strength], numbers: Numbers
+    ) -> Adapter:
+        """What is `bound` as it is worn, of these `numbers`."""
+        products = dict[Site, tuple[Product, ...]]()
+        for layer, each in bound.items():
+            strength = strength_of(each.component, said, draws=each.component in self._main)
+            factor = partial(strength.factor, layer)
+            for path, product in products_of(layer, each, self._sites[each.component], factor, numbers):
+                site = each.component, path
+                products[site] = (*products.get(site, ()), product)
+        return Adapter(name, products, self._within.union(each.component for each in bound.values()))
 
     # -- names -----------------------------------------------------------------------------------------------------
 
@@ -159,76 +158,6 @@ class Reader:
             f"adapter can be for, such as {expected}; use an adapter that was trained for this model",
         )
 
-    # -- numbers ---------------------------------------------------------------------------------------------------
-
-    def _products(
-        self, source: str, file: Path, handle: Any, layer: str, bound: Bound, strength: Strength
-    ) -> Iterator[tuple[Site, Product]]:
-        tensors = {role: handle.get_tensor(name).float() for role, name in bound.tensors.items()}
-        for role, name in bound.tensors.items():
-            refuse_no_numbers(file, name, tensors[role])
-        own = float(tensors["alpha"]) if "alpha" in tensors else None
-        if "whole" in tensors:
-            tensors["down"], up = tensors["whole"], torch.eye(len(tensors["whole"]))
-        elif "down" not in tensors:  # a bias alone: beside it there is a product of nothing
-            tensors["down"], up = torch.zeros(1, bound.outputs[0].inputs), torch.zeros(len(tensors["shift"]), 1)
-        else:
-            factor = strength.factor(layer, len(tensors["down"]), own)
-            up = tensors["up"] * factor
-            if "bias" in tensors:
-                tensors["bias"] *= factor
-        biases = [tensors[role] for role in _BIASES if role in tensors]
-        bias = reduce(torch.add, biases) if biases else None
-        start = 0
-        for outputs in bound.outputs:
-            rows = slice(start, start + outputs.count)
-            start += outputs.count
-            sites = self._sites[bound.component]
-            dtype, share = sites.dtype(outputs.path), sites.share(outputs.path)
-            if share is not None and not share.spans:
-                continue  # another process has that layer
-            down = tensors["down"]
-            if share is not None and share.dim == 1:
-                down = torch.cat([down[:, first:last] for first, last in share.spans], 1)
-            if share is None or share.dim == 1:
-                parts = [((0, outputs.count), outputs.start)]
-            else:
-                parts = list(share.meet(outputs.start, outputs.stop))
-            placed = partial(self._placed, source, layer, dtype)
-            down, mine, own = placed(down), up[rows], None if bias is None else bias[rows]
-            for (first, last), place in parts:
-                yield (
-                    (bound.component, outputs.path),
-                    Product(
-                        down=down,
-                        up=placed(mine[first:last]),
-                        start=place,
-                        bias=None if own is None else placed(own[first:last]),
-                    ),
-                )
-
-    def _placed(self, source: str, layer: str, dtype: torch.dtype, tensor: Tensor) -> Tensor:
-        """On the device, in the format of the layer. Its numbers are looked at before, and a GPU takes them over while
-        the host goes on. A copy: a part of the file that is mapped would keep the whole of it.
-        """
-        mine = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
-        _check_room(source, layer, mine)
-        if self._device.type == "cuda":
-            mine = mine.pin_memory()
-        return mine.to(self._device, non_blocking=True)
-
-
-def _check_room(source: str, layer: str, tensor: Tensor) -> None:
-    """RequestError where numbers that were some in the file are none in the format that the layer computes in."""
-    if not tensor.isfinite().all():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        wider = "another --dtype, or an adapter" if kind == "float16" else "an adapter"
-        raise refusal(
-            source,
-            f"has numbers for {layer} that {kind} has no room for (over {torch.finfo(tensor.dtype).max:.2g}, with "
-            f"its alpha); use {wider} whose training has not failed",
-        )
-
 
 def _says_nothing(name: str, handle: Any) -> bool:
     """Whether that tensor is a difference of nothing but zeros."""
@@ -267,5 +196,5 @@ def _check(
     if "alpha" in bound.tensors and prod(shapes[bound.tensors["alpha"]]) != 1:
         has = list(shapes[bound.tensors["alpha"]])
         raise refusal(source, f"has an alpha of {layer} of the shape {has}, which is one number; get it again")
-    if any(shapes[bound.tensors[role]] != (outputs,) for role in _BIASES if role in bound.tensors):
+    if any(shapes[bound.tensors[role]] != (outputs,) for role in BIASES if role in bound.tensors):
         raise refusal(source, f"has a bias of {layer} that is not of its {outputs} outputs")

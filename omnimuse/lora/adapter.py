@@ -22,12 +22,13 @@ Site = tuple[str, str]
 
 @dataclass(frozen=True)
 class Product:
-    """One low-rank product: `up` [N, R] times `down` [R, K], for the N outputs of its layer from `start` on.
+    """One low-rank product: `up` [N, R] times `down` [R, K], for the N outputs of its layer from `start` on; without a
+    `down` `up` [N, K] is a whole difference.
 
     `bias` [N] is added besides, where an adapter has one.
     """
 
-    down: Tensor
+    down: Tensor | None
     up: Tensor
     start: int = 0
     bias: Tensor | None = None
@@ -36,16 +37,25 @@ class Product:
         """Add to `out` [..., outputs of the layer] what this makes of `x` [..., K]. Of which every rank has a part, if
         there is a `total` of what all ranks make of theirs.
         """
-        low = F.linear(x, self.down)
-        if total is not None:
-            low = total(low)
         part = out.narrow(-1, self.start, len(self.up))
-        part.add_(F.linear(low, self.up, self.bias), alpha=scale)
+        low = x if self.down is None else F.linear(x, self.down)
+        if total is None:
+            part.add_(F.linear(low, self.up, self.bias), alpha=scale)
+        elif self.down is None:
+            made = total(F.linear(low, self.up))
+            part.add_(made if self.bias is None else made + self.bias, alpha=scale)
+        else:
+            part.add_(F.linear(total(low), self.up, self.bias), alpha=scale)
 
     @property
-    def nbytes(self) -> int:
-        """The memory it takes."""
-        return self.down.nbytes + self.up.nbytes + (0 if self.bias is None else self.bias.nbytes)
+    def rank(self) -> int:
+        """R; of a whole difference K."""
+        return self.up.shape[1]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of."""
+        return [tensor for tensor in (self.down, self.up, self.bias) if tensor is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +70,9 @@ class Adapter:
 
     @cached_property
     def nbytes(self) -> int:
-        """The memory it takes."""
-        return sum(product.nbytes for products in self.products.values() for product in products)
+        """The memory it takes. Products of one layer of the file may share a `down`."""
+        products = (product for products in self.products.values() for product in products)
+        return sum({id(tensor): tensor.nbytes for product in products for tensor in product.tensors}.values())
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,14 @@ class Joined(NamedTuple):
     def of(weight: Tensor, worn: Sequence[tuple[Worn, Sequence[Product]]]) -> Joined:
         """For a layer with weights like `weight` [N, K], perhaps on meta, which has these products of what is worn."""
         parts = [(product, each.scale) for each, products in worn for product in products]
-        any_one = next(iter(worn[0][0].adapter.products.values()))[0].down  # other layers may be of another format
+        any_one = next(iter(worn[0][0].adapter.products.values()))[0].up  # other layers may be of another format
         zeros = partial(torch.zeros, dtype=weight.dtype, device=any_one.device)
-        (outputs, inputs), rank = weight.shape, max(2, sum(len(product.down) for product, _ in parts))
+        (outputs, inputs), rank = weight.shape, max(2, sum(product.rank for product, _ in parts))
         down, scale, up, bias, at = zeros(rank, inputs), zeros(rank), zeros(outputs, rank), zeros(outputs), 0
         for product, strength in parts:
-            mine, rows = slice(at, at + len(product.down)), slice(product.start, product.start + len(product.up))
-            down[mine], scale[mine], up[rows, mine] = product.down, strength, product.up
+            mine, rows = slice(at, at + product.rank), slice(product.start, product.start + len(product.up))
+            down[mine] = torch.eye(inputs) if product.down is None else product.down
+            scale[mine], up[rows, mine] = strength, product.up
             if product.bias is not None:
                 bias[rows] += product.bias * strength
             at = mine.stop

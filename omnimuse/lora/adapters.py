@@ -20,9 +20,9 @@ from omnimuse.core.loras import Lora
 from omnimuse.lora.adapter import Adapter, Site, Worn
 from omnimuse.lora.linear import Adapted, Rack
 
-Read = Callable[[str, str], Adapter]
-"""(source, component) -> the adapter there, for that network if one is named; RequestError for what is none, or not one
-for this model.
+Read = Callable[[str, str, Callable[[Adapter], None]], Adapter]
+"""(source, component, room) -> the adapter there, for that network if one is named; RequestError for what is none, or
+not one for this model. Before its numbers are read, `room` is told how it will be and may refuse it.
 """
 
 Stamp = Callable[[str], str]
@@ -83,7 +83,9 @@ class Adapters:
     @staticmethod
     def none(why: str = "this pipeline has no networks of ours") -> Adapters:
         """For a pipeline whose layers wear nothing."""
-        return Adapters(partial(adapt, {}), lambda source, component: _refuse(source), _refuse, limit=0, obstacle=why)
+        return Adapters(
+            partial(adapt, {}), lambda source, component, room: _refuse(source), _refuse, limit=0, obstacle=why
+        )
 
     @property
     def nbytes(self) -> int:
@@ -159,7 +161,7 @@ class Adapters:
         if known is None or known[0] != stamp:
             known = None  # what the file was before is let go of first
             same = self._living.get(stamp)
-            known = stamp, same or self._make_room_for(lora.source, stamp, self._read(*named))
+            known = stamp, same or self._make(named, stamp)
         if (size := self._sizes.get(named)) is None or size[0] != known[1].id:
             self._size_up(named, known[1])
         self._known[named] = known
@@ -172,12 +174,19 @@ class Adapters:
         if len(self._sizes) > MOST_SIZES:
             del self._sizes[next(iter(self._sizes))]
 
-    def _make_room_for(self, source: str, stamp: Named, adapter: Adapter) -> Adapter:
-        size = adapter.nbytes
+    def _make(self, named: Named, stamp: Named) -> Adapter:
+        """The adapter there, for which there is room before it is read; layers that it is for are dressed."""
+        adapter = self._living[stamp] = self._read(*named, partial(self._make_room_for, named[0]))
+        for site in adapter.products:
+            self._dress(site, self._rack)
+        return adapter
+
+    def _make_room_for(self, source: str, planned: Adapter) -> None:
+        size = planned.nbytes
         if size > self.limit:
             raise RequestError(
                 f"{source} takes {told_bytes(size)}, and adapters may take {told_bytes(self.limit)}; start the "
-                "engine with more (--lora-memory), or use an adapter of a lower rank",
+                "engine with more (--lora-memory), or use an adapter of a lower rank, or without whole differences",
                 "loras",
             )
         while self.nbytes + size > self.limit and self._known:
@@ -188,10 +197,6 @@ class Adapters:
                 f"{told_bytes(self.limit)}; try again when they are done",
                 retry_after=1.0,
             )
-        for site in adapter.products:
-            self._dress(site, self._rack)
-        self._living[stamp] = adapter
-        return adapter
 
 
 def _refuse(source: str) -> NoReturn:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import CapacityError, RequestError
 from omnimuse.loader.adapter_file import find_file, stamp
 from omnimuse.loader.adapter_names import Layer, Named, layer_of, named
 from omnimuse.loader.adapter_settings import Strength
 from omnimuse.loader.adapters import Reader
 from omnimuse.loader.rules import Alias, Fuse, Rename
 from omnimuse.loader.sites import Sites
-from omnimuse.lora.adapter import Product
+from omnimuse.lora.adapter import Adapter, Product
 from tests.checkpoints.adapters import Layers, Style, kohya, peft, products, write
 
 LAYERS: Layers = {"blocks.0.to_q": (6, 8), "blocks.0.to_k": (4, 8), "blocks.0.out": (8, 6)}
@@ -74,7 +74,8 @@ def whole(
     """What all products at `path` are as one difference of its weight."""
     difference = torch.zeros(outputs, inputs)
     for product in found[component, path]:
-        difference[product.start : product.start + len(product.up)] += product.up @ product.down
+        own = product.up if product.down is None else product.up @ product.down
+        difference[product.start : product.start + len(product.up)] += own
     return difference
 
 
@@ -184,6 +185,43 @@ def test_an_alpha_that_the_metadata_say_of_no_component_counts_for_all(reader: R
     file = write(tmp_path / "a.safetensors", LAYERS, metadata={"lora_adapter_metadata": '{"lora_alpha": 8}'})
     found = reader(str(file)).products
     assert torch.allclose(whole(found, "stack.0.final", 8, 6), expected(factor=2.0)[1], atol=1e-6)
+
+
+def test_what_an_adapter_takes_is_told_before_a_number_is_read_and_it_may_be_refused_then(tmp_path: Path) -> None:
+    name, bias = "blocks.0.out", torch.ones(8)
+    layers = {**LAYERS, "double.0.qk": (10, 8)}
+    file = tmp_path / "a.safetensors"
+    told = list[int]()
+    for style in (peft(""), lambda name, down, up: {f"{name}.diff": up @ down}, with_alpha(torch.tensor(2.0))):
+        write(file, layers, style)
+        save_file({**load_file(file), f"{name}.diff_b": bias}, file)
+        for dtype in (torch.float32, torch.bfloat16):
+            reader = reader_of(tmp_path / str(len(told)), dtype)
+            adapter = reader(str(file), room=lambda planned: told.append(planned.nbytes))
+            assert told[-1] == adapter.nbytes
+    write(file, LAYERS, lambda name, down, up: peft("")(name, down * float("nan"), up))
+
+    def none(planned: Adapter) -> None:
+        raise CapacityError("no room")
+
+    with pytest.raises(CapacityError):
+        reader(str(file), room=none)
+
+
+def test_a_layer_that_became_several_takes_its_lower_matrix_once(tmp_path: Path) -> None:
+    reader = reader_of(tmp_path)
+    file = write(tmp_path / "a.safetensors", {"double.0.qk": (10, 8)}, peft(""))
+    assert reader(str(file)).nbytes == 4 * (4 * 8 + 10 * 4)
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.out", "double.0.qk"])
+def test_a_whole_difference_takes_itself_and_no_more(reader: Reader, tmp_path: Path, layer: str) -> None:
+    outputs, inputs = {**LAYERS, "double.0.qk": (10, 8)}[layer]
+    difference = torch.randn(outputs, inputs)
+    save_file({f"{layer}.diff": difference}, tmp_path / "a.safetensors")
+    adapter, path = reader(str(tmp_path / "a.safetensors")), "stack.0.final" if "out" in layer else "stack.0.qk"
+    assert adapter.nbytes == difference.nbytes
+    assert torch.equal(whole(adapter.products, path, outputs, inputs), difference)
 
 
 def test_a_folder_of_peft_counts_with_its_settings(reader: Reader, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from omnimuse.core.errors import CapacityError, RequestError
 from omnimuse.core.loras import Lora
-from omnimuse.lora.adapter import Adapter, Joined, Product
+from omnimuse.lora.adapter import Adapter, Joined, Product, Worn
 from omnimuse.lora.adapters import Adapters, adapt
 from omnimuse.lora.linear import Adapted, Rack
 
@@ -20,20 +20,25 @@ SIZE = 2 * 4 * 8 * 4
 
 
 class Shelf:
-    """Files of adapters that are only numbers: `read` counts, `versions` change."""
+    """Files of adapters that are only numbers: `read` counts, `versions` change. `watch` is called at every reading."""
 
     def __init__(self) -> None:
         self.reads: list[str] = []
+        self.watch: Callable[[], None] = lambda: None
         self.versions: dict[str, int] = {}
 
     def stamp(self, source: str) -> str:
         return f"{source.removeprefix('./')}@{self.versions.get(source, 0)}"
 
-    def read(self, source: str, component: str) -> Adapter:
+    def read(self, source: str, component: str, room: Callable[[Adapter], None]) -> Adapter:
+        site, name = ("transformer", "layer"), f"{self.stamp(source)} {component}"
+        planned = Product(torch.empty(4, 8, device="meta"), torch.empty(8, 4, device="meta"))
+        room(Adapter(name, {site: (planned,)}))
         self.reads.append(source)
+        self.watch()
         generator = torch.Generator().manual_seed(len(source) + self.versions.get(source, 0))
         down, up = torch.randn(4, 8, generator=generator), torch.randn(8, 4, generator=generator)
-        return Adapter(f"{self.stamp(source)} {component}", {("transformer", "layer"): (Product(down, up),)})
+        return Adapter(name, {site: (Product(down, up),)})
 
 
 class Net(nn.Module):
@@ -90,6 +95,32 @@ def test_a_layer_wears_several_once_each_and_what_it_wore_again_when_others_are_
             assert torch.equal(net.layer(x), before)
         assert adapters.worn == both and torch.allclose(net.layer(x), expected, atol=1e-5)
     assert adapters.worn == ()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_product_of_which_two_ranks_have_half_the_inputs_each_is_that_of_all(whole: bool) -> None:
+    down, up, bias, x = torch.randn(4, 8), torch.randn(6, 8 if whole else 4), torch.randn(6), torch.randn(3, 8)
+    expected, found = torch.zeros(3, 6), torch.zeros(3, 6)
+    Product(None if whole else down, up, bias=bias).add(expected, x, 0.5)
+    first, second = slice(0, 3), slice(3, 8)
+
+    def half(part: slice) -> Product:
+        return Product(None, up[:, part], bias=bias) if whole else Product(down[:, part], up, bias=bias)
+
+    there = list[Tensor]()
+    half(second).add(torch.zeros(3, 6), x[:, second], 0.5, lambda part: there.append(part) or part)
+    half(first).add(found, x[:, first], 0.5, lambda part: part + there[0])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_whole_difference_is_joined_with_products(net: Net) -> None:
+    shapes = {"product": Product(torch.randn(4, 8), torch.randn(8, 4)), "whole": Product(None, torch.randn(8, 8))}
+    worn = [Worn(Adapter(name, {("transformer", "layer"): (each,)}), 0.5) for name, each in shapes.items()]
+    x, expected = torch.randn(3, 8), torch.zeros(3, 8)
+    for each in shapes.values():
+        each.add(expected, x, 0.5)
+    joined = Joined.of(net.layer.weight, [(each, each.adapter.products["transformer", "layer"]) for each in worn])
+    assert torch.allclose(joined.added(torch.zeros(3, 8), x), expected, atol=1e-5)
 
 
 def test_after_a_failure_nothing_is_worn(room_for: Make, net: Net) -> None:
@@ -166,12 +197,21 @@ def test_who_asks_for_what_is_worn_just_now_is_given_it_though_it_was_to_make_ro
         adapters.fetch([Lora("bb")])
     [again] = adapters.fetch([Lora("a", 0.5)])
     assert again.adapter is worn.adapter and adapters.nbytes == SIZE
-    assert shelf.reads == ["a", "bb"] and adapters.sources == ("a",)
+    assert shelf.reads == ["a"] and adapters.sources == ("a",)
 
 
-def test_an_adapter_that_never_has_room_is_refused(room_for: Make) -> None:
+def test_an_adapter_that_never_has_room_is_refused_before_it_is_read(room_for: Make, shelf: Shelf) -> None:
     with pytest.raises(RequestError, match="a takes 256 bytes, and adapters may take 0 bytes"):
         room_for(0).fetch([Lora("a")])
+    assert not shelf.reads
+
+
+def test_there_is_room_for_an_adapter_before_it_is_read(room_for: Make, shelf: Shelf) -> None:
+    adapters, there = room_for(1), list[int]()
+    shelf.watch = lambda: there.append(adapters.nbytes)
+    for source in ("a", "bb"):
+        adapters.fetch([Lora(source)])
+    assert there == [0, 0]
 
 
 def test_a_file_that_changed_is_read_again_and_its_rows_share_no_forward_with_the_old(
