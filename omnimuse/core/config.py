@@ -233,7 +233,7 @@ class ContractConfig:
 class HostConfig:
     """What an engine takes of the machine it runs on.
 
-    `threads` to compute with on the CPU, of all `processes` together that share the machine; None lets
+    `threads` to compute with on the CPU, of all `processes` together that share the machine, and its memory; None lets
     `worker/threads.py` decide. `room` is the bytes that requests may take beside the weights (None: what there is).
     """
 

@@ -27,32 +27,16 @@ def whole_cores() -> int:
     return len(siblings)
 
 
-def memory() -> int:
-    """The bytes of memory that this process may use: the machine's, or less where its control group allows less."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(limit).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdecimal():  # "max" where there is no limit
-            found.append(int(text))
-    return min(found)
+def memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that this process may use: the machine's, or less where its control groups allow less."""
+    limits = [_bytes(folder) for folder in _folders(root, "memory")]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *filter(None, limits)])
 
 
 def quota(root: Path = Path("/")) -> float | None:
-    """The cores' worth of time that control groups allow this process; None where nothing limits it.
-
-    Both versions are read, and every group above ours, whose limits hold as well. `root` is where `proc` is, and what
-    `proc` names is; tests have a folder of their own.
-    """
-    groups = dict(_groups(_lines(root / "proc/self/cgroup")))
-    found = []
-    for mount in _mounts(_lines(root / "proc/self/mountinfo")):
-        if mount.controller in groups:
-            folder = root / mount.point.lstrip("/")
-            found += [_limit(folder / group) for group in _with_parents(groups[mount.controller], mount.root)]
-    return min((limit for limit in found if limit is not None), default=None)
+    """The cores' worth of time that control groups allow this process; None where nothing limits it."""
+    limits = [_limit(folder) for folder in _folders(root, "cpu")]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def processor(file: Path = Path("/proc/cpuinfo")) -> str:
@@ -101,29 +85,43 @@ def idle() -> float:
 
 
 class _Mount(NamedTuple):
-    """A mounted hierarchy of groups: "cpu" (version 1) or "" (version 2), the group at its top, and where it is."""
+    """A mounted hierarchy of groups: of a controller (version 1) or "" (version 2), the group at its top, and where it
+    is.
+    """
 
     controller: str
     root: str
     point: str
 
 
-def _groups(lines: list[str]) -> Iterator[tuple[str, str]]:
+def _folders(root: Path, controller: str) -> Iterator[Path]:
+    """Of our group and every one above it, whose limits hold as well, what says how much of this it allows.
+
+    Both versions are read. `root` is where `proc` is, and what `proc` names is; tests have a folder of their own.
+    """
+    groups = dict(_groups(_lines(root / "proc/self/cgroup"), controller))
+    for mount in _mounts(_lines(root / "proc/self/mountinfo"), controller):
+        if mount.controller in groups:
+            folder = root / mount.point.lstrip("/")
+            yield from (folder / group for group in _with_parents(groups[mount.controller], mount.root))
+
+
+def _groups(lines: list[str], controller: str) -> Iterator[tuple[str, str]]:
     """Controller -> our group, from `/proc/self/cgroup`; version 2 has one group, under ""."""
     for line in lines:
         _, names, group = line.split(":", 2)
-        if names == "" or "cpu" in names.split(","):
-            yield ("cpu" if names else ""), group
+        if names == "" or controller in names.split(","):
+            yield (controller if names else ""), group
 
 
-def _mounts(lines: list[str]) -> Iterator[_Mount]:
-    """The hierarchies that can limit time on the processor, from `/proc/self/mountinfo`."""
+def _mounts(lines: list[str], controller: str) -> Iterator[_Mount]:
+    """The hierarchies that can limit this, from `/proc/self/mountinfo`."""
     for line in lines:
         place, _, system = line.partition(" - ")
         root, point = place.split(" ")[3:5]
         kind, *_, options = system.split(" ")
-        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
-            yield _Mount("" if kind == "cgroup2" else "cpu", root, point)
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
+            yield _Mount("" if kind == "cgroup2" else controller, root, point)
 
 
 def _with_parents(group: str, root: str) -> tuple[PurePosixPath, ...]:
@@ -141,6 +139,12 @@ def _limit(folder: Path) -> float | None:
     if len(words) != 2 or words[0] in ("max", "-1"):
         return None
     return int(words[0]) / int(words[1])
+
+
+def _bytes(folder: Path) -> int | None:
+    """What one group may have of memory: `memory.max` of version 2, a file of version 1; "max" where all there is."""
+    words = " ".join([*_lines(folder / "memory.max"), *_lines(folder / "memory.limit_in_bytes")]).split()
+    return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def _lines(file: Path) -> list[str]:

@@ -78,8 +78,9 @@ def _running(config: Config, built: Built) -> tuple[Runner, Space]:
     ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
     here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
     parts = {name: ctx.components.wherever(name) for name in here}
-    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise).within(config.host.room)
-    schedule = bounded(config.schedule, built.pipeline, space)
+    processes = config.host.processes
+    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise, processes=processes).within(config.host.room)
+    schedule = bounded(config.schedule, built.pipeline, space, processes)
     runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
     runner.profiled = config.contract.profile and built.pipeline.spec.library != CONTRACT  # which times its own parts
     return runner, space
@@ -100,7 +101,7 @@ def finished(engine: Engine, *requests: Request, brief: float = 0.0) -> list[Res
     return [found[id_] for id_ in ids]
 
 
-def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> ScheduleConfig:
+def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space, processes: int = 1) -> ScheduleConfig:
     """`schedule` with no more in one tick than there is `space` for: the rows of others wait for the next one. And with
     what its outputs may remember in all, where nobody chose that and loops that grow remember.
     """
@@ -110,7 +111,7 @@ def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space) -> Sched
     grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
-    half = free_bytes(pipeline.ctx.device) // 2
+    half = free_bytes(pipeline.ctx.device, processes) // 2
     return replace(schedule, running_bytes=max(1, half if space.room is None else min(half, space.room)))
 
 

@@ -49,14 +49,14 @@ def compute_on(device: torch.device) -> None:
         torch.accelerator.set_device_index(device.index)
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device, processes: int = 1) -> int:
     """The memory of `device` that this process may still take: of a GPU, what no process has, and what torch keeps here
-    for tensors to come.
+    for tensors to come; of the machine its part, which is shared by so many `processes`.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return max(0, memory() - resident())
+    return max(0, memory() // processes - resident())
 
 
 def held_bytes(device: torch.device) -> int:

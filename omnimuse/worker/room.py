@@ -37,15 +37,20 @@ class Space:
 
     @staticmethod
     def of(
-        components: Mapping[str, Any], device: torch.device, dtype: torch.dtype, *, layerwise: bool = False
+        components: Mapping[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        layerwise: bool = False,
+        processes: int = 1,
     ) -> Space:
-        """What there is now, when all weights are where they wait or work."""
+        """What there is now, when all weights are where they wait or work, on a machine of so many `processes`."""
         modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
         blocks = {name: lone_blocks(part) if layerwise else [] for name, part in modules.items()}
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
         tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
         coming = max((brought(part, blocks[name]) for name, part in modules.items() if tokens[name]), default=0)
-        return Space(max(0, free_bytes(device) - coming), coming, weights, tokens)
+        return Space(max(0, free_bytes(device, processes) - coming), coming, weights, tokens)
 
     def within(self, room: int | None) -> Space:
         """The same, with no more beside the weights than `room` (None: as much as there is)."""

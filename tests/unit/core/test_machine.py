@@ -6,11 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from omnimuse.core.machine import cores, processor, quota
+from omnimuse.core.machine import cores, memory, processor, quota
 
 V1 = "33 31 0:30 {top} /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct"
 V1_MEMORY = "36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
 V2 = "42 31 0:39 {top} {at} rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate"
+
+
+FILES = {
+    "cpu_max": "cpu.max",
+    "quota": "cpu.cfs_quota_us",
+    "period": "cpu.cfs_period_us",
+    "memory_max": "memory.max",
+    "memory_limit": "memory.limit_in_bytes",
+}
+"""What values of a group are called where it has them."""
 
 
 def machine(root: Path, groups: str, *mounts: str) -> Path:
@@ -22,11 +32,10 @@ def machine(root: Path, groups: str, *mounts: str) -> Path:
 
 
 def write(root: Path, folder: str, **values: str) -> None:
-    """Files of one group: `cpu_max`, `quota` and `period`."""
-    names = {"cpu_max": "cpu.max", "quota": "cpu.cfs_quota_us", "period": "cpu.cfs_period_us"}
+    """Files of one group, by the names in `FILES`."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     for name, value in values.items():
-        (root / folder / names[name]).write_text(f"{value}\n")
+        (root / folder / FILES[name]).write_text(f"{value}\n")
 
 
 def test_version_2_gives_the_quota_over_its_period(tmp_path: Path) -> None:
@@ -88,6 +97,22 @@ def test_where_there_are_no_control_groups_there_is_no_limit(tmp_path: Path) -> 
 def test_this_machine_can_be_asked() -> None:
     limit = quota()
     assert cores() >= 1 and (limit is None or limit > 0)
+
+
+def test_memory_is_what_the_group_and_all_above_it_allow(tmp_path: Path) -> None:
+    root = machine(tmp_path / "2", "0::/units/box\n", V2.format(top="/", at="/sys/fs/cgroup"))
+    write(root, "sys/fs/cgroup", cpu_max="max 100000")
+    whole = memory(root)
+    write(root, "sys/fs/cgroup/units", memory_max="2000000")
+    write(root, "sys/fs/cgroup/units/box", memory_max="3000000")
+    write(root, "sys/fs/cgroup/other", memory_max="1000000")
+    assert memory(root) == 2000000 < whole == memory(tmp_path / "none")
+    root = machine(tmp_path / "1", "4:memory:/m\n3:cpu,cpuacct:/c\n", V1_MEMORY, V1.format(top="/"))
+    write(root, "sys/fs/cgroup/memory/m", memory_limit="9223372036854771712")
+    write(root, "sys/fs/cgroup/cpu,cpuacct/c", memory_limit="1000000")
+    assert memory(root) == whole, "what version 1 says where there is no limit is more than there is"
+    write(root, "sys/fs/cgroup/memory/m", memory_limit="2000000")
+    assert memory(root) == 2000000
 
 
 XEON = (
