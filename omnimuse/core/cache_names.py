@@ -114,7 +114,18 @@ def _masked(settings: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(steps, list | tuple) or not all(step in (0, 1) for step in steps):
             raise ConfigError(f"cache setting steps_computation_mask={steps!r:.80} is not a list of ones and zeros")
         found["mask"] = "".join("1" if step else "0" for step in steps)
+        if (named := settings.get("scm_steps_mask_policy")) is not None:
+            raise ConfigError(
+                f"cache settings steps_computation_mask and scm_steps_mask_policy={named!r:.80} are two masks; leave "
+                "one out"
+            )
     policies = [settings.pop(name, None) for name in ("scm_steps_policy", "steps_computation_policy")]
+    if None not in policies and policies[0] != policies[1]:
+        scm, computed = policies
+        raise ConfigError(
+            f"cache settings scm_steps_policy={scm!r:.80} and steps_computation_policy={computed!r:.80} mean one thing "
+            "and say two; leave one out"
+        )
     for policy in policies:
         if policy not in (None, "dynamic", "static"):
             raise ConfigError(f"cache setting scm_steps_policy={policy!r:.80} is not known; use 'dynamic' or 'static'")

@@ -201,6 +201,8 @@ def cache_named(text: str) -> CacheConfig:
             raise ConfigError(f"cache setting {pair!r:.80} is not NAME=VALUE{hint}")
         if field in chosen:
             raise ConfigError(f"cache {field} is there twice; leave one out")
+        if not value:
+            raise ConfigError(f"cache setting {pair!r:.80} has no value; give it one, or leave it out")
         chosen[field] = _read(field, value)
     return replace(BY_NAME[name] if name in BY_NAME else CacheConfig(name), **chosen)
 

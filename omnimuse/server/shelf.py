@@ -33,7 +33,9 @@ class Shelf:
         self.folder = folder
         self.networks = networks
         there = [] if folder is None else sorted(folder.glob("*.safetensors"))
-        self.files: dict[str, str] = {file.stem: file.name for file in there[:MOST]}
+        if len(there) > MOST:
+            raise ConfigError(f"--lora-dir {folder} has {len(there)} adapters, and there may be {MOST}; move some away")
+        self.files: dict[str, str] = {file.stem: file.name for file in there}
         for name in self.files:
             if not _can_be_said(name):
                 raise ConfigError(f"--lora-dir {folder} has {name!r:.80}, a name that no request can say; rename it")
@@ -53,6 +55,8 @@ class Shelf:
             why = f"use 1 to {LONGEST} characters that can be seen, and no colon"
             raise RequestError(f"lora_name={name!r:.80} is no name for an adapter; {why}", "lora_name")
         inside = path.removeprefix(f"{self.folder}/")
+        if not inside:
+            raise RequestError(f"lora_path={path!r} names no file in the folder of adapters", "lora_path")
         try:
             find_file(inside, self.folder)
         except RequestError as error:

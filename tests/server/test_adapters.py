@@ -159,6 +159,7 @@ def test_adapters_are_registered_and_forgotten_while_it_runs(tmp_path: Path, fol
         ("x", "more", "lora_path"),
         ("x" * 257, "ink.safetensors", "lora_name"),
         ("a:b", "ink.safetensors", "lora_name"),
+        ("none", "", "lora_path"),
         ("ink", "night.safetensors", "lora_name"),
     ],
 )
@@ -287,6 +288,14 @@ def test_what_no_worker_can_wear_is_refused_when_it_is_set_and_what_was_set_stay
         assert workers.started[-1].params.loras == (Lora("night.safetensors"),)
 
     with_app(tmp_path / "data", folder, act)
+
+
+def test_more_adapters_than_there_may_be_are_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnimuse.server.shelf.MOST", 2)
+    for number in range(3):
+        (tmp_path / f"{number}.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"--lora-dir .* has 3 adapters, and there may be 2; move some away"):
+        Shelf(tmp_path)
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"two\nlines", b"\x1b[31m"])

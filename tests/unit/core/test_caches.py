@@ -38,6 +38,7 @@ def test_a_text_makes_a_choice_and_the_choice_its_text(text: str, choice: CacheC
         ("dbcashe", "did you mean 'dbcache'"),
         ("", "use one of none, auto"),
         ("dbcache,first", "is not NAME=VALUE with one of threshold, first, last"),
+        ("dbcache,mask=", "'mask=' has no value; give it one, or leave it out"),
         ("dbcache,treshold=1", "is not NAME=VALUE; did you mean 'threshold'"),
         ("dbcache,kind=none", "is not NAME=VALUE"),
         ("dbcache,first=1,first=2", "first is there twice"),
@@ -194,6 +195,8 @@ def test_documented_settings_are_honoured(backend: str, settings: dict[str, obje
     ("backend", "settings", "said"),
     [
         ("cachedit", {}, "cache_backend='cachedit'"),
+        ("cache_dit", {"steps_computation_mask": [1, 0], "scm_steps_mask_policy": "fast"}, "are two masks"),
+        ("cache_dit", {"scm_steps_policy": "static", "steps_computation_policy": "dynamic"}, "and say two; leave one"),
         ("cache_dit", {"Fn_compute_block": 1}, "did you mean 'Fn_compute_blocks'"),
         ("cache_dit", {"rel_l1_thresh": 0.2}, "has no setting 'rel_l1_thresh'"),
         ("cache_dit", {"warmup_interval": 2}, "warmup_interval=2 is not supported"),
