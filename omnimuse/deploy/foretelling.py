@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from omnimuse.core.errors import EngineClosedError, RequestError
+from omnimuse.core.errors import EngineClosedError, EngineDeadError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
 from omnimuse.deploy.connectors import Blob
@@ -84,6 +84,8 @@ class Foretelling:
             raise EngineClosedError("the engine was closed before it came to this; make a new one") from None
 
     async def _try_on(self, loras: list[Lora]) -> None:
+        if not all(any(seat.link is not None for seat in pool) for pool in self._seats()):
+            raise EngineDeadError("a pool has no process that is ready; try again in a moment")
         for pool in range(len(self._seats())):
             for asked in await self._say(await self._there(pool), TryOn("", loras)):
                 close = None if asked.answer.exception() else asked.answer.result()  # who is lost is started anew

@@ -85,6 +85,10 @@ class FileStore:
 
     def __init__(self, folder: Path | None = None, *, make: bool = True) -> None:
         self.folder = Path(tempfile.gettempdir()) if folder is None else folder
+        self._called, self._other = f"offload folder={folder}", "choose another"
+        if folder is None:
+            self._called = f"the system's folder for temporary files, {self.folder},"
+            self._other = "choose another with TMPDIR"
         try:
             if make:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,9 +96,7 @@ class FileStore:
             with tempfile.TemporaryFile(dir=near) as file:
                 self._file = os.dup(file.fileno())
         except OSError as error:
-            raise ConfigError(
-                f"offload folder={self.folder} cannot be used ({reason(error)}); choose another"
-            ) from error
+            raise ConfigError(f"{self._called} cannot be used ({reason(error)}); {self._other}") from error
         self._release = weakref.finalize(self, os.close, self._file)
         self._places: list[tuple[int, int]] = []  # offset, size
         self._end = 0
@@ -106,8 +108,8 @@ class FileStore:
             _reserve(self._file, *place)
         except OSError as error:
             raise ConfigError(
-                f"offload folder={self.folder} has no room for {told_bytes(size)} of weights ({reason(error)}); "
-                "make room or choose another"
+                f"{self._called} has no room for {told_bytes(size)} of weights ({reason(error)}); "
+                f"make room or {self._other}"
             ) from error
         self._places.append(place)
         return len(self._places) - 1

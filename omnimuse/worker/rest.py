@@ -31,7 +31,7 @@ class Rest:
     """
 
     def __init__(self, components: Residency, device: torch.device, folder: Path | None = None) -> None:
-        self._components, self.device, self._folder = components, device, folder
+        self._components, self.device, self.folder = components, device, folder
         self._store: Store | None = None
         self._parcels: list[Parcel] = []
 
@@ -44,7 +44,7 @@ class Rest:
         """Let the weights go; how many bytes that were on the device wait now. ConfigError if there is no room."""
         if self._store is not None:
             return 0
-        store = FileStore(self._folder) if self.device.type == "cpu" else HostStore(DeviceLanes(self.device))
+        store = FileStore(self.folder) if self.device.type == "cpu" else HostStore(DeviceLanes(self.device))
         self._components.leave()
         try:
             self._parcels = [written(module, store) for module in self._modules() if _here(module)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from unittest import mock
 
 import pytest
 
-from omnimuse.core.errors import RequestError
-from omnimuse.deploy.foretelling import _way
+from omnimuse.core.errors import EngineDeadError, RequestError
+from omnimuse.core.loras import Lora
+from omnimuse.deploy.foretelling import Foretelling, _way
 from omnimuse.deploy.frames import Way, Weighed
 from omnimuse.deploy.group import Seat
 
@@ -25,3 +27,13 @@ def test_the_first_tiles_are_taken_for_which_all_pools_have_room() -> None:
     one = Weighed("", [Way(0, False, 9, "too much"), Way(128, False), Way(64, False, 5)])
     other = Weighed("", [Way(0, False), Way(128, False, 0, "too much"), Way(64, False, 7)])
     assert _way([(SEAT, one), (SEAT, other)]) == Way(64, False, 7), "the pool that needs most"
+
+
+def test_what_is_set_while_a_pool_has_no_process_is_refused_at_once() -> None:
+    there, gone = mock.Mock(spec=Seat, link=mock.Mock()), mock.Mock(spec=Seat, link=None)
+
+    async def set_it() -> None:
+        with pytest.raises(EngineDeadError, match="a pool has no process that is ready; try again in a moment"):
+            await asyncio.wait_for(Foretelling(lambda: [[there], [gone]]).try_on([Lora("ink")]), 5)
+
+    asyncio.run(set_it())

@@ -91,11 +91,15 @@ from omnimuse.offload.stores import FileStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
-    FileStore(Path(sys.argv[1])).add(2**24, lent=False)
+    FileStore(Path(sys.argv[1]) if len(sys.argv) > 1 else None).add(2**24, lent=False)
 except ConfigError as error:
     print(error)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"offload folder={tmp_path} has no room for 16 MiB of weights" in said
-    assert "make room or choose another" in said
+    assert "make room or choose another\n" in said
+    here = {**os.environ, "TMPDIR": str(tmp_path)}
+    said = subprocess.run(command[:-1], check=True, capture_output=True, text=True, env=here).stdout
+    assert f"the system's folder for temporary files, {tmp_path}, has no room for 16 MiB of weights" in said
+    assert "make room or choose another with TMPDIR" in said, "an engine that falls asleep has no folder of its own"

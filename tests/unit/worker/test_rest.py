@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,14 @@ def test_what_is_not_offloaded_is_all_that_leaves_and_deadlines_pass_in_sleep(su
     [event] = engine.tick()
     assert isinstance(event, Failed) and isinstance(event.error, DeadlineError)
     engine.close()  # in its sleep
+
+
+def test_weights_of_an_engine_that_rests_wait_where_others_do(subject: Subject, tmp_path: Path) -> None:
+    config = subject.config(offload=OffloadConfig("layers", tmp_path / "weights"))
+    with contextlib.closing(start(config)) as engine:
+        engine.sleep()
+        assert isinstance(engine.runner.rest._store, FileStore)
+        assert engine.runner.rest._store.folder == tmp_path / "weights"
 
 
 def test_what_leaves_is_no_memory_of_the_process_any_more() -> None:
