@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from omnimuse.core.errors import (
+    CapacityError,
     ConfigError,
     DeadlineError,
     EngineClosedError,
@@ -25,13 +26,13 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
-from omnimuse.core.loras import Lora
 from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
 from omnimuse.engine.foretelling import Foretelling
 from omnimuse.engine.given import Given
 from omnimuse.engine.scheduler import FOREVER, Scheduler
+from omnimuse.engine.wearing import begins
 from omnimuse.observe.profile import Recorder, part_of
 from omnimuse.parallel.collectives import broadcast_bytes, meet
 from omnimuse.worker.adapters import try_on_together
@@ -72,7 +73,7 @@ class Engine:
         self.governor = governor
         self.door = door
         self.clock = clock
-        self.scheduler = Scheduler(runner.config)
+        self.scheduler = Scheduler(runner.config, runner.pipeline.ctx.adapters.limit)
         self.mesh = runner.pipeline.ctx.mesh
         self.dead: EngineDeadError | None = None
         self._lock = threading.Lock()
@@ -305,18 +306,16 @@ class Engine:
         """
         if not plan.admit or not self.runner.hand.all:
             return plan
-        known, refused, admit = self.fitting.learnt, set[str](), list[Request]()
-        for request in plan.admit:
-            try:
-                try_on(self, self.fitting.unread(request), begins=True)
-                admit.append(self.fitting.first_way(request, self.space))
-            except RequestError as error:
-                refused.add(request.id)
-                events.append(Failed(request.id, error))
+        known = self.fitting.learnt
+        ways = {request.id: begins(self, request) for request in plan.admit}
+        admit = [way for way in ways.values() if isinstance(way, Request)]
+        refused = {id_: way for id_, way in ways.items() if not isinstance(way, Request)}
+        failed = [Failed(id_, error) for id_, error in refused.items() if not isinstance(error, CapacityError)]
+        events += failed
         with self._lock:
-            for request_id in refused:
-                self.scheduler.postpone([request_id], self.clock())  # nothing was done for it
-                self._forget(request_id)
+            self.scheduler.postpone(refused, self.clock())  # nothing was done for them
+            for event in failed:
+                self._forget(event.request_id)
             entries = self.scheduler.entries
             for way in admit:
                 entries[way.id].request = way
@@ -328,8 +327,9 @@ class Engine:
             self.reckon()
             with self._lock:
                 self.scheduler.postpone(late, self.clock())
-            refused, admit = refused | late, [] if late else admit
-        return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
+            admit = [] if late else admit
+        waits = ways.keys() - {way.id for way in admit}
+        return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in waits))
 
     def reckon(self) -> None:
         """Foretell what all requests take, where more is known than when they came; comes between two ticks."""
@@ -442,18 +442,6 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
     engine.foretelling.learn(request, draw)
     engine.reckon()
     return left
-
-
-def try_on(engine: Engine, loras: Sequence[Lora], *, begins: bool = False) -> None:
-    """Read what requests are to wear, before any does; comes between two ticks. RequestError for what does not fit,
-    CapacityError while others take its memory; not for who `begins` now, who is told then.
-    """
-    if not loras:
-        return
-    engine.tell(TickPlan(try_on=tuple(loras)))
-    wrong = try_on_together(engine.runner.pipeline.ctx.adapters, loras, engine.mesh)
-    if wrong is not None and (not begins or isinstance(wrong, EngineDeadError)):
-        raise wrong
 
 
 def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Governor | None) -> None:

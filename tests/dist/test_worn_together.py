@@ -13,8 +13,8 @@ import torch.distributed as dist
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import Lora
-from omnimuse.engine.engine import try_on
 from omnimuse.engine.local import start
+from omnimuse.engine.wearing import try_on
 from omnimuse.lora.adapter import Worn
 from omnimuse.lora.adapters import Adapters
 from tests.checkpoints import z_image

@@ -16,18 +16,31 @@ from torch.profiler import record_function
 
 import omnimuse
 from omnimuse.core.caches import cache_named
-from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
+from omnimuse.core.config import (
+    CompileConfig,
+    Config,
+    DecodeConfig,
+    HostConfig,
+    LoraConfig,
+    ModelConfig,
+    OffloadConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import loras_of
+from omnimuse.core.machine import memory
 from omnimuse.core.output import Failed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
-from omnimuse.engine.engine import Engine, try_on, try_part
+from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.needs import Need
 from omnimuse.engine.scheduler import Scheduler
+from omnimuse.engine.wearing import try_on
+from omnimuse.lora.adapter import Worn
+from omnimuse.lora.linear import Rack
 from omnimuse.models.bagel.spec import BagelParams
 from omnimuse.models.cogview4.spec import CogView4Params
 from omnimuse.models.glm_image.spec import GlmImageParams
@@ -80,6 +93,23 @@ def test_what_another_process_has_of_a_gpu_is_no_room_and_what_torch_keeps_of_it
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert Space.of({}, torch.device("cuda"), torch.bfloat16).room == 10 + 8
+
+
+def test_processes_that_share_a_machine_have_each_their_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnimuse.worker.place.memory", lambda: 100)
+    monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 10)
+    rooms = [Space.of({}, torch.device("cpu"), torch.float32, processes=count).room for count in (1, 2, 20)]
+    assert rooms == [90, 40, 0]
+
+
+def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> None:
+    rooms = []
+    for processes in (1, 2):
+        config = replace(subject.config(), host=HostConfig(processes=processes, threads=1))
+        with contextlib.closing(start(config)) as engine:
+            assert engine.space.room is not None
+            rooms.append(engine.space.room)
+    assert rooms[1] <= rooms[0] - memory() // 3
 
 
 def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,6 +569,47 @@ def test_an_adapter_takes_what_torch_has_for_it_once_it_was_read(adapters: tuple
         events = recorded_events(lambda: try_on(engine, loras_of(files) or ()))
         took = sum(bytes_ for _, bytes_ in allocated(events))
         assert engine.runner.pipeline.ctx.adapters.nbytes == 2 * size == pytest.approx(took, rel=0.01)
+
+
+def test_compiled_layers_have_what_is_worn_joined_as_foretold(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny("FluxPipeline-dev")
+    layers = {name: size for name, size in layers_of(folder).items() if ".attn." in name}
+    files = [str(write(tmp_path / f"{rank}.safetensors", layers, seed=rank, rank=rank)) for rank in (8, 16)]
+    model = ModelConfig(str(folder), dtype="float32", device="cpu")
+    with contextlib.closing(start(Config(model, compile=CompileConfig("blocks")))) as engine:
+        adapters = engine.runner.pipeline.ctx.adapters
+        for loras in (loras_of(files[:1]), loras_of(files)):
+            worn, rack = adapters.fetch(loras), adapters._rack
+            rack.forget()
+
+            def join(worn: tuple[Worn, ...] = worn, rack: Rack = rack) -> None:
+                with adapters.wearing(worn), rack.joining():
+                    pass
+
+            took = sum(bytes_ for _, bytes_ in allocated(recorded_events(join)))
+            assert rack.nbytes == pytest.approx(took, rel=0.02)
+            assert rack.nbytes <= adapters.joined(loras) < 1.2 * rack.nbytes
+            assert len(worn) > 1 or adapters.joined(loras) == rack.nbytes > 2 * adapters.nbytes, "parts are fused here"
+
+
+def test_who_has_no_room_for_what_it_wears_beside_others_waits_and_is_drawn(adapters: tuple[list[str], int]) -> None:
+    (one, other), size = adapters
+    lora, schedule = LoraConfig(memory=size * 3 // 2), ScheduleConfig(company="always")
+    with contextlib.closing(start(Config(SHAPES, lora=lora, schedule=schedule))) as engine:
+        request = engine.make_request(Ask("a red circle", replace(LARGE, width=64, height=64, num_inference_steps=3)))
+        for _ in range(2):  # of unknown sizes, and of known ones
+            pair = wearing(request, "first", one), wearing(request, "second", other)
+            assert in_company(engine, *pair) == 1, "neither failed"
+        engine.submit(wearing(request, "paused", one))
+        tick(engine)
+        engine.pause("paused")
+        engine.submit(wearing(request, "waits", other))
+        assert not any(isinstance(event, Failed) for _ in range(4) for event in engine.tick())
+        assert engine.idle, "nobody asks again and again"
+        engine.resume("paused")
+        assert in_company(engine) == 1
+        with pytest.raises(RequestError, match=r"the 2 adapters take .* together"):
+            engine.submit(wearing(request, "both", one, other))
 
 
 def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears_them(
