@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
@@ -222,7 +223,7 @@ class Worker:
         """Record from before the next tick on: what comes next is in the window."""
         window = self._window = Window(command.seconds, command.requests)
         try:
-            begun = background.between_ticks(background.engine.record)
+            begun = background.between_ticks(background.engine.recordings.begin)
         except OmnimuseError as error:
             self._line.send(Profiled("", str(error), type(error).__name__))
             return
@@ -233,11 +234,11 @@ class Worker:
         """Record what every rank computes within a window, when that has `begun`; report where the recording is."""
         from omnimuse.observe.profile import merge
 
-        path = self.settings.spool / f"profile-{self.settings.name}.json.gz"
+        path = self.settings.spool / f"profile-{self.settings.name}-{secrets.token_hex(4)}.json.gz"
         try:
             begun.result()
             window.wait()
-            merge(background.between_ticks(partial(background.engine.end_recording, path)).result(), path)
+            merge(background.between_ticks(partial(background.engine.recordings.end, path)).result(), path)
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
             ours = isinstance(error, OmnimuseError)
             self._line.send(Profiled("", str(error), type(error).__name__ if ours else EngineDeadError.__name__))

@@ -1,7 +1,7 @@
 """Recordings of what an engine computes with: every operation, its time and where it was called from.
 
-Started and ended on the thread that computes, on every rank at once (`Engine.record`); the file opens in a browser's
-tracing page or in Perfetto.
+Started and ended on the thread that computes, on every rank at once (`engine/recordings.py`); the file opens in a
+browser's tracing page or in Perfetto.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from omnimuse.core.environment import Environment
-from omnimuse.core.errors import refused
+from omnimuse.core.errors import CapacityError, refused
 from omnimuse.observe.labels import OTHER, STAGES
 
 log = logging.getLogger(__name__)
 
 ONE = threading.Lock()
-"""Torch records for one thread of a process at a time."""
+"""Torch records for one thread of a process at a time: who has this."""
+LASTING = threading.Lock()
+"""Held, beside that, while a `Recording` lasts: nobody waits for its end."""
+BUSY = "another engine of this process is being recorded, and torch records one at a time; end that recording first"
 
 
 class Recording:
@@ -42,14 +45,32 @@ class Recording:
         self._profile = profile(activities=activities, profile_memory=True)
 
     def start(self) -> None:
-        """Record from now on; everything takes a little longer."""
-        self._profile.start()
+        """Record from now on; everything takes a little longer. CapacityError while another one lasts."""
+        if not LASTING.acquire(blocking=False):
+            raise CapacityError(BUSY)
+        ONE.acquire()  # who counts what something takes ends soon
+        try:
+            self._profile.start()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def stop(self) -> None:
+        """Record nothing more, on the thread that began."""
+        try:
+            self._profile.stop()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        ONE.release()
+        LASTING.release()
 
     def write(self, path: Path, told: Path) -> None:
         """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device. The
         error of a disk that refuses names `told`.
         """
-        self._profile.stop()
+        self.stop()
         with _whole(path, told) as part:
             self._profile.export_chrome_trace(str(part))
             trace = _read(part)
@@ -59,11 +80,22 @@ class Recording:
 
 def most_recorded(work: Callable[[], object]) -> dict[str, int] | None:
     """The bytes that torch allocates on the CPU at most while it does `work`, over those that there were before, by the
-    label of the stage that allocates them; None while this thread is recorded.
+    label of the stage that allocates them; None while this thread is recorded, or another for as long as somebody
+    wants, and where there is no disk to write a trace to.
     """
-    if torch.autograd._profiler_enabled():
+    try:
+        folder = TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as problem:  # before anything is done in vain
+        _refuse(problem)
         return None
-    events = recorded_events(work)
+    with folder as name:
+        if recorded() or (trace := _traced(work)) is None:
+            return None
+        try:
+            events = _exported(trace, Path(name))
+        except (OSError, ValueError) as problem:
+            _refuse(problem)
+            return None
     marks = [each for each in events if each.get("cat") == "user_annotation" and _of_stages(each["name"])]
     ends = [(float(each["ts"]) + float(each["dur"]), "") for each in marks]
     bounds = [(float(each["ts"]), each["name"]) for each in marks] + ends
@@ -137,15 +169,41 @@ def most_counted(work: Callable[[], object], counter: Counter) -> dict[str, int]
 
 
 def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
-    """What a trace has of `work`: its operations and marks, and what was allocated. Other threads wait for it."""
-    Environment.hush_recordings()
-    with ONE, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
+    """What a trace has of `work`: its operations and marks, and what was allocated. Other threads wait for it.
+
+    CapacityError while another thread is recorded for as long as somebody wants.
+    """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.json.gz"
-        recorded.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = _read(path)["traceEvents"]
+        if (trace := _traced(work)) is None:
+            raise CapacityError(BUSY)
+        return _exported(trace, Path(folder))
+
+
+def _traced(work: Callable[[], object]) -> profile | None:
+    """What was recorded of `work`, when that is done; None, and it is not, while a `Recording` lasts."""
+    Environment.hush_recordings()
+    while not ONE.acquire(timeout=0.1):
+        if LASTING.locked():
+            return None
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            work()
+    finally:
+        ONE.release()
+    return trace
+
+
+def _exported(trace: profile, folder: Path) -> list[dict[str, Any]]:
+    """The events of what was recorded; OSError, or ValueError of half a file, where a disk refuses."""
+    path = folder / "memory.json"  # what is compressed torch writes elsewhere first
+    trace.export_chrome_trace(str(path))
+    events: list[dict[str, Any]] = json.loads(path.read_bytes())["traceEvents"]
     return events
+
+
+def _refuse(problem: Exception) -> None:
+    """Nobody tells what is computed, for this reason."""
+    log.warning("what is computed cannot be recorded: %s: %s", type(problem).__name__, problem)
 
 
 def allocated(events: Sequence[dict[str, Any]]) -> list[tuple[float, int]]:
@@ -167,9 +225,16 @@ class Recorder:
 
     def start(self) -> None:
         """Begin one; one that was never written is dropped."""
+        self.drop()
         recording = Recording()
         recording.start()
         self._recording = recording
+
+    def drop(self) -> None:
+        """End one that nobody wants any more, if there is one."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.stop()
 
     def write(self, path: Path, rank: int = 0) -> None:
         """End it, and write it as the part of that rank of what will be at `path`; nothing where none was begun."""
@@ -181,7 +246,7 @@ class Recorder:
         """One of the above, because another rank wants it: what goes wrong is told in the log, and ends nothing."""
         try:
             work()
-        except (OSError, RuntimeError, ValueError) as problem:
+        except (CapacityError, OSError, RuntimeError, ValueError) as problem:
             log.warning("this rank could not be recorded: %s: %s", type(problem).__name__, problem)
 
 
@@ -191,8 +256,12 @@ def marked(label: str) -> AbstractContextManager[None]:
     """
     if (watch := WATCH.get()) is not None and _of_stages(label):
         return watch.within(label)
-    recorded = torch.autograd._profiler_enabled()
-    return record_function(label) if recorded else nullcontext()
+    return record_function(label) if recorded() else nullcontext()
+
+
+def recorded() -> bool:
+    """Whether this thread is recorded."""
+    return torch.autograd._profiler_enabled()
 
 
 def part_of(path: Path, rank: int) -> Path:

@@ -32,10 +32,10 @@ def on_rank(rank: int, folder: Path) -> None:
     except SystemExit:
         return
     for name in ("first", "second"):
-        engine.record()
+        engine.recordings.begin()
         submit(engine, ASK)
         drain(engine)
-        merge(engine.end_recording(folder / f"{name}.json.gz"), folder / f"{name}.json.gz")
+        merge(engine.recordings.end(folder / f"{name}.json.gz"), folder / f"{name}.json.gz")
         submit(engine, ASK)
         drain(engine)
     engine.close()

@@ -302,9 +302,9 @@ def test_a_recording_changes_nothing_and_names_all_steps_and_blocks(
     subject: Subject, shared: Engine, tmp_path: Path
 ) -> None:
     [expected] = run(shared, subject.ask(0))
-    shared.record()
+    shared.recordings.begin()
     [found] = run(shared, subject.ask(0))
-    [trace] = shared.end_recording(tmp_path / "trace.json.gz")
+    [trace] = shared.recordings.end(tmp_path / "trace.json.gz")
     assert torch.equal(found, expected)
     named = {str(event.get("name")) for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     steps = shared.make_request(subject.ask(0)).evaluations

@@ -152,9 +152,9 @@ def test_a_recording_changes_nothing_and_names_all_blocks(teller: Teller, engine
     for records in (False, True):
         engine.runner.memo.clear()
         if records:
-            engine.record()
+            engine.recordings.begin()
         found += run(engine, wanted)
-    [trace] = engine.end_recording(tmp_path / "trace.json.gz")
+    [trace] = engine.recordings.end(tmp_path / "trace.json.gz")
     assert same(*found)
     named = {str(event.get("name")) for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     ran = [names for names in blocks_of(engine) if named.issuperset(names)]

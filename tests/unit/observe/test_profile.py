@@ -7,6 +7,7 @@ import json
 import resource
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from omnimuse.observe.profile import Recorder, merge, part_of
+from omnimuse.core.errors import CapacityError
+from omnimuse.observe.profile import Recorder, merge, most_recorded, part_of, recorded
 
 
 def written(path: Path, base: int, events: list[dict[str, Any]]) -> Path:
@@ -90,6 +92,34 @@ def test_a_recording_is_whole_in_a_folder_that_was_not_there(tmp_path: Path) -> 
     assert file == part_of(tmp_path / "new" / "t.json.gz", 0)
     names = {event.get("name") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]}
     assert {"aten::sum", "memory of the CPU"} <= names
+
+
+def test_a_recording_that_nobody_ended_is_dropped_for_the_next(tmp_path: Path) -> None:
+    """Torch would refuse the second on this thread for ever."""
+    recorder = Recorder()
+    recorder.start()
+    torch.ones(3).sum()
+    recorder.start()
+    torch.ones(3).prod()
+    recorder.write(tmp_path / "t.json.gz")
+    names = {event.get("name") for event in read(part_of(tmp_path / "t.json.gz", 0))}
+    assert "aten::prod" in names and "aten::sum" not in names
+    assert not recorded()
+
+
+def test_what_another_thread_records_is_not_lost_to_a_second_recording_and_what_counts_waits_for_none() -> None:
+    recorder, other = Recorder(), Recorder()
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(recorder.start).result()
+        try:
+            with pytest.raises(CapacityError, match="another engine of this process is being recorded"):
+                other.start()
+            assert most_recorded(lambda: pytest.fail("it is done in vain")) is None
+        finally:
+            elsewhere.submit(recorder.drop).result()
+    other.start()
+    other.drop()
+    assert most_recorded(lambda: torch.ones(2**20)) is not None
 
 
 def test_the_trace_of_a_single_rank_stays_as_it_is(tmp_path: Path) -> None:
