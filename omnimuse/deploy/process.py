@@ -281,7 +281,7 @@ class Worker:
         if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
             return
         if not isinstance(event, Chunk):  # the step that wrote it is told, too
-            job.memory = max(job.memory, self._resident())
+            job.memory = max(job.memory, self._held())
         match event:
             case Progress():
                 if event.steps is not None or self._due(job):
@@ -306,10 +306,13 @@ class Worker:
         job.told = now
         return True
 
-    def _resident(self) -> int:
-        """What this process held a moment ago, in bytes: asked for each token, the system would be asked all day."""
+    def _held(self) -> int:
+        """What this process held of its device a moment ago, in bytes: asked for each token, the system would be asked
+        all day.
+        """
+        assert self._background is not None
         if (now := time.monotonic()) - self._looked > LOOK:
-            self._memory, self._looked = resident(), now
+            self._memory, self._looked = self._background.held, now
         return self._memory
 
     def _reach_step(self, job: Job, step: int) -> None:
@@ -363,7 +366,7 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            memory = max(job.memory, resident())
+            memory = max(job.memory, self._background.held)
             self._line.send(Finished(request.id, files, timings, memory, remarked(result, request.blocks), texts))
             self._window.ended(request.id)
 
