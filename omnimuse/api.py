@@ -246,20 +246,25 @@ class Omni:
         """Record every operation, on every rank, for the length of a `with` block: a Chrome trace, compressed, in
         `path` (`trace.json.gz`), with stages by the names of `observe/labels.py`, every step, and blocks by theirs.
 
-        RequestError where no such file can be written, CapacityError within another recording.
+        RequestError where no such file can be written, CapacityError within another recording of this process.
         """
         from omnimuse.observe.profile import merge
 
-        path = Path(path)
+        path, recordings = Path(path), self.engine.recordings
         check_destination(path, (".gz",))
         if not self._recorded.acquire(blocking=False):
             raise CapacityError("this engine is being recorded already; end that recording first")
         try:
-            self._background.between_ticks(self.engine.record).result()
+            begun = self._background.between_ticks(recordings.begin)
+            try:
+                begun.result()
+            except BaseException:  # who is interrupted does not keep it from beginning
+                self._background.between_ticks(recordings.drop)
+                raise
             try:
                 yield
             finally:
-                merge(self._background.between_ticks(partial(self.engine.end_recording, path)).result(), path)
+                merge(self._background.between_ticks(partial(recordings.end, path)).result(), path)
         finally:
             self._recorded.release()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,7 +230,7 @@ def read_config(args: argparse.Namespace) -> Config:
     """The configuration that the options ask for; ConfigError where they make no sense."""
     return Config(
         ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
-        attention=read_attention(args.attention, *args.attention_role),
+        attention=read_attention(args.attention, *args.attention_role, over=_over(args)),
         cache=read_cache(args.cache, args.teacache),
         quantize=QuantConfig.of(args.quantize, args.quantize_skip),
         offload=OffloadConfig(args.offload, args.offload_folder),
@@ -333,11 +334,21 @@ def with_launch(args: argparse.Namespace, parallel: ParallelConfig) -> ParallelC
     return replace(parallel, launch=LaunchConfig(args.launcher, args.launch_address, args.agent_key_file))
 
 
-def read_attention(text: str, *roles: str) -> AttentionConfig:
-    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category; `roles` are exceptions, too.
-    `TORCH_SDPA` is `sdpa`, and `fa` is `flash_attn_2`.
+SAID_IN = "said_in"
+"""Where options have, by destination, how much the place counts in which they were said: the command line most."""
+
+
+def _over(args: argparse.Namespace) -> int:
+    """How much more the option of roles of attention counts than that of all."""
+    ranks: Mapping[str, int] = vars(args).get(SAID_IN, {})
+    return ranks.get("attention_role", 0) - ranks.get("attention", 0)
+
+
+def read_attention(text: str, *roles: str, over: int = 0) -> AttentionConfig:
+    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category; `roles` are exceptions, too,
+    which count so much more (`over`) than those, or less. `TORCH_SDPA` is `sdpa`, and `fa` is `flash_attn_2`.
     """
-    chosen: dict[str, str] = {}
+    chosen, by = dict[str, str](), dict[str, str]()
     forms = {"--attention": "NAME or NAME,role=NAME", "--attention-role": "ROLE=NAME, or --attention for all roles"}
     for option, words in (("--attention", text), *(("--attention-role", each) for each in roles)):
         said = f"{option} {shlex.quote(words)}"
@@ -345,7 +356,8 @@ def read_attention(text: str, *roles: str) -> AttentionConfig:
             role, is_role, backend = (piece.strip() for piece in part.rpartition("="))
             if not backend or bool(role) != bool(is_role) or (option == "--attention-role" and not role):
                 raise ConfigError(f"{said} is not understood; write {forms[option]}")
-            if role in chosen:
+            if role in chosen and (over == 0 or by[role] == option):
                 raise ConfigError(f"{said} says twice what {role or 'all roles'} take; leave one out")
-            chosen[role] = backend_of(backend)
+            if role not in chosen or over > 0:
+                chosen[role], by[role] = backend_of(backend), option
     return AttentionConfig(chosen.pop("", "auto"), chosen)

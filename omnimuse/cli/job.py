@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -181,10 +181,14 @@ class Job:
                 else:
                     drawings.append(drawing)
         first = 1 if count == 1 and self.naming.first is None else int(files[0].stem.rpartition("-")[2])
+        self.check_plot(files)
+        return replace(self, drawings=tuple(drawings), there=tuple(there), first=first, asked=asked)
+
+    def check_plot(self, files: Iterable[Path]) -> None:
+        """RequestError if the plot is to be where one of the `files` goes that are made."""
         plot = self.shown.plot
         if plot is not None and _place(plot) in map(_place, files):
             raise RequestError(f"--plot {plot} is where a picture itself goes; choose another name", "plot")
-        return replace(self, drawings=tuple(drawings), there=tuple(there), first=first, asked=asked)
 
     def params_of(self, drawing: Drawing) -> DiffusionParams:
         """What one picture is drawn with."""

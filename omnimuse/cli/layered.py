@@ -14,10 +14,11 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from omnimuse.cli.engine import engine_names
+from omnimuse.cli.engine import SAID_IN, engine_names
 from omnimuse.core.errors import ConfigError, RequestError, reason
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 CONFIG = "config"
 SAID = "said"
 """Where the options have what was not given on the command line: by its source, the values."""
+ALTERNATIVES = (frozenset({"cache", "teacache"}),)
+"""Destinations of which one is chosen: what counts before the others has no other beside it."""
 OF_THE_COMMAND_LINE = frozenset({"help", "debug", CONFIG})
 """Options that are about the command line itself; the file can be named in the environment, too."""
 YES, NO = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
@@ -130,9 +133,16 @@ def read_layered(
     given = vars(quiet.read(words))
     options = options_of(parser)
     path = given.get(CONFIG, environment.get(CONFIG.upper())) if CONFIG in vars(args) else None
-    layers = _of_file(Path(path), options) if path is not None else {}
-    layers |= _of_environment(environment, options)
-    vars(args)[SAID] = {}
+    file = _of_file(Path(path), options) if path is not None else {}
+    there = _of_environment(environment, options)
+    for dests in ALTERNATIVES:
+        if any(dest in given for dest in dests):
+            file, there = _without(dests, file), _without(dests, there)
+        elif any(dest in there for dest in dests):
+            file = _without(dests, file)
+    layers = file | there
+    ranks = (dict.fromkeys(each, rank) for rank, each in enumerate((file, there, given), 1))
+    vars(args)[SAID], vars(args)[SAID_IN] = {}, dict(chain.from_iterable(each.items() for each in ranks))
     for dest, (source, said) in layers.items():
         if dest not in given:
             try:
@@ -167,6 +177,10 @@ def said_by(args: argparse.Namespace, message: str) -> str:
 
 Layer = dict[str, tuple[str, list[str]]]
 """By destination: where it was said, and the words of a command line that say the same."""
+
+
+def _without(dests: frozenset[str], layer: Layer) -> Layer:
+    return {dest: said for dest, said in layer.items() if dest not in dests}
 
 
 def _of_file(path: Path, options: Mapping[str, Option]) -> Layer:

@@ -46,12 +46,7 @@ class Outcome:
         """
         drawing = self.job.drawings[index]
         row = self._row(drawing.row, result, place)
-        took = spent_of(result)
-        for stage, seconds in took.pop("timings").items():
-            row["timings"][stage] = max(row["timings"].get(stage, 0.0), seconds)
-        row["needs"] = max(row["needs"], took.pop("needs"))
-        for name, each in took.items():
-            row[name] |= each
+        keep_longest(row, spent_of(result))
         row["texts"] = [asdict(text) for text in result.texts] or row["texts"]
         row["shown"] = [list(size) for size in result.shown] or row["shown"]
         row["warnings"] = list(dict.fromkeys([*row["warnings"], *result.warnings]))
@@ -148,6 +143,28 @@ def spent_of(spent: Spent) -> Record:
         "block_bytes": {block: list(held) for block, held in spent.blocks_held.items()},
         "needs": spent.needs,
     }
+
+
+def keep_longest(row: Record, took: Record) -> None:
+    """What another output of a prompt `took`, too: of every stage and block that of the output whose took longest, with
+    its steps and bytes.
+    """
+    row["needs"] = max(row["needs"], took["needs"])
+    whole = {**{stage: sum(steps) for stage, steps in took["steps"].items()}, **took["timings"]}
+    for stage in [stage for stage, seconds in whole.items() if seconds >= row["timings"].get(stage, 0.0)]:
+        for told in ("timings", "steps", "bytes"):
+            _replace(row[told], took[told], stage)
+    for block in [name for name, runs in took["blocks"].items() if sum(runs) >= sum(row["blocks"].get(name, ()))]:
+        for told in ("blocks", "block_bytes"):
+            _replace(row[told], took[told], block)
+
+
+def _replace(there: Record, found: Record, name: str) -> None:
+    """What is told of `name` there by what is found of it, which may be nothing."""
+    if name in found:
+        there[name] = found[name]
+    else:
+        there.pop(name, None)
 
 
 def told(prompt: Mapping[str, Any]) -> Record:

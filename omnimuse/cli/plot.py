@@ -152,5 +152,5 @@ def _endless() -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """What Pillow's own font can write."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+    """What Pillow's own font can write in one line."""
+    return " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")

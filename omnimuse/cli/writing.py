@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,6 +42,10 @@ def checked(job: Job, found: Found) -> Job:
     check_adapters(job.params)
     placed, asked = job.placed("text"), job.naming.output
     suffix = placed.drawings[0].file.suffix.lower()
+    if found.door.limits.draws:
+        pictures = [_pictured(placed, drawing) for drawing in placed.drawings]
+        free = [] if job.naming.overwrite else [free_names(picture, len(pictures)) for picture in pictures]
+        placed.check_plot([*pictures, *chain(*free)])
     if found.door.limits.draws and suffix in FORMATS["image"]:
         check_file(placed.drawings[0].file, "image")
     elif asked is not None and suffix != WRITTEN:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import threading
 import time
@@ -222,7 +223,7 @@ class Worker:
         """Record from before the next tick on: what comes next is in the window."""
         window = self._window = Window(command.seconds, command.requests)
         try:
-            begun = background.between_ticks(background.engine.record)
+            begun = background.between_ticks(background.engine.recordings.begin)
         except OmnimuseError as error:
             self._line.send(Profiled("", str(error), type(error).__name__))
             return
@@ -233,11 +234,11 @@ class Worker:
         """Record what every rank computes within a window, when that has `begun`; report where the recording is."""
         from omnimuse.observe.profile import merge
 
-        path = self.settings.spool / f"profile-{self.settings.name}.json.gz"
+        path = self.settings.spool / f"profile-{self.settings.name}-{secrets.token_hex(4)}.json.gz"
         try:
             begun.result()
             window.wait()
-            merge(background.between_ticks(partial(background.engine.end_recording, path)).result(), path)
+            merge(background.between_ticks(partial(background.engine.recordings.end, path)).result(), path)
         except (OmnimuseError, OSError, RuntimeError, ValueError) as error:
             ours = isinstance(error, OmnimuseError)
             self._line.send(Profiled("", str(error), type(error).__name__ if ours else EngineDeadError.__name__))
@@ -280,7 +281,7 @@ class Worker:
         if event.request_id not in self._jobs or self.failed:  # it has ended already, or will be drawn elsewhere
             return
         if not isinstance(event, Chunk):  # the step that wrote it is told, too
-            job.memory = max(job.memory, self._resident())
+            job.memory = max(job.memory, self._held())
         match event:
             case Progress():
                 if event.steps is not None or self._due(job):
@@ -305,10 +306,13 @@ class Worker:
         job.told = now
         return True
 
-    def _resident(self) -> int:
-        """What this process held a moment ago, in bytes: asked for each token, the system would be asked all day."""
+    def _held(self) -> int:
+        """What this process held of its device a moment ago, in bytes: asked for each token, the system would be asked
+        all day.
+        """
+        assert self._background is not None
         if (now := time.monotonic()) - self._looked > LOOK:
-            self._memory, self._looked = resident(), now
+            self._memory, self._looked = self._background.held, now
         return self._memory
 
     def _reach_step(self, job: Job, step: int) -> None:
@@ -362,7 +366,7 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            memory = max(job.memory, resident())
+            memory = max(job.memory, self._background.held)
             self._line.send(Finished(request.id, files, timings, memory, remarked(result, request.blocks), texts))
             self._window.ended(request.id)
 

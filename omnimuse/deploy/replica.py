@@ -481,6 +481,8 @@ class Replica:
         asked = self._asked.pop(type(answer), None)
         if asked is not None and not asked.done():
             asked.set_result(answer)
+        elif isinstance(answer, Profiled) and answer.name:  # whoever wanted it has gone
+            (self.plan.spool / answer.name).unlink(missing_ok=True)
 
     def _lose(self, life: Life) -> None:
         """Tell those who wait, and remove what the life has left of their files."""

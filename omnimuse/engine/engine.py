@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from omnimuse.core.errors import (
     CapacityError,
@@ -29,12 +28,13 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
-from omnimuse.engine.foretelling import Foretelling
+from omnimuse.engine.foretelling import Foretelling, NotNow, drawn
 from omnimuse.engine.given import Given
+from omnimuse.engine.recordings import Recordings, follow_recording
 from omnimuse.engine.scheduler import FOREVER, Scheduler
 from omnimuse.engine.wearing import begins
-from omnimuse.observe.profile import Recorder, part_of
-from omnimuse.parallel.collectives import broadcast_bytes, meet
+from omnimuse.observe.profile import Recorder
+from omnimuse.parallel.collectives import broadcast_bytes
 from omnimuse.worker.adapters import try_on_together
 from omnimuse.worker.governor import Governor
 from omnimuse.worker.handover import apart
@@ -84,8 +84,8 @@ class Engine:
         self._closed = False
         self._news, self._starved = 0, False
         self._step = 0.0  # seconds of the last tick, for each token of those that it wrote
-        self._recorder = Recorder()
-        self.foretelling = Foretelling(door, runner.pipeline, self._draws, lambda request: runner.remembers(request)[0])
+        self.recordings = Recordings(runner, self.tell, self._refuse_if_over)
+        self.foretelling = Foretelling(door, runner, self._draws, lambda: self.clock())
         self.fitting = Fitting(runner, self.foretelling)
         self.given = Given(runner.pipeline.ctx.device)
         self.woken: Callable[[], None] = lambda: None
@@ -228,27 +228,6 @@ class Engine:
         self.dead = dead_of(error)
         return self.dead
 
-    def record(self) -> None:
-        """Record what every rank computes from now on; comes between two ticks."""
-        self._refuse_if_over()
-        self.tell(TickPlan(record=True))
-        self._recorder.start()
-        self.runner.blocks.recorded = True
-
-    def end_recording(self, path: Path) -> list[Path]:
-        """End the recording; comes between two ticks. Where each rank's trace is, compressed, beside `path`.
-
-        A rank that could not write its own says why in the log.
-        """
-        self._refuse_if_over()
-        self.tell(TickPlan(write=str(path)))
-        self.runner.blocks.recorded = False
-        try:
-            self._recorder.write(path)
-        finally:
-            meet(self.mesh)
-        return [part_of(path, rank) for rank in range(self.mesh.size)]
-
     def sleep(self) -> int:
         """Let every weight leave the device, between two ticks; how many bytes wait elsewhere on this rank. Requests
         wait until `wake_up`, their deadlines pass. ConfigError, and all stay awake, where a rank has no room for that.
@@ -272,6 +251,7 @@ class Engine:
             self._closed = True
         if self.dead is None:
             self.tell(TickPlan(stop=True))
+        self.recordings.close()
         self.mesh.close()
         self.runner.close()
 
@@ -341,7 +321,7 @@ class Engine:
         """Whether `request` could be drawn. It has a name of its own then, as the one that it is tried for may be in
         progress.
         """
-        return isinstance(self.alone(replace(request, id=f"{request.id}-tried"))[-1], Done)
+        return drawn(self.alone(replace(request, id=f"{request.id}-tried"))[-1])
 
     def alone(self, request: Request, came: Sequence[Heard] = ()) -> list[Event]:
         """What becomes of `request` here, of which that `came`, while everybody else waits."""
@@ -433,11 +413,11 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
 
     def draw(small: Request) -> bool:
         if came is None:
-            return False
+            raise NotNow("they could not be drawn in the pool before")
         number = sizes.index(extent.of(small))
         told = engine.alone(small, came(number))
         left[number] = [event for event in told if isinstance(event, Handed)]
-        return not isinstance(told[-1], Failed)
+        return drawn(told[-1])
 
     engine.foretelling.learn(request, draw)
     engine.reckon()
@@ -463,13 +443,8 @@ def follow(runner: Runner, governor: Governor | None = None) -> None:
     while not (plan := decode(broadcast_bytes(mesh, None), runner.pipeline.spec)).stop:
         if plan.alive != fingerprint(runner.states):
             raise EngineDeadError("this rank no longer works on what rank 0 works on; start the engine again")
-        if plan.record:
-            recorder.try_to(recorder.start)
-            runner.blocks.recorded = True
-        elif plan.write:
-            runner.blocks.recorded = False
-            recorder.try_to(partial(recorder.write, Path(plan.write), mesh.rank))
-            meet(mesh)
+        if plan.record is not None or plan.write:
+            follow_recording(plan, recorder, runner)
         elif plan.heard is not None:
             take_over(runner, apart(plan.heard))
         elif plan.try_on:

@@ -43,7 +43,7 @@ from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import Built, build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.pace import Shared
-from omnimuse.worker.place import free_bytes
+from omnimuse.worker.place import free_bytes, held_bytes
 from omnimuse.worker.rest import Rest
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
@@ -266,6 +266,11 @@ class Background:
     def weights(self) -> dict[str, tuple[int, int]]:
         """The bytes of every component, and of its largest block that comes in by itself."""
         return dict(self.engine.space.weights)
+
+    @property
+    def held(self) -> int:
+        """The bytes of the device that this process holds now."""
+        return held_bytes(self.engine.runner.pipeline.ctx.device)
 
     @property
     def adapters(self) -> tuple[int, int]:

@@ -46,6 +46,7 @@ class CompiledRunner:
         self.compiled: dict[nn.Module, Any] = {
             block: make(block, fullgraph=whole) for block in blocks if not block.pieces
         }
+        self.plain = {block: Plain(block) for block in self.compiled}
         pieces = dict.fromkeys(piece for block in blocks for piece in block.pieces)
         self.pieces = {piece: partial(_told, make(piece, fullgraph=True)) for piece in pieces}
 
@@ -53,7 +54,7 @@ class CompiledRunner:
         self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, memories: Sequence[Memory] | None = None
     ) -> Tensor:
         if self.changed():
-            return _run(blocks, hidden, cond)
+            return _run([self.plain.get(block, block) for block in blocks], hidden, cond)
         if self.pieces:
             with self.within():
                 return _run(blocks, hidden, cond, self.pieces)
@@ -69,12 +70,35 @@ class CompiledRunner:
         parts = [self(blocks, cond.layout.take(hidden, [row]), cond.select([row])) for row in rows]
         return cond.layout.pack([part[0] for part in parts])
 
+    @property
+    def instead(self) -> dict[nn.Module, tuple[nn.Module, ...]]:
+        """What is called for a block, one of them at a time."""
+        return {block: (compiled, self.plain[block]) for block, compiled in self.compiled.items()}
+
     def probe(self, blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any) -> Tensor:
         return blocks[0].probe(hidden, cond)
 
 
+class Plain(nn.Module):
+    """Calls a block that is compiled elsewhere as it is. Who watches it stands here: on the block itself, that would be
+    compiled with it.
+    """
+
+    compiled: Mapping[Piece, Piece]
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self._block = (block,)  # which is no part of it
+
+    def forward(self, hidden: Tensor, cond: Any) -> Any:
+        return self._block[0](hidden, cond)
+
+
 def _run(
-    blocks: Sequence[Block[Any]], hidden: Tensor, cond: Any, pieces: Mapping[Piece, Piece] = MappingProxyType({})
+    blocks: Sequence[Block[Any] | Plain],
+    hidden: Tensor,
+    cond: Any,
+    pieces: Mapping[Piece, Piece] = MappingProxyType({}),
 ) -> Tensor:
     """Run blocks as they are, but for the `pieces` that are compiled."""
     for block in blocks:

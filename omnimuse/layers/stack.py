@@ -180,12 +180,12 @@ class PlainRunner:
 
 
 class BlockStack(nn.ModuleList):
-    """The blocks of a network, and the runner that runs them; `instead` of some, it calls something compiled."""
+    """The blocks of a network, and the runner that runs them; `instead` of some, it calls one of others."""
 
     def __init__(self, blocks: Iterable[Block[Any]] = ()) -> None:
         super().__init__(blocks)
         self.runner: StackRunner = PlainRunner()
-        self.instead: Mapping[nn.Module, nn.Module] = MappingProxyType({})
+        self.instead: Mapping[nn.Module, Sequence[nn.Module]] = MappingProxyType({})
 
     def blocks(self) -> list[Block[Any]]:
         """The blocks, in the order they run."""

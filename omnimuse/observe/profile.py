@@ -1,17 +1,19 @@
 """Recordings of what an engine computes with: every operation, its time and where it was called from.
 
-Started and ended on the thread that computes, on every rank at once (`Engine.record`); the file opens in a browser's
-tracing page or in Perfetto.
+Started and ended on the thread that computes, on every rank at once (`engine/recordings.py`); the file opens in a
+browser's tracing page or in Perfetto.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import logging
 import os
+import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,13 +24,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from omnimuse.core.environment import Environment
-from omnimuse.core.errors import refused
+from omnimuse.core.errors import CapacityError, refused
 from omnimuse.observe.labels import OTHER, STAGES
 
 log = logging.getLogger(__name__)
 
 ONE = threading.Lock()
-"""Torch records for one thread of a process at a time."""
+"""Torch records for one thread of a process at a time: who has this."""
+LASTING = threading.Lock()
+"""Held, beside that, while a `Recording` lasts: nobody waits for its end."""
+BUSY = "another engine of this process is being recorded, and torch records one at a time; end that recording first"
 
 
 class Recording:
@@ -42,28 +47,58 @@ class Recording:
         self._profile = profile(activities=activities, profile_memory=True)
 
     def start(self) -> None:
-        """Record from now on; everything takes a little longer."""
-        self._profile.start()
+        """Record from now on; everything takes a little longer. CapacityError while another one lasts."""
+        if not LASTING.acquire(blocking=False):
+            raise CapacityError(BUSY)
+        ONE.acquire()  # who counts what something takes ends soon
+        try:
+            self._profile.start()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def stop(self) -> None:
+        """Record nothing more, on the thread that began."""
+        try:
+            self._profile.stop()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        ONE.release()
+        LASTING.release()
 
     def write(self, path: Path, told: Path) -> None:
-        """End, and write a Chrome trace, compressed, with a line for the memory that is allocated on each device. The
-        error of a disk that refuses names `told`.
-        """
-        self._profile.stop()
+        """End, and write a Chrome trace as torch has it. The error of a disk that refuses names `told`."""
+        self.stop()
         with _whole(path, told) as part:
             self._profile.export_chrome_trace(str(part))
-            trace = _read(part)
-            memory = [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
-            _write({**trace, "traceEvents": [*trace["traceEvents"], *memory]}, part)
+            with part.open("rb+") as file:
+                file.seek(-min(LAST, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                ends = file.read().rstrip().endswith(b"}")
+                file.write(b"\n" * LAST)  # torch does not say that a disk was full: this does
+            if not ends:
+                raise OSError(errno.EIO, "torch has written half a trace")
 
 
 def most_recorded(work: Callable[[], object]) -> dict[str, int] | None:
     """The bytes that torch allocates on the CPU at most while it does `work`, over those that there were before, by the
-    label of the stage that allocates them; None while this thread is recorded.
+    label of the stage that allocates them; None while this thread is recorded, or another for as long as somebody
+    wants, and where there is no disk to write a trace to.
     """
-    if torch.autograd._profiler_enabled():
+    try:
+        folder = TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as problem:  # before anything is done in vain
+        _refuse(problem)
         return None
-    events = recorded_events(work)
+    with folder as name:
+        if recorded() or (trace := _traced(work)) is None:
+            return None
+        try:
+            events = _exported(trace, Path(name))
+        except (OSError, ValueError) as problem:
+            _refuse(problem)
+            return None
     marks = [each for each in events if each.get("cat") == "user_annotation" and _of_stages(each["name"])]
     ends = [(float(each["ts"]) + float(each["dur"]), "") for each in marks]
     bounds = [(float(each["ts"]), each["name"]) for each in marks] + ends
@@ -137,15 +172,41 @@ def most_counted(work: Callable[[], object], counter: Counter) -> dict[str, int]
 
 
 def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
-    """What a trace has of `work`: its operations and marks, and what was allocated. Other threads wait for it."""
-    Environment.hush_recordings()
-    with ONE, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
+    """What a trace has of `work`: its operations and marks, and what was allocated. Other threads wait for it.
+
+    CapacityError while another thread is recorded for as long as somebody wants.
+    """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.json.gz"
-        recorded.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = _read(path)["traceEvents"]
+        if (trace := _traced(work)) is None:
+            raise CapacityError(BUSY)
+        return _exported(trace, Path(folder))
+
+
+def _traced(work: Callable[[], object]) -> profile | None:
+    """What was recorded of `work`, when that is done; None, and it is not, while a `Recording` lasts."""
+    Environment.hush_recordings()
+    while not ONE.acquire(timeout=0.1):
+        if LASTING.locked():
+            return None
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            work()
+    finally:
+        ONE.release()
+    return trace
+
+
+def _exported(trace: profile, folder: Path) -> list[dict[str, Any]]:
+    """The events of what was recorded; OSError, or ValueError of half a file, where a disk refuses."""
+    path = folder / "memory.json"  # what is compressed torch writes elsewhere first
+    trace.export_chrome_trace(str(path))
+    events: list[dict[str, Any]] = json.loads(path.read_bytes())["traceEvents"]
     return events
+
+
+def _refuse(problem: Exception) -> None:
+    """Nobody tells what is computed, for this reason."""
+    log.warning("what is computed cannot be recorded: %s: %s", type(problem).__name__, problem)
 
 
 def allocated(events: Sequence[dict[str, Any]]) -> list[tuple[float, int]]:
@@ -167,9 +228,16 @@ class Recorder:
 
     def start(self) -> None:
         """Begin one; one that was never written is dropped."""
+        self.drop()
         recording = Recording()
         recording.start()
         self._recording = recording
+
+    def drop(self) -> None:
+        """End one that nobody wants any more, if there is one."""
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.stop()
 
     def write(self, path: Path, rank: int = 0) -> None:
         """End it, and write it as the part of that rank of what will be at `path`; nothing where none was begun."""
@@ -181,7 +249,7 @@ class Recorder:
         """One of the above, because another rank wants it: what goes wrong is told in the log, and ends nothing."""
         try:
             work()
-        except (OSError, RuntimeError, ValueError) as problem:
+        except (CapacityError, OSError, RuntimeError, ValueError) as problem:
             log.warning("this rank could not be recorded: %s: %s", type(problem).__name__, problem)
 
 
@@ -191,41 +259,93 @@ def marked(label: str) -> AbstractContextManager[None]:
     """
     if (watch := WATCH.get()) is not None and _of_stages(label):
         return watch.within(label)
-    recorded = torch.autograd._profiler_enabled()
-    return record_function(label) if recorded else nullcontext()
+    return record_function(label) if recorded() else nullcontext()
+
+
+def recorded() -> bool:
+    """Whether this thread is recorded."""
+    return torch.autograd._profiler_enabled()
 
 
 def part_of(path: Path, rank: int) -> Path:
-    """Where a rank writes its own part of the recording that will be at `path`."""
-    return path.with_name(f"rank{rank}-{path.name}")
+    """Where a rank writes its own part, not compressed, of the recording that will be at `path`."""
+    return path.with_name(f"rank{rank}-{path.name.removesuffix('.gz')}")
 
 
 def merge(parts: Sequence[Path], into: Path) -> None:
-    """One trace of those that the ranks wrote, in the order of the ranks; `parts` are removed.
+    """One trace, compressed, of those that the ranks wrote, in the order of the ranks, with a line for the memory that
+    is allocated on each device; `parts` are removed. Whose part lacks is said in the log and in the trace.
 
-    A process of a trace is called by its rank, and keeps nothing in common with those of other ranks.
+    A process of a trace is called by its rank, and keeps nothing in common with those of other ranks. Takes long for
+    many events, and never holds up other threads for long.
     """
-    if len(parts) == 1:
-        parts[0].replace(into)
-        return
+    there = {rank: path for rank, path in enumerate(parts) if path.exists()}
+    if not there:
+        raise FileNotFoundError(errno.ENOENT, "no rank has written its part of it", str(into))
+    lost = [f"rank {rank}" for rank in range(len(parts)) if rank not in there]
     try:
-        traces = [_read(path) for path in parts]
-        base = int(traces[0].get("baseTimeNanoseconds", 0))
-        events = [event for rank, trace in enumerate(traces) for event in _of_rank(rank, len(traces), trace, base)]
-        with _whole(into, into) as part:
-            _write({**traces[0], "traceEvents": events}, part)
+        with _whole(into, into) as whole, gzip.open(whole, "wt", compresslevel=4, encoding="utf-8") as file:
+            for piece in _alone(there[0]) if len(parts) == 1 else _together(there, len(parts), lost):
+                file.write(piece)
     finally:
         for path in parts:
             path.unlink(missing_ok=True)
+    if lost:
+        log.warning("the recording %s has nothing of %s, whose log says why", into, ", ".join(lost))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
-    return content
+BEGINS, BETWEEN = re.compile(r'"traceEvents":\s*\['), re.compile(r"[\s,]*")
+BASE = re.compile(r'"baseTimeNanoseconds":\s*(\d+)')
+MEMORY = "[memory]"
+LAST, PIECE = 64, 2**20
+"""Bytes at the end of a trace that are looked at, and characters that are compressed at once."""
 
 
-def _write(trace: dict[str, Any], path: Path) -> None:
-    path.write_bytes(gzip.compress(json.dumps(trace).encode(), compresslevel=4))
+def _alone(path: Path) -> Iterator[str]:
+    """The text of one trace, and points of lines for memory: nothing else in it is read."""
+    text, decode = path.read_text("utf-8", "replace"), json.JSONDecoder().raw_decode
+    start, name = _start(text, path), f'"name": "{MEMORY}"'
+    yield text[:start]
+    at = text.find(name, start)
+    while at >= 0:
+        event, end = decode(text, text.rindex("{", start, at))
+        yield f"{json.dumps(_counter(event))},\n"
+        at = text.find(name, end)
+    for piece in range(start, len(text), PIECE):
+        yield text[piece : piece + PIECE]
+
+
+def _together(there: Mapping[int, Path], ranks: int, lost: Sequence[str]) -> Iterator[str]:
+    """The text of one trace that has the events of several, and what else the first has."""
+    texts, decode = {rank: path.read_text("utf-8", "replace") for rank, path in there.items()}, json.JSONDecoder()
+    bases = {rank: int(found[-1]) if (found := BASE.findall(text)) else 0 for rank, text in texts.items()}
+    first, before, rest = min(texts), "", ""
+    for rank, text in texts.items():
+        at, numbers = _start(text, there[rank]), dict[Any, int]()
+        if rank == first:
+            yield text[:at].replace("{", f'{{"missing": {json.dumps(lost)}, ', 1) if lost else text[:at]
+        while text[at] != "]":
+            event, end = decode.raw_decode(text, at)
+            at = _next(text, end)
+            for each in (event, _counter(event)) if event.get("name") == MEMORY else (event,):
+                made = _of_rank(rank, ranks, each, (bases[rank] - bases[first]) / 1000, numbers)
+                yield f"{before}{json.dumps(made)}"
+                before = ",\n"
+        rest = rest or text[at:]
+    yield rest
+
+
+def _start(text: str, path: Path) -> int:
+    """Where in a trace its first event begins; ValueError without one."""
+    if (found := BEGINS.search(text)) is None:
+        raise ValueError(f"{path} is no trace")
+    return _next(text, found.end())
+
+
+def _next(text: str, at: int) -> int:
+    """Where what is between two events ends."""
+    found = BETWEEN.match(text, at)
+    return at if found is None else found.end()
 
 
 @contextmanager
@@ -252,19 +372,14 @@ def _counter(event: dict[str, Any]) -> dict[str, Any]:
     return {"ph": "C", "name": name, "pid": event["pid"], "ts": event["ts"], "args": counted}
 
 
-def _of_rank(rank: int, ranks: int, trace: dict[str, Any], base: int) -> list[dict[str, Any]]:
-    """The events of `trace`, in numbers that no other rank uses and in the time that counts from `base`."""
-    later = (int(trace.get("baseTimeNanoseconds", 0)) - base) / 1000
-    numbers: dict[Any, int] = {}
-    found = []
-    for event in trace["traceEvents"]:
-        made = dict(event)
-        for name in ("pid", "id"):  # of processes, and of arrows between events
-            if name in event:
-                made[name] = rank + ranks * numbers.setdefault((name, event[name]), len(numbers))
-        if "ts" in event:
-            made["ts"] = event["ts"] + later
-        if event.get("ph") == "M" and event.get("name") == "process_name":
-            made["args"] = {"name": f"rank {rank}: {event['args']['name']}"}
-        found.append(made)
-    return found
+def _of_rank(rank: int, ranks: int, event: Mapping[str, Any], later: float, numbers: dict[Any, int]) -> dict[str, Any]:
+    """An event in `numbers` that no other rank uses, and so many microseconds later."""
+    made = dict(event)
+    for name in ("pid", "id"):  # of processes, and of arrows between events
+        if name in event:
+            made[name] = rank + ranks * numbers.setdefault((name, event[name]), len(numbers))
+    if "ts" in event:
+        made["ts"] = event["ts"] + later
+    if event.get("ph") == "M" and event.get("name") == "process_name":
+        made["args"] = {"name": f"rank {rank}: {event['args']['name']}"}
+    return made

@@ -105,9 +105,12 @@ def summed(axis: Axis, part: Tensor) -> Tensor:
 
 
 def greatest(axis: Axis, part: Tensor) -> Tensor:
-    """The largest of every rank's numbers, place by place, on every rank; `part` may be overwritten."""
+    """The largest of every rank's numbers, place by place, on every rank; `part` may be overwritten. Where a rank has
+    none, it is infinite: who compares would leave that out, or not, by the order in which it hears of both.
+    """
     if axis.size == 1:
         return part
+    part = part.masked_fill(part.isnan(), torch.inf)
     if torch.compiler.is_compiling():
         assert axis.group is not None
         return functional.wait_tensor(functional.all_reduce(part, "max", axis.group))

@@ -259,9 +259,9 @@ def apart(packed: Tensor, dtype: torch.dtype = torch.uint8) -> Tensor:
 
 
 def rounded_fp8(rows: Tensor, kind: torch.dtype, largest: Largest = own) -> tuple[Tensor, Tensor]:
-    """Every row in floats of 8 bits, and its scale [n, 1]."""
+    """Every row in floats of 8 bits, and its scale [n, 1]; of one with what is no number, that is none either."""
     scale = largest(rows.abs().amax(-1, keepdim=True)) / torch.finfo(kind).max
-    scale = scale.masked_fill(~(scale > 0), 1.0)
+    scale = scale.masked_fill(scale <= 0, 1.0)
     return (rows / scale).to(kind), scale
 
 
@@ -272,9 +272,11 @@ def _multiplies_fp8(x: Tensor, weight: Tensor) -> bool:
 
 
 def rounded(rows: Tensor, largest: Largest = own) -> tuple[Tensor, Tensor]:
-    """Every row as whole numbers from -128 to 127, and its scale [n, 1]; torchao's numbers, to the bit."""
+    """Every row as whole numbers from -128 to 127, and its scale [n, 1]; torchao's numbers, to the bit. The scale of a
+    row with what is no number is none either.
+    """
     scale = largest(rows.abs().amax(-1, keepdim=True)) / 127.5
-    scale = scale.masked_fill(~(scale >= LEAST), 1.0)
+    scale = scale.masked_fill(scale < LEAST, 1.0)
     return (rows * (1 / scale)).round_().clamp_(-128, 127).to(torch.int8), scale
 
 

@@ -93,15 +93,18 @@ class Blocks:
 
 
 def named_blocks(name: str, component: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Every member of a list of modules that is in no other, and no list: its path, and what is called for it."""
+    """Every member of a list of modules that is in no other, and no list: its path, and what is called for it, or what
+    may be, one after the other.
+    """
     if not isinstance(component, nn.Module):
         return
-    instead: dict[nn.Module, nn.Module] = {}
+    instead: dict[nn.Module, Sequence[nn.Module]] = {}
     for part in component.modules():
         if isinstance(part, BlockStack):
             instead.update(part.instead)
     for path, block in _members(name, component):
-        yield path, instead.get(block, block)
+        for called in instead.get(block, (block,)):
+            yield path, called
 
 
 def _members(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

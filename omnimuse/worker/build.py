@@ -400,7 +400,7 @@ def compile_blocks(under: Build) -> None:
                 stack.runner.inner = runner
             else:
                 stack.runner = runner
-            stack.instead = runner.compiled
+            stack.instead = runner.instead
             how = "blocks" if whole else "blocks, but for attention across ranks"
             how = "blocks, but for attention to what they remember" if runner.pieces else how
             under.choices.append(Choice("compile", f"{name}.{label}", how, "asked for"))

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
-from omnimuse.loader.checkpoint import INDEX
+from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.files import PICKLES, read_json, weight_files
 from omnimuse.loader.filling import slots
+from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.headers import Stored, opened
 from omnimuse.loader.packed import SHARD, new_folder, save_in_shards
 from omnimuse.loader.plan import Piece
@@ -75,14 +76,14 @@ def pack_checkpoint(config: Config, target: Path, shard: int = SHARD) -> Packed:
         for name, module in under.modules.items():
             if quantized_layers(module):
                 folders.setdefault(checkpoint.path(name), []).append(name)
-        _copy(checkpoint.folder, part, list(folders))
+        _copy(checkpoint, part, list(folders))
         _write_index(under, part)
         for folder, names in folders.items():
             files = weight_files(checkpoint.weights(names[0]))
             stem = "model" if files.paths[0].name.startswith("model") else "diffusion_pytorch_model"
             save_in_shards(_contents(under, names), part / folder.relative_to(checkpoint.folder), stem, shard)
     chosen = tuple(choice for choice in under.choices if choice.topic == "quantize")
-    return Packed(target, chosen, _size(checkpoint.folder), _size(target))
+    return Packed(target, chosen, _size(checkpoint.folder, checkpoint.flat), _size(target, checkpoint.flat))
 
 
 def _contents(under: Build, names: Sequence[str]) -> Iterator[tuple[str, Tensor | Rows]]:
@@ -113,12 +114,16 @@ def _contents(under: Build, names: Sequence[str]) -> Iterator[tuple[str, Tensor 
                 yield source, packed_as(schemes[layer.scheme], content)
 
 
-def _copy(folder: Path, part: Path, packed: list[Path]) -> None:
-    """Everything but the weights in the folders of what is packed."""
-    endings = (".safetensors", ".index.json", *PICKLES)
+def _copy(checkpoint: Checkpoint, part: Path, packed: list[Path]) -> None:
+    """Everything but the weights in the folders of what is packed, those beside all components, which are the same in
+    one file, and what was measured of the model as it is.
+    """
+    endings, folder = (".safetensors", ".index.json", *PICKLES), checkpoint.folder
+    without = packed if checkpoint.flat else [*packed, folder]
 
     def skipped(place: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(place) in packed and name.endswith(endings) and name != VOICES]
+        weights = [name for name in names if Path(place) in without and name.endswith(endings) and name != VOICES]
+        return [*weights, MEASURED] if Path(place) == folder else weights
 
     shutil.copytree(folder, part, ignore=skipped)
 
@@ -131,5 +136,6 @@ def _write_index(under: Build, part: Path) -> None:
         path.write_text(json.dumps({**read_json(path), NAME: ids[0]}, indent=2) + "\n", encoding="utf-8")
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+def _size(folder: Path, flat: bool) -> int:
+    """Bytes of weights of components, which are in folders of their own unless they lie `flat`."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if flat or path.parent != folder)

@@ -14,7 +14,7 @@ from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import memory, resident
 from omnimuse.core.spec import Component
-from omnimuse.observe.profile import Counter, most_counted, most_recorded
+from omnimuse.observe.profile import Counter, most_counted, most_recorded, recorded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,6 +85,13 @@ class Graphics:
 
 COUNTERS: dict[str, Callable[[torch.device], Counter]] = {"cuda": Graphics}
 """Who counts the memory of a device, by its kind."""
+
+
+def tells(device: torch.device) -> bool | None:
+    """Whether `most_allocated` can tell anything now; None where it never can."""
+    if device.type == "cpu":
+        return not recorded()
+    return True if device.type in COUNTERS else None
 
 
 def most_allocated(device: torch.device, work: Callable[[], object]) -> Mapping[str, int] | None:

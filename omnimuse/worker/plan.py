@@ -37,12 +37,12 @@ class Heard:
 class TickPlan:
     """What happens, in this order: requests are let go, taken in, parked on the CPU, woken; states advance.
 
-    What requests are to wear all ranks `try_on`. `record` begins a recording, `write` ends it and names the file. With
-    `rest` weights leave, or come back (None: neither). What was `heard` from the pool before this one every rank takes
-    over. `stop` ends the loop. `alive` stands for the states that rank 0 had before, which every rank must have. In
-    several `teams`, ranks evaluate some of the states each. Where all of them write a token, they write as many as
-    `steps`. The memo has no more than `memo` bytes (None: as many as it may), but for what those in progress have as
-    well.
+    What requests are to wear all ranks `try_on`. `record` begins a recording, or drops it (None: neither), `write` ends
+    it and names the file. With `rest` weights leave, or come back (None: neither). What was `heard` from the pool
+    before this one every rank takes over. `stop` ends the loop. `alive` stands for the states that rank 0 had before,
+    which every rank must have. In several `teams`, ranks evaluate some of the states each. Where all of them write a
+    token, they write as many as `steps`. The memo has no more than `memo` bytes (None: as many as it may), but for what
+    those in progress have as well.
     """
 
     drop: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class TickPlan:
     wake: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
     try_on: tuple[Lora, ...] = ()
-    record: bool = False
+    record: bool | None = None
     write: str = ""
     rest: bool | None = None
     heard: Heard | None = None

@@ -44,8 +44,25 @@ def replace_writer(under: Build) -> None:
         raise ConfigError(
             f"{what} and quantize {under.replaced} do not go together: our packings are ours; leave one out"
         )
+    if not any(each.network and name != under.replaced for name, each in found.spec.components.items()):
+        _refuse_what_is_ours(under, what)
     where = config.python or "this Python"
     under.choices.append(Choice("writing", under.replaced, config.engine, f"asked for; {where} runs it"))
+
+
+def _refuse_what_is_ours(under: Build, what: str) -> None:
+    """Choices of how networks of ours run, where the model has none beside the one that runs elsewhere."""
+    config = under.found.config
+    chosen = {
+        f"quantize {config.quantize.schemes.get('')}": "" in config.quantize.schemes,
+        f"compile={config.compile.mode}": config.compile.mode != "none",
+        f"offload={config.offload.mode}": config.offload.mode != "none",
+        f"tier={config.schedule.tier}": config.schedule.tier in ("invariant", "exact"),
+    }
+    for name, given in chosen.items():
+        if given:
+            why = f"{under.replaced} is all that runs, and {config.writer.engine} runs it by its own rules"
+            raise ConfigError(f"{what} and {name} do not go together: {why}; leave one out")
 
 
 def start_writer(under: Build) -> None:

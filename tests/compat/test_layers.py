@@ -44,7 +44,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["scale", "causal", "padding", "shared keys", "joint"])
+@pytest.mark.parametrize("kind", ["scale", "causal", "padding", "by row", "by head", "shared keys", "joint"])
 def test_attention_is_that_of_torch(kind: str) -> None:
     q, k, v = (drawn(2, 5, 4, 8, seed=seed) for seed in range(3))
     meta, options, chosen = AttentionMetadata(), dict[str, object](), {"scale": 8**-0.5}
@@ -59,6 +59,11 @@ def test_attention_is_that_of_torch(kind: str) -> None:
     if kind == "padding":
         keep = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
         meta, chosen = AttentionMetadata(attn_mask=keep), {"attn_mask": (keep != 0)[:, None, None, :]}
+    if kind in ("by row", "by head"):  # of rows there are two, of heads four
+        shown = drawn(2 if kind == "by row" else 4, 5, 5, seed=3) > 0
+        shown |= torch.eye(5, dtype=torch.bool)
+        meta = AttentionMetadata(attn_mask=shown)
+        chosen = {"attn_mask": shown[:, None] if kind == "by row" else shown[None]}
     whole = (q, k, v)
     if kind == "joint":
         meta = AttentionMetadata(joint_query=q[:, :2], joint_key=k[:, :2], joint_value=v[:, :2])

@@ -257,9 +257,9 @@ class Case:
             engine.submit(request)
         if "recording" not in self.names:
             return self.events(engine), ids
-        engine.record()
+        engine.recordings.begin()
         events = self.events(engine)
-        assert all(trace.stat().st_size for trace in engine.end_recording(self.results.with_suffix(".json.gz")))
+        assert all(trace.stat().st_size for trace in engine.recordings.end(self.results.with_suffix(".json.gz")))
         return events, ids
 
     def events(self, engine: Engine) -> list[Event]:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from omnimuse import Config, ModelConfig, Omni, WriterConfig
+from omnimuse.core.config import CompileConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError, RequestError
 from omnimuse.core.output import Chunk, Event, Result
 from omnimuse.core.pools import DeployConfig, PoolConfig
-from tests.checkpoints import qwen3, qwen3_omni
+from omnimuse.engine.local import start
+from omnimuse.quant.linear import QuantizedLinear
+from tests.checkpoints import qwen3, qwen3_omni, talk_and_draw
 from tests.processes import alive, children, kill, wait_gone
 from tests.standin_vllm.rule import next_of
 
@@ -198,6 +202,39 @@ def test_what_cannot_be_is_refused_before_anything_starts(folder: Path, tmp_path
     deploy = DeployConfig((PoolConfig("all", stages=("*",)),))
     with pytest.raises(ConfigError, match="which pool would write so"):
         Config(ModelConfig(str(folder)), writer=WriterConfig("vllm"), deploy=deploy)
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ({"quantize": QuantConfig({"": "int8"})}, "quantize int8"),
+        ({"quantize": QuantConfig({"model": "int8"})}, "quantize model"),
+        ({"compile": CompileConfig("blocks")}, "compile=blocks"),
+        ({"offload": OffloadConfig("components")}, "offload=components"),
+        ({"schedule": ScheduleConfig(tier="exact")}, "tier=exact"),
+        ({"schedule": ScheduleConfig(tier="invariant")}, "tier=invariant"),
+    ],
+)
+def test_how_our_networks_run_is_refused_where_none_does(
+    folder: Path, python: str, choice: dict[str, Any], says: str
+) -> None:
+    pool = PoolConfig("all", ("*",), connector="local", writer="vllm", python=python)
+    for where in ({"writer": WriterConfig("vllm", python)}, {"deploy": DeployConfig((pool,))}):
+        config = Config(ModelConfig(str(folder), "float32", "cpu"), **choice, **where)
+        with pytest.raises(ConfigError, match=f"vllm and {says} do not go together"):
+            Omni(str(folder), config=config).close()
+
+
+def test_it_is_taken_for_what_runs_beside_the_writer(tmp_path: Path, python: str) -> None:
+    model = ModelConfig(str(talk_and_draw.build(tmp_path / "talks")), "float32", "cpu")
+    config = Config(model, quantize=QuantConfig({"": "int8"}), writer=WriterConfig("vllm", python))
+    with closing(start(config)) as engine:
+        packed = {name for name, part in engine.runner.pipeline.ctx.components.items() if holds_packed(part)}
+    assert packed == {"transformer"}
+
+
+def holds_packed(part: object) -> bool:
+    return isinstance(part, nn.Module) and any(isinstance(each, QuantizedLinear) for each in part.modules())
 
 
 # -- with vLLM itself --------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ equal bit for bit has its own file, `test_tiers.py`.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import shutil
@@ -302,11 +301,11 @@ def test_a_recording_changes_nothing_and_names_all_steps_and_blocks(
     subject: Subject, shared: Engine, tmp_path: Path
 ) -> None:
     [expected] = run(shared, subject.ask(0))
-    shared.record()
+    shared.recordings.begin()
     [found] = run(shared, subject.ask(0))
-    [trace] = shared.end_recording(tmp_path / "trace.json.gz")
+    [trace] = shared.recordings.end(tmp_path / "trace.json.gz")
     assert torch.equal(found, expected)
-    named = {str(event.get("name")) for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    named = {str(event.get("name")) for event in json.loads(trace.read_bytes())["traceEvents"]}
     steps = shared.make_request(subject.ask(0)).evaluations
     assert {f"step {number} of {steps}" for number in range(1, steps + 1)} <= named
     assert any(named.issuperset(names) for names in blocks_of(shared)), "those of a network that ran"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -152,11 +151,11 @@ def test_a_recording_changes_nothing_and_names_all_blocks(teller: Teller, engine
     for records in (False, True):
         engine.runner.memo.clear()
         if records:
-            engine.record()
+            engine.recordings.begin()
         found += run(engine, wanted)
-    [trace] = engine.end_recording(tmp_path / "trace.json.gz")
+    [trace] = engine.recordings.end(tmp_path / "trace.json.gz")
     assert same(*found)
-    named = {str(event.get("name")) for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    named = {str(event.get("name")) for event in json.loads(trace.read_bytes())["traceEvents"]}
     ran = [names for names in blocks_of(engine) if named.issuperset(names)]
     assert any(name.startswith(("model.", "talker.")) for names in ran for name in names)
 

@@ -32,6 +32,8 @@ from omnimuse.deploy.wire import (
     Form,
     MadeFile,
     NotStarted,
+    Profile,
+    Profiled,
     Ready,
     Stepped,
     Submit,
@@ -81,6 +83,8 @@ class FakeWorker:
             self.cancelled.add(command.request_id)
         elif isinstance(command, TryOn):
             self.try_on(command)
+        elif isinstance(command, Profile):
+            threading.Thread(target=self.profile, args=(command,), daemon=True).start()
         else:
             self.line.end()
 
@@ -91,6 +95,13 @@ class FakeWorker:
             os._exit(1)
         unfit = name in (lora.source for lora in command.loras)
         self.line.send(TriedOn(Ended("", "RequestError", f"not for {name}", "loras") if unfit else None))
+
+    def profile(self, command: Profile) -> None:
+        """A trace of nothing."""
+        time.sleep(command.seconds)
+        file = self.settings.spool / f"profile-{self.settings.name}-{self.ticks}.json.gz"
+        file.write_bytes(b"")
+        self.line.send(Profiled(file.name))
 
     def beat(self) -> Beat:
         return Beat(self.ticks, bool(self.live), 2**20, company=[SHARED], adapters=HELD)

@@ -7,7 +7,8 @@ import gc
 import gzip
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Chunk, Event
 from omnimuse.core.params import Choices, GenerationParams, SpeechParams, WatchParams
 from omnimuse.core.request import Ask
+from omnimuse.observe.profile import recorded
 from tests.checkpoints import calling
 
 SMALL = DiffusionParams(height=32, width=32, num_inference_steps=2, guidance_scale=1.0, seed=1)
@@ -81,6 +83,30 @@ def test_a_recording_within_another_is_refused_and_the_outer_one_goes_on(omni: O
             pytest.fail("it began")
         omni.generate("a circle", SMALL, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["outer.json.gz"]
+
+
+def test_who_is_interrupted_while_a_recording_begins_leaves_none(
+    omni: Omni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C, in the seconds that it takes."""
+    between_ticks = omni._background.between_ticks
+
+    class Interrupted(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            raise KeyboardInterrupt
+
+    def interrupt(work: Callable[[], Any]) -> Future[Any]:
+        begun = between_ticks(work)
+        return Interrupted() if work == omni.engine.recordings.begin else begun
+
+    with monkeypatch.context() as patched:
+        patched.setattr(omni._background, "between_ticks", interrupt)
+        with pytest.raises(KeyboardInterrupt), omni.recording(tmp_path / "trace.json.gz"):
+            pytest.fail("it began")
+    assert not between_ticks(recorded).result() and not omni.engine.runner.blocks.recorded
+    with omni.recording(tmp_path / "next.json.gz"):
+        omni.generate("a circle", SMALL, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["next.json.gz"]
 
 
 def test_a_model_that_slept_draws_what_it_drew(omni: Omni) -> None:

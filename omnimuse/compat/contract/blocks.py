@@ -128,7 +128,7 @@ class ContractStack(BlockStack):
         self._trail: list[tuple[BoundArguments, Any]] = []
         for index, block in enumerate(blocks):
             self.append(Turn(self, index, block))
-        self.instead = dict(zip(self, self.each, strict=True))
+        self.instead = {turn: (block,) for turn, block in zip(self, self.each, strict=True)}
 
     def blocks(self) -> list[Block[Any]]:
         return list(self.each)

@@ -148,6 +148,29 @@ def test_a_plot_and_a_recording_show_where_the_time_of_a_text_went_beside_the_te
     assert {"step 1", "model.layers.0", "aten::linear"} <= names
 
 
+@pytest.mark.parametrize(
+    ("options", "plot"),
+    [
+        (("-o", "answer.txt", "--overwrite"), "answer.png"),
+        (("-o", "answer.txt"), "answer.png"),
+        (("-o", "answer.txt", "-n", "2"), "answer-002.png"),
+        ((), "picture.png"),
+    ],
+)
+def test_a_plot_goes_where_no_picture_of_a_text_does(
+    options: tuple[str, ...],
+    plot: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", "draw me a red star", "-m", "omnimuse/shapes-chat", *options]
+    assert main([*command, "--plot", plot]) == 2
+    assert f"--plot {plot} is where a picture itself goes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("option", "name"), [("--plot", "time.png"), ("--profile", "trace.json.gz")])
 def test_a_plot_or_a_recording_of_a_text_that_cannot_be_written_hides_nothing_of_the_text(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, name: str

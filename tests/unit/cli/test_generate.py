@@ -22,10 +22,11 @@ from omnimuse.cli.app import Terminated, parser_of, stopped, terminable
 from omnimuse.cli.engine import read_config
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
-from omnimuse.cli.plot import GAP, bars_of, line_of, spans
+from omnimuse.cli.outcome import keep_longest, spent_of
+from omnimuse.cli.plot import GAP, bars_of, line_of, plot, spans
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
-from omnimuse.core.output import Event, Preview, Progress
+from omnimuse.core.output import Event, Preview, Progress, Spent
 from omnimuse.media.image import read_settings, save_image
 from tests.fake_omni import SIDE, FakeOmni
 
@@ -572,6 +573,36 @@ def test_a_plot_goes_where_no_picture_does(number: str, output: str, plot: str, 
     words = ["a", "-n", number, "-o", str(tmp_path / output), "--plot", str(tmp_path / plot), "--overwrite"]
     with pytest.raises(RequestError, match="is where a picture itself goes; choose another name"):
         job(words).placed("image")
+
+
+def test_a_prompt_of_several_lines_is_one_line_above_its_bar(tmp_path: Path) -> None:
+    """Pillow would write the second one into the bar, and what follows it with it."""
+    row = {"timings": {"denoise": 1.5}, "steps": {}, "bytes": {}, "blocks": {}, "block_bytes": {}}
+    seconds = {"draw": 2.0, "total": 2.0}
+    for name, prompt in (("one", "a red circle, a star"), ("several", "a red circle,\r\n  a star\n")):
+        plot({"seconds": seconds, "results": [{"prompt": prompt, **row}]}, tmp_path / f"{name}.png")
+    assert (tmp_path / "several.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+
+
+def test_of_several_outputs_a_stage_and_a_block_is_told_of_the_one_whose_took_longest() -> None:
+    row = spent_of(Spent())
+    long, short = (
+        Spent(
+            timings={"denoise": sum(steps), "decode": decode},
+            steps={"denoise": steps},
+            held={"denoise": held, "decode": held[:1]},
+            blocks={"net.blocks.0": steps, "net.blocks.1": (decode,)},
+            blocks_held={"net.blocks.0": held, "net.blocks.1": held[:1]},
+            needs=held[0],
+        )
+        for steps, decode, held in (((3.0, 1.0), 0.25, (5, 4)), ((0.5, 0.5, 0.5), 0.75, (9, 8, 7)))
+    )
+    for took in (long, short):
+        keep_longest(row, spent_of(took))
+    assert row["timings"] == {"denoise": 4.0, "decode": 0.75} and row["needs"] == 9
+    assert row["steps"] == {"denoise": [3.0, 1.0]} and row["bytes"] == {"denoise": [5, 4], "decode": [9]}
+    assert row["blocks"] == {"net.blocks.0": [3.0, 1.0], "net.blocks.1": [0.75]}
+    assert row["block_bytes"] == {"net.blocks.0": [5, 4], "net.blocks.1": [9]}
 
 
 def test_the_parts_of_a_bar_are_as_long_as_they_took_and_one_after_the_other() -> None:

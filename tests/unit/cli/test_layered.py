@@ -16,6 +16,7 @@ from omnimuse.cli.app import main, parser_of
 from omnimuse.cli.engine import engine_names, read_config
 from omnimuse.cli.layered import Option, options_of, read_layered, warn_of_others
 from omnimuse.cli.serve import chosen
+from omnimuse.core.caches import cache_named
 from omnimuse.core.errors import ConfigError, RequestError
 
 OPTIONS = options_of(parser_of("serve"))
@@ -133,6 +134,41 @@ def test_a_variable_that_sets_nothing_is_told_with_the_nearest(
     assert [record.getMessage() for record in caplog.records] == [
         "OMNIMUSE_MAX_QEUE sets nothing here; did you mean OMNIMUSE_MAX_QUEUE?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "in_file", "cache"),
+    [
+        (["--teacache", "0.2"], {"CACHE": "fast"}, "", "teacache,threshold=0.2"),
+        (["--cache", "none"], {"TEACACHE": "0.2"}, "cache = 'fast'", "none"),
+        ([], {"TEACACHE": "0.3"}, "cache = 'fast'", "teacache,threshold=0.3"),
+        ([], {}, "teacache = 0.3", "teacache,threshold=0.3"),
+    ],
+)
+def test_of_two_options_that_mean_one_thing_the_one_that_counts_before_the_other_is_alone(
+    words: list[str], environment: dict[str, str], in_file: str, cache: str, tmp_path: Path
+) -> None:
+    (tmp_path / "serve.toml").write_text(in_file)
+    made = read_config(read("--config", str(tmp_path / "serve.toml"), *words, **environment))
+    assert made.cache == cache_named(cache)
+    with pytest.raises(ConfigError, match="both choose the step cache"):
+        read_config(read(CACHE="fast", TEACACHE="0.2"))
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "roles"),
+    [
+        (["--attention-role", "cross=sdpa"], {"ATTENTION": "sdpa,cross=flex,joint=flex"}, ("sdpa", "flex")),
+        (["--attention", "sdpa,joint=flex"], {"ATTENTION_ROLE": "cross=flex,joint=sdpa"}, ("flex", "flex")),
+    ],
+)
+def test_a_role_of_attention_takes_what_counts_before_and_others_what_was_said_elsewhere(
+    words: list[str], environment: dict[str, str], roles: tuple[str, str]
+) -> None:
+    made = read_config(read(*words, **environment)).attention
+    assert (made.default, made.per_role["cross"], made.per_role["joint"]) == ("sdpa", *roles)
+    with pytest.raises(ConfigError, match="says twice what cross take"):
+        read_config(read(ATTENTION="sdpa,cross=flex", ATTENTION_ROLE="cross=sdpa"))
 
 
 def test_the_help_tells_of_the_file_the_environment_and_their_order(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig
 from omnimuse.core.errors import (
+    CapacityError,
     DeadlineError,
     EngineDeadError,
     ModelError,
@@ -218,6 +219,24 @@ def test_leaving_early_cancels_and_leaves_no_file(found: Found, plan: PoolPlan) 
             await asyncio.sleep(0.1)
             # Where it was quicker, it gave its file away, and that is ours.
             assert spooled(plan) == ([] if isinstance(ended, BaseException) else [made(ended).name])
+
+    asyncio.run(main())
+
+
+def test_a_recording_that_nobody_waits_for_leaves_no_file(plan: PoolPlan) -> None:
+    async def main() -> None:
+        async with opened(plan) as pool:
+            await until(lambda: pool.status()[0].state == "ready")
+            left = asyncio.create_task(pool.profile(0, 0.3))
+            await asyncio.sleep(0.05)
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            with pytest.raises(CapacityError, match="is being recorded already"):
+                await pool.profile(0, 0.1)
+            await until(lambda: not pool._replicas[0]._asked)
+            assert spooled(plan) == []
+            kept = await pool.profile(0, 0.1)
+            assert spooled(plan) == [kept.name]
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import ConfigError, EngineDeadError, ModelError
 from omnimuse.parallel.branches import MOST, Outcome, share
-from omnimuse.parallel.collectives import LETTER, PREFIX, broadcast_bytes
+from omnimuse.parallel.collectives import LETTER, PREFIX, broadcast_bytes, greatest
 from omnimuse.parallel.line import PATH, opened
 from omnimuse.parallel.mesh import Mesh
 from tests.ranks import play
@@ -110,6 +111,15 @@ def ranks_that_disagree_stop(mesh: Mesh) -> None:
     all_rows_arrive(mesh)
 
 
+def what_is_no_number_on_a_rank_is_no_finite_one_on_any(mesh: Mesh) -> None:
+    """Which of the two is the larger depends on who asks, and a device may leave out what is no number."""
+    axis = mesh.axis("branches")
+    for broken in range(2):
+        own = torch.tensor([[torch.nan if mesh.rank == broken else 3.0], [1.0 + mesh.rank]])
+        odd, plain = greatest(axis, own).flatten().tolist()
+        assert not isfinite(odd) and plain == 2
+
+
 def a_rank_that_dies_is_noticed(mesh: Mesh) -> None:
     dist.barrier()  # both groups have connected everybody before one goes
     dist.barrier(mesh.control)
@@ -145,6 +155,7 @@ SCENES: list[Callable[[Mesh], None]] = [
     other_divisions_of_the_work_arrive,
     more_rows_than_one_exchange_tells_of_arrive,
     failing_rows_are_known_to_all,
+    what_is_no_number_on_a_rank_is_no_finite_one_on_any,
     ranks_that_disagree_stop,
 ]
 

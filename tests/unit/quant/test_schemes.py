@@ -213,6 +213,28 @@ def some_layer(packing: str) -> QuantizedLinear:
     return made
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_is_no_number_in_a_token_leaves_none_in_what_becomes_of_it_and_others_as_they_are(
+    packing: str, value: float
+) -> None:
+    x, made = normal(3, 512, seed=1), some_layer(packing)
+    expected = made(x)
+    x[1, 5] = value
+    found = made(x)
+    assert not bool(found[1].isfinite().any())
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_weights_that_are_no_numbers_are_packed_as_such(scheme: str) -> None:
+    weight = normal(8, 64)
+    weight[3, 7] = torch.nan
+    made, x = layer(scheme, weight, None), normal(2, 64, seed=1)
+    assert made(x).isnan().any(0).nonzero().tolist() == [[3]]
+    assert not bool(made.scheme.scales(made.packed)[3].isfinite().all()), "and whoever loads them can tell"
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_layer_of_every_packing_multiplies_on_a_device_what_it_does_on_the_cpu_and_nobody_waits(packing: str) -> None:
     x, made = normal(5, 512, seed=1), some_layer(packing)

@@ -92,13 +92,22 @@ def test_a_block_that_fails_ends_its_own_label_and_is_let_go() -> None:
 def test_of_a_compiled_block_what_is_called_in_its_place_is_timed() -> None:
     stack = BlockStack([Twice(), Twice()])
     net, watch = Net(stack), Blocks(HostClock(), lambda: 0)
-    runner = CompiledRunner(stack.blocks(), backend="eager")
-    stack.runner, stack.instead = runner, runner.compiled
-    for _ in range(2):  # the first of them compiles
+    changes, compilations = [False], list[None]()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        compilations.append(None)
+        return graph
+
+    runner = CompiledRunner(stack.blocks(), backend=backend, changed=lambda: changes[0])
+    stack.runner, stack.instead = runner, runner.instead
+    net.blocks(torch.ones(1, 3, 2), COND)
+    made = len(compilations)
+    for changed in (False, True, False):
         with watch.watched(Residency({"net": net}), [asking(True)]) as ran:
-            assert torch.equal(net.blocks(torch.ones(1, 3, 2), COND), torch.full((1, 3, 2), 4.0))
-        assert [each.name for each in ran] == ["net.blocks.0", "net.blocks.1"]
-    assert bare(net)
+            for changes[0] in (changed, not changed):  # who wears something has a forward of its own
+                assert torch.equal(net.blocks(torch.ones(1, 3, 2), COND), torch.full((1, 3, 2), 4.0))
+        assert [each.name for each in ran] == ["net.blocks.0", "net.blocks.1"] * 2
+    assert bare(net) and len(compilations) == made, "what looks is not compiled"
 
 
 def test_lists_of_a_library_have_blocks_and_what_it_compiles_whole_has_none() -> None:

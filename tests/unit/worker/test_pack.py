@@ -17,10 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from omnimuse.cli import main
+from omnimuse.core.caches import Fits
 from omnimuse.core.config import Config, ModelConfig, ParallelConfig, QuantConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError, StorageError
 from omnimuse.core.plans import Slices
 from omnimuse.engine.local import start
+from omnimuse.loader.fits import NAME as MEASURED
+from omnimuse.loader.fits import write_fits
 from omnimuse.loader.headers import stored_in
 from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.voices import VOICES
@@ -89,7 +92,12 @@ def test_ranks_have_their_parts_of_the_numbers_that_one_has_packed_at_the_start_
 def test_every_network_of_several_is_packed_and_whatever_else_lies_there_comes_along(tmp_path: Path) -> None:
     folder = wan.build(tmp_path / "Wan2.2-T2V-A14B-Diffusers", "A14B")
     (folder / "training.json").write_text("{}")
+    shutil.copy(next((folder / "vae").glob("*.safetensors")), folder / "all_in_one.safetensors")
+    write_fits(folder / MEASURED, Fits(ratios=(1.0,), auto="none"), {})
     made = pack_checkpoint(config(folder, {"": "int8"}), tmp_path / "small")
+    assert not [name for name in ("all_in_one.safetensors", MEASURED) if (tmp_path / "small" / name).exists()]
+    sizes = (sum(path.stat().st_size for path in each.glob("*/*.safetensors")) for each in (folder, tmp_path / "small"))
+    assert (made.before, made.after) == tuple(sizes), "of its components"
     assert {choice.name for choice in made.choices} == {"transformer", "transformer_2"}
     for name in ("transformer", "transformer_2"):
         kinds = {each.kind for each in stored_in(tmp_path / "small" / name).values()}

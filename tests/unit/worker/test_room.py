@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,15 @@ from omnimuse.core.config import (
     OffloadConfig,
     ScheduleConfig,
 )
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import CapacityError, MemoryShortageError, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory
-from omnimuse.core.output import Failed
+from omnimuse.core.output import Event, Failed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine, try_part
-from omnimuse.engine.foretelling import Line
+from omnimuse.engine.foretelling import AGAIN, Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.needs import Need
 from omnimuse.engine.scheduler import Scheduler
@@ -47,7 +50,7 @@ from omnimuse.models.glm_image.spec import GlmImageParams
 from omnimuse.models.lumina2.spec import LuminaParams
 from omnimuse.models.qwen_image_edit.spec import EditParams
 from omnimuse.models.z_image.spec import ZImageParams
-from omnimuse.observe.profile import allocated, recorded_events
+from omnimuse.observe.profile import Recorder, allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.checkpoints.adapters import layers_of, write
@@ -237,6 +240,65 @@ def test_where_small_ones_cannot_be_drawn_nothing_is_foretold(
         drain(engine)
     assert len(tried) == 1, "once for each kind"
     engine.close()
+
+
+def refuses(*names: object, **settings: object) -> Any:
+    """A disk that has no room."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def writes_half(self: torch.profiler.profile, path: str) -> None:
+    Path(path).write_text('{"traceEvents": [')
+
+
+def has_no_room(error: Exception, request: Request, came: object = ()) -> list[Event]:
+    return [Failed(request.id, error)]
+
+
+@pytest.mark.parametrize("why", ["no folder", "half a trace", "recorded", "another recorded", "memory", "adapters"])
+def test_a_request_begins_of_whose_kind_nothing_can_be_told_just_now_and_small_ones_are_drawn_later(
+    why: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another, seconds = Recorder(), [0.0]
+    with (
+        contextlib.closing(start(subject.config())) as engine,
+        monkeypatch.context() as now,
+        ThreadPoolExecutor(1) as elsewhere,
+    ):
+        engine.clock = lambda: seconds[0]
+        request = engine.make_request(large(subject))
+        engine.space = replace(engine.space, room=engine.foretelling.extent.guess(request).most - 1)
+        if why == "no folder":
+            now.setattr("omnimuse.observe.profile.TemporaryDirectory", refuses)
+        elif why == "half a trace":
+            now.setattr(torch.profiler.profile, "export_chrome_trace", writes_half)
+        elif why == "recorded":
+            engine.recordings.begin()
+        elif why == "another recorded":
+            elsewhere.submit(another.start).result()
+        else:
+            error = MemoryShortageError("out of memory") if why == "memory" else CapacityError("others wear too much")
+            now.setattr(engine, "alone", partial(has_no_room, error))
+        assert len(finished(engine, request)) == 1
+        if why == "recorded":
+            engine.recordings.end(subject.folder / "trace.json.gz")
+        elif why == "another recorded":
+            elsewhere.submit(another.drop).result()
+        now.undo()
+        assert not engine.foretelling.knows(request) and not engine.foretelling.can_learn(request), "for a while"
+        seconds[0] += AGAIN
+        assert engine.foretelling.can_learn(request)
+        finished(engine, replace(request, id="later"))
+        assert engine.foretelling.knows(request)
+
+
+def test_a_pool_tries_again_what_the_one_before_could_not_draw_just_then(subject: Subject) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request, before = engine.make_request(large(subject)), engine.clock()
+        assert try_part(engine, request, None) == [[], []]
+        assert not engine.foretelling.can_learn(request), "the front does not ask for ever"
+        engine.clock = lambda: before + 2 * AGAIN
+        assert engine.foretelling.can_learn(request)
 
 
 def test_what_was_passed_over_for_smaller_tiles_of_which_nothing_could_be_learnt_is_made(

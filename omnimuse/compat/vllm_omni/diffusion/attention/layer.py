@@ -112,6 +112,8 @@ class Attention(nn.Module):
             mask = _joined(mask, meta.joint_attn_mask, meta.joint_strategy)
         if mask is not None and mask.ndim == 2:
             mask = (mask != 0)[:, None, None, :]
+        if mask is not None and mask.ndim == 3:  # of each row, or else of each head
+            mask = mask[:, None] if len(mask) == len(query) else mask[None]
         if not self.causal:
             return mask
         if query.shape[1] != key.shape[1]:

@@ -1,0 +1,106 @@
+"""Recordings of what every rank of an engine computes; begun and ended between two of its ticks.
+
+`api.py` and the worker processes of a server ask for them; the other ranks hear of it from rank 0 (`follow`). Where a
+rank has another disk than rank 0, what it has recorded goes there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import gettempdir
+
+from omnimuse.core.errors import EngineDeadError
+from omnimuse.observe.profile import Recorder, part_of
+from omnimuse.parallel.agree import said_by_all
+from omnimuse.parallel.collectives import told
+from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.plan import TickPlan
+from omnimuse.worker.runner import Runner
+
+
+class Recordings:
+    """Those of one engine, one at a time. `tell` gives a plan to the other ranks, `check` raises where the engine is
+    over.
+    """
+
+    def __init__(self, runner: Runner, tell: Callable[[TickPlan], None], check: Callable[[], None]) -> None:
+        self._runner, self._tell, self._check = runner, tell, check
+        self._recorder, self._mesh = Recorder(), runner.pipeline.ctx.mesh
+
+    def begin(self) -> None:
+        """Record what every rank computes from now on; one that nobody has ended is dropped. CapacityError, and no rank
+        is recorded, while another engine of this process is.
+        """
+        self._check()
+        self._recorder.start()
+        self._tell(TickPlan(record=True))
+        self._runner.blocks.recorded = True
+
+    def end(self, path: Path) -> list[Path]:
+        """Where each rank's trace is, beside `path`; `merge` makes one of them. A rank that has none says why in the
+        log.
+        """
+        self._check()
+        self._tell(TickPlan(write=str(path)))
+        self._runner.blocks.recorded = False
+        parts = [part_of(path, rank) for rank in range(self._mesh.size)]
+        try:
+            try:
+                self._recorder.write(path)
+            finally:
+                bring(self._mesh, path, path)
+        except Exception:  # nobody makes a whole of what the others have
+            for part in parts:
+                part.unlink(missing_ok=True)
+            raise
+        return parts
+
+    def drop(self) -> None:
+        """End one that nobody wants any more, if there is one."""
+        self._check()
+        self._tell(TickPlan(record=False))
+        self.close()
+
+    def close(self) -> None:
+        """The same on this rank alone."""
+        self._runner.blocks.recorded = False
+        self._recorder.drop()
+
+
+def follow_recording(plan: TickPlan, recorder: Recorder, runner: Runner) -> None:
+    """What another rank does when rank 0 begins one, or ends it; what goes wrong is told in the log alone."""
+    runner.blocks.recorded = bool(plan.record)
+    if plan.record:
+        recorder.try_to(recorder.start)
+    elif plan.record is False:
+        recorder.try_to(recorder.drop)
+    else:
+        path, mesh = Path(plan.write), runner.pipeline.ctx.mesh
+        here = path if path.parent.is_dir() else Path(gettempdir(), path.name)  # rank 0's folder may be elsewhere
+        recorder.try_to(partial(recorder.write, here, mesh.rank))
+        bring(mesh, path, here)
+
+
+def bring(mesh: Mesh, path: Path, here: Path) -> None:
+    """Every part of the recording at `path` to rank 0, from ranks that have theirs `here` on a disk of their own.
+    EngineDeadError if a rank is gone.
+    """
+    if mesh.size == 1:
+        return
+    mine = part_of(here, mesh.rank)
+    try:
+        sizes = said_by_all(mesh, str(mine.stat().st_size) if mine.exists() else "")
+    except RuntimeError as error:
+        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
+    parts = {rank: part_of(path, rank) for rank, size in enumerate(sizes) if size}
+    away = [rank for rank, part in parts.items() if not part.exists() or part.stat().st_size != int(sizes[rank])]
+    for rank in json.loads(told(mesh, 0, json.dumps(away).encode() if mesh.is_leader else None)):
+        content = told(mesh, rank, gzip.compress(mine.read_bytes(), 1) if rank == mesh.rank else None)
+        if mesh.is_leader:
+            parts[rank].write_bytes(gzip.decompress(content))
+        elif rank == mesh.rank:
+            mine.unlink()
