@@ -28,7 +28,7 @@ from omnimuse.core.errors import (
 from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
-from omnimuse.engine.foretelling import Foretelling, NotNow, drawn
+from omnimuse.engine.foretelling import Foretelling, NotNow, Unwanted, drawn
 from omnimuse.engine.given import Given
 from omnimuse.engine.recordings import Recordings, follow_recording
 from omnimuse.engine.scheduler import FOREVER, Scheduler
@@ -57,6 +57,7 @@ class Engine:
     what memory there is beside the weights, and what these take.
 
     `woken` is called when those who wait for somebody outside have something to do again, `moved` at steps untold of.
+    Who is `stopping` it waits for no small ones.
     `dead` says why nothing more will come of it, once a tick has failed as a whole.
     """
 
@@ -90,6 +91,7 @@ class Engine:
         self.given = Given(runner.pipeline.ctx.device)
         self.woken: Callable[[], None] = lambda: None
         self.moved: Callable[[], None] = lambda: None
+        self.stopping = False
         for writer in runner.writers:
             writer.news = self.wake
 
@@ -301,9 +303,9 @@ class Engine:
                 entries[way.id].request = way
             together = [entry.request for entry in entries.values() if entry.active]
             kept, resting = self.scheduler.kept.all + self.given.bytes, self.scheduler.resting
-        self.fitting.learn(together, self.space.less(kept), resting)
-        if self.fitting.learnt != known:
-            late = {way.id for way in self.fitting.late(admit, together, known)}
+        settled = self.fitting.learn(together, self.space.less(kept), resting)
+        if not settled or self.fitting.learnt != known:
+            late = {way.id for way in (self.fitting.late(admit, together, known) if settled else admit)}
             self.reckon()
             with self._lock:
                 self.scheduler.postpone(late, self.clock())
@@ -321,16 +323,32 @@ class Engine:
         """Whether `request` could be drawn. It has a name of its own then, as the one that it is tried for may be in
         progress.
         """
-        return drawn(self.alone(replace(request, id=f"{request.id}-tried"))[-1])
+        tried = replace(request, id=f"{request.id}-tried")
+        return drawn(self.alone(tried, wanted=partial(self._wanted, request.id))[-1])
 
-    def alone(self, request: Request, came: Sequence[Heard] = ()) -> list[Event]:
-        """What becomes of `request` here, of which that `came`, while everybody else waits."""
+    def _wanted(self, request_id: str) -> bool:
+        """Whether somebody waits for that request still."""
+        with self._lock:
+            entry = self.scheduler.entries.get(request_id)
+            late = entry is not None and entry.deadline <= self.clock()
+            return not (self.stopping or late or request_id in self._cancelled)
+
+    def alone(
+        self, request: Request, came: Sequence[Heard] = (), wanted: Callable[[], bool] = lambda: True
+    ) -> list[Event]:
+        """What becomes of `request` here, of which that `came`, while everybody else waits; Unwanted as soon as it is
+        not `wanted` any more.
+        """
         for heard in came:
             self.hear(heard)
         plan, events = TickPlan(admit=(request,), run=(f"{request.id}/0",)), list[Event]()
         while not any(map(is_last, events)):
+            if gone := not wanted():
+                plan = TickPlan(drop=(request.id,))
             self.tell(plan)
             execute(self.runner, plan, events, self.governor)
+            if gone:
+                raise Unwanted
             self.moved()
             plan = TickPlan(run=plan.run)
         return events

@@ -14,7 +14,7 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.request import Request
-from omnimuse.engine.foretelling import Foretelling
+from omnimuse.engine.foretelling import Foretelling, Unwanted
 from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.lora.adapters import Adapters
 from omnimuse.worker.room import Space
@@ -110,17 +110,21 @@ class Fitting:
             return next(way for way in known.extent.ways(request) if self._fits(way, space))
         raise RequestError(refusal.message, refusal.param)
 
-    def learn(self, together: Sequence[Request], space: Space, resting: Need = NOTHING) -> None:
+    def learn(self, together: Sequence[Request], space: Space, resting: Need = NOTHING) -> bool:
         """Draw small ones of every kind of which nobody knows, if what is in progress `together`, each in its way,
-        might have no room beside what those need who are `resting`.
+        might have no room beside what those need who are `resting`. Whether all were drawn that somebody waits for.
         """
         known, room = self.foretelling, space.room
         needs = (self._dressed(known.at_most(each, space.coming), each).times(each.outputs) for each in together)
         if room is None or reduce(Need.and_of, needs, resting).most <= room:
-            return
-        for each in together:
-            if known.can_learn(each):
-                known.learn(each)
+            return True
+        try:
+            for each in together:
+                if known.can_learn(each):
+                    known.learn(each)
+        except Unwanted:
+            return False
+        return True
 
     def need(self, request: Request, space: Space) -> Need:
         """What is foretold of one output of `request`, in the first way that there is room for. Of a kind of which

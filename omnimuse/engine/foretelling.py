@@ -71,6 +71,10 @@ class NotNow(Exception):
     """Small ones could not be drawn, or nobody told what they take, for what may be over soon."""
 
 
+class Unwanted(Exception):
+    """Nobody waits any more for what small ones are drawn for: nothing is learnt of their kind."""
+
+
 def drawn(last: Event) -> bool:
     """Whether what ended with this event was drawn; NotNow where it fails for what others have."""
     if not isinstance(last, Failed):
@@ -120,7 +124,7 @@ class Foretelling:
 
     def learn(self, request: Request, draw: Callable[[Request], bool] | None = None) -> None:
         """Draw small ones of its kind (by another `draw`); where that cannot be, nothing is foretold of it, where it
-        cannot be just now, nothing for a while.
+        cannot be just now, nothing for a while. Where nobody waits for it any more, that is raised (Unwanted).
         """
         try:
             known = self._tried(request, draw or self._draw)

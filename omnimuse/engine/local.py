@@ -350,7 +350,7 @@ class Background:
     def close(self) -> None:
         """Stop the thread and free the engine; requests in flight fail. Safe to call twice."""
         with self._lock:
-            self._stopping = True
+            self._stopping = self.engine.stopping = True
         self._wake.set()
         self._thread.join()
         why = "the engine was closed before the request was done; try again in a moment"

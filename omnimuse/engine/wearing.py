@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from omnimuse.core.errors import EngineDeadError, OmnimuseError
+from omnimuse.core.errors import CapacityError, EngineDeadError, OmnimuseError
 from omnimuse.core.loras import Lora
 from omnimuse.core.request import Request
+from omnimuse.engine.foretelling import Unwanted
 from omnimuse.worker.adapters import try_on_together
 from omnimuse.worker.plan import TickPlan
 
@@ -22,6 +23,8 @@ def begins(engine: Engine, request: Request) -> Request | OmnimuseError:
     try:
         try_on(engine, engine.fitting.untried(request))
         return engine.fitting.first_way(request, engine.space)
+    except Unwanted:
+        return CapacityError("nobody waits for it any more")
     except EngineDeadError:
         raise
     except OmnimuseError as error:

@@ -29,7 +29,7 @@ from omnimuse.core.config import (
     OffloadConfig,
     ScheduleConfig,
 )
-from omnimuse.core.errors import CapacityError, MemoryShortageError, RequestError
+from omnimuse.core.errors import CapacityError, DeadlineError, MemoryShortageError, RequestCancelled, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory
 from omnimuse.core.output import Event, Failed
@@ -113,6 +113,55 @@ def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> No
             assert engine.space.room is not None
             rooms.append(engine.space.room)
     assert rooms[1] <= rooms[0] - memory() // 3
+
+
+@pytest.mark.parametrize("why", ["cancelled", "late", "stopping"])
+def test_small_ones_are_drawn_no_longer_than_somebody_waits_for_them(subject: Subject, why: str) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request = replace(engine.make_request(large(subject)), deadline=5.0)
+        engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
+        now, steps = [0.0], list[int]()
+        engine.clock = lambda: now[0]
+
+        def moved() -> None:
+            steps.append(1)
+            if why == "cancelled":
+                engine.cancel(request.id)
+            now[0], engine.stopping = (6.0 if why == "late" else 0.0), why == "stopping"
+
+        engine.moved = moved
+        engine.submit(request)
+        assert engine.tick() == [] and steps == [1]
+        assert engine.foretelling.can_learn(request) and not engine.runner.jobs, "nothing was learnt, and nobody begins"
+        ended = [event.error for event in engine.tick() if isinstance(event, Failed)] if why != "stopping" else []
+        kinds = {"cancelled": [RequestCancelled], "late": [DeadlineError], "stopping": []}
+        assert [type(error) for error in ended] == kinds[why]
+
+
+def test_while_small_ones_are_drawn_another_of_their_kind_is_not_refused_by_a_guess(subject: Subject) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request, came = engine.make_request(large(subject)), list[str]()
+        engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
+
+        def draw(small: Request) -> bool:
+            assert engine.foretelling.doubts(request, engine.space.room), "it is not known yet"
+            came.append(engine.submit(replace(request, id=f"other {len(came)}")))
+            return False
+
+        engine.foretelling.learn(request, draw)
+        assert came == ["other 0"]
+
+
+def test_what_cannot_be_worn_leaves_its_kind_to_be_learnt(subject: Subject, tmp_path: Path) -> None:
+    strong = write(tmp_path / "strong.safetensors", layers_of(subject.folder))
+    with contextlib.closing(start(subject.config())) as engine:
+        request = engine.make_request(large(subject))
+        engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
+        for file in (str(tmp_path / "nowhere.safetensors"), f"{strong}:1e30"):
+            engine.submit(wearing(request, "bad", file))
+            [ended] = [event for event in drain(engine) if isinstance(event, Failed)]
+            assert isinstance(ended.error, RequestError)
+        assert engine.foretelling.knows(request), "small ones wear nothing"
 
 
 def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
