@@ -36,6 +36,7 @@ from omnimuse.core.output import Event, Failed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
+from omnimuse.core.sources import Clip, Picture, Recording
 from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import AGAIN, Line
 from omnimuse.engine.local import bounded, finished, start
@@ -113,6 +114,28 @@ def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> No
             assert engine.space.room is not None
             rooms.append(engine.space.room)
     assert rooms[1] <= rooms[0] - memory() // 3
+
+
+@pytest.mark.parametrize(
+    ("learnt", "alike", "other"),
+    [
+        ({"images": (Picture(32, 32, b""),) * 2}, {"images": (Picture(30, 30, b""),) * 2}, (Picture(64, 64, b""),) * 2),
+        ({"videos": (Clip(32, 32, (b"",) * 8),)}, {"videos": (Clip(32, 32, (b"",) * 7),)}, (Clip(32, 32, (b"",) * 9),)),
+        (
+            {"sounds": (Recording(1, 1, b"0" * 64),)},
+            {"sounds": (Recording(1, 1, b"0" * 60),)},
+            (Recording(1, 1, b"0" * 66),),
+        ),
+    ],
+)
+def test_what_is_shown_something_much_larger_is_of_another_kind(
+    subject: Subject, name: str, learnt: object, alike: object, other: object
+) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request: Any = engine.make_request(large(subject))
+        engine.foretelling.learn(replace(request, **{name: (learnt,)}), lambda small: False)
+        assert not engine.foretelling.can_learn(replace(request, **{name: (alike,)}))
+        assert engine.foretelling.can_learn(replace(request, **{name: (other,)}))
 
 
 @pytest.mark.parametrize("why", ["cancelled", "late", "stopping"])
@@ -300,7 +323,7 @@ def writes_half(self: torch.profiler.profile, path: str) -> None:
     Path(path).write_text('{"traceEvents": [')
 
 
-def has_no_room(error: Exception, request: Request, came: object = ()) -> list[Event]:
+def has_no_room(error: Exception, request: Request, came: object = (), wanted: object = None) -> list[Event]:
     return [Failed(request.id, error)]
 
 
