@@ -43,6 +43,7 @@ from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.needs import Need
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.engine.wearing import try_on
+from omnimuse.layers.few import Few, FewLinear
 from omnimuse.lora.adapter import Worn
 from omnimuse.lora.linear import Rack
 from omnimuse.models.bagel.spec import BagelParams
@@ -104,6 +105,20 @@ def test_processes_that_share_a_machine_have_each_their_part_of_its_memory(monke
     monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 10)
     rooms = [Space.of({}, torch.device("cpu"), torch.float32, processes=count).room for count in (1, 2, 20)]
     assert rooms == [90, 40, 0]
+
+
+def test_weights_that_are_packed_when_a_token_is_written_are_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnimuse.worker.place.memory", lambda: 2**30)
+    monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 0)
+    linear = nn.Linear(512, 256, bias=False).requires_grad_(False)
+    size, layer = linear.weight.nbytes, FewLinear(linear, (1,), Few((1,), packed=True))
+
+    def space() -> Space:
+        return Space.of({"network": layer}, torch.device("cpu"), torch.float32)
+
+    assert space().weights == {"network": (2 * size, 0)} and space().room == 2**30 - size
+    layer(torch.zeros(1, 1, 512))
+    assert space().weights == {"network": (2 * size, 0)} and space().room == 2**30, "they are of what is resident then"
 
 
 def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> None:
