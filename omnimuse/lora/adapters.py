@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from torch import nn
 
 from omnimuse.core.amounts import told_bytes
-from omnimuse.core.errors import CapacityError, RequestError
+from omnimuse.core.errors import AdaptersFullError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.lora.adapter import Adapter, Site, Worn
 from omnimuse.lora.linear import Adapted, Rack
@@ -170,7 +170,7 @@ class Adapters:
     def fetch(self, loras: Sequence[Lora] | None) -> tuple[Worn, ...]:
         """What a request wears that asks for `loras`; those at scale 0 it does without.
 
-        RequestError for an adapter that cannot be read or does not fit; CapacityError while others take its memory.
+        RequestError for an adapter that cannot be read or does not fit; AdaptersFullError while others take its memory.
         """
         wanted = [lora for lora in loras or () if lora.scale]
         if wanted and self._obstacle:
@@ -241,7 +241,7 @@ class Adapters:
         while self.nbytes + size > self.limit and self._known:
             del self._known[next(iter(self._known))]
         if (taken := self.nbytes) + size > self.limit:
-            raise CapacityError(
+            raise AdaptersFullError(
                 f"{source} takes {told_bytes(size)}, and those of requests in progress {told_bytes(taken)} of "
                 f"{told_bytes(self.limit)}; try again when they are done",
                 retry_after=1.0,

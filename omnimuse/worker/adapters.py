@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from omnimuse.compat.door import Wardrobe
-from omnimuse.core.errors import CapacityError, OmnimuseError, RequestError
+from omnimuse.core.errors import AdaptersFullError, CapacityError, OmnimuseError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
@@ -103,7 +103,7 @@ def try_on_together(adapters: Adapters, loras: Sequence[Lora], mesh: Mesh) -> Om
     adapters.heed(loras, sizes)
     if not wrong or (found is not None and refused == (not isinstance(found, CapacityError))):
         return found
-    return RequestError(wrong, "loras") if refused else CapacityError(wrong, retry_after=1.0)
+    return RequestError(wrong, "loras") if refused else AdaptersFullError(wrong, retry_after=1.0)
 
 
 def _of_others(under: Build, wardrobe: Wardrobe) -> Adapters:
