@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 import omnimuse
@@ -55,7 +55,7 @@ from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import Recorder, allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
-from tests.checkpoints.adapters import layers_of, write
+from tests.checkpoints.adapters import layers_of, peft, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
 from tests.second_device import SecondDevice, moved
@@ -132,15 +132,11 @@ def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> No
 
 
 @pytest.mark.parametrize(
-    ("learnt", "alike", "other"),
+    ("name", "learnt", "alike", "other"),
     [
-        ({"images": (Picture(32, 32, b""),) * 2}, {"images": (Picture(30, 30, b""),) * 2}, (Picture(64, 64, b""),) * 2),
-        ({"videos": (Clip(32, 32, (b"",) * 8),)}, {"videos": (Clip(32, 32, (b"",) * 7),)}, (Clip(32, 32, (b"",) * 9),)),
-        (
-            {"sounds": (Recording(1, 1, b"0" * 64),)},
-            {"sounds": (Recording(1, 1, b"0" * 60),)},
-            (Recording(1, 1, b"0" * 66),),
-        ),
+        ("images", Picture(32, 32, b""), Picture(30, 30, b""), Picture(64, 64, b"")),
+        ("videos", Clip(32, 32, (b"",) * 8), Clip(32, 32, (b"",) * 7), Clip(32, 32, (b"",) * 9)),
+        ("sounds", Recording(1, 1, bytes(64)), Recording(1, 1, bytes(60)), Recording(1, 1, bytes(66))),
     ],
 )
 def test_what_is_shown_something_much_larger_is_of_another_kind(
@@ -191,15 +187,18 @@ def test_while_small_ones_are_drawn_another_of_their_kind_is_not_refused_by_a_gu
 
 
 def test_what_cannot_be_worn_leaves_its_kind_to_be_learnt(subject: Subject, tmp_path: Path) -> None:
-    strong = write(tmp_path / "strong.safetensors", layers_of(subject.folder))
+    def style(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        return peft()(name, down * 1e19, up * 1e19)
+
+    strong = write(tmp_path / "strong.safetensors", layers_of(subject.folder), style)
     with contextlib.closing(start(subject.config())) as engine:
         request = engine.make_request(large(subject))
         engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
-        for file in (str(tmp_path / "nowhere.safetensors"), f"{strong}:1e30"):
+        for file in (str(tmp_path / "nowhere.safetensors"), str(strong)):
             engine.submit(wearing(request, "bad", file))
             [ended] = [event for event in drain(engine) if isinstance(event, Failed)]
-            assert isinstance(ended.error, RequestError)
-        assert engine.foretelling.knows(request), "small ones wear nothing"
+            assert isinstance(ended.error, RequestError), "small ones, which tell that it never fits, wear nothing"
+        assert engine.foretelling.knows(request)
 
 
 def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
