@@ -98,17 +98,21 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the tiny checkpoints, on any device")
     parser.add_argument("--seconds", type=float, default=LIMIT, help="leave out what does not fit (default: 480)")
     parser.add_argument("--json", type=Path, help="rows there are kept (default: docs/gpu.json, of tiny ones in build)")
-    parser.add_argument("--page", action="store_true", help="write the page beside the rows, and measure nothing")
+    parser.add_argument("--page", action="store_true", help="write the page beside kept rows again, measure nothing")
     args = parser.parse_args()
     on = torch.accelerator.is_available()
-    tiny = args.tiny or not on
+    tiny = args.tiny or not (on or args.page)
     args.json = args.json or (Path("build", "gpu.json") if tiny else PUBLISHED)
     if tiny and not args.page and args.json.resolve() == PUBLISHED:
         parser.error(f"{args.json} has what GPUs showed of published sizes, and nothing else; name another file")
     before: dict[str, Row] = json.loads(args.json.read_text()) if args.json.exists() else {}
     if args.page:
-        args.json.with_suffix(".md").write_text(HEAD + "".join(page(device, each) for device, each in before.items()))
+        if not before:
+            parser.error(f"{args.json} has no rows: measure first, or name a file that has by --json")
+        write(args.json, before)
         return
+    if tiny and not args.tiny:
+        print(f"torch {torch.__version__} finds no accelerator: this shows that the code runs, into {args.json}")
     device = torch.accelerator.current_accelerator() if on else torch.device("cpu")
     assert device is not None
     facts = machine(device) | {"run": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit()}
@@ -127,9 +131,9 @@ def main() -> None:
         for row in figures(in_order(cells, rows), Path(folder), device, facts, budget, rows, tiny=tiny):
             rows = [old for old in rows if any(old[key] != row[key] for key in NAMED)] + [row]
             print(json.dumps(row), flush=True)
-            write(args.json, before, facts | {"rows": rows, "left_out": budget.left_out})
+            write(args.json, before | {facts["device"]: facts | {"rows": rows, "left_out": budget.left_out}})
     measured = facts | {"rows": rows, "left_out": budget.left_out}
-    write(args.json, before, measured)
+    write(args.json, before | {facts["device"]: measured})
     print(page(facts["device"], measured))
 
 
@@ -172,10 +176,11 @@ def in_order(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.key in known, not urgent(cell)))
 
 
-def write(path: Path, before: dict[str, Row], found: Row) -> None:
-    """Write what was found; what other devices showed before stays."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(before | {found["device"]: found}, indent=1) + "\n")
+def write(path: Path, devices: dict[str, Row]) -> None:
+    """Write the rows of all devices, and the page beside them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(devices, indent=1) + "\n")
+    path.with_suffix(".md").write_text(HEAD + "".join(page(device, each) for device, each in devices.items()))
 
 
 def page(device: str, measured: Row) -> str:
@@ -275,9 +280,9 @@ def aims(rows: Sequence[Row]) -> list[tuple[str, float | None, str]]:
 
 HEAD = """# On a GPU
 
-Written by `python -m benchmarks.gpu --page` from the figures in gpu.json beside it, which `make gpu` measures: networks
-of published size with random weights in bfloat16, 6 steps, both engines as whole pipelines one after the other on the
-same machine. Figures with a star are of an earlier run than the last.
+Written by `make gpu` beside its figures in gpu.json (and again by `python -m benchmarks.gpu --page`): networks of
+published size with random weights in bfloat16, 6 steps, both engines as whole pipelines one after the other on the same
+machine. Figures with a star are of an earlier run than the last.
 
 Milliseconds of one step of all requests together (a case is `side x requests in flight`), of all of them from prompt
 to pixels (`whole`), or of decoding. "Alike" is diffusers over omnimuse, both not compiled; "best" the best of diffusers

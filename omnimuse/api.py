@@ -56,9 +56,9 @@ FULL = 0.02
 class Short(TypedDict, total=False):
     """Short ways to choose parts of a `Config`; what is None or left out stays as it is there.
 
-    `quantize` is "int8", or "transformer=int8,text_encoder=int8" (docs/quantization.md); the names of packages in
-    `plugin` bring pipelines of their own. `deploy` is a file that spreads the model over processes, `strategy` one that
-    lies over it, and `writer` says who writes text (docs/deploy.md).
+    `quantize` is "int8", or "transformer=int8,text_encoder=int8", and `files` have the weights of components, by name
+    (docs/quantization.md); packages in `plugin` bring pipelines of their own. `deploy` is a file that spreads the model
+    over processes, `strategy` one that lies over it, and `writer` says who writes text (docs/deploy.md).
     """
 
     dtype: str | None
@@ -67,12 +67,14 @@ class Short(TypedDict, total=False):
     quantize: str | None
     parallel: ParallelConfig | None
     plugin: str | Sequence[str]
+    files: Mapping[str, str | Path]
     deploy: str | Path | None
     strategy: str | Path | None
     writer: WriterConfig | None
 
 
-_READ = {"config": Config, "quantize": str, "plugin": str | Sequence[str], "deploy": str | Path, "strategy": str | Path}
+_FILES = dict.fromkeys(("deploy", "strategy"), str | Path)
+_READ = {"config": Config, "quantize": str, "plugin": str | Sequence[str], "files": Mapping[str, str | Path], **_FILES}
 """The kinds of what `configure` reads; those of all else `Config` and its parts tell."""
 
 
@@ -88,7 +90,8 @@ def configure(model: str | Path, config: Config | None, short: Short) -> Config:
     part, host, packed, plugin = base.model, base.host, base.quantize, short.get("plugin") or ()
     plugins = (plugin,) if isinstance(plugin, str) else tuple(plugin)
     dtype, device = short.get("dtype") or part.dtype, short.get("device") or part.device
-    part = replace(part, model=model, dtype=dtype, device=device, plugins=plugins or part.plugins)
+    files = {name: str(file) for name, file in (short.get("files") or {}).items()} or part.files
+    part = replace(part, model=model, dtype=dtype, device=device, plugins=plugins or part.plugins, files=files)
     if (count := short.get("threads")) is not None:
         host = replace(host, threads=count)
     if (scheme := short.get("quantize")) is not None:

@@ -37,6 +37,7 @@ def test_it_ships_in_at_most_6_megabytes_beside_the_model_that_draws() -> None:
     assert json.loads((folder / "training.json").read_text())["texts"] > 0
 
 
+@pytest.mark.costly("the demo model that talks", turns=3)
 def test_it_asks_for_what_is_wished_for_and_shows_it(omni: Omni) -> None:
     def answer(talks: Sequence[Talk]) -> list[Answered]:
         return answered(omni, talks)
@@ -46,6 +47,7 @@ def test_it_asks_for_what_is_wished_for_and_shows_it(omni: Omni) -> None:
     assert report.shown >= 0.7, report.failures
 
 
+@pytest.mark.costly("the demo model that talks", turns=3)
 def test_its_picture_is_that_of_the_demo_model_and_its_words_those_of_transformers(omni: Omni, tmp_path: Path) -> None:
     [result] = omni.generate([SAID], seed=3, output_type="pt", progress=False)
     folder, together = resolve(MODEL).path, tmp_path / "writer"
@@ -59,11 +61,13 @@ def test_its_picture_is_that_of_the_demo_model_and_its_words_those_of_transforme
     assert torch.equal(result.tensors["image"], expected.output)
 
 
+@pytest.mark.costly("the demo model that talks", turns=3)
 def test_a_greeting_has_no_picture(omni: Omni) -> None:
     [result] = omni.generate([[{"role": "user", "content": "hello"}]], seed=3, progress=False)
     assert result.text and not result.images
 
 
+@pytest.mark.costly("the demo model that talks", turns=3)
 def test_the_command_talks_and_keeps_the_picture(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "omnimuse", "chat", MODEL, "--seed", "7", "-o", str(tmp_path / "circle.png")]
     done = subprocess.run(command, input="draw me a red circle\n", capture_output=True, text=True, check=True)

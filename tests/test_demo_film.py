@@ -22,6 +22,8 @@ from tests.checkpoints.wishes import Wish
 from tools.train_shapes.film import FRAMES, SIDE
 from tools.train_shapes.film_grade import Frames, draw_film_tasks, grade
 
+pytestmark = pytest.mark.costly("the demo model of videos", turns=3)
+
 MODEL = "omnimuse/shapes-film"
 PROMPT = "a red circle moves to the right"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omnimuse.attention.selection import BACKENDS
 from omnimuse.core.caches import Fits
@@ -28,6 +28,7 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.guidance import ONLY_POSITIVE
 from omnimuse.core.loras import Lora
 from omnimuse.core.params import make_params
+from omnimuse.core.pools import DeployConfig
 from omnimuse.core.request import Ask, Door
 from omnimuse.loader.fits import NAME, write_fits
 from omnimuse.media.clip import clip_of
@@ -36,9 +37,10 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.pipeline.generate import Generate
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.worker.adapters import obstacle
-from omnimuse.worker.build import SHAPES, begin, run
+from omnimuse.worker.build import SHAPES, Pass, begin, run
 from omnimuse.worker.find import find, pipeline_for
 from omnimuse.worker.pack import pack_checkpoint
+from tests.carrying import three
 from tests.checkpoints import calling, qwen3_omni, qwen25_omni
 from tests.checkpoints.calling import LOOK
 from tests.checkpoints.families import SPEAKERS, WRITERS
@@ -78,6 +80,7 @@ class Stand:
     starts: dict[str, tuple[str, str]] = field(default_factory=dict)
     files: str = ""
     others: dict[str, Stand] = field(default_factory=dict)
+    passes: ClassVar[tuple[Pass, ...]] = SHAPES
 
     def packed(self, how: str) -> Stand:
         """The same, whose files are packed so, measured where this is; made once."""
@@ -101,6 +104,11 @@ class Stand:
         """What runs it."""
         return pipeline_for(self.door.spec)
 
+    @property
+    def pools(self) -> DeployConfig:
+        """Three pools that its stages could be in."""
+        return three(self.pipeline.stages)
+
     def config(self, topics: Mapping[str, Any]) -> Config:
         """How an engine over it is started with these topics, and in this `dtype`, if they name one."""
         others = {name: value for name, value in topics.items() if name != "dtype"}
@@ -108,13 +116,13 @@ class Stand:
         return Config(ModelConfig(str(self.folder), dtype=dtype, device="cpu"), **others)
 
     def refusal(self, config: Config, *, worn: bool = False) -> str:
-        """What the build passes that need no memory say against a start like this, or with `worn` against adapters
-        then; empty: nothing. Asked once each.
+        """What the build's `passes`, which are those that need no memory, say against a start like this, or with `worn`
+        against adapters then; empty: nothing. Asked once each.
         """
         key = str(config)
         if key not in self.starts:
             try:
-                under = run(begin(config, Mesh.planned(config.parallel)), SHAPES)
+                under = run(begin(config, Mesh.planned(config.parallel)), self.passes)
                 under.resources.close()
                 self.starts[key] = "", obstacle(under)
             except ConfigError as problem:

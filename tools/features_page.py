@@ -24,7 +24,6 @@ from omnimuse.core.params import make_params
 from omnimuse.core.request import Ask
 from omnimuse.deploy.pools import NO_ENGINE
 from omnimuse.worker.part import parts
-from tests.carrying import three
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, WIDER
 from tests.checkpoints.wishes import Family, Wish
 from tools.feature_list import (
@@ -83,7 +82,7 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
         if any(feature.pooled for feature in features):
             if any(feature.rests for feature in features):
                 raise ConfigError(NO_ENGINE)
-            parts(replace(config, parallel=ParallelConfig(), deploy=three(stand.pipeline.stages)), stand.door.spec)
+            parts(replace(config, parallel=ParallelConfig(), deploy=stand.pools), stand.door.spec)
         stand.door.make_request(asked(stand, features), 0.0, 1)
     except Impossible as reason:
         return Cell("impossible", str(reason))

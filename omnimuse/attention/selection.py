@@ -113,11 +113,13 @@ def bind_all(
 ) -> list[Choice]:
     """Give every site of `networks` its backend: what was chosen by network and role, and why.
 
-    A role is known where any of them has it: not each has all.
+    A role is known where any of them has it: not each has all. ConfigError for a backend where there is no site.
     """
     ring, compiled = config.parallel.ring > 1, config.compile.mode != "none"
     together = nn.ModuleDict(networks)
     bindings = bind(together, config.attention, device, dtype, weighing=ring, compiled=compiled)
+    if (wanted := config.attention.default) != AUTO and not bindings:
+        raise ConfigError(f"attention={wanted} is not there for {', '.join(networks)}, which has its own; leave it out")
     kernel = cache(partial(Sdpa().kernel, device, dtype))  # of heads of that size
     alike = Counter(
         (each.site.partition(".")[0], each.role, each.backend, each.reason + _by(together, each, kernel))

@@ -16,6 +16,7 @@ from typing import Any
 from omnimuse.cli.app import option_of, read_options
 from omnimuse.cli.engine import RANKS, engine_names
 from omnimuse.core.errors import RequestError
+from omnimuse.core.loras import MOST_LORAS
 
 LONGEST = 110
 """Characters of a line that says everything itself; a longer one lets the file speak."""
@@ -94,7 +95,8 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
     if settings.get("sounds") and not args.audio:
         raise RequestError(f"{args.source} was made from a sound, which is not in it; give it with --audio", "audio")
     if settings.get("loras") and not args.lora:
-        raise RequestError(f"{args.source} was drawn with adapters, which are not in it; give them with --lora", "lora")
+        worn = f"adapters{_worn(settings['loras'])}"
+        raise RequestError(f"{args.source} was drawn with {worn}, which are not in it; give them with --lora", "lora")
     words = words_of(settings, args.source)
     if args.size is not None:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
@@ -105,6 +107,13 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
         text = _text(settings, "prompt", args.source)
         whole.prompts = [text] if text else []  # of a model that reads none
     return whole
+
+
+def _worn(loras: object) -> str:
+    """What settings say of adapters, by name and scale; nothing where they say it otherwise than we do."""
+    listed = [each for each in loras if isinstance(each, dict)] if isinstance(loras, list) else []
+    named = [f"{each.get('name')!r:.80} at {each.get('scale')!r:.20}" for each in listed]
+    return f" ({', '.join(named[:MOST_LORAS])})" if named else ""
 
 
 def read_settings(file: Path) -> dict[str, Any]:

@@ -117,8 +117,11 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_intermixed_args(free := self._freed(words))
         if unknown and free != words:  # it was a wrong value after all
             args, unknown = self.parse_known_intermixed_args(words)
-        if unknown:
+        if unknown and unknown[0].startswith("-"):
             self.error(f"unknown option {unknown[0]}.{self._hint(unknown[0].split('=')[0])}")
+        if unknown:
+            taken = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
+            self.error(f"{unknown[0]!r:.80} is a word too many: beside options come {', '.join(taken) or 'none'}.")
         args.words, args.given = tuple(words), self.given_in(args)
         return args
 

@@ -25,7 +25,7 @@ from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import read_size
 from omnimuse.cli.plot import check_place
 from omnimuse.cli.table import columns
-from omnimuse.core.caches import OFF
+from omnimuse.core.caches import OFF, Fits
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
@@ -118,17 +118,39 @@ def run(args: argparse.Namespace) -> int:
         write_fits(place, found.fits, about, found_model.checkpoint.arch)
         kept = str(place)
     finally:  # where the disk refuses, what was found is told all the same
-        told = about | {"auto": found.fits.auto, "file": kept}
-        print(json.dumps(told, indent=1) if args.json else text(found, kept))
+        thresholds = thresholds_of(found.fits)
+        told = about | {"auto": found.fits.auto, "thresholds": thresholds, "file": kept}
+        print(json.dumps(told, indent=1) if args.json else text(found, args.difference, kept))
     return 0
 
 
-def text(found: Calibration, place: str | None) -> str:
+def text(found: Calibration, difference: float, place: str | None) -> str:
     """What was found, for people, and where it was written to."""
     rows = [("choice", "blocks run", "difference"), *map(_row, found.trials)]
     polynomial = ", ".join(f"{value:.4g}" for value in found.fits.tea.coefficients)
-    told = [("teacache", f"threshold {found.fits.tea.threshold:g}, polynomial {polynomial}"), ("auto", found.fits.auto)]
-    return f"{columns(rows)}\n\n{columns([*told, ('written to', place or 'nowhere')])}"
+    told = [
+        (kind, f"threshold {threshold:g}{_doubt(kind, threshold, found.trials, difference)}")
+        for kind, threshold in thresholds_of(found.fits).items()
+    ]
+    told += [("polynomial", polynomial), ("auto", found.fits.auto), ("written to", place or "nowhere")]
+    return f"{columns(rows)}\n\n{columns(told)}"
+
+
+def thresholds_of(fits: Fits) -> dict[str, float]:
+    """What each kind has for a threshold that is left out."""
+    return {"teacache": fits.tea.threshold, "dbcache": fits.dbcache, "magcache": fits.magcache}
+
+
+def _doubt(kind: str, threshold: float, trials: Sequence[Trial], difference: float) -> str:
+    """Why `threshold` is no finding; empty where it is one."""
+    from omnimuse.engine.calibrate import by_threshold
+
+    tried = by_threshold(trials).get(kind, {})
+    if all(trial.work >= 1 for of in tried.values() for trial in of):
+        return ", not measured: nothing was skipped; take more steps"
+    if any(trial.difference > difference for trial in tried.get(threshold, [])):
+        return f", the lowest that was tried: it changes more than {difference:g}"
+    return ""
 
 
 def _row(trial: Trial) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 The file holds weights only; --like names a checkpoint of the same kind that gives all the rest. Left out, it is the one
 that the names and shapes in the file tell of. Weights that are packed, in 8 bits or as GGUF has them, stay packed where
-the network is one of ours.
+the network is one of ours, and in text encoders of our families.
 
 examples:
   omnimuse convert model.safetensors --like OWNER/NAME -o my-model
@@ -30,11 +30,13 @@ def run(args: argparse.Namespace) -> int:
     from omnimuse.compat.single_file import convert, kind_of
     from omnimuse.loader.checkpoint import Checkpoint
     from omnimuse.loader.resolve import resolve
-    from omnimuse.worker.find import our_networks
+    from omnimuse.worker.find import our_components
 
     model = args.like or kind_of(args.file)
     like = Checkpoint(resolve(model).path)
-    made = convert(args.file, like, args.output, args.component, ours=our_networks().get(like.arch, ()))
+    made = convert(args.file, like, args.output, args.component, ours=our_components().get(like.arch, {}))
     print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {model}")
+    for note in made.notes:
+        print(f"  {note}")
     print(f"try: omnimuse generate 'a red circle' -m {made.folder}")
     return 0

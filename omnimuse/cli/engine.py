@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +105,15 @@ def _add_model_options(engine: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="PACKAGE",
         help="a package that brings pipelines of its own (docs/compat.md); may be given several times",
+    )
+
+    engine.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="the weights of this component are in that *.gguf or *.safetensors file, such as text_encoder=Qwen3.gguf"
+        " (docs/quantization.md); may be given several times",
     )
 
 
@@ -228,8 +237,9 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
 
 def read_config(args: argparse.Namespace) -> Config:
     """The configuration that the options ask for; ConfigError where they make no sense."""
+    files = read_files(args.component)
     return Config(
-        ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin)),
+        ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin), files),
         attention=read_attention(args.attention, *args.attention_role, over=_over(args)),
         cache=read_cache(args.cache, args.teacache),
         quantize=QuantConfig.of(args.quantize, args.quantize_skip),
@@ -244,6 +254,19 @@ def read_config(args: argparse.Namespace) -> Config:
         lora=LoraConfig(read_bytes("--lora-memory", args.lora_memory)),
         host=HostConfig(threads=args.threads, room=None if args.room is None else read_bytes("--room", args.room)),
     )
+
+
+def read_files(texts: Sequence[str]) -> dict[str, str]:
+    """The files of components, by their names; ConfigError for a text that names no file, or one component twice."""
+    found = dict[str, str]()
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise ConfigError(f"--component {text} is not understood; write NAME=FILE, such as text_encoder=Qwen3.gguf")
+        if name in found:
+            raise ConfigError(f"--component says twice where {name} is; leave one out")
+        found[name] = file
+    return found
 
 
 def read_bytes(option: str, gib: float) -> int:

@@ -1,4 +1,5 @@
-"""A model that is one file of weights, opened as any other: what it is, its names and shapes tell.
+"""A model that is one file of weights, opened as any other: what it is, its names and shapes tell. And a model of which
+a component's weights are in such a file.
 
 `worker/find.py` asks for its folder. That is made once per file, in the cache, by a process of its own, since it takes
 torch and much memory; the rest of the checkpoint is linked, not copied. Who only asks imports no torch.
@@ -10,12 +11,14 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from omnimuse.core.errors import ModelError, OmnimuseError
-from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.core.spec import Component
+from omnimuse.loader.checkpoint import INDEX, Checkpoint
 from omnimuse.loader.files import SINGLE
 from omnimuse.loader.hub import Hub
 from omnimuse.loader.resolve import Folder, resolve
@@ -30,60 +33,109 @@ def is_file(model: str) -> bool:
     return path.suffix in SINGLE and path.is_file()
 
 
-def opened(model: str, ours: Mapping[str, Sequence[str]], cache: Path | None = None) -> Folder:
+def opened(model: str, ours: Mapping[str, Mapping[str, Component]], cache: Path | None = None) -> Folder:
     """The folder of the model in the file `model`; ModelError where it cannot be told what that is, or is not whole.
 
-    Packed weights stay packed in networks that are `ours`: components by the name of their pipeline. `cache` is where
+    Packed weights stay packed in components of `ours`, by the name of their pipeline, where they can. `cache` is where
     such folders are (None: beside the hub's cache).
     """
-    file = Path(model).expanduser().resolve()
+    return Folder(model, _there(Job(Path(model).expanduser().resolve()), model, ours, cache), "local")
+
+
+def filled(
+    folder: Folder, component: str, file: str, ours: Mapping[str, Mapping[str, Component]], cache: Path | None = None
+) -> Folder:
+    """The model in `folder` with the weights of `component` that are in `file`; otherwise as `opened`."""
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ModelError(f"component {component}={file}: there is no such file on this machine")
+    return replace(folder, path=_there(Job(path, component, folder.path), f"{component}={file}", ours, cache))
+
+
+def _there(job: Job, called: str, ours: Mapping[str, Mapping[str, Component]], cache: Path | None) -> Path:
+    """The folder that `job` is to make, which people know as `called`, made or not."""
     cache = cache or Hub.standard().cache.parent / PLACE
-    if (folder := _made(file, cache)) is None:
-        command = [sys.executable, "-m", "omnimuse.compat.opening", str(file), str(cache), json.dumps(ours)]
+    if (folder := _made(job, cache)) is None:
+        words = [str(job.file), str(cache), _as_text(ours), job.component, str(job.folder)]
+        command = [sys.executable, "-m", "omnimuse.compat.opening", *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise ModelError(f"{model} cannot be opened: its conversion ended with code {done.returncode}")
+            raise ModelError(f"{called} cannot be opened: its conversion ended with code {done.returncode}")
         if trouble := json.loads(done.stdout)["trouble"]:
-            raise ModelError(f"{model}: {trouble}")
-        folder = _made(file, cache)
+            raise ModelError(f"{called}: {trouble}")
+        folder = _made(job, cache)
     if folder is None:
-        raise ModelError(f"{model} changed while it was opened; try again")
-    return Folder(model, folder, "local")
+        raise ModelError(f"{called} changed while it was opened; try again")
+    return folder
 
 
-def _made(file: Path, cache: Path) -> Path | None:
-    return next(iter(cache.glob(f"models--*/{_name(file)}")), None)
+@dataclass(frozen=True)
+class Job:
+    """What is to be opened: a file that is a model, or `component` of the model in `folder`."""
+
+    file: Path
+    component: str = ""
+    folder: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """What the folder of this file, as it is now, is called."""
+        state = self.file.stat()
+        about = f"{self.file} {state.st_size} {state.st_mtime_ns}"
+        if self.component:
+            index = self.folder / INDEX
+            about += f" {self.component} {self.folder} {index.stat().st_mtime_ns if index.is_file() else 0}"
+        return f"{self.file.stem}-{sha256(about.encode()).hexdigest()[:12]}"
 
 
-def _name(file: Path) -> str:
-    """What the folder of this file, as it is now, is called."""
-    state = file.stat()
-    return f"{file.stem}-{sha256(f'{file} {state.st_size} {state.st_mtime_ns}'.encode()).hexdigest()[:12]}"
+def _made(job: Job, cache: Path) -> Path | None:
+    return next(iter(cache.glob(f"models--*/{job.name}")), None)
+
+
+def _as_text(ours: Mapping[str, Mapping[str, Component]]) -> str:
+    """What a conversion asks of components, for its process."""
+    return json.dumps(
+        {arch: {n: (c.network, c.part, c.rules) for n, c in found.items()} for arch, found in ours.items()}
+    )
+
+
+def _of_text(text: str) -> dict[str, dict[str, Component]]:
+    return {
+        arch: {name: Component((), network, part, rules) for name, (network, part, rules) in found.items()}
+        for arch, found in json.loads(text).items()
+    }
 
 
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def make(file: Path, cache: Path, ours: Mapping[str, Sequence[str]]) -> None:
-    """Make the folder of `file` in `cache`, unless somebody else does at this moment."""
+def make(job: Job, cache: Path, ours: Mapping[str, Mapping[str, Component]]) -> None:
+    """Make the folder of `job` in `cache`, unless somebody else does at this moment."""
     from omnimuse.compat.single_file import convert, kind_of
 
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _made(file, cache) is None:
-            model = kind_of(file)
-            place = cache / f"models--{model.replace('/', '--')}"
+        if _made(job, cache) is None:
+            if job.component:
+                like, place = Checkpoint(job.folder), cache / _kept_name(job.folder)
+            else:
+                model = kind_of(job.file)
+                like, place = Checkpoint(resolve(model).path), cache / f"models--{model.replace('/', '--')}"
             place.mkdir(exist_ok=True)
-            like = Checkpoint(resolve(model).path)
-            convert(file, like, place / _name(file), linked=True, ours=ours.get(like.arch, ()))
+            convert(job.file, like, place / job.name, job.component or None, linked=True, ours=ours.get(like.arch, {}))
 
 
-def main(file: str, cache: str, ours: str) -> None:
+def _kept_name(folder: Path) -> str:
+    """What `folder` lies in if that is named by a published checkpoint, by which it is recognised; else by its own."""
+    return next((part for part in reversed(folder.parts) if part.startswith("models--")), f"models--{folder.name}")
+
+
+def main(file: str, cache: str, ours: str, component: str, folder: str) -> None:
     """Make the folder, and say what went wrong, if anything did."""
     trouble = ""
     try:
-        make(Path(file), Path(cache), json.loads(ours))
+        make(Job(Path(file), component, Path(folder)), Path(cache), _of_text(ours))
     except OmnimuseError as error:
         trouble = str(error)
     print(json.dumps({"trouble": trouble}))

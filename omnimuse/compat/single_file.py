@@ -7,23 +7,26 @@ be all of a network, in its shapes. Called by `omnimuse convert`, and by `openin
 
 from __future__ import annotations
 
-import re
+import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from omnimuse.compat.diffusers.read import named_class
+from omnimuse.compat.reader_file import LAYER, is_of_llama_cpp, plain_reader, readers_in
 from omnimuse.compat.weights_file import Content, Tensors, read_file, shapes_in
 from omnimuse.core.errors import ModelError, RequestError
+from omnimuse.core.spec import Component
 from omnimuse.loader.adapter_names import named
-from omnimuse.loader.checkpoint import INDEX, Checkpoint
+from omnimuse.loader.checkpoint import BORROWS, INDEX, Checkpoint
 from omnimuse.loader.components import quiet
-from omnimuse.loader.files import PICKLES, few
-from omnimuse.loader.packed import new_folder, save_packed
+from omnimuse.loader.files import PICKLES, few, read_json
+from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.tensors import construct
 from omnimuse.media.destination import check_new_folder
 from omnimuse.quant.packings import Rows
@@ -34,8 +37,6 @@ READERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """How names begin in files that hold more than one network."""
 PARTS = ("controlnet", "animatediff", "autoencoder")
 """How the library's names begin for kinds that draw nothing alone."""
-LLAMA = re.compile(r"(enc\.|dec\.)?blk\.\d+\.")
-"""How names of layers begin in files of llama.cpp."""
 FOLDERS = "what writes or speaks is read from folders in transformers' layout, which may be packed; use such a folder"
 LAYOUTS = (
     "its networks are of no class of diffusers or transformers, by whose names files are read; use a folder in its "
@@ -43,23 +44,25 @@ LAYOUTS = (
 )
 """Why some models are in no single file that is read, and what to do."""
 
-UNREAD = (
-    "has the names of llama.cpp, by which no model is read; use the folder that it was made from, as it is, with "
-    "--quantize int4, or for a text encoder (T5's are so, too) with --quantize text_encoder=int4, or packed by "
-    "bitsandbytes or torchao"
+READER = (
+    "has the names of llama.cpp, and such files are text encoders here: say which one of which model it is, as "
+    "`-m MODEL --component text_encoder=FILE`. What writes or speaks is read from folders"
 )
-"""What is said of such files."""
+"""What is said of such a file where it is named as a model."""
 
 Contents = dict[str, Tensor | Rows]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """Which components came from the file, and which from the checkpoint that it was said to be like."""
+    """Which components came from the file, and which from the checkpoint that it was said to be like; and what is to be
+    said of the file: what of it was left out, and what it lacks.
+    """
 
     folder: Path
     from_file: tuple[str, ...]
     from_like: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -69,7 +72,7 @@ def convert(
     component: str | None = None,
     *,
     linked: bool = False,
-    ours: Collection[str] = (),
+    ours: Mapping[str, Component] = MappingProxyType({}),
 ) -> Converted:
     """Write the checkpoint in `file` to the new folder `target`; all else is that of `like`, copied or only `linked`.
 
@@ -81,10 +84,10 @@ def convert(
     networks = [name for name in like.components if like.has_weights(name)]
     if component is not None and component not in networks:
         raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
-    found = _find_networks(file, like, networks if component is None else [component], ours)
+    found, notes = _find_networks(file, like, networks, ours, component)
     with new_folder(target) as part:
         _write(part, like, found, linked)
-    return Converted(target, tuple(found), tuple(name for name in like.components if name not in found))
+    return Converted(target, tuple(found), tuple(name for name in like.components if name not in found), notes)
 
 
 def kind_of(file: Path) -> str:
@@ -103,8 +106,8 @@ def kind_of(file: Path) -> str:
     # It says "v1" of all that it does not know.
     guessed = kind == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in shapes
     if not place or guessed or "subfolder" in place or kind.startswith(PARTS):
-        if any(map(LLAMA.match, shapes)):
-            raise ModelError(f"{file} {UNREAD}")
+        if any(map(LAYER.match, shapes)):
+            raise ModelError(f"{file} {READER}")
         if any(part.role in ("down", "up") for part in map(named, shapes) if part is not None):
             raise ModelError(f"{file} is an adapter and no model; name a model, and wear this with --lora {file}")
         raise ModelError(
@@ -114,18 +117,34 @@ def kind_of(file: Path) -> str:
     return str(place["pretrained_model_name_or_path"])
 
 
-def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Collection[str]) -> dict[str, Contents]:
-    """The weights of every component `names` of `like` that the file holds, as the library names them."""
+def _find_networks(
+    file: Path, like: Checkpoint, networks: Sequence[str], ours: Mapping[str, Component], component: str | None
+) -> tuple[dict[str, Contents], tuple[str, ...]]:
+    """The weights of every one of the `networks` of `like`, or of that `component`, that the file holds, as the library
+    names them, and what is to be said of them.
+    """
+    names = networks if component is None else [component]
     if like.flat:
         raise ModelError(f"{file} cannot become a {like.arch}: {FOLDERS if like.files is None else LAYOUTS}")
     content, found, why = read_file(file), dict[str, Contents](), list[str]()
     tensors = content.tensors
+    if is_of_llama_cpp(content):
+        readers = readers_in(file, content, like, names, ours)
+        notes = [f"{name}: {note}" for name, each in readers.items() for note in each.notes]
+        return {name: each.weights for name, each in readers.items()}, tuple(notes)
+    if component is not None and like.components[component][0] == "transformers" and not _is_compound(tensors):
+        reader = plain_reader(file, content, like, component, ours.get(component))
+        if isinstance(reader, str):
+            raise ModelError(
+                f"{file} is not the {component} of {like.folder}: {reader}; choose another file, or --like"
+            )
+        return {component: reader.weights}, tuple(f"{component}: {note}" for note in reader.notes)
     for name in names:
         part = _part(name, tensors)
         if not part:
             continue
         cls = named_class(like, name)
-        weights = _translated(cls, name, like, part, content, packed=name in ours)
+        weights = _translated(cls, name, like, part, content, packed=name in ours and bool(ours[name].network))
         if weights is None:
             continue
         wrong = _differences(cls, name, like, weights)
@@ -136,8 +155,6 @@ def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Col
         else:
             why.append(f"{name}: {wrong}")
     if not found:
-        if any(map(LLAMA.match, tensors)):
-            raise ModelError(f"{file} {UNREAD}")
         begin = f"its names begin with {few(sorted(tensors)[:4])}"
         raise ModelError(
             f"{file} holds no network of {like.folder} ({like.arch}); {'; '.join(why) or begin}. Give --like a "
@@ -146,7 +163,7 @@ def _find_networks(file: Path, like: Checkpoint, names: Sequence[str], ours: Col
     twins = [name for name in found if not name.startswith(("vae", "text_encoder"))]
     if len(twins) > 1:
         raise RequestError(f"{file} fits {' and '.join(sorted(twins))}; say which it is with --component", "component")
-    return found
+    return found, ()
 
 
 def _is_compound(tensors: Tensors) -> bool:
@@ -240,7 +257,11 @@ def _shapes(cls: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: bool) -> None:
     part.mkdir(parents=True)
-    shutil.copy(like.folder / INDEX, part / INDEX)
+    for about in like.folder.glob("*.json"):  # the index, and what else is said of the whole
+        shutil.copy(about, part)
+    if like.lender is not None:  # whose components are here, too
+        index = {name: value for name, value in read_json(part / INDEX).items() if name != BORROWS}
+        (part / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     for name in like.components:
         source, place = like.path(name), part / name
         if name not in found:
@@ -252,4 +273,4 @@ def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: 
         skip = shutil.ignore_patterns("*.safetensors", "*.safetensors.index*.json", *(f"*{end}" for end in PICKLES))
         shutil.copytree(source, place, ignore=skip)
         stem = "diffusion_pytorch_model" if like.components[name][0] == "diffusers" else "model"
-        save_packed(found[name], place / f"{stem}.safetensors")
+        save_in_shards(found[name].items(), place, stem)  # no second copy of all in memory

@@ -25,6 +25,7 @@ from omnimuse.loader.libraries import packed_weights
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
 
 Tensors = dict[str, Tensor]
+Facts = Mapping[str, str | int | float]
 
 GGUF = ".gguf"
 MARK = torch.complex128
@@ -42,10 +43,18 @@ SHAPE = "comfy.gguf.orig_shape."
 
 @dataclass(frozen=True)
 class Content:
-    """The tensors of a file by name, of which some are marks of `packed` ones, by number."""
+    """The tensors of a file by name, of which some are marks of `packed` ones, by number; and the `facts` that a GGUF
+    file tells of its model, texts and numbers.
+    """
 
     tensors: Tensors
     packed: list[Rows] = field(default_factory=list)
+    facts: Facts = field(default_factory=dict)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what the tensor `name` stands for."""
+        tensor = self.tensors[name]
+        return self.packed[int(tensor.real[0, 0])].shape if tensor.dtype == MARK else tuple(tensor.shape)
 
     def resolved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
         """`tensors` that were made of these, with packed weights in the place of marks.
@@ -64,23 +73,26 @@ class Content:
         sources = [self.packed[int(number)] for number in whose.unique()]
         if mark.ndim != 2 or mark.shape[1] != 1 or len({(each.packing, each.inputs) for each in sources}) != 1:
             raise KeyError(f"{name} is not made of whole rows of one packing")
+        first, *others = sources  # those of one in another order at once: pieces of it would be thousands
+        if not others and len(which) > 1 and not bool((which[1:] == which[:-1] + 1).all()):
+            return Rows(first.packing, first.inputs, {part: each[which] for part, each in first.parts.items()})
         breaks = ((whose[1:] != whose[:-1]) | (which[1:] != which[:-1] + 1)).nonzero().flatten() + 1
         starts = [0, *breaks.tolist()]
         runs = [
             (self.packed[int(whose[start])], int(which[start]), int(which[stop - 1]) + 1)
             for start, stop in zip(starts, [*starts[1:], len(whose)], strict=True)
         ]
-        parts = {
-            part: torch.cat([rows.parts[part][first:last] for rows, first, last in runs]) for part in sources[0].parts
-        }
-        return Rows(sources[0].packing, sources[0].inputs, parts)
+        pieces = {part: [rows.parts[part][start:stop] for rows, start, stop in runs] for part in first.parts}
+        parts = {part: torch.cat(each) if len(each) > 1 else each[0] for part, each in pieces.items()}
+        return Rows(first.packing, first.inputs, parts)
 
 
 def read_file(file: Path) -> Content:
     """What `file` holds; ModelError for one that is damaged, or whose kind is not read."""
     tensors: Tensors = {}
     packed: list[Rows] = []
-    for name, content in _gguf(file) if file.suffix == GGUF else _safetensors(file):
+    reader = _gguf_reader(file) if file.suffix == GGUF else None
+    for name, content in _safetensors(file) if reader is None else _gguf(file, reader):
         if isinstance(content, Rows):
             tensors[name] = torch.complex(
                 torch.full((content.shape[0], 1), len(packed), dtype=torch.float64),
@@ -89,13 +101,14 @@ def read_file(file: Path) -> Content:
             packed.append(content)
         else:
             tensors[name] = content
-    return Content(tensors, packed)
+    return Content(tensors, packed, {} if reader is None else _facts(reader))
 
 
 def shapes_in(file: Path) -> Tensors:
     """Tensors without memory, of the names and shapes in `file`."""
     if file.suffix == GGUF:
-        return {name: torch.empty(content.shape, device="meta") for name, content in _gguf(file)}
+        told = _gguf(file, _gguf_reader(file))
+        return {name: torch.empty(content.shape, device="meta") for name, content in told}
     with _opened(file) as opened:
         kinds = {name: opened.get_slice(name).get_dtype() for name in list(opened.keys())}
         packed = packed_weights(file, opened, kinds)
@@ -175,14 +188,14 @@ def _scales(file: Path, tensors: Tensors) -> dict[str, Tensor]:
 # -- GGUF ------------------------------------------------------------------------------------------------------------
 
 
-def _gguf(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
-    """Names and contents, as pages of the file."""
+def _gguf_reader(file: Path) -> Any:
+    """`file`, open; ModelError for one that is not read."""
     try:
         from gguf import GGUFReader
     except ImportError:
         raise ModelError(f"{file} needs the package gguf to be read: pip install 'omnimuse[gguf]'") from None
     try:
-        reader = GGUFReader(file, "c")  # torch wants pages that could be written to
+        return GGUFReader(file, "c")  # torch wants pages that could be written to
     except FileNotFoundError:
         raise ModelError(f"there is no file {file}") from None
     except OSError as problem:
@@ -192,6 +205,16 @@ def _gguf(file: Path) -> Iterator[tuple[str, Tensor | Rows]]:
         raise ModelError(
             f"{file} cannot be read: it is no GGUF file, or damaged or cut short ({size} bytes); get it again"
         ) from problem
+
+
+def _facts(reader: Any) -> Facts:
+    """What the file tells of its model, but for lists."""
+    told = {name: each.contents() for name, each in reader.fields.items() if len(each.types) == 1}
+    return {name: each for name, each in told.items() if isinstance(each, str | int | float)}
+
+
+def _gguf(file: Path, reader: Any) -> Iterator[tuple[str, Tensor | Rows]]:
+    """Names and contents, as pages of the file."""
     for tensor in reader.tensors:
         shape = tuple(reversed([int(size) for size in tensor.shape]))
         said = reader.fields.get(SHAPE + tensor.name)

@@ -194,11 +194,13 @@ def cache_named(text: str) -> CacheConfig:
     chosen: dict[str, Any] = {}
     for pair in pairs:
         field, given, value = (part.strip() for part in pair.partition("="))
-        if not given or field not in _DEFAULTS or field == "kind":
-            known = [name for name in _DEFAULTS if name != "kind"]
-            near = meant(field, known) if given else None
-            hint = f"; did you mean {near!r}?" if near else f" with one of {', '.join(known)}"
-            raise ConfigError(f"cache setting {pair!r:.80} is not NAME=VALUE{hint}")
+        known = [name for name in _DEFAULTS if name != "kind"]
+        if not given:
+            raise ConfigError(f"cache setting {pair!r:.80} is not NAME=VALUE with one of {', '.join(known)}")
+        if field not in known:
+            near = meant(field, known)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"cache has no setting {field!r:.80}; {hint}")
         if field in chosen:
             raise ConfigError(f"cache {field} is there twice; leave one out")
         if not value:

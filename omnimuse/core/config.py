@@ -37,7 +37,8 @@ class ModelConfig:
     """Which model, where and how. `dtype` and `device` are torch names; `"auto"` lets the build decide and say why.
 
     `defaults_of` names the published checkpoint whose defaults are taken; empty: the one that this is recognised as.
-    `plugins` are packages that bring pipelines of their own (docs/compat.md).
+    `plugins` are packages that bring pipelines of their own (docs/compat.md). `files` have the weights of components,
+    by their names, in the place of those in the model's folder (docs/quantization.md).
     """
 
     model: str
@@ -46,6 +47,7 @@ class ModelConfig:
     load: Literal["weights", "dummy"] = "weights"
     defaults_of: str = ""
     plugins: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_kinds(self, "model")

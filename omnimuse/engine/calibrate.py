@@ -6,7 +6,6 @@ that the outcome does not depend on how busy the machine is.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
@@ -126,18 +125,28 @@ def _round(value: float) -> float:
 
 def suited(fits: Fits, trials: Sequence[Trial], difference: float) -> Fits:
     """`fits` with the threshold of every kind that was tried: the highest with which no trial changes more than
-    `difference`, or else the lowest. Trials that bound how many steps are skipped in a row tell nothing of it.
+    `difference`, or else the lowest. Trials that bound how many steps are skipped in a row tell nothing of it, nor do
+    those of a kind that skipped nothing at all.
     """
-    tried: defaultdict[str, defaultdict[float, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for trial in trials:
-        choice = cache_named(trial.choice)
-        if choice.in_a_row is None:
-            tried[choice.kind][choice.threshold or 0.0].append(trial.difference <= difference)
-    found = {kind: max((each for each in of if all(of[each])), default=min(of)) for kind, of in tried.items()}
+    found = {}
+    for kind, of in by_threshold(trials).items():
+        if any(trial.work < 1 for each in of.values() for trial in each):
+            within = [threshold for threshold, each in of.items() if all(one.difference <= difference for one in each)]
+            found[kind] = max(within, default=min(of))
     tea = replace(fits.tea, threshold=found.get("teacache", fits.tea.threshold))
     return replace(
         fits, tea=tea, dbcache=found.get("dbcache", fits.dbcache), magcache=found.get("magcache", fits.magcache)
     )
+
+
+def by_threshold(trials: Sequence[Trial]) -> dict[str, dict[float, list[Trial]]]:
+    """The trials that tell of a threshold, by their kind and by that."""
+    found: dict[str, dict[float, list[Trial]]] = {}
+    for trial in trials:
+        choice = cache_named(trial.choice)
+        if choice.in_a_row is None:
+            found.setdefault(choice.kind, {}).setdefault(choice.threshold or 0.0, []).append(trial)
+    return found
 
 
 def best(trials: Sequence[Trial], difference: float) -> str:

@@ -95,8 +95,8 @@ def most_recorded(work: Callable[[], object]) -> dict[str, int] | None:
         if recorded() or (trace := _traced(work)) is None:
             return None
         try:
-            events = _exported(trace, Path(name))
-        except (OSError, ValueError) as problem:
+            events = _exported(trace, Path(name))["traceEvents"]
+        except OSError as problem:
             _refuse(problem)
             return None
     marks = [each for each in events if each.get("cat") == "user_annotation" and _of_stages(each["name"])]
@@ -179,7 +179,8 @@ def recorded_events(work: Callable[[], object]) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         if (trace := _traced(work)) is None:
             raise CapacityError(BUSY)
-        return _exported(trace, Path(folder))
+        events: list[dict[str, Any]] = _exported(trace, Path(folder))["traceEvents"]
+    return events
 
 
 def _traced(work: Callable[[], object]) -> profile | None:
@@ -194,14 +195,6 @@ def _traced(work: Callable[[], object]) -> profile | None:
     finally:
         ONE.release()
     return trace
-
-
-def _exported(trace: profile, folder: Path) -> list[dict[str, Any]]:
-    """The events of what was recorded; OSError, or ValueError of half a file, where a disk refuses."""
-    path = folder / "memory.json"  # what is compressed torch writes elsewhere first
-    trace.export_chrome_trace(str(path))
-    events: list[dict[str, Any]] = json.loads(path.read_bytes())["traceEvents"]
-    return events
 
 
 def _refuse(problem: Exception) -> None:
@@ -294,6 +287,19 @@ def merge(parts: Sequence[Path], into: Path) -> None:
         log.warning("the recording %s has nothing of %s, whose log says why", into, ", ".join(lost))
 
 
+def _exported(recorded: profile, folder: Path) -> dict[str, Any]:
+    """What torch writes of it; by the name of a compressed file it would compress each line by itself, in Python.
+    OSError where the disk of `folder` refuses.
+    """
+    path = folder / "trace.json"
+    recorded.export_chrome_trace(str(path))
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as problem:  # torch says nothing of a disk that takes a part of it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from problem
+    return content
+
+
 BEGINS, BETWEEN = re.compile(r'"traceEvents":\s*\['), re.compile(r"[\s,]*")
 BASE = re.compile(r'"baseTimeNanoseconds":\s*(\d+)')
 MEMORY = "[memory]"
@@ -353,7 +359,7 @@ def _whole(path: Path, told: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which is `path` when the block has ended: whole, or not at all. Missing folders
     are made; the error of a disk that refuses names `told`.
     """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")  # what torch writes is compressed by the end of its name
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part

@@ -15,7 +15,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.steady import Weighing, tiled
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import Divisible, Largest, Packing, Parts, Scheme, few_product, few_rows, own
+from omnimuse.quant.schemes import Divisible, Largest, Packing, Parts, Scheme, own, reading
 
 AT_ONCE = 2**16
 """Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
@@ -26,10 +26,6 @@ what stays.
 HELD = "weight_packed"
 """What a layer calls the part of its packing that is called `weight`, by which libraries ask what format it computes
 in: T5 of transformers makes its inputs of that, which would be codes.
-"""
-FEW = 8
-"""Rows of one token each up to which reading the packed weights once is faster; where a row must not depend on its
-company, it is done for all.
 """
 
 
@@ -57,6 +53,7 @@ class QuantizedLinear(nn.Module):
         self.scheme = scheme
         self.stands_for = linear.weight.dtype
         self.heights: tuple[int, ...] = ()
+        self.parts: dict[str, str] = {}
         parts = scheme.empty(*linear.weight.shape)  # a rank that has none of the rows has none of these
         self.hold(parts)
         self.inputs, self.bias = linear.weight.shape[1], linear.bias
@@ -67,8 +64,9 @@ class QuantizedLinear(nn.Module):
     def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product, and `bias` added to it."""
         tokens = x.reshape(-1, self.inputs)
-        if few_rows(x, self.scheme) and (self.heights or len(tokens) <= FEW):
-            out = few_product(tokens, self.packed)
+        once = reading(x, self.scheme, any_number=bool(self.heights))  # where company must not matter, it is for all
+        if once is not None:
+            out = once.few_product(tokens, self.packed)
         else:
             out = self.scheme.multiply(tokens.to(self.arithmetic), self.packed, self._product)
         if bias is not None:
@@ -85,6 +83,8 @@ class QuantizedLinear(nn.Module):
 
     def hold(self, parts: Parts) -> None:
         """These parts of a packing, in the place of those that are here."""
+        for name in self.parts.values():
+            delattr(self, name)
         self.parts = {part: HELD if part == "weight" else part for part in parts}
         for part, name in self.parts.items():
             self.register_parameter(name, nn.Parameter(parts[part], requires_grad=False))

@@ -8,6 +8,7 @@ Letters: T tokens, K inputs, N outputs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd
@@ -83,6 +84,20 @@ class Scheme(Divisible, Protocol):
         ...
 
 
+class Reading(ABC):
+    """A packing that can be read once for a few rows, one token of each, where a product of many first makes floats of
+    all weights. Each row is multiplied by itself, so that none depends on its company.
+    """
+
+    @abstractmethod
+    def most(self, x: Tensor) -> int:
+        """Up to how many rows like x [R, 1, K] that is faster; 0 where it is not there for such."""
+
+    @abstractmethod
+    def few_product(self, x: Tensor, parts: Parts) -> Tensor:
+        """x [R, K] times the weights -> [R, N] in the format of x, or in float32."""
+
+
 def held(tensor: Tensor, cut: Slices) -> Tensor:
     """The share of a whole tensor that `cut` says."""
     spans = cut.spans or ((0, 0),)
@@ -117,7 +132,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Int8(Scaled):
+class Int8(Scaled, Reading):
     """Whole numbers from -128 to 127."""
 
     def empty(self, outputs: int, inputs: int) -> dict[str, Tensor]:
@@ -139,6 +154,14 @@ class Int8(Scaled):
             whole, size = rounded(x.float(), self.largest)
             return whole_product(whole, weight) * size * scale.t()
         return scaled_product(x, weight, scale, product)
+
+    def most(self, x: Tensor) -> int:
+        fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % 32 == 0  # else it reads too far
+        return 8 if fits and not self.dynamic else 0
+
+    def few_product(self, x: Tensor, parts: Parts) -> Tensor:
+        weight, scale = parts["weight"], parts["weight_scale"]
+        return torch._weight_int8pack_mm(x, weight, torch.ones_like(scale[:, 0], dtype=x.dtype)) * scale.t()
 
 
 @dataclass(frozen=True)
@@ -243,6 +266,10 @@ class Int4:
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         return product(x, self.unpack(parts).to(x.dtype))
 
+    def fours(self, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
+        """As `abreast.py` asks for them."""
+        return apart(parts["weight"]), parts["weight_scale"], parts["weight_floor"]
+
 
 def in_pairs(whole: Tensor) -> Tensor:
     """Numbers of four bits, uint8 [n, K] -> two in each byte, [n, K / 2], the last with a zero if it is alone."""
@@ -287,18 +314,14 @@ def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, product: Product) -
     return product(x, weight.to(x.dtype)) * scale.t()
 
 
-def few_rows(x: Tensor, packing: Packing) -> bool:
-    """Whether `few_product` is there for x [R, 1, K]: it reads weights once for some rows; a product of many first
-    makes floats of all of them.
+def reading(x: Tensor, packing: Packing, *, any_number: bool = False) -> Reading | None:
+    """What reads packed weights once for x [..., K], if that is there: for rows of one token each, where they are few
+    or may be `any_number`.
     """
-    fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % 32 == 0  # of others it reads too far
-    return fits and x.shape[1:-1] == (1,) and isinstance(packing, Int8) and not packing.dynamic
-
-
-def few_product(x: Tensor, parts: Parts) -> Tensor:
-    """x [R, K] times weights in 8 bits -> float32 [R, N]; each row by itself, so that none depends on its company."""
-    weight, scale = parts["weight"], parts["weight_scale"]
-    return torch._weight_int8pack_mm(x, weight, torch.ones_like(scale[:, 0], dtype=x.dtype)) * scale.t()
+    if x.shape[1:-1] != (1,) or not isinstance(packing, Reading):
+        return None
+    most = packing.most(x)
+    return packing if most and (any_number or len(x) <= most) else None
 
 
 def whole_product(x: Tensor, weight: Tensor) -> Tensor:

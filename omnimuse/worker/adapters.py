@@ -18,6 +18,7 @@ from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.adapter_file import stamp
 from omnimuse.loader.adapters import Reader
+from omnimuse.loader.named import import_named, rules_of
 from omnimuse.loader.sites import Sites
 from omnimuse.lora.adapters import Adapters, adapt
 from omnimuse.lora.linear import Adapted
@@ -26,7 +27,6 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.parallel.tensor import GatheredLinear, Gathering, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.failures import settle
-from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.ranks import held_blocks
 
 if TYPE_CHECKING:

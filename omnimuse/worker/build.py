@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from omnimuse.ar.kv import Decoder
-from omnimuse.attention.selection import AUTO, bind_all
+from omnimuse.attention.selection import bind_all
 from omnimuse.compat.door import Place, Wardrobe, door_of
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.environment import Environment
@@ -32,6 +32,7 @@ from omnimuse.loader.components import (
     library_class,
     load_tokenizer,
 )
+from omnimuse.loader.named import import_named, rules_of
 from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_tensors
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import load_weights, randomise
@@ -46,6 +47,7 @@ from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
+from omnimuse.worker.abreast import lay_abreast, tell_abreast
 from omnimuse.worker.adapters import adapters_of
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import prepare
@@ -53,7 +55,6 @@ from omnimuse.worker.crew import Crew, choose_crew
 from omnimuse.worker.find import Found, find, pipeline_for
 from omnimuse.worker.governor import WATCHED, Governor, choose_waiting, govern
 from omnimuse.worker.kernels import choose_kernels, give_kernels
-from omnimuse.worker.named import import_named, rules_of
 from omnimuse.worker.part import keep_part, part_of
 from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, compute_on, shorter_products
 from omnimuse.worker.quantize import quantize
@@ -297,9 +298,7 @@ def attention(under: Build) -> None:
     found = under.found
     if found.spec.library:  # whose door has done it
         return
-    under.choices += (bound := bind_all(under.drawing or under.networks, found.config, under.device, under.dtype))
-    if (wanted := found.config.attention.default) != AUTO and not bound:
-        raise ConfigError(f"attention={wanted} is not there for {found.spec.family}, which has its own; leave it out")
+    under.choices += bind_all(under.drawing or under.networks, found.config, under.device, under.dtype)
 
 
 def kernels(under: Build) -> None:
@@ -431,8 +430,9 @@ SHAPES: tuple[Pass, ...] = (
     tiles,
     tier,
     shard,
+    tell_abreast,
 )
-WEIGHTS: tuple[Pass, ...] = (offload, load, compile_blocks, rank_runners, step_cache, start_writer)
+WEIGHTS: tuple[Pass, ...] = (offload, load, lay_abreast, compile_blocks, rank_runners, step_cache, start_writer)
 
 
 def begin(config: Config, mesh: Mesh) -> Build:

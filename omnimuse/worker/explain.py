@@ -71,8 +71,11 @@ def _pool_choices(config: Config, pool: PoolConfig) -> list[Choice]:
 def _build_choices(under: Build) -> list[Choice]:
     """What the passes of a build chose, and what follows from that."""
     kept = kept_memory(under.device)
+    library = under.found.spec.library
+    later = "made when an engine starts, and what is asked of their attention, weights and blocks is looked at then"
     return [
         *under.choices,
+        *((Choice("model", "networks", f"by {library}", later),) if library else ()),
         *_share_choices(under),
         *((kept,) if kept else ()),
         *_memory_choices(under),

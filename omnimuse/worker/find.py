@@ -16,7 +16,7 @@ from omnimuse.compat.contract.spec import LIBRARY as CONTRACT
 from omnimuse.compat.contract.spec import spec_of as contract_spec_of
 from omnimuse.compat.diffusers.spec import spec_of
 from omnimuse.compat.door import door_of
-from omnimuse.compat.opening import is_file, opened
+from omnimuse.compat.opening import filled, is_file, opened
 from omnimuse.core.config import Config
 from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError, ModelError
@@ -72,7 +72,9 @@ def find(config: Config) -> Found:
     """Resolve and check the model that `config` names; ModelError says what is wrong and what to do. No torch."""
     known = [model for spec in REGISTRY.specs() for variant in spec.variants for model in variant.ids]
     model = config.model.model
-    folder = opened(model, our_networks()) if is_file(model) else resolve(model, known)
+    folder = opened(model, our_components()) if is_file(model) else resolve(model, known)
+    for name, file in config.model.files.items():
+        folder = filled(folder, name, file, our_components())
     checkpoint = Checkpoint(folder.path)
     spec = spec_for(checkpoint, config.model.plugins, config.contract.steps)
     if spec.library:
@@ -134,13 +136,9 @@ def _refuse_packings_of_others(checkpoint: Checkpoint) -> None:
         )
 
 
-def our_networks() -> dict[str, list[str]]:
-    """Components whose networks are ours, by the name of their pipeline."""
-    return {
-        arch: [name for name, component in spec.components.items() if component.network]
-        for spec in REGISTRY.specs()
-        for arch in (spec.arch, *spec.also)
-    }
+def our_components() -> dict[str, Mapping[str, Component]]:
+    """The components of our families, by the name of their pipeline."""
+    return {arch: spec.components for spec in REGISTRY.specs() for arch in (spec.arch, *spec.also)}
 
 
 def _recognise(config: Config, folder: Folder, checkpoint: Checkpoint, spec: Spec, told: Taught | None) -> Recognised:

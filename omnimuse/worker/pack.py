@@ -21,6 +21,7 @@ from omnimuse.loader.files import PICKLES, read_json, weight_files
 from omnimuse.loader.filling import slots
 from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.headers import Stored, opened
+from omnimuse.loader.named import rules_of
 from omnimuse.loader.packed import SHARD, new_folder, save_in_shards
 from omnimuse.loader.plan import Piece
 from omnimuse.loader.sources import Source
@@ -31,7 +32,6 @@ from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import QuantizedLinear, packed_as, quantized_layers
 from omnimuse.quant.packings import PACKINGS, Rows
 from omnimuse.worker.build import Build, begin, construct, formats, run
-from omnimuse.worker.named import rules_of
 from omnimuse.worker.quantize import quantize
 
 NAME = "_name_or_path"

@@ -7,9 +7,9 @@ reference keeps in float32, stays as it is. The loader packs while it reads, so 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
 from omnimuse.loader.headers import stored_in
+from omnimuse.loader.named import rules_of
 from omnimuse.loader.rules import apply_rules
 from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
 from omnimuse.parallel.mesh import TENSOR, Axis
@@ -26,12 +27,14 @@ from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.packings import PACKINGS
 from omnimuse.quant.schemes import SCHEMES, Divisible, Packing
 from omnimuse.quant.stacked import Stacked
-from omnimuse.worker.named import rules_of
 from omnimuse.worker.packed_shares import packed_layer
 from omnimuse.worker.place import native_bfloat16
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
+
+
+L = TypeVar("L", bound=nn.Module)
 
 
 def quantize(under: Build) -> None:
@@ -52,21 +55,15 @@ def quantize(under: Build) -> None:
             )
         module, policy = under.modules[name], under.formats[name]
         chosen = packable(module, policy)
-        kept = {path for path in chosen for pattern in config.quantize.skip if matches(path, pattern)}
         unused -= {pattern for pattern in unused if any(matches(path, pattern) for path in chosen)}
         if not chosen:
             raise ConfigError(f"quantize {scheme} cannot be: {name} has no linear layers in blocks; leave it out")
-        if kept == chosen.keys():
-            raise ConfigError(
-                f"quantize skip={', '.join(config.quantize.skip)} leaves nothing of {name} to be quantized; leave out "
-                f"either that or {name}={scheme}"
-            )
-        arithmetic = _arithmetic(under.device, policy.default)
-        layers = {path: layer for path, layer in chosen.items() if path not in kept}
+        layers = left(chosen, config.quantize.skip, f"{name}={scheme}")
+        arithmetic = arithmetic_of(under.device, policy.default)
         cuts, axis = under.held.cuts.get(name, {}), under.mesh.axis(TENSOR)
         share = pack(module, layers, SCHEMES[scheme], arithmetic, cuts, axis)
         under.formats[name] = _with_scales(policy)
-        how = f"asked for: {len(chosen) - len(kept)} layers, {share:.0%} of the weights"
+        how = f"asked for: {len(layers)} layers, {share:.0%} of the weights"
         under.choices.append(
             Choice("quantize", name, scheme, f"{how}, multiplied in {str(arithmetic).removeprefix('torch.')}")
         )
@@ -113,7 +110,7 @@ def _as_packed(under: Build) -> dict[str, str]:
         whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
         share = sum(layer.weight.numel() for layers in alike.values() for layer in layers.values()) / whole
         for packing, layers in alike.items():
-            pack(module, layers, packing, _arithmetic(under.device, policy.default), cuts, under.mesh.axis(TENSOR))
+            pack(module, layers, packing, arithmetic_of(under.device, policy.default), cuts, under.mesh.axis(TENSOR))
         under.formats[name] = _with_scales(policy)
         others = sum(any(kind in PACKINGS for kind, _ in each) for each in stored.values()) - count.total()
         rest = f"; {others} more become floats when they are read" if others else ""
@@ -188,6 +185,19 @@ def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, Layer]:
     }
 
 
+def left(chosen: Mapping[str, L], skip: Sequence[str], asked: str) -> dict[str, L]:
+    """What `skip` leaves of the layers that are `chosen`; ConfigError if that is nothing of a component for which that
+    was `asked`.
+    """
+    found = {path: layer for path, layer in chosen.items() if not any(matches(path, pattern) for pattern in skip)}
+    if chosen and not found:
+        raise ConfigError(
+            f"quantize skip={', '.join(skip)} leaves nothing of {asked.partition('=')[0]} to be quantized; leave out "
+            f"either that or {asked}"
+        )
+    return found
+
+
 def pack(
     module: nn.Module,
     layers: Mapping[str, Layer],
@@ -213,7 +223,7 @@ def _columns(cuts: Mapping[str, Slices], path: str) -> Slices | None:
     return cut if cut is not None and cut.dim == 1 else None
 
 
-def _arithmetic(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+def arithmetic_of(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """What packed weights become to be multiplied: float32 where bfloat16 has no units and would only be slower."""
     slow = dtype == torch.bfloat16 and not native_bfloat16(device)[0]
     return torch.float32 if slow else dtype

@@ -80,9 +80,11 @@ def build(folder: Path, *, schnell: bool = False, seed: int = 0, arch: str = "Fl
     return folder
 
 
-def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def kontext_reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What FluxKontextPipeline makes of every wish, in exactly the size that was asked for."""
-    pipe = FluxKontextPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = FluxKontextPipeline.from_pretrained(folder, dtype=dtype)
     results = []
     for wish in wishes:
         height, width = wish.params.height, wish.params.width
@@ -91,15 +93,17 @@ def kontext_reference(folder: Path, wishes: Sequence[Wish], output_type: str) ->
         if len(wish.filled) == 1 or not wish.filled:
             results.append(drawn(pipe, wish, output_type, max_area=height * width, _auto_resize=resize))
             continue
-        keeping = FluxKontextInpaintPipeline.from_pipe(pipe)
+        keeping = FluxKontextInpaintPipeline.from_pipe(pipe, torch_dtype=dtype)
         strength = 1.0 if wish.params.strength is None else wish.params.strength
         results.append(drawn(keeping, wish, output_type, _auto_resize=resize, strength=strength))
     return results
 
 
-def control_reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def control_reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What FluxControlPipeline makes of every wish, whose picture it calls another name."""
-    pipe = FluxControlPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = FluxControlPipeline.from_pretrained(folder, dtype=dtype)
     return [drawn(pipe, wish, output_type, control_image=wish.image) for wish in wishes]
 
 

@@ -211,27 +211,31 @@ def build_dev(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def reference_dev(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference_dev(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """The same by the reference for the dev kind, which gives latents as the loop left them, packed."""
     from diffusers import Flux2Pipeline
 
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
     pipe = Flux2Pipeline(
         getattr(diffusers, scheduler).from_pretrained(folder / "scheduler"),
-        AutoencoderKLFlux2.from_pretrained(folder / "vae"),
-        Mistral3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        AutoencoderKLFlux2.from_pretrained(folder / "vae", torch_dtype=dtype),
+        Mistral3ForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=dtype),
         TextsOnly(PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")),
-        Flux2Transformer2DModel.from_pretrained(folder / "transformer"),
+        Flux2Transformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
     )
     pipe.set_progress_bar_config(disable=True)
     return [call(pipe, wish, output_type, {}) for wish in wishes]
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish, latents as the network has them."""
     from diffusers import Flux2KleinPipeline
 
-    pipe = Flux2KleinPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = Flux2KleinPipeline.from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     results = []
     for wish in wishes:
@@ -249,7 +253,7 @@ def call_keeping(pipe: Any, wish: Wish, output_type: str) -> Tensor:
     from diffusers import Flux2KleinInpaintPipeline
 
     p, given = wish.params, wish.filled
-    keeping = Flux2KleinInpaintPipeline.from_pipe(pipe, torch_dtype=torch.float32)
+    keeping = Flux2KleinInpaintPipeline.from_pipe(pipe, torch_dtype=pipe.dtype)
     keeping.set_progress_bar_config(disable=True)
     picture = keeping(
         **given,

@@ -6,8 +6,9 @@ whatever weights these stand for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -31,9 +32,20 @@ def random_blocks(kind: str, rows: int, inputs: int, seed: int = 0) -> np.ndarra
     return raw.reshape(rows, -1)
 
 
-def write(path: Path, tensors: dict[str, Tensor], kind_of: Callable[[str, Tensor], str]) -> Path:
-    """Write `tensors` to `path`, each as `kind_of` says: the name of a format, `F32`, `F16` or `BF16`."""
-    writer = GGUFWriter(path, "tiny")
+def write(
+    path: Path,
+    tensors: dict[str, Tensor],
+    kind_of: Callable[[str, Tensor], str],
+    architecture: str = "tiny",
+    facts: Mapping[str, int | float] = MappingProxyType({}),
+) -> Path:
+    """Write `tensors` to `path`, each as `kind_of` says: the name of a format, `F32`, `F16` or `BF16`; and `facts` of
+    a model of that `architecture`.
+    """
+    writer = GGUFWriter(path, architecture)
+    writer.add_name(path.stem)
+    for name, fact in facts.items():
+        (writer.add_float32 if isinstance(fact, float) else writer.add_uint32)(f"{architecture}.{name}", fact)
     for name, tensor in tensors.items():
         kind, data = kind_of(name, tensor), tensor.float().numpy()
         if kind in MADE or kind == "BF16":

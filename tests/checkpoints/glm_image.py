@@ -200,24 +200,26 @@ def read_by_the_reference(folder: Path, wishes: Sequence[Wish]) -> list[Tensor]:
     return found
 
 
-def opened(folder: Path) -> Any:
+def opened(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The reference, with what needs no torchvision."""
     return GlmImagePipeline(
         tokenizer=ByT5Tokenizer.from_pretrained(folder / "tokenizer"),
         processor=processor(),
-        text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder"),
+        text_encoder=T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=dtype),
         vision_language_encoder=SeesEachPicture(
-            GlmImageForConditionalGeneration.from_pretrained(folder / "vision_language_encoder")
+            GlmImageForConditionalGeneration.from_pretrained(folder / "vision_language_encoder", dtype=dtype)
         ),
-        vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        transformer=GlmImageTransformer2DModel.from_pretrained(folder / "transformer"),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype),
+        transformer=GlmImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
     )
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish, given what its language model would have said, or by that."""
-    pipe, results = opened(folder), []
+    pipe, results = opened(folder, dtype), []
     for wish in wishes:
         extra = dict(wish.params.extra or {})  # type: ignore[call-overload]
         given: dict[str, Any] = {}

@@ -151,12 +151,14 @@ def call(pipe: Any, wish: Wish, output_type: str) -> Tensor:
     ).frames[0]
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish."""
     pictures = (folder / "image_encoder").exists()
     with quiet("diffusers"), quiet("transformers"):
         kind = HunyuanVideo15ImageToVideoPipeline if pictures else HunyuanVideo15Pipeline
-        pipe = kind.from_pretrained(folder, dtype=torch.float32)
+        pipe = kind.from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     return [call(pipe, wish, output_type) for wish in wishes]
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
+import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
 from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from torch import Tensor
@@ -42,14 +43,16 @@ def build(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish, in the size that was asked for: a picture [3, H, W], or latents."""
     module = pipeline_longcat_image_edit
     pipe = module.LongCatImageEditPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        transformer=LongCatImageTransformer2DModel.from_pretrained(folder / "transformer"),
-        **seeing.corrected(folder, "text_processor"),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype),
+        transformer=LongCatImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        **seeing.corrected(folder, "text_processor", dtype),
     )
     results = []
     for wish in wishes:

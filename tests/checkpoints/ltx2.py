@@ -168,12 +168,14 @@ def build(folder: Path, rope_type: str = "split", *, seed: int = 0) -> Path:
     return folder
 
 
-def both(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[tuple[Tensor, Tensor]]:
+def both(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[tuple[Tensor, Tensor]]:
     """What the reference makes of every wish: frames [F, 3, H, W] and sound [channels, samples], or latents, [c, f, h,
     w] and [a, l, m], in the scale in which they were denoised.
     """
     with quiet("diffusers"), quiet("transformers"):
-        pipe: Any = LTX2Pipeline.from_pretrained(folder, dtype=torch.float32)
+        pipe: Any = LTX2Pipeline.from_pretrained(folder, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     results = []
     for wish in wishes:
@@ -209,9 +211,11 @@ def both(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[tuple[T
     return results
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """The videos."""
-    return [video for video, _ in both(folder, wishes, output_type)]
+    return [video for video, _ in both(folder, wishes, output_type, dtype)]
 
 
 def clip(steps: int, guidance: float, frames: int, size: tuple[int, int], seed: int, **extra: float) -> DiffusionParams:

@@ -27,10 +27,12 @@ def build(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish."""
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    pipe = LucyEditPipeline.from_pretrained(folder, torch_dtype=torch.float32, vae=vae)
+    pipe = LucyEditPipeline.from_pretrained(folder, torch_dtype=dtype, vae=vae)
     pipe.set_progress_bar_config(disable=True)
     return [
         pipe(

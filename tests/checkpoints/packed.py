@@ -3,13 +3,14 @@
 
 Packed are the networks that draw, write or speak, those that lie in the same files with them, the codecs of speech, and
 the encoders of texts and pictures: in their folders as libraries save them, or, networks of diffusers, in single files,
-by the names that the library has for weights, which become folders as `omnimuse convert` makes them.
+by the names that the library has for weights, and of GGUF encoders of texts by those of llama.cpp, which become folders
+as `omnimuse convert` makes them.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from omnimuse.compat.single_file import convert
+from omnimuse.core.spec import Component
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.models import REGISTRY
 from omnimuse.quant.blocks import BLOCKS
 from omnimuse.quant.codes import GROUP
-from tests.checkpoints import bitsandbytes, eight_bits, gguf_file, torchao
+from tests.checkpoints import bitsandbytes, eight_bits, gguf_file, llama_cpp, torchao
 from tests.checkpoints.parts import packable
 from tests.checkpoints.single_file import Tensors, weights
 
@@ -30,18 +32,23 @@ Found = dict[str, Tensors]
 """What weights stand for, by component and name."""
 
 
-BEGIN = ("transformer", "model", "speech")
+BEGIN = ("transformer", "unet", "model", "speech")
 """How components begin whose files are packed."""
 
 
-def ours_of(checkpoint: Checkpoint) -> list[str]:
-    """The components whose networks are ours."""
-    return [name for name, part in REGISTRY.spec(checkpoint.arch).components.items() if part.network]
+def ours_of(checkpoint: Checkpoint) -> Mapping[str, Component]:
+    """The components of its family; a pipeline from elsewhere has none."""
+    if not REGISTRY.covers(checkpoint.arch):
+        return {}
+    return REGISTRY.spec(checkpoint.arch).components
 
 
 def networks(checkpoint: Checkpoint) -> list[str]:
     """Those whose files are packed, each with all networks that are in these."""
-    found = [name for name in ours_of(checkpoint) if name in checkpoint.components and name.startswith(BEGIN)]
+    among: Iterable[str] = checkpoint.components
+    if REGISTRY.covers(checkpoint.arch):
+        among = [name for name, part in ours_of(checkpoint).items() if part.network and name in checkpoint.components]
+    found = [name for name in among if name.startswith(BEGIN)]
     assert found, f"{checkpoint.arch} has no network whose files could be packed"
     return found
 
@@ -52,9 +59,10 @@ def encoders(checkpoint: Checkpoint) -> list[str]:
 
 
 def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Found:
-    """As a library saves each of them."""
+    """As a library saves each of them; encoders beside networks from elsewhere are read by libraries, and stay."""
     checkpoint = Checkpoint(Path(shutil.copytree(folder, made)))
-    return {name: pack(checkpoint.weights(name)) for name in (*networks(checkpoint), *encoders(checkpoint))}
+    beside = encoders(checkpoint) if REGISTRY.covers(checkpoint.arch) else []
+    return {name: pack(checkpoint.weights(name)) for name in (*networks(checkpoint), *beside)}
 
 
 def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:
@@ -62,17 +70,40 @@ def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Pat
     like, found = Checkpoint(folder), Found()
     every = networks(like)
     for name in [name for name in every if like.components[name][0] == "diffusers"] or every:
-        file, found[name] = write(made.with_name(f"{made.name}-{name}"), weights(like.weights(name)))
+        floats = weights(like.weights(name))
+        file, found[name] = write(made.with_name(f"{made.name}-{name}"), floats)
+        if not REGISTRY.covers(like.arch):
+            found[name] = {key: narrowed(each, floats[key]) for key, each in found[name].items()}
         place = made.with_name(f"{made.name}-of-{name}")
         like = Checkpoint(convert(file, like, place, name, ours=ours_of(like)).folder)
     like.folder.rename(made)
     return found
 
 
+def narrowed(stands: Tensor, before: Tensor) -> Tensor:
+    """What the weights `before` stand for once they are packed, as networks from elsewhere get them: in bfloat16."""
+    return stands if torch.equal(stands, before) else stands.bfloat16().float()
+
+
 def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
     """In blocks of several formats."""
     file = gguf_file.write(path.with_name(f"{path.name}.gguf"), tensors, gguf_file.usual)
     return file, gguf_file.exact(file)
+
+
+def in_ggufs(folder: Path, made: Path) -> Found:
+    """So, and the encoders of texts as llama.cpp writes them, of kinds that it knows."""
+    found = in_files(in_gguf, folder, made.with_name(f"{made.name}-drawing"))
+    like = Checkpoint(made.with_name(f"{made.name}-drawing"))
+    for name in encoders(like):
+        if like.components[name][0] == "transformers" and llama_cpp.architecture(place := like.path(name)):
+            file = llama_cpp.write(made.with_name(f"{made.name}-{name}.gguf"), place)
+            found[name] = llama_cpp.stands_for(file, place)
+            like = Checkpoint(
+                convert(file, like, made.with_name(f"{made.name}-of-{name}"), name, ours=ours_of(like)).folder
+            )
+    like.folder.rename(made)
+    return found
 
 
 def scaled(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
@@ -107,7 +138,7 @@ FILES: Mapping[str, Callable[[Path, Path], Found]] = {
     "bitsandbytes, 8 bits": partial(in_folders, partial(bitsandbytes.pack, kind="int8")),
     "torchao": partial(in_folders, partial(torchao.pack, kind="int8")),
     "fp8 files": partial(in_folders, partial(eight_bits.pack, kind="blocks")),
-    "GGUF": partial(in_files, in_gguf),
+    "GGUF": in_ggufs,
     "scaled fp8": partial(in_files, scaled),
 }
 """How files are packed: the names are those of features in `tools/feature_list.py`, up to a comma."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     QwenImageImg2ImgPipeline,
@@ -87,9 +88,11 @@ def guided(wishes: Sequence[Wish]) -> list[Wish]:
     ]
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish: pictures [3, H, W], or latents [C, h, w]."""
-    pictures = _reference(folder, guided(wishes), output_type)
+    pictures = _reference(folder, guided(wishes), output_type, dtype)
     return [picture[:, 0] if picture.ndim == 4 else picture for picture in pictures]
 
 

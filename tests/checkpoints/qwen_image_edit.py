@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint as inpainting
@@ -51,13 +52,13 @@ def build(folder: Path, *, arch: str = "QwenImageEditPipeline", still: bool = Fa
     return folder
 
 
-def parts_of(folder: Path) -> dict[str, Any]:
+def parts_of(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """The reference's components in `folder`, corrected."""
     return {
-        **seeing.corrected(folder, "processor"),
+        **seeing.corrected(folder, "processor", dtype),
         "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        "vae": AutoencoderKLQwenImage.from_pretrained(folder / "vae"),
-        "transformer": QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
+        "vae": AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype),
+        "transformer": QwenImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
     }
 
 
@@ -66,7 +67,9 @@ def in_other_areas(sized: Any, areas: Mapping[int, int], area: int, ratio: float
     return sized(areas[area], ratio)
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str, *, plus: bool = False) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32, *, plus: bool = False
+) -> list[Tensor]:
     """What the reference makes of every wish, in the areas that it names: a picture [3, H, W], or latents [C, h, w].
 
     With `plus` that is the reference that takes several pictures. A blank stands for a negative prompt that nobody
@@ -74,7 +77,7 @@ def reference(folder: Path, wishes: Sequence[Wish], output_type: str, *, plus: b
     sample of what its editing shows the means of.
     """
     module: Any = pipeline_qwenimage_edit_plus if plus else pipeline_qwenimage_edit
-    held = parts_of(folder)
+    held = parts_of(folder, dtype)
     pipe = (module.QwenImageEditPlusPipeline if plus else module.QwenImageEditPipeline)(**held)
     keeping = inpainting.QwenImageEditInpaintPipeline(**held)
     results = []

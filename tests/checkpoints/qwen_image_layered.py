@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered
 from torch import Tensor
@@ -44,16 +45,18 @@ def build(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish, in the size that was asked for: layers [L, 4, H, W], or latents
     [C, F, h, w], which it cannot give by itself.
     """
     module = pipeline_qwenimage_layered
     pipe = module.QwenImageLayeredPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae"),
-        transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
-        **seeing.corrected(folder, "processor"),
+        vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype),
+        transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        **seeing.corrected(folder, "processor", dtype),
     )
     results = []
     for wish in qwen_image.guided(wishes):

@@ -73,10 +73,10 @@ class ToldWherePicturesAre(nn.Module):
         return self.encoder(input_ids, mm_token_type_ids=kinds, **given)
 
 
-def corrected(folder: Path, processor: str) -> dict[str, Any]:
+def corrected(folder: Path, processor: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """What `save` wrote, as the reference is given it."""
     words = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
-    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder", dtype=dtype)
     return {
         "text_encoder": ToldWherePicturesAre(encoder),
         "tokenizer": words,

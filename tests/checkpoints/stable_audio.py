@@ -114,7 +114,7 @@ def _made(pipe: Any, wish: Wish, output_type: str) -> Tensor:
     if wish.sound is not None:
         assert p.strength == 1.0, "the reference always takes every step"
         samples = torch.frombuffer(bytearray(wish.sound.pcm), dtype=torch.int16).view(-1, wish.sound.channels)
-        sound["initial_audio_waveforms"] = (samples.t().float() / 32767)[None]
+        sound["initial_audio_waveforms"] = (samples.t().float() / 32767)[None].to(pipe.dtype)
         sound["initial_audio_sampling_rate"] = wish.sound.rate
     made = pipe(
         wish.prompt,

@@ -105,15 +105,17 @@ def build(folder: Path, kind: str = "3.5-medium", *, seed: int = 0) -> Path:
     return folder
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish. Its inpainting pipeline forgets the shift of latents that it decodes."""
-    made = _reference(folder, wishes, output_type)
+    made = _reference(folder, wishes, output_type, dtype)
     if output_type == "latent" or not any(wish.mask for wish in wishes):
         return made
-    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype)
     for index, wish in enumerate(wishes):
         if wish.mask is not None:
-            [latents] = _reference(folder, [wish], "latent")
+            [latents] = _reference(folder, [wish], "latent", dtype)
             with torch.no_grad():
                 pixels = vae.decode(latents[None] / vae.config.scaling_factor + vae.config.shift_factor).sample[0]
             made[index] = (pixels / 2 + 0.5).clamp(0, 1)

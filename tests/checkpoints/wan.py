@@ -195,9 +195,11 @@ def call_changing(pipe: Any, wish: Wish, output_type: str, network: str = "trans
     ).frames[0]
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish: by the pipeline for pictures where it has one."""
-    pipes = {shown: pipeline(folder, pictures=shown) for shown in {wish.image is not None for wish in wishes}}
+    pipes = {shown: pipeline(folder, dtype, pictures=shown) for shown in {wish.image is not None for wish in wishes}}
     return [call(pipes[wish.image is not None], wish, output_type) for wish in wishes]
 
 

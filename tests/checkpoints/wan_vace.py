@@ -86,10 +86,12 @@ def call(pipe: Any, wish: Wish, output_type: str) -> Tensor:
     return made[:, len(shown) :] if output_type == "latent" else made
 
 
-def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
+def reference(
+    folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """What the reference makes of every wish."""
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    pipe = WanVACEPipeline.from_pretrained(folder, torch_dtype=torch.float32, vae=vae)
+    pipe = WanVACEPipeline.from_pretrained(folder, torch_dtype=dtype, vae=vae)
     pipe.set_progress_bar_config(disable=True)
     return [call(pipe, wish, output_type) for wish in wishes]
 

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -129,8 +129,12 @@ def voice(rate: int, seconds: float) -> Recording:
     return recording_of((0.5 * sound / max(abs(sound).max(), 1e-6))[None].astype(np.float32), rate)
 
 
-Reference = Callable[[Path, Sequence[Wish], str], list[Tensor]]
-"""(checkpoint, wishes, output type) -> what the reference gives for each wish alone, float32."""
+class Reference(Protocol):
+    """(checkpoint, wishes, output type) -> what the reference gives for each wish alone, its networks in `dtype`."""
+
+    def __call__(
+        self, folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = ...
+    ) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -256,10 +260,12 @@ def reference_of(
     `absent` are components that the checkpoint does not have; `besides` goes to every call.
     """
 
-    def reference(folder: Path, wishes: Sequence[Wish], output_type: str) -> list[Tensor]:
-        pipe = text.from_pretrained(folder, dtype=torch.float32, **dict.fromkeys(absent))
+    def reference(
+        folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
+    ) -> list[Tensor]:
+        pipe = text.from_pretrained(folder, dtype=dtype, **dict.fromkeys(absent))
         kinds = [text if not wish.filled else changing if len(wish.filled) == 1 else keeping for wish in wishes]
-        pipes = {kind: pipe if kind in (None, text) else kind.from_pipe(pipe) for kind in set(kinds)}
+        pipes = {kind: pipe if kind in (None, text) else kind.from_pipe(pipe, torch_dtype=dtype) for kind in set(kinds)}
         return [drawn(pipes[kind], wish, output_type, **besides) for kind, wish in zip(kinds, wishes, strict=True)]
 
     return reference

@@ -26,6 +26,7 @@ from omnimuse.lora.linear import Rack
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.build import build as build_engine
+from omnimuse.worker.explain import explain
 from omnimuse.worker.find import find
 from omnimuse.worker.pack import pack_checkpoint
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
@@ -169,6 +170,9 @@ def test_weights_in_fewer_bits_draw_what_the_weights_that_they_stand_for_draw(
         torch.testing.assert_close(drawn(engine, WISHES[:1], **FOUR)[0], found, atol=1e-5, rtol=0)
 
 
+CPU = torch.device("cpu")
+
+
 class Twins(nn.Module):
     """Blocks of which two share a weight."""
 
@@ -180,10 +184,22 @@ class Twins(nn.Module):
 
 def test_a_weight_that_layers_share_stays_one(folder: Path) -> None:
     network = Twins()
-    pack({"transformer": network}, config(folder, STEPPED, quantize=QuantConfig({"": "int8"})))
+    pack({"transformer": network}, config(folder, STEPPED, quantize=QuantConfig({"": "int8"})), CPU)
     assert list(quantized_layers(network)) == ["blocks.1"]
     first, _, last = network.blocks
     assert first.weight is last.weight
+
+
+@pytest.mark.parametrize(("native", "kind"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_packed_weights_are_multiplied_in_float32_where_bfloat16_has_no_units(
+    native: bool, kind: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnimuse.worker.quantize.native_bfloat16", lambda device: (native, ""))
+    network = Twins().to(torch.bfloat16)
+    [told] = pack({"transformer": network}, config(folder, STEPPED, quantize=QuantConfig({"": "int8"})), CPU)
+    [layer] = quantized_layers(network).values()
+    assert layer.arithmetic == kind and told.reason.endswith(f"multiplied in {str(kind).removeprefix('torch.')}")
+    assert layer(torch.ones(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
@@ -194,9 +210,17 @@ def test_its_folder_is_not_packed_once_and_it_is_said_what_to_do(folder: Path, a
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])
+def test_it_is_said_that_choices_for_its_networks_are_looked_at_when_they_are_made(folder: Path, arch: str) -> None:
+    told = explain(config(folder, arch, quantize=QuantConfig({"nowhere": "int8"})))
+    [later] = [choice for choice in told if (choice.topic, choice.name) == ("model", "networks")]
+    assert "looked at then" in later.reason
+
+
 def test_what_cannot_be_packed_is_refused_with_what_can(folder: Path) -> None:
     for chosen, why in (
         (QuantConfig({"": "int8"}, skip=("nowhere",)), "skip=nowhere fits no layer"),
+        (QuantConfig({"": "int8"}, skip=("*",)), r"skip=\* leaves nothing of transformer to be quantized; leave out"),
         (
             QuantConfig({"text": "int8"}),
             "text=int8 cannot be: packed are linear layers in lists of blocks, which",

@@ -9,29 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torchsde._brownian import brownian_interval
 
-from omnimuse import Config, ModelConfig
-from omnimuse.core.config import CacheConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.output import Event, Progress
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
-from tests.checkpoints import flux, wan
 from tests.checkpoints.adapters import write
-from tests.checkpoints.wishes import Wish
-from tests.compat.checkpoints import COMPOSED, PLUGIN, customised, renamed, worn_by
-from tests.compat.test_documented import CASES, Case
-from tests.compat.test_sglang import WISHES
-from tests.compat.test_sglang_stages import CHANGED, DRAWN, FILMED, TOKENS, medium
+from tests.compat.checkpoints import worn_by
+from tests.compat.guests import GUESTS
 from tests.invariants import test_device_telling
 from tests.invariants.conftest import drain, outputs, run, submit, tick
 from tests.second_device import SecondDevice, started
@@ -39,77 +30,10 @@ from tests.waits import ticking, waits_of_steps
 
 pytestmark = [pytest.mark.crossed, pytest.mark.filterwarnings("ignore:Should have .*t[01]:UserWarning")]
 device = test_device_telling.device
-WAYS: dict[str, dict[str, Any]] = {
-    "resident": {},
-    "components": {"offload": OffloadConfig("components")},
-    "int8": {"quantize": QuantConfig({"": "int8"})},
-    "layers": {"offload": OffloadConfig("layers")},
-    "dbcache": {"cache": CacheConfig("dbcache", 1e9, first=1, last=0, warm_up=1)},
-    "teacache": {"cache": CacheConfig("teacache", 0.7)},
-}
-"""Topics of the configuration: where weights wait, how they are packed, and what skips steps."""
-ANY = ("resident", "components", "int8")
-"""What is there for every pipeline; the others need blocks that it declares, a loop given away, an extractor."""
 THEIRS = re.compile(r"at steps\.py:\d+ .*pipe\.(denoise_step|step_scheduler)\(|scheduler\.step\($|= scheduler\.step\(")
 """Where the host may wait in a step: in the pipeline's own code, and in diffusers' solver, which it has chosen."""
 
 
-@dataclass(frozen=True)
-class Guest:
-    """A pipeline from elsewhere, its checkpoint, what it is asked, and the ways that are there for it. `loops`: its
-    loop is the engine's.
-    """
-
-    arch: str
-    plugin: str
-    build: Callable[[Path], Path]
-    wishes: tuple[Wish, ...]
-    ways: tuple[str, ...] = ANY
-    loops: bool = True
-    extra: dict[str, Any] | None = None
-
-    def config(self, folder: Path, way: str = "resident") -> Config:
-        model = ModelConfig(str(renamed(folder, self.arch)), "float32", "cpu", plugins=(self.plugin,))
-        return Config(model, schedule=ScheduleConfig(strict_slots=True, company="always"), **WAYS[way])
-
-    def asks(self, previews: int = 0, **choices: Any) -> list[Ask]:
-        """All that it is asked, to the end."""
-        more = {"output_type": "pt", **({} if self.extra is None else {"extra": self.extra}), **choices}
-        return [Ask(wish.asked, replace(wish.params, **more), previews=previews) for wish in self.wishes]
-
-
-def written(name: str, *, steps: bool) -> Guest:
-    """One to the guide of vLLM-Omni."""
-    case = CASES[name]
-    build = partial(own_kind, case) if case.own else case.build
-    ways = ("layers", *(["dbcache"] if steps else []), *(["teacache"] if name != "experts" else []))
-    declared = () if name == "sound" else ways  # its network is diffusers' own
-    return Guest(case.steps if steps else case.whole, PLUGIN, build, case.wishes, (*ANY, *declared), loops=steps)
-
-
-def own_kind(case: Case, folder: Path) -> Path:
-    return customised(case.build(folder), folder.with_name(f"{folder.name}-own"), case.whole)
-
-
-def composed(arch: str, build: Callable[[Path], Path], wishes: tuple[Wish, ...], **more: Any) -> Guest:
-    """One as SGLang Diffusion's guide has it."""
-    asked = tuple(replace(wish, params=replace(wish.params, max_sequence_length=None)) for wish in wishes)
-    return Guest(arch, COMPOSED, build, asked, **more)
-
-
-TOLD = {"sampling": {"empty_tokens": TOKENS}}
-GUESTS = {
-    **{f"{name}, whole": written(name, steps=False) for name in CASES},
-    **{f"{name}, in steps": written(name, steps=True) for name in CASES},
-    "composed": composed("ComposedSmallPipeline", flux.build, WISHES, ways=tuple(WAYS)),
-    "composed, own stages": composed("ComposedMediumPipeline", medium, DRAWN, extra=TOLD),
-    "composed, own guidance": composed("ComposedMediumCombinedPipeline", medium, DRAWN, extra=TOLD),
-    "composed, own loop": composed("ComposedMediumWholePipeline", medium, DRAWN, extra=TOLD, loops=False),
-    "composed, pictures": composed("ComposedMediumEditPipeline", medium, CHANGED, extra=TOLD),
-    "composed, videos": composed(
-        "ComposedMotionPipeline", partial(wan.build, kind="A14B"), FILMED, ways=(*ANY, "layers")
-    ),
-}
 LOOPING = [name for name, guest in GUESTS.items() if guest.loops]
 COUNTED = [name for name in LOOPING if not name.startswith("sound")]
 """The pipeline of sound keeps its rotations on the CPU, and its network uploads them in every block."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from omnimuse import Omni, ParallelConfig
+from omnimuse.compat.contract.make import refuse_ranks
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.vllm_omni.diffusion.distributed.sp_plan import SequenceParallelInput
@@ -71,6 +72,19 @@ def test_a_pipeline_without_a_plan_is_refused_the_axis(folder: Path) -> None:
     pipe = nn.ModuleDict({"transformer": nn.ModuleList([nn.Linear(2, 2)])})
     with pytest.raises(ConfigError, match="no network of ModuleDict has a _sp_plan"):
         share_tokens(pipe, Mesh.planned(ParallelConfig(ulysses=2)))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "why"),
+    [
+        (ParallelConfig(tensor=2), "no network of Bare has layers that ranks share; build it of the guide's"),
+        (ParallelConfig(cfg=2), "Bare makes both predictions itself; derive it from CFGParallelMixin"),
+    ],
+    ids=str,
+)
+def test_ranks_that_would_do_the_same_are_refused(parallel: ParallelConfig, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        refuse_ranks("Bare", nn.ModuleDict({"transformer": nn.Linear(2, 2)}), parallel)
 
 
 @pytest.mark.parametrize(

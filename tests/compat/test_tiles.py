@@ -115,6 +115,7 @@ def _halves(rank: int, count: int) -> None:
     assert (vae.distributed_executor.world_size, vae.distributed_executor.rank) == (count, rank)
 
 
+@pytest.mark.costly(turns=3)
 @ranks
 @pytest.mark.timeout(240)
 def test_tiles_that_two_ranks_share_are_those_of_one(tmp_path: Path) -> None:

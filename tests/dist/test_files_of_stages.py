@@ -136,6 +136,7 @@ def test_files_of_both_schemas_give_what_one_process_gives(name: str, once: Once
             assert made(omni, kind.prompt) == expected, "what the file says is what nobody else said"
 
 
+@pytest.mark.costly(turns=3)
 def test_what_a_file_has_requests_asked_with_is_checked_when_it_starts(once: Once, tmp_path: Path) -> None:
     folder = once.folder("Qwen3", qwen3.build)
     file = tmp_path / "stages.yaml"

@@ -52,6 +52,7 @@ EVERY = (*TELLERS, *(Teller(each.name, each.build, partial(_all_of, each)) for e
 """Whose parts hand over more than texts that were read."""
 
 
+@pytest.mark.costly(turns=3)
 def test_a_file_says_in_which_format_a_pool_computes() -> None:
     engine = start(test_pools.CONFIG)
     [exact], whole = run(engine, ask("a red circle")), engine.space.weights

@@ -62,7 +62,8 @@ print("whole")
 """
 
 
-@pytest.mark.parametrize("script", [SCRIPT, pytest.param(LOST, marks=pytest.mark.costly)], ids=["ended", "lost"])
+@pytest.mark.costly
+@pytest.mark.parametrize("script", [SCRIPT, LOST], ids=["ended", "lost"])
 def test_a_script_starts_its_ranks_and_they_end_with_the_engine(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", BEGUN + script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr

@@ -15,8 +15,8 @@ from omnimuse.compat.single_file import convert
 from omnimuse.core.config import ParallelConfig
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.quant.blocks import BLOCKS
-from omnimuse.worker.find import our_networks
-from tests.checkpoints import bitsandbytes, gguf_file, torchao
+from tests.checkpoints import bitsandbytes, gguf_file, llama_cpp, torchao
+from tests.checkpoints.packed import ours_of
 from tests.checkpoints.single_file import Tensors, weights
 from tests.dist.test_shared_work import PLAIN, QWEN, Job, Z, on_rank
 from tests.dist.test_telling_together import TELLERS, check, told
@@ -46,7 +46,15 @@ def in_gguf(names: Callable[[Tensors], Tensors], kind_of: KindOf, folder: Path, 
     """As people share it: a file of the transformer alone, by these names."""
     file = gguf_file.write(made.with_suffix(".gguf"), names(weights(folder / "transformer")), kind_of)
     like = Checkpoint(folder)
-    convert(file, like, made, ours=our_networks()[like.arch])
+    convert(file, like, made, ours=ours_of(like))
+
+
+def in_ggufs(folder: Path, made: Path) -> None:
+    """The transformer so, and its text encoder as llama.cpp writes it."""
+    drawing = made.with_name(f"{made.name}-drawing")
+    in_gguf(dict, gguf_file.usual, folder, drawing)
+    like = Checkpoint(drawing)
+    convert(llama_cpp.write(made.with_suffix(".gguf"), folder / "text_encoder"), like, made, ours=ours_of(like))
 
 
 def alike(kind: str, name: str, tensor: Tensor) -> str:
@@ -66,6 +74,8 @@ PACKED: dict[str, tuple[str, Pack]] = {
     "several formats, in one": (Z, partial(in_gguf, original, gguf_file.usual)),
     "Q8_0, apart": (QWEN, partial(in_gguf, dict, partial(alike, "Q8_0"))),
     "several formats, apart": (QWEN, partial(in_gguf, dict, gguf_file.usual)),
+    "its encoder, too": (Z, in_ggufs),
+    "an encoder in part": (QWEN, in_ggufs),
 }
 
 

@@ -188,6 +188,7 @@ def test_every_pool_reads_what_requests_are_to_wear_and_tells_what_that_takes(
         group.try_on([Lora("omnimuse/shapes/night"), Lora(str(other))])
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_pool_that_is_lost_in_mid_drawing_is_started_again_and_the_drawing_is_the_same(
     whole: Engine, group: Pools, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
@@ -209,6 +210,7 @@ def test_a_pool_that_is_lost_in_mid_drawing_is_started_again_and_the_drawing_is_
     assert seat.replica.pid != before and [each.pid for each in others if each is not None] == pids
 
 
+@pytest.mark.costly
 def test_a_request_that_kills_its_pool_twice_is_not_tried_again_and_others_are_drawn(
     whole: Engine, group: Pools
 ) -> None:

@@ -35,6 +35,7 @@ from tests.invariants import test_writing
 from tests.invariants.conftest import Subject
 from tests.once import Once
 from tests.processes import alive, children
+from tests.turns import in_turns
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(400)]
 
@@ -85,7 +86,7 @@ def whole() -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture(scope="module", params=AXES)
+@pytest.fixture(scope="module", params=in_turns([*AXES], "tensor", str))
 def group(request: pytest.FixtureRequest) -> Iterator[Pools]:
     """The same in three pools, of which the one that draws has two ranks."""
     before, draw, behind = test_pools.POOLS
@@ -131,6 +132,7 @@ def test_what_fails_on_both_ranks_ends_its_request_alone(whole: Engine, group: P
     assert children(os.getpid(), STATION) == pids
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_is_killed_costs_its_pool_which_is_started_again_and_draws_the_same(
     whole: Engine, group: Pools, rank: int
@@ -166,14 +168,15 @@ def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, parall
     check(told_in_pools(config, asks), told(folder, asks, ParallelConfig()))
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize(
     ("keys", "several"),
     [
         (2, TWO),
-        pytest.param(1, TWO, marks=pytest.mark.costly),
-        pytest.param(2, ParallelConfig(tensor=3), marks=pytest.mark.costly),
-        pytest.param(2, ParallelConfig(pipe=2), marks=pytest.mark.costly),
-        pytest.param(2, ParallelConfig(pipe=2, tensor=2), marks=pytest.mark.costly),
+        (1, TWO),
+        (2, ParallelConfig(tensor=3)),
+        (2, ParallelConfig(pipe=2)),
+        (2, ParallelConfig(pipe=2, tensor=2)),
     ],
     ids=str,
 )
@@ -205,6 +208,7 @@ FILES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("schema", FILES)
 def test_a_file_that_says_ranks_is_honoured_in_every_schema(schema: str, once: Once) -> None:
     folder = once.folder("qwen3", qwen3.build)
@@ -213,6 +217,7 @@ def test_a_file_that_says_ranks_is_honoured_in_every_schema(schema: str, once: O
     check(told_in_pools(config, asks), told(folder, asks, ParallelConfig()))
 
 
+@pytest.mark.costly
 def test_ranks_that_a_model_cannot_have_are_refused_with_the_pool_and_what_to_do() -> None:
     def refused(parallel: ParallelConfig, pool: ParallelConfig) -> str:
         placed = (test_pools.POOLS[0], replace(test_pools.POOLS[1], parallel=pool), test_pools.POOLS[2])

@@ -78,6 +78,7 @@ def on_rank(rank: int, what: str, folder: Path, way: str, home: Path) -> None:
     engine.close()
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("what", FAMILIES)
 def test_a_rank_that_runs_out_of_memory_alone_has_all_of_them_decode_in_smaller_tiles(

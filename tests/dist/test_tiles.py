@@ -80,6 +80,7 @@ def shared_out(rank: int, ranks: int, meeting: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_tiles_that_ranks_share_are_the_tiles_of_one(ranks: int, tmp_path: Path) -> None:
     play(shared_out, ranks, tmp_path / "meeting", ranks=ranks)

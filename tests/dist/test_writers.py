@@ -158,6 +158,7 @@ def test_nothing_is_left_of_it_when_the_engine_is_closed(folder: Path, python: s
     assert wait_gone([child])
 
 
+@pytest.mark.costly
 @pytest.mark.timeout(240)
 def test_a_pool_whose_writer_is_killed_is_started_again_and_the_text_goes_on(folder: Path, python: str) -> None:
     placed = (

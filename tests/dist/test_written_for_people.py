@@ -51,6 +51,7 @@ def served(folder: Path, home: Path, writer: tuple[str, ...]) -> Any:
     return told.json["choices"][0]["message"]["content"], told.json["usage"]["completion_tokens"]
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.timeout(200)
 def test_a_terminal_and_a_server_tell_what_it_writes(
     folder: Path,

@@ -20,6 +20,7 @@ from omnimuse.media.picture import picture_of
 from tests.checkpoints.families import ANSWERERS
 from tests.checkpoints.wishes import Answerer, chord, photo
 from tests.invariants.conftest import config, drain, results, spoil, submit, tick
+from tests.turns import in_turns
 
 PICTURE, SOUND = picture_of(photo(40, 24)), chord(16_000, 0.5, 1)
 TALKS: tuple[dict[str, Any], ...] = (
@@ -33,7 +34,9 @@ TALKS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.fixture(scope="module", params=ANSWERERS, ids=lambda answerer: answerer.name)
+@pytest.fixture(
+    scope="module", params=in_turns(ANSWERERS, "Qwen3OmniMoeForConditionalGeneration", lambda answerer: answerer.name)
+)
 def answerer(request: pytest.FixtureRequest) -> Answerer:
     found: Answerer = request.param
     return found

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from omnimuse.ar.kv import Decoder
+from omnimuse.attention.backends.flex import Blocks, Flex
 from omnimuse.attention.backends.varlen import Varlen
+from omnimuse.attention.selection import BACKENDS
 from omnimuse.core.config import (
     AttentionConfig,
     CacheConfig,
@@ -36,7 +39,7 @@ from tests.invariants import test_lora
 from tests.invariants.conftest import Subject, drain, nap, of, outputs, run, submit, tick, with_params
 from tests.invariants.test_caches import asks_of, choosing
 from tests.invariants.test_pools import through
-from tests.second_device import PACKED, STANDING_IN, Lanes, SecondDevice, moved, started
+from tests.second_device import PACKED, STANDING_IN, Elsewhere, Lanes, SecondDevice, moved, started
 from tests.skipping import ENOUGH, counting, measured
 from tests.waits import Waits, long_asks, loops, ticking, waits_of_steps
 
@@ -115,6 +118,38 @@ def test_rows_of_other_lengths_attend_in_one_call_and_nobody_waits(
         steps = waits_of_steps(engine.runner, device, ticking(engine, events))
     assert not engine.runner.forwards.retries
     assert any(ends > 2 for ends in calls)
+    assert [waited for _, waited in steps["denoise"] if waited] == []
+    assert all(torch.equal(outputs(events, id_), plain) for id_, plain in zip(ids, expected, strict=True))
+
+
+@pytest.mark.slow
+def test_flex_is_given_what_lies_there_and_nobody_waits(
+    subject: Subject, device: SecondDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All around its kernel, which torch makes for no label but those of accelerators that it knows
+    (`tests/unit/test_second_device.py`): what would be compiled attends as it is written, on a CPU.
+    """
+    flex, calls = BACKENDS["flex"], list[int]()
+    assert isinstance(flex, Flex)
+
+    def attend(*given: Any) -> Any:
+        *rows, mask, blocks = given
+        assert mask is None and all(isinstance(each, Elsewhere) for each in (*rows, *(blocks or ())))
+        calls.append(0 if blocks is None else int(blocks.queries.inner[-1]) + 1)
+        with _disable_current_modes():
+            plain = None if blocks is None else Blocks(*(each.inner for each in blocks))
+            found = flex._as_written(*(each.inner for each in rows), None, plain)
+        return tuple(map(Elsewhere, found))
+
+    monkeypatch.setitem(flex.__dict__, "_compiled", attend)
+    monkeypatch.setattr(Flex, "why_not", lambda self, *place: self.missing())
+    chosen, asks = subject.config(schedule=FAST, attention=AttentionConfig("flex")), long_asks(subject)
+    with _disable_current_modes(), closing(start(chosen)) as engine:
+        expected = run(engine, *asks)
+    with closing(started(chosen, device)) as engine:
+        ids, events = submit(engine, *asks), list[Event]()
+        steps = waits_of_steps(engine.runner, device, ticking(engine, events))
+    assert any(rows > 1 for rows in calls)
     assert [waited for _, waited in steps["denoise"] if waited] == []
     assert all(torch.equal(outputs(events, id_), plain) for id_, plain in zip(ids, expected, strict=True))
 

@@ -92,6 +92,7 @@ def test_every_registered_architecture_has_a_tiny_checkpoint_here() -> None:
     assert {each.arch for each in (*FAMILIES, *WRITERS, *SPEAKERS, *ALLROUNDERS)} == set(TABLE)
 
 
+@pytest.mark.crossed(turns=3)
 def test_step_by_step_is_run_to_completion(subject: Subject, shared: Engine) -> None:
     request = shared.make_request(subject.ask(0))
     [expected] = run(shared, subject.ask(0))
@@ -128,6 +129,7 @@ def test_how_threads_wait_changes_no_bit_and_their_number_the_last_ones_only(
     assert close(run(engine, subject.ask(0))[0], expected)
 
 
+@pytest.mark.crossed(turns=3)
 @pytest.mark.shows("company", wishes=True)
 def test_in_company_is_close_to_alone_in_the_fast_tier(subject: Subject, engine_with: Make) -> None:
     engine = engine_with(schedule=ScheduleConfig(tier="fast", strict_slots=True, company="always"))
@@ -172,6 +174,7 @@ def test_cancelling_frees_the_state_and_leaves_the_others_as_they_were(
     assert torch.equal(outputs(events + drain(exact), other), expected)
 
 
+@pytest.mark.crossed(turns=3)
 def test_pausing_on_the_cpu_and_resuming_changes_nothing(subject: Subject, shared: Engine) -> None:
     [expected] = run(shared, subject.ask(0))
     [id_] = submit(shared, subject.ask(0))
@@ -216,6 +219,7 @@ def test_pausing_resuming_and_cancelling_in_any_order_harms_nobody(
     assert not engine.runner.states
 
 
+@pytest.mark.crossed(turns=3)
 @pytest.mark.shows("previews")
 def test_progress_is_monotone_with_one_event_per_step_and_previews_are_pictures(
     subject: Subject, shared: Engine
@@ -336,6 +340,7 @@ def test_margins_are_drawn_as_a_larger_picture_s_masked_edges_are(subject: Subje
     assert torch.equal(padded, masked)
 
 
+@pytest.mark.crossed(turns=3)
 def test_undeclared_slots_are_refused_in_every_stage(subject: Subject, shared: Engine) -> None:
     [state] = shared.runner.pipeline.states(shared.make_request(subject.ask(0)), strict=True)
     for stage in shared.runner.pipeline.stages:
@@ -434,6 +439,7 @@ def test_a_mask_of_everything_is_no_mask_and_outside_of_one_the_picture_comes_ba
     assert not close(part[..., 0], none[..., 0], 1e-2)
 
 
+@pytest.mark.crossed(turns=3)
 def test_a_failing_row_fails_only_its_request(subject: Subject, shared: Engine) -> None:
     [expected] = run(shared, subject.ask(1))
     bad, good = submit(shared, subject.ask(0, num_inference_steps=8), subject.ask(1))
@@ -458,6 +464,7 @@ def test_what_is_made_is_in_range_and_seeds_make_it_differ(subject: Subject, sha
     assert not torch.equal(first, second)
 
 
+@pytest.mark.crossed(turns=3)
 def test_a_configuration_that_says_nothing_is_refused_as_a_fault_of_the_checkpoint(
     subject: Subject, tmp_path: Path
 ) -> None:

@@ -30,9 +30,10 @@ from tests.invariants import test_writing
 from tests.invariants.conftest import config
 from tests.invariants.test_writing import run, tokens
 from tests.once import Once
+from tests.turns import in_turns
 
 
-@pytest.fixture(scope="module", params=EVERY, ids=lambda writer: writer.kind)
+@pytest.fixture(scope="module", params=in_turns(EVERY, "Llama", lambda writer: writer.kind))
 def writer(request: pytest.FixtureRequest) -> Writer:
     found: Writer = request.param
     return found

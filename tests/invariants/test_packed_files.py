@@ -17,12 +17,12 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.layers.network import Network
+from omnimuse.loader.named import rules_of
 from omnimuse.loader.rules import apply_rules
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.build import Build, begin, construct, formats
 from omnimuse.worker.build import run as build
-from omnimuse.worker.named import rules_of
 from omnimuse.worker.quantize import packable
 from tests.checkpoints import library_text, talk_and_draw
 from tests.checkpoints.adapters import layers_of, telling, write

@@ -161,6 +161,7 @@ def test_a_step_without_room_is_taken_with_less_or_refused_with_the_figure_and_t
         assert all(torch.equal(*pair) for pair in zip(run(engine, *asks), expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.crossed
 @pytest.mark.parametrize("refuse", [many, whole, anything])
 def test_a_second_device_without_room_for_a_step_does_what_the_cpu_does(subject: Subject, refuse: Refuse) -> None:

@@ -31,9 +31,13 @@ from tests.checkpoints.families import SPEAKERS
 from tests.checkpoints.wishes import Speaker
 from tests.distance import distance
 from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
+from tests.turns import in_turns
 
 
-@pytest.fixture(scope="module", params=SPEAKERS, ids=lambda speaker: speaker.name)
+@pytest.fixture(
+    scope="module",
+    params=in_turns(SPEAKERS, "Qwen3TTSForConditionalGeneration-custom_voice", lambda speaker: speaker.name),
+)
 def speaker(request: pytest.FixtureRequest) -> Speaker:
     found: Speaker = request.param
     return found

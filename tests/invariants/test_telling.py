@@ -118,10 +118,12 @@ def test_packed_weights_in_company_tell_what_they_tell_alone_to_the_bit(
 
 
 @pytest.mark.shows("bfloat16", "company", "invariant")
-def test_in_bfloat16_it_is_alone_in_company_to_the_bit(teller: Teller, folder: Path) -> None:
+@pytest.mark.parametrize("schemes", [{}, {"": "int4"}], ids=["floats", "int4"])
+def test_in_bfloat16_it_is_alone_in_company_to_the_bit(teller: Teller, folder: Path, schemes: dict[str, str]) -> None:
     schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
     chosen = ModelConfig(str(folder), dtype="bfloat16", device="cpu")
-    check_company(teller, replace(config(folder, schedule=schedule), model=chosen))
+    asked = config(folder, schedule=schedule, quantize=QuantConfig(schemes))
+    check_company(teller, replace(asked, model=chosen))
 
 
 def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one(

@@ -34,9 +34,10 @@ from tests.checkpoints.adapters import layers_telling, merged, peft, write
 from tests.checkpoints.families import WRITERS
 from tests.checkpoints.wishes import Writer
 from tests.invariants.conftest import config, drain, results, spoil, submit, tick, told, with_params
+from tests.turns import in_turns
 
 
-@pytest.fixture(scope="module", params=WRITERS, ids=lambda writer: writer.name)
+@pytest.fixture(scope="module", params=in_turns(WRITERS, "Qwen3ForCausalLM", lambda writer: writer.name))
 def writer(request: pytest.FixtureRequest) -> Writer:
     found: Writer = request.param
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -22,6 +21,7 @@ from omnimuse.parity.run import parity
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.parts import with_scheduler
 from tests.checkpoints.wishes import TOLERANCE, Family, Wish
+from tests.rounding import reference
 
 Expected = Callable[[str], list[Tensor]]
 Ours = Callable[[list[Wish], str], list[Tensor]]
@@ -64,12 +64,6 @@ def ours(folder: Path) -> Iterator[Ours]:
         yield draw
 
 
-def reference(family: Family, folder: Path, wishes: list[Wish], output_type: str) -> list[Tensor]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the reference's own
-        return family.reference(folder, wishes, output_type)
-
-
 @pytest.mark.crossed
 def test_different_requests_in_flight_give_the_references_latents(
     family: Family, ours: Ours, expected: Expected
@@ -79,6 +73,7 @@ def test_different_requests_in_flight_give_the_references_latents(
         assert float((found - wanted).norm() / wanted.norm()) <= TOLERANCE
 
 
+@pytest.mark.crossed(turns=3)
 @pytest.mark.shows("company", wishes=True)
 def test_different_requests_in_flight_give_what_the_reference_makes(
     family: Family, ours: Ours, expected: Expected

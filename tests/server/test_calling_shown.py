@@ -17,7 +17,12 @@ from tests.checkpoints.wishes import photo
 from tests.server.pooled import asked_by_client
 from tests.unit.media.hostile import encoded
 
-MODELS = [pytest.param(qwen3_omni, id="3"), pytest.param(qwen25_omni, id="2.5", marks=pytest.mark.crossed("calling"))]
+pytestmark = pytest.mark.costly("calling over HTTP", turns=3)
+
+MODELS = [
+    pytest.param(qwen3_omni, id="3"),
+    pytest.param(qwen25_omni, id="2.5", marks=pytest.mark.costly("calling 2.5")),
+]
 SEEN = f"data:image/png;base64,{base64.b64encode(encoded(photo(40, 24), 'PNG')).decode()}"
 ASKED: list[Any] = [
     {

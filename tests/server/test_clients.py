@@ -371,6 +371,7 @@ def test_a_model_tells_what_it_learned_and_warns_of_what_it_did_not(tmp_path: Pa
     asyncio.run(main())
 
 
+@pytest.mark.costly(turns=3)
 def test_a_real_server_counts_tokens_tells_what_was_cut_and_takes_a_schedule_and_a_step_cache(tmp_path: Path) -> None:
     with WholeServer(tmp_path, "--served-model-name", "shapes", "dall-e-3", "--warm-up", "none") as server:
         server.wait_ready()

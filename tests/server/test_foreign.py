@@ -30,6 +30,7 @@ def server(foreign_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> 
         yield started
 
 
+@pytest.mark.costly(turns=3)
 def test_a_picture_over_http_is_what_the_library_gives(server: WholeServer, foreign_folder: Folder) -> None:
     entry = foreign(ARCH)
     answer = server.draw(

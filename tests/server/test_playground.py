@@ -422,6 +422,7 @@ def test_a_picture_of_the_gallery_can_be_started_from(page: Any, site: Running) 
     assert site.api.sources == [(f"omnimuse-{BIG_SEED}.png", (128, 128))]
 
 
+@pytest.mark.costly(turns=3)
 @browser_only
 def test_the_copied_code_of_an_edit_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
     editing(page, site)
@@ -465,6 +466,7 @@ def test_what_lies_beyond_the_edges_is_a_part_drawn_anew_too(page: Any, site: Ru
     assert site.api.asked[1]["strength"] == "0.9"
 
 
+@pytest.mark.costly(turns=3)
 @browser_only
 def test_the_copied_code_of_a_part_drawn_anew_sends_the_mask(page: Any, site: Running, tmp_path: Path) -> None:
     editing(page, site, masks=True)
@@ -643,6 +645,7 @@ def run_copied(page: Any, folder: Path) -> None:
         page.get_by_text("Copied").wait_for(state="hidden")
 
 
+@pytest.mark.costly(turns=3)
 @browser_only
 def test_the_copied_code_of_a_video_from_pictures_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
     filming(page, site, tmp_path)
@@ -686,6 +689,7 @@ def test_a_video_is_made_of_a_video_that_was_dropped_or_of_one_from_the_gallery(
     expect(page.locator("#sources")).to_be_hidden()
 
 
+@pytest.mark.costly(turns=3)
 @browser_only
 def test_the_copied_code_of_a_video_from_a_video_works_as_pasted(page: Any, site: Running, tmp_path: Path) -> None:
     site.api.capabilities = REELS

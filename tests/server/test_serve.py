@@ -58,6 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
         yield found
 
 
+@pytest.mark.costly
 def test_an_admin_plane_that_takes_a_free_port_tells_which(server: WholeServer) -> None:
     [url] = re.findall(r"omnimuse: the admin plane is at (http://127\.0\.0\.1:[1-9]\d*)\n", server.text)
     with urllib.request.urlopen(f"{url}/admin/status", timeout=30) as answer:
@@ -237,6 +238,7 @@ def begin_slowly(server: WholeServer) -> tuple[threading.Thread, list[Answer]]:
     return drawing, answers
 
 
+@pytest.mark.costly(turns=3)
 def test_a_drain_finishes_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
     with WholeServer(tmp_path, faults=SLOWLY) as server:
         server.wait_ready()
@@ -277,6 +279,7 @@ HELD = (
 """Nothing, half a head, a request that was answered, half a body."""
 
 
+@pytest.mark.costly(turns=3)
 def test_an_idle_server_ends_at_once_and_closes_connections_that_are_held_open(tmp_path: Path) -> None:
     """Without the time that what is in progress would get."""
     with WholeServer(tmp_path, "--drain-timeout", "100000") as server, ExitStack() as held:

@@ -29,13 +29,18 @@ from tests.compat.scripts import openai_multimodal_client
 from tests.server.browser import browser_only, browsing, expect, opened
 from tests.server.pooled import ALOUD, asked_by_client
 
+pytestmark = pytest.mark.costly("aloud over HTTP", turns=3)
+
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "seed": 4}
 TEXT = {"type": "text", "text": "what is this"}
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(qwen3_omni, id="3"), pytest.param(qwen25_omni, id="2.5", marks=pytest.mark.crossed("aloud"))],
+    params=[
+        pytest.param(qwen3_omni, id="3"),
+        pytest.param(qwen25_omni, id="2.5", marks=pytest.mark.costly("aloud 2.5")),
+    ],
 )
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Path = request.param.build(tmp_path_factory.mktemp("aloud") / "tiny")

@@ -28,6 +28,8 @@ from tests.checkpoints.wishes import chord
 from tests.server.whole_server import WholeServer
 from tests.unit.media.test_track import recorded
 
+pytestmark = pytest.mark.costly("voices over HTTP", turns=3)
+
 SPEECH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
 HOP, RATE = 24, 24_000
 ASKED = {"input": "a star", "seed": 8, "max_new_tokens": 12, "language": "english", "response_format": "pcm"}

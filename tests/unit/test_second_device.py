@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.worker.clock import Share
@@ -63,6 +64,13 @@ def test_what_keys_weigh_is_told_there_as_on_the_cpu(device: SecondDevice) -> No
     found = Sdpa().weigh(*(each.to(ELSEWHERE, non_blocking=True) for each in plain))
     assert not device.waits
     assert all(torch.equal(there.cpu(), here) for there, here in zip(found, Sdpa().weigh(*plain), strict=True))
+
+
+def test_torch_makes_flex_attention_for_no_label_but_those_it_knows(there: Tensor) -> None:
+    """So what lies around it is tried without it (`tests/invariants/test_device.py`)."""
+    x = there.view(1, 2, 1, 3)
+    with pytest.raises(ValueError, match=r"FlexAttention is only supported on .*CUDA.*lazy"):
+        flex_attention(x, x, x)
 
 
 @pytest.mark.parametrize("mode", [True, False])

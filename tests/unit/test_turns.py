@@ -14,7 +14,7 @@ import pytest
 from omnimuse.models import REGISTRY
 from tests import turns
 from tests.checkpoints.families import FAMILIES
-from tests.turns import OFTEN, TURNS, Unit, comes_often, on_turn, turn_of
+from tests.turns import OFTEN, TURNS, Unit, comes_often, in_turns, on_turn, turn_of
 
 SETTINGS = """
 [tool.pytest.ini_options]
@@ -25,6 +25,18 @@ TESTS = """
 import pytest
 
 def test_always(): pass
+
+@pytest.mark.costly(turns=3)
+@pytest.mark.parametrize("x", range(60))
+def test_in_three(x): pass
+
+@pytest.mark.crossed(turns=3)
+@pytest.mark.parametrize("family", ["ZImagePipeline", *map(str, range(60))])
+def test_by_family(family): pass
+
+@pytest.mark.crossed(turns=3)
+@pytest.mark.parametrize("family", ["ZImagePipeline", *map(str, range(60))])
+def test_of_the_same_families(family): pass
 
 @pytest.mark.crossed
 @pytest.mark.parametrize("x", range(60))
@@ -109,22 +121,35 @@ def test_a_run_of_everything_takes_a_part_of_them_and_any_other_takes_all(projec
     assert taken["test_always"] == 1
     assert 0 < taken["test_crossed"] < 60 and 0 < taken["test_slow"] < 60
     assert taken["test_together"] in (0, 60) and 0 < taken["test_costly"] < 60
-    assert taken["test_comes_often"] == 20
+    assert taken["test_comes_often"] == taken["test_in_three"] == 20
+    assert taken["test_by_family"] == 21, "one family of each medium is among them always"
     many = ["test_crossed", "test_together", "test_costly", "test_comes_often", "test_slow"]
-    everything = {"test_always": 1} | dict.fromkeys(many, 60)
+    everything = {"test_always": 1} | dict.fromkeys([*many, "test_in_three"], 60)
+    everything |= dict.fromkeys(["test_by_family", "test_of_the_same_families"], 61)
     assert counted(collected(project, "--all")) == counted(collected(project, "some/test_some.py")) == everything
 
 
 def test_who_names_a_turn_gets_it_of_named_files_too(project: Path) -> None:
     turns_of_it = [collected(project, "--turn", str(number), "some/test_some.py") for number in (1, 2)]
     assert turns_of_it[0] != turns_of_it[1]
+    families = [
+        {test.partition("[")[2] for test in turns_of_it[0] if test.startswith(name)} for name in ("test_by", "test_of")
+    ]
+    assert families[0] == families[1] and "ZImagePipeline]" in families[0]
     for taken in map(counted, turns_of_it):
         assert taken["test_always"] == 1 and 0 < taken["test_crossed"] < 30
 
 
+def test_of_what_is_done_with_many_one_is_always_among_them_and_the_others_have_turns() -> None:
+    found = [(each.id, [mark.kwargs["turns"] for mark in each.marks]) for each in in_turns(["a", "b"], "a", str, 4)]
+    assert found == [("a", []), ("b", [4])]
+    with pytest.raises(AssertionError, match="c is none of them"):
+        in_turns(["a", "b"], "c", str)
+
+
 def test_a_parameter_that_is_costly_by_itself_has_its_turn_apart_from_the_others_of_its_test(project: Path) -> None:
     (project / "some" / "test_some.py").write_text(APART)
-    units = [Unit("costly", name, TURNS) for name in ("one", "another")]
+    units = [Unit(f"costly, one in {TURNS}", name, TURNS) for name in ("one", "another")]
     numbers = [turn + 1 for unit in units for turn in range(TURNS) if unit in on_turn(units, turn)]
     assert [collected(project, "--turn", str(number)) for number in numbers] == [
         {"test_apart[here]"},

@@ -22,7 +22,7 @@ from omnimuse.compat.contract.make import shared_tiles
 from omnimuse.compat.contract.offloaded import Passed
 from omnimuse.compat.contract.origins import Origins
 from omnimuse.compat.contract.packed import NETWORKS, pack
-from omnimuse.compat.contract.passes import room_for, transform
+from omnimuse.compat.contract.passes import refuse_whole_weights, room_for, transform
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.tokens import attend_across
 from omnimuse.compat.diffusers.read import read_component
@@ -36,7 +36,6 @@ from omnimuse.compat.sglang.runtime.pipelines_core.stages.base import PipelineSt
 from omnimuse.compat.sglang.runtime.pipelines_core.stages.denoising import DenoisingStage
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
 from omnimuse.compat.sglang.utils import PRECISION_TO_TYPE
-from omnimuse.compat.vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.autoencoder_kl import shared_out
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.config import Choice
@@ -110,7 +109,7 @@ def make(entry: Entry, place: Place) -> Composed:
         told = dict.fromkeys(networks, renaming_of(config.dit_config))
         tiled = _tiles(parts, place.config.parallel.vae_tiles)
         wearing = wardrobe(parts, place.checkpoint, origins, frozenset((PIPELINE, NETWORK)), told)
-        packed = pack(dict(parts), place.config)
+        packed = pack(dict(parts), place.config, place.device)
         extracted = by_extractor(place.config.cache)
         packed += extract(networks, place.config, own_loop=False) if extracted else []
         around = replace(place, config=replace(place.config, cache=CacheConfig())) if extracted else place
@@ -142,12 +141,8 @@ def refuse_ranks(
             f"cfg={parallel.cfg} cannot be: the denoising stage of {name} puts both predictions together itself; leave "
             "it out"
         )
-    shared = (part for each in modules.values() if isinstance(each, nn.Module) for part in each.modules())
-    if parallel.tensor > 1 and not any(isinstance(part, ColumnParallelLinear | RowParallelLinear) for part in shared):
-        raise ConfigError(
-            f"tensor={parallel.tensor} cannot be: no network of {name} has layers that ranks share; build it of the "
-            "guide's linear layers, or leave it out"
-        )
+    parts = nn.ModuleDict({key: each for key, each in modules.items() if isinstance(each, nn.Module)})
+    refuse_whole_weights(name, parts, parallel.tensor)
 
 
 def refuse_shared_tokens(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -18,10 +18,11 @@ from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.extracted import by_extractor, extract
 from omnimuse.compat.contract.offloaded import Passed
 from omnimuse.compat.contract.packed import pack
-from omnimuse.compat.contract.passes import room_for, transform
+from omnimuse.compat.contract.passes import refuse_whole_weights, room_for, transform
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
-from omnimuse.compat.contract.weights import fill
+from omnimuse.compat.contract.weights import fill, sourced
+from omnimuse.compat.diffusers.read import packed_in, taken_for_floats
 from omnimuse.compat.diffusers.stepcache import FITS, settings
 from omnimuse.compat.door import Place, Wardrobe
 from omnimuse.compat.vllm_omni.diffusion.cache.cache_dit_backend import CacheDiTBackend
@@ -32,6 +33,7 @@ from omnimuse.compat.vllm_omni.diffusion.data import (
     TransformerConfig,
 )
 from omnimuse.compat.vllm_omni.diffusion.distributed.autoencoders.distributed_vae_executor import DistributedVaeMixin
+from omnimuse.compat.vllm_omni.diffusion.distributed.cfg_parallel import CFGParallelMixin
 from omnimuse.core.caches import CacheConfig, completed
 from omnimuse.core.config import Choice, Config, ParallelConfig
 from omnimuse.core.errors import ConfigError, ModelError
@@ -71,17 +73,19 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     surroundings = Surroundings(place.device, place.dtype, place.mesh, config)
     cls = entry.imported(entry.name)
     with within(surroundings), quiet("diffusers"), quiet("transformers"):
-        with _default_dtype(place.dtype), room_for(place):
-            pipe = cls(od_config=config, prefix="")
+        pipe = _made(cls, entry.name, config, place)
         if not isinstance(pipe, nn.Module):
             raise ModelError(f"{entry.module}:{entry.name} makes a {type(pipe).__name__}, and no torch module")
         origins = fill(pipe, entry.name)
+        if own := sorted(set(taken_for_floats(place.checkpoint)) - sourced(pipe)):
+            raise ModelError(_codes(entry.name, own))
         before, after = (
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
         )
     pipe.eval().requires_grad_(False)
+    refuse_ranks(entry.name, pipe, place.config.parallel)
     wearing = wardrobe(pipe, place.checkpoint, [origins], frozenset((PIPELINE, NETWORK)))
-    packed = pack(dict(pipe.named_children()), place.config)
+    packed = pack(dict(pipe.named_children()), place.config, place.device)
     steps = place.spec.foreign is not None and place.spec.foreign.shares
     extracted = by_extractor(place.config.cache)
     around = steps and not extracted  # whether a step cache goes around lists of blocks
@@ -93,6 +97,36 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
     passed.choices += [*choices, *packed, *_decoding(pipe, place), *bound]
     cached = None if steps or extracted else _cached(pipe, place, passed)
     return Live(pipe, before, after, surroundings, cached), passed, wearing
+
+
+def _made(cls: Any, name: str, config: OmniDiffusionConfig, place: Place) -> Any:
+    """The pipeline as its class makes it; ModelError where it cannot read what its files have packed."""
+    try:
+        with _default_dtype(place.dtype), room_for(place):
+            return cls(od_config=config, prefix="")
+    except ImportError as problem:
+        raise ModelError(f"{name} needs a package that is not here ({problem}); install it") from problem
+    except (OSError, ValueError, RuntimeError) as problem:
+        if packed := packed_in(place.checkpoint):
+            raise ModelError(f"{_codes(name, packed)} ({problem})") from problem
+        raise
+
+
+def _codes(name: str, components: Sequence[str]) -> str:
+    return (
+        f"the weights of {', '.join(components)} are packed, and {name} reads them by a library that does not unpack "
+        "them; let it have `weights_sources` and `load_weights`, or use the checkpoint they were made from"
+    )
+
+
+def refuse_ranks(name: str, pipe: nn.Module, parallel: ParallelConfig) -> None:
+    """ConfigError for ranks that would have nothing to share."""
+    refuse_whole_weights(name, pipe, parallel.tensor)
+    if parallel.cfg > 1 and not isinstance(pipe, CFGParallelMixin):
+        raise ConfigError(
+            f"cfg={parallel.cfg} cannot be: {name} makes both predictions itself; derive it from CFGParallelMixin, or "
+            "leave it out"
+        )
 
 
 def _cached(pipe: nn.Module, place: Place, passed: Passed) -> CacheDiTBackend | None:

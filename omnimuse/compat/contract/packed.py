@@ -16,13 +16,14 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.loader.tensors import matches, stored_tensors
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.schemes import SCHEMES, Scheme
+from omnimuse.worker.quantize import arithmetic_of, left
 
 NETWORKS = ("transformer", "transformer_2", "dit")
 """Parts of a pipeline that run at every step, which are packed if nobody says what else."""
 
 
-def pack(parts: Mapping[str, nn.Module], config: Config) -> list[Choice]:
-    """Pack what was asked for, of the `parts` of a pipeline by their names; what was packed.
+def pack(parts: Mapping[str, nn.Module], config: Config, device: torch.device) -> list[Choice]:
+    """Pack what was asked for, of the `parts` of a pipeline by their names, which run on `device`; what was packed.
 
     ConfigError for a name that is not there or has no linear layers in blocks, and for ranks that share weights.
     """
@@ -45,14 +46,15 @@ def pack(parts: Mapping[str, nn.Module], config: Config) -> list[Choice]:
         )
     choices, unused = [], set(config.quantize.skip)
     for name, scheme in chosen.items():
-        skipped = {pattern for pattern in config.quantize.skip if any(matches(path, pattern) for path in able[name])}
-        unused -= skipped
-        layers = {
-            path: layer for path, layer in able[name].items() if not any(matches(path, pattern) for pattern in skipped)
-        }
+        unused -= {pattern for pattern in unused if any(matches(path, pattern) for path in able[name])}
+        layers = left(able[name], config.quantize.skip, f"{name}={scheme}")
+        kinds = dict[torch.dtype, None]()
         for path, layer in layers.items():
-            _pack(parts[name], path, layer, SCHEMES[scheme])
-        choices.append(Choice("quantize", name, scheme, f"asked for: {len(layers)} layers, once they are read"))
+            kinds[arithmetic := arithmetic_of(device, layer.weight.dtype)] = None
+            _pack(parts[name], path, layer, SCHEMES[scheme], arithmetic)
+        told = " and ".join(str(kind).removeprefix("torch.") for kind in kinds)
+        how = f"asked for: {len(layers)} layers, once they are read, multiplied in {told}"
+        choices.append(Choice("quantize", name, scheme, how))
     if unused:
         raise ConfigError(f"quantize skip={', '.join(sorted(unused))} fits no layer that would be quantized")
     return choices
@@ -72,10 +74,10 @@ def _packable(part: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def _pack(part: nn.Module, path: str, layer: nn.Linear, scheme: Scheme) -> None:
+def _pack(part: nn.Module, path: str, layer: nn.Linear, scheme: Scheme, arithmetic: torch.dtype) -> None:
     with torch.device("meta"):
         shape = nn.Linear(layer.in_features, layer.out_features, bias=False, dtype=layer.weight.dtype)
-    packed = QuantizedLinear(shape, scheme, layer.weight.dtype)
+    packed = QuantizedLinear(shape, scheme, arithmetic)
     packed.hold({part: torch.empty_like(each, device=layer.weight.device) for part, each in packed.packed.items()})
     PackedRows(scheme, packed.packed, layer.in_features).copy_(layer.weight.detach())
     if isinstance(layer, LinearBase):

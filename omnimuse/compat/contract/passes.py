@@ -17,6 +17,8 @@ from omnimuse.compat.contract.blocks import DECLARED, ContractStack, stacked
 from omnimuse.compat.contract.offloaded import Passed, offload, planned, take_turns
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.door import Place
+from omnimuse.compat.vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from omnimuse.core.caches import KINDS, Fits
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
@@ -29,6 +31,8 @@ from omnimuse.parallel.shard import Shard, ShardRunner
 
 AWAY = "enable_layerwise_offload"
 CONDITIONS = "_hsdp_shard_conditions"
+SHARING = ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding
+"""Layers of which ranks hold a part each."""
 
 
 Sharing = Callable[[nn.Module, Mesh], list[Choice]]
@@ -70,6 +74,15 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens, pa
     if place.mesh.axis(SEQUENCE).size > 1:
         passed.choices += sharing(pipe, place.mesh)
     return passed
+
+
+def refuse_whole_weights(name: str, whole: nn.Module, ranks: int) -> None:
+    """ConfigError for ranks that would hold the same weights each."""
+    if ranks > 1 and not any(isinstance(part, SHARING) for part in whole.modules()):
+        raise ConfigError(
+            f"tensor={ranks} cannot be: no network of {name} has layers that ranks share; build it of the guide's "
+            "linear layers, or leave it out"
+        )
 
 
 def keep_parts(pipe: nn.Module, stacks: Mapping[str, ContractStack], place: Place, passed: Passed) -> None:

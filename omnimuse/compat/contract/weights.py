@@ -15,7 +15,9 @@ from omnimuse.core.errors import ModelError
 from omnimuse.loader.files import few
 from omnimuse.loader.headers import opened, stored_in
 from omnimuse.loader.resolve import resolve
+from omnimuse.loader.sources import Source
 from omnimuse.loader.weights import refuse_no_numbers
+from omnimuse.quant.packings import Rows
 
 NETWORK = "transformer"
 """The component that weights are of which lie at the root of a checkpoint."""
@@ -49,9 +51,14 @@ def fill(pipe: nn.Module, name: str) -> Origins:
     return origins
 
 
+def sourced(pipe: nn.Module) -> set[str]:
+    """The components whose weights are read here."""
+    return {source.subfolder or NETWORK for source in vars(pipe).get("weights_sources") or ()}
+
+
 def read(source: ComponentSource, origins: Origins) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a source, by its prefix and its name in the files, of which `origins` is told; one is in
-    memory at a time.
+    memory at a time. Of packed weights it is the floats that they stand for.
     """
     root = Path(source.model_or_path)
     folder = (root if root.is_dir() else resolve(source.model_or_path).path) / (source.subfolder or "")
@@ -61,6 +68,7 @@ def read(source: ComponentSource, origins: Origins) -> Iterator[tuple[str, Tenso
             continue
         with opened(path) as handle:
             for name in (name for name, each in stored.items() if each.path == path):
-                tensor = handle.get_tensor(name)
+                content = Source(handle, name, stored[name]).whole()
+                tensor = content.floats() if isinstance(content, Rows) else content
                 refuse_no_numbers(path, name, tensor)
                 yield source.prefix + name, origins.stored((source.subfolder or NETWORK, name), tensor)

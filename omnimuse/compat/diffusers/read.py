@@ -108,7 +108,12 @@ def _drawn(cls: Any, folder: Path, of_transformers: bool) -> nn.Module:
 
 
 def _stored(cls: Any, folder: Path, dtype: torch.dtype, of_transformers: bool) -> nn.Module:
-    stored_in(folder)  # refuses damaged files with their names
+    stored = stored_in(folder)  # refuses damaged files with their names
+    if any(each.parts for each in stored.values()) and not _unpacks(folder, of_transformers):
+        raise ModelError(
+            f"the weights of the {cls.__name__} in {folder} are packed, and its library would take what is stored for "
+            "floats; use the checkpoint that they were made from"
+        )
     files = weight_files(folder).paths
     chosen = {"ignore_mismatched_sizes": True} if of_transformers else {"variant": _variant(files[0])}
     try:
@@ -124,10 +129,35 @@ def _stored(cls: Any, folder: Path, dtype: torch.dtype, of_transformers: bool) -
     return module
 
 
+def _unpacks(folder: Path, of_transformers: bool) -> bool:
+    """Whether a library knows by its configuration how weights are packed, or says why it does not."""
+    said = _packing(folder)
+    return said in PACKERS or (of_transformers and said is not None)
+
+
+def packed_in(checkpoint: Checkpoint) -> list[str]:
+    """The components whose files are packed."""
+    there = [name for name in checkpoint.components if checkpoint.has_weights(name)]
+    return [name for name in there if any(each.parts for each in stored_in(checkpoint.path(name)).values())]
+
+
+def taken_for_floats(checkpoint: Checkpoint) -> list[str]:
+    """Those of them whose libraries would take what is stored for floats."""
+    libraries = {name: library for name, (library, _) in checkpoint.components.items()}
+    return [
+        name for name in packed_in(checkpoint) if not _unpacks(checkpoint.path(name), libraries[name] == "transformers")
+    ]
+
+
+def _packing(folder: Path) -> str | None:
+    """What the library that has packed weights calls itself in their configuration."""
+    said = read_json(folder / "config.json").get("quantization_config")
+    return str(said.get("quant_method")) if isinstance(said, Mapping) else None
+
+
 def _lacking(cls: Any, folder: Path, problem: ImportError) -> str:
     """What to say where a library of weights that are packed is not here; our families read theirs themselves."""
-    said = read_json(folder / "config.json").get("quantization_config")
-    packed = said.get("quant_method") if isinstance(said, Mapping) else None
+    packed = _packing(folder)
     how = f'pip install "omnimuse[{packed}]"' if packed in PACKERS else "install it"
     return f"the {cls.__name__} in {folder} needs a package that is not here ({problem}); {how}"
 

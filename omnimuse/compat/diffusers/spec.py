@@ -70,7 +70,7 @@ def refuse_features(arch: str, config: Config) -> None:
     asked = {
         "attention": (config.attention.default != "auto" or bool(config.attention.per_role), "attention backends"),
         "quantize": (bool(config.quantize.schemes), "packed weights"),
-        "offload": (config.offload.mode != "none", "offload"),
+        "offload": (config.offload.mode != "none", "weights that wait elsewhere"),
         "compile": (config.compile.mode != "none", "compiled blocks"),
         "kernels": (config.kernels.mode == "triton", "fused kernels"),
         "parallel": (config.parallel != type(config.parallel)(), "several ranks"),

@@ -64,6 +64,12 @@ def test_a_role_is_looked_for_in_all_networks_together():
         bind_all(networks, unknown, torch.device("cpu"), torch.float32)
 
 
+def test_a_backend_is_refused_where_nothing_would_attend_by_it():
+    chosen = Config(ModelConfig("toy"), attention=AttentionConfig("reference"))
+    with pytest.raises(ConfigError, match="attention=reference is not there for reader, which has its own"):
+        bind_all({"reader": nn.Linear(2, 2)}, chosen, torch.device("cpu"), torch.float32)
+
+
 def test_which_of_its_kernels_torch_takes_is_told_where_torch_chooses():
     chosen = Config(ModelConfig("toy"), attention=AttentionConfig(per_role={"self": "reference"}))
     networks = {"one": Attention(2, 8, "self"), "other": Attention(2, 8, "cross")}

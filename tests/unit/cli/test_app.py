@@ -68,6 +68,19 @@ def test_a_wrong_option_is_refused_with_the_nearest_one(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("command", "words", "said"),
     [
+        ("chat", ["m", "draw me a star"], "'draw me a star' is a word too many: beside options come MODEL. `omnimuse"),
+        ("doctor", ["me"], "'me' is a word too many: beside options come none."),
+    ],
+)
+def test_a_word_that_has_no_place_is_no_option_and_told_what_has(command: str, words: list[str], said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parser_of(command).read(words)
+    assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
         ("bench", ["--size", "2"], "--size. It is an option of `omnimuse generate`"),  # 2 is not what is measured
         ("bench", ["serve", "--size=2"], "--size. It is an option of `omnimuse generate`"),
         ("chat", ["m", "--mix", "auto"], "--mix. It is an option of `omnimuse bench`, `omnimuse simulate`"),

@@ -16,11 +16,13 @@ from PIL import Image, ImageChops
 
 from omnimuse.cache.observe import Seen
 from omnimuse.cli import main
+from omnimuse.cli.calibrate import text
 from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named, completed
-from omnimuse.engine.calibrate import Trial, best, candidates, suited
+from omnimuse.engine.calibrate import Calibration, Trial, best, candidates, suited
 from omnimuse.loader.fits import read_fits
 
 
+@pytest.mark.costly(turns=3)
 def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +38,7 @@ def test_a_calibrated_model_has_an_automatic_choice_and_draws_by_it(
     assert main([*measure, "-o", str(model / "cache.json"), "--overwrite"]) == 0
     told, fits = json.loads(capsys.readouterr().out), read_fits(model / "cache.json")
     assert told["auto"] == fits.auto != "none"
+    assert told["thresholds"] == {"teacache": fits.tea.threshold, "dbcache": fits.dbcache, "magcache": fits.magcache}
     assert len(fits.ratios) == 6
     assert [trial["choice"] for trial in told["trials"]][-len(PRESETS) :] == list(PRESETS)
     [taken] = [trial for trial in told["trials"] if trial["choice"] == fits.auto]
@@ -126,6 +129,22 @@ def test_the_choice_that_runs_the_fewest_blocks_within_the_difference_is_taken()
     fits = Fits(TeaFit((1.0, 0.0)))
     assert suited(fits, trials, 0.1) == Fits(TeaFit((1.0, 0.0), 0.2), dbcache=0.2)
     assert suited(fits, trials, 0.001).tea.threshold == 0.1
+
+
+def test_a_kind_that_skipped_nothing_keeps_its_threshold_and_people_are_told_what_is_no_finding() -> None:
+    trials = [
+        *(Trial(f"teacache,threshold={threshold}", 1.0, 0.0) for threshold in (0.7, 1.8)),
+        *(Trial(f"dbcache,threshold={threshold}", *of) for threshold, of in ((0.1, (0.9, 0.01)), (0.2, (0.8, 0.2)))),
+        Trial("magcache,threshold=0.01", 0.5, 0.3),
+    ]
+    found = suited(Fits(TeaFit((1.0,), 0.15)), trials, 0.1)
+    assert (found.tea.threshold, found.dbcache, found.magcache) == (0.15, 0.1, 0.01)
+    told = text(Calibration(replace(found, auto="none"), tuple(trials)), 0.1, None).splitlines()
+    assert told[-6:-3] == [
+        "  teacache    threshold 0.15, not measured: nothing was skipped; take more steps",
+        "  dbcache     threshold 0.1",
+        "  magcache    threshold 0.01, the lowest that was tried: it changes more than 0.1",
+    ]
 
 
 @pytest.mark.parametrize("difference", [0.02, 0.05, 0.08, 0.2])

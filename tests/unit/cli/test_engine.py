@@ -31,6 +31,15 @@ def test_without_options_everything_is_the_default() -> None:
     assert config.cache.kind == "none"
 
 
+def test_components_have_their_files_each_once() -> None:
+    config = read("--component", "transformer=a=1.gguf", "--component", "text_encoder=b.gguf")
+    assert config.model.files == {"transformer": "a=1.gguf", "text_encoder": "b.gguf"}
+    with pytest.raises(ConfigError, match=r"--component b.gguf is not understood; write NAME=FILE"):
+        read("--component", "b.gguf")
+    with pytest.raises(ConfigError, match="says twice where vae is"):
+        read("--component", "vae=a.gguf", "--component", "vae=b.gguf")
+
+
 def test_each_option_reaches_its_topic() -> None:
     words = [
         "--teacache",

@@ -77,6 +77,7 @@ def test_where_its_time_went_is_told_as_a_line_or_as_json_and_recorded(
     assert f"--profile {trace} is there already" in capsys.readouterr().err
 
 
+@pytest.mark.costly
 def test_what_is_said_is_kept_where_there_is_no_room_for_its_recording(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

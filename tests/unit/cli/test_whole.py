@@ -127,6 +127,11 @@ def test_what_the_environment_chose_is_in_the_file_which_then_counts_before_it(
         ({"prompt": "x", "engine": "fast"}, "have engine='fast', which is no set of names and values"),
         ({"prompt": "x", "num_inference_steps": "--output=x"}, "argument --steps: invalid int value"),
         ({"prompt": 7}, "have no prompt; write one"),
+        (
+            {"prompt": "x", "loras": [{"name": "night", "scale": 0.5}, {"name": "ink", "scale": 1.0}]},
+            "was drawn with adapters ('night' at 0.5, 'ink' at 1.0), which are not in it; give them with --lora",
+        ),
+        ({"prompt": "x", "loras": ["night"]}, "was drawn with adapters, which are not in it; give them with --lora"),
         ({"prompt": "x", "images": ["0123"]}, "was drawn from a picture, which is not in it; give it with --image"),
         ({"prompt": "x", "extra": {"output_type": "latent"}}, "--set output_type cannot be chosen here"),
     ],

@@ -31,7 +31,7 @@ from omnimuse.quant.blocks import BLOCKS
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.quant.packings import Rows
-from omnimuse.worker.find import our_networks
+from omnimuse.worker.find import our_components
 from tests.checkpoints import qwen_image, wan, z_image
 from tests.checkpoints.gguf_file import exact, random_blocks, usual, write
 from tests.checkpoints.single_file import Tensors, weights
@@ -147,7 +147,7 @@ def test_explain_tells_how_a_file_is_packed_and_quantize_is_refused_beside_it(
     z_image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "a.gguf", original(weights(z_image_folder / "transformer")), usual)
-    made = convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_networks()["ZImagePipeline"])
+    made = convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_components()["ZImagePipeline"])
     assert made.from_file == ("transformer",)
     assert main(["explain", str(tmp_path / "made")]) == 0
     told = " ".join(capsys.readouterr().out.split())
@@ -247,7 +247,7 @@ def test_no_number_as_a_scale_is_refused_with_the_name(z_image_folder: Path, tmp
     named["layers.0.attention.qkv.weight"] = named["layers.0.attention.qkv.weight"] * float("nan")
     with np.errstate(all="ignore"):
         file = write(tmp_path / "a.gguf", named, lambda n, t: "Q8_0" if t.ndim == 2 and "attention" in n else "F32")
-    convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=("transformer",))
+    convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_components()["ZImagePipeline"])
     assert any(each.parts for each in stored_in(tmp_path / "made" / "transformer").values())
     with pytest.raises(ModelError, match=r"numbers of layers.0.attention.to_q.weight are NaN or infinite"):
         start(Subject(z_image.FAMILIES[0], tmp_path / "made").config())

@@ -15,12 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from omnimuse.cli import main
-from omnimuse.compat.opening import PLACE, is_file, make, opened
+from omnimuse.compat.opening import PLACE, Job, filled, is_file, make, opened
 from omnimuse.compat.single_file import convert, kind_of
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.checkpoint import Checkpoint
-from tests.checkpoints import gguf_file, z_image
+from omnimuse.loader.headers import stored_in
+from omnimuse.loader.resolve import Folder
+from tests.checkpoints import gguf_file, llama_cpp, qwen3, z_image
 from tests.checkpoints.adapters import write
+from tests.checkpoints.packed import as_floats
 from tests.checkpoints.single_file import merged, weights
 
 SMALL = ("--steps", "2", "--guidance", "2", "--size", "32x32", "--seed", "3", "--dtype", "float32", "--quiet")
@@ -34,11 +37,16 @@ def hub(home: Path, repo: str, seed: int) -> Path:
     return z_image.build(place / "snapshots" / ("0" * 40), seed=seed)
 
 
-def generate(home: Path, model: Path, picture: Path) -> subprocess.CompletedProcess[str]:
+def generate(home: Path, model: Path, picture: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`omnimuse generate` in a process that knows no other hub than the cache in `home`."""
+    words = ["-m", "omnimuse", "generate", "a red circle", "-m", str(model), *SMALL, *more, "-o", str(picture)]
+    return python(home, *words)
+
+
+def python(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A process that knows no other hub."""
     env = {**os.environ, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-m", "omnimuse", "generate", "a red circle", "-m", str(model), *SMALL, "-o", str(picture)]
-    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240)
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=240)
 
 
 @pytest.mark.costly
@@ -62,6 +70,54 @@ def test_a_file_is_drawn_with_as_the_checkpoint_it_is_told_to_be_of_and_converte
     assert (folder / "text_encoder").is_symlink() and not (folder / "transformer").is_symlink()
 
 
+DRAW = """
+import sys
+from omnimuse import Omni
+
+model, transformer, encoder, picture = sys.argv[1:]
+with Omni(model, files={"transformer": transformer, "text_encoder": encoder}, dtype="float32") as omni:
+    how = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 32, "width": 32, "seed": 3}
+    omni.generate("a red circle", progress=False, **how)[0].images[0].save(picture)
+"""
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(600)
+def test_a_model_whose_network_and_encoder_are_files_draws_what_these_stand_for(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    network = gguf_file.write(tmp_path / "z.gguf", weights(z_image_folder / "transformer"), gguf_file.usual)
+    encoder = llama_cpp.write(tmp_path / "Qwen3.gguf", z_image_folder / "text_encoder")
+    floats = {
+        "transformer": gguf_file.exact(network),
+        "text_encoder": llama_cpp.stands_for(encoder, z_image_folder / "text_encoder"),
+    }
+    as_floats(z_image_folder, floats, tmp_path / "floats")
+    assert (
+        main(["generate", "a red circle", "-m", str(tmp_path / "floats"), *SMALL, "-o", str(tmp_path / "a.png")]) == 0
+    )
+    files = (f"--component=transformer={network}", f"--component=text_encoder={encoder}")
+    done = generate(tmp_path, z_image_folder, tmp_path / "b.png", *files)
+    assert done.returncode == 0, done.stderr
+    made = sorted((tmp_path / PLACE).glob("models--*/*"))
+    assert len(made) == 2
+    done = python(tmp_path, "-c", DRAW, *map(str, (z_image_folder, network, encoder, tmp_path / "c.png")))
+    assert done.returncode == 0, done.stderr
+    assert sorted((tmp_path / PLACE).glob("models--*/*")) == made, "they are converted once"
+    expected, told, called = (np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in "abc")
+    assert np.array_equal(told, called) and np.abs(told - expected).max() <= 1
+    [last] = [each for each in made if each.name.startswith("Qwen3-")]
+    stored = stored_in(last / "text_encoder")
+    assert {stored[f"layers.0.self_attn.{part}_proj.weight"].kind for part in "qkvo"} == {"Q4_0"}
+
+    with pytest.raises(ModelError, match=r"text_encoder=nothing.gguf: there is no such file"):
+        filled(Folder("z", z_image_folder, "local"), "text_encoder", "nothing.gguf", {})
+    with pytest.raises(ModelError, match=r"cannot become a Qwen3ForCausalLM: what writes or speaks"):
+        make(Job(encoder, "model", qwen3.build(tmp_path / "writer")), tmp_path / PLACE, {})
+    done = generate(tmp_path, z_image_folder, tmp_path / "d.png", f"--component=text_encoder={network}")
+    assert done.returncode and "text_encoder=" in done.stderr and not (tmp_path / "d.png").exists()
+
+
 def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
     z_image_folder: Path, foreign_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -81,21 +137,20 @@ def test_an_adapter_is_told_to_be_no_model(tmp_path: Path) -> None:
         kind_of(write(tmp_path / "a.safetensors", {"blocks.0.to_q": (4, 4)}))
 
 
-def test_a_language_model_in_the_names_of_llama_cpp_is_refused_with_what_to_use(tmp_path: Path) -> None:
+def test_a_language_model_in_the_names_of_llama_cpp_is_no_model_to_draw_with(tmp_path: Path) -> None:
     tensors = {"token_embd.weight": torch.zeros(8, 32), "blk.0.attn_q.weight": torch.zeros(32, 32)}
     file = gguf_file.write(tmp_path / "a.gguf", tensors, gguf_file.usual)
-    with pytest.raises(ModelError, match=r"has the names of llama.cpp, by which no model is read; use the folder"):
+    with pytest.raises(ModelError, match=r"names of llama.cpp, .* `-m MODEL --component text_encoder=FILE`"):
         kind_of(file)
 
 
-def test_a_text_encoder_in_the_names_of_llama_cpp_is_refused_beside_any_model(
+def test_a_text_encoder_of_an_architecture_that_is_not_read_is_refused_with_those_that_are(
     z_image_folder: Path, tmp_path: Path
 ) -> None:
     tensors = {"token_embd.weight": torch.zeros(8, 32), "enc.blk.0.attn_q.weight": torch.zeros(32, 32)}
     file = gguf_file.write(tmp_path / "t5.gguf", tensors, gguf_file.usual)
-    for read in (kind_of, lambda file: convert(file, Checkpoint(z_image_folder), tmp_path / "made", "text_encoder")):
-        with pytest.raises(ModelError, match=r"llama.cpp, .* for a text encoder .* --quantize text_encoder=int4"):
-            read(file)
+    with pytest.raises(ModelError, match=r"architecture 'tiny'; read are text encoders of t5, .* text_encoder=int4"):
+        convert(file, Checkpoint(z_image_folder), tmp_path / "made", "text_encoder")
     assert not (tmp_path / "made").exists()
 
 
@@ -110,4 +165,4 @@ def test_a_file_that_tells_nothing_is_refused_with_what_to_do_and_leaves_nothing
     assert not list((tmp_path / "cache").glob("models--*"))
     file.write_bytes(b"not a header")
     with pytest.raises(ModelError, match="cannot be read"):
-        make(file, tmp_path / "cache", {})  # as the process does that `opened` starts
+        make(Job(file), tmp_path / "cache", {})  # as the process does that `opened` starts

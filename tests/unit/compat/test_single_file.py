@@ -18,6 +18,7 @@ from omnimuse.compat.weights_file import read_file
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.headers import stored_in
+from tests.checkpoints.packed import ours_of
 from tests.checkpoints.single_file import Tensors, merged, wan, weights
 
 PREFIX = "model.diffusion_model."
@@ -91,7 +92,7 @@ def test_eight_bit_weights_stay_packed_with_their_scales_and_draw_what_they_stan
     small["scaled_fp8"] = torch.zeros(2).to(kind)
     for name, tensors in (("small", small), ("floats", floats)):
         save_file({PREFIX + key: tensor for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
-        convert(tmp_path / f"{name}.safetensors", Checkpoint(other), tmp_path / name, ours=("transformer",))
+        convert(tmp_path / f"{name}.safetensors", Checkpoint(other), tmp_path / name, ours=ours_of(Checkpoint(other)))
     stored = stored_in(tmp_path / "small" / "transformer")
     packed = {name: each.kind for name, each in stored.items() if each.parts}
     assert packed.keys() == {f"layers.0.attention.to_{part}.weight" for part in "qkv"} | {

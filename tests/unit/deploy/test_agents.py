@@ -114,6 +114,7 @@ def test_the_other_ranks_run_at_agents_and_are_started_at_another_one_when_their
     asyncio.run(main())
 
 
+@pytest.mark.costly
 def test_a_group_is_added_while_requests_wait_as_soon_as_there_is_a_seat_for_it(found: Found, tmp_path: Path) -> None:
     async def main() -> None:
         scale = Scale(1, 2, grow_after=0.3, shrink_after=0.6)
@@ -145,6 +146,7 @@ def test_a_group_of_one_rank_is_at_an_agent_whole_and_what_it_makes_comes_to_the
     asyncio.run(main())
 
 
+@pytest.mark.costly(turns=3)
 def test_a_request_in_progress_at_an_agent_that_vanishes_is_drawn_at_another_one(found: Found, tmp_path: Path) -> None:
     async def main() -> None:
         async with pool_of_agents(found, tmp_path / "spool", cfg=1) as (pool, port):

@@ -371,6 +371,7 @@ def growing(plan: PoolPlan, **changes: Any) -> PoolPlan:
     return replace(plan, config=config, scale=Scale(1, 2, grow_after=0.3, shrink_after=0.6), **changes)
 
 
+@pytest.mark.costly(turns=3)
 def test_a_worker_is_added_while_requests_wait_takes_some_of_them_over_and_ends_when_it_is_idle(
     found: Found, plan: PoolPlan
 ) -> None:
@@ -399,6 +400,7 @@ def test_a_worker_is_added_while_requests_wait_takes_some_of_them_over_and_ends_
     assert changes[:5] == [(0, 1), (1, 0), (1, 1), (2, 0), (1, 0)]
 
 
+@pytest.mark.costly
 def test_a_worker_that_was_added_and_cannot_be_started_is_given_up_and_the_others_go_on(
     found: Found, plan: PoolPlan, tmp_path: Path
 ) -> None:

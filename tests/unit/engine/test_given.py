@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -64,6 +65,7 @@ def started() -> Engine:
     )
 
 
+@pytest.mark.costly
 def test_what_was_handed_out_is_room_that_others_do_not_have_until_nobody_has_it() -> None:
     engine = started()
     request, need = known_to(engine)

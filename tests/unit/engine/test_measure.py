@@ -53,6 +53,7 @@ def test_it_is_what_torch_allocates_for_a_request_of_that_size(
     assert int(most.value) == max(int(stage.value) for stage in stages) == pytest.approx(took, rel=0.03)
 
 
+@pytest.mark.costly
 @pytest.mark.parametrize("mask", ["fast", "110101"])
 @pytest.mark.parametrize("order", [0, 3])
 @pytest.mark.parametrize(("wanted", "how"), [("320x256", FORETOLD), ("96x96", MADE)])

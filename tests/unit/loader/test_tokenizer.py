@@ -236,6 +236,7 @@ def test_the_pad_of_a_tokenizer_of_transformers_is_the_checkpoints_or_refused(fo
         assert LibraryTokenizer(inner, folder).pad
 
 
+@pytest.mark.costly
 def test_a_chat_that_a_tokenizer_of_transformers_would_write_for_ever_is_ended(tmp_path: Path) -> None:
     folder = save_plain(tmp_path / "tokenizer")
     template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")(folder)

@@ -63,6 +63,7 @@ def test_a_child_that_misbehaves_gives_no_answer_and_is_gone(script: str, troubl
 FORKS = HEARS + "\nif os.fork() == 0: {before} open({note!r}, 'w').write(str(os.getpid())); time.sleep(60)\n"
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.parametrize("leaves_its_group", [False, True])
 @pytest.mark.parametrize("then", ["os._exit(0)", "time.sleep(60)", "os.write(1, b'{\"length\": 1}\\nx')"])
 def test_a_child_that_forks_frees_its_place_in_time(tmp_path: Path, then: str, leaves_its_group: bool) -> None:

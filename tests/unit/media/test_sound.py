@@ -130,6 +130,7 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
         save_sound(Sound(np.zeros((1, 1), np.float32), 8000), tmp_path / "a.aiff", {})
 
 
+@pytest.mark.costly(turns=3)
 def test_a_long_sound_fits_every_format(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(scale=0.1, size=(2, 50 * 44100)).astype(np.float32)
     for suffix in (".flac", ".ogg", ".mp3"):

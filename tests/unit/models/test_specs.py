@@ -10,8 +10,8 @@ import pytest
 from omnimuse.core.errors import ModelError
 from omnimuse.core.registry import Registry
 from omnimuse.core.spec import Spec
+from omnimuse.loader.named import import_named
 from omnimuse.models import REGISTRY, TABLE
-from omnimuse.worker.named import import_named
 
 SPECS = REGISTRY.specs()
 

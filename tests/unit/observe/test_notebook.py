@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from omnimuse.core.output import Preview, Progress
@@ -87,6 +88,7 @@ with Omni("omnimuse/shapes") as omni:
 """
 
 
+@pytest.mark.costly(turns=3)
 def test_generate_in_a_kernel_shows_a_bar_and_looks(tmp_path: Path) -> None:
     """A kernel is what IPython says of itself; a library that says the same stands in for it."""
     package = tmp_path / "IPython"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ def decode(latents: Tensor) -> Tensor:
     return latents[:, :3].repeat_interleave(8, -1).repeat_interleave(8, -2)
 
 
+@pytest.mark.costly
 def test_beside_a_picture_that_is_made_of_tiles_there_are_two_rows_of_them() -> None:
     latents, picture, rows = torch.rand(1, 4, 128, 128), 3 * 1024**2 * 4, 2 * 22 * 3 * 64**2 * 4
     took = most_allocated(torch.device("cpu"), partial(Tiling(8, 64).decode, decode, latents))

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from omnimuse.core.config import QUANT
 from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
+from omnimuse.quant.abreast import MOST, abreast_for, laid, outputs_together
 from omnimuse.quant.codes import CODES, GROUPED, MICRO, Small
 from omnimuse.quant.grids import hold_still
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.packings import PACKINGS, WIDE_FP8, Rows
-from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Int8, Scheme, few_rows, held, own, whole_product
+from omnimuse.quant.schemes import SCHEMES, Fp8, Int4, Int8, Scheme, held, own, reading, whole_product
 from omnimuse.quant.stacked import Stacked
 from tests.checkpoints.gguf_file import random_blocks
 from tests.second_device import ELSEWHERE, SecondDevice
@@ -73,14 +74,88 @@ def test_a_token_that_is_written_is_multiplied_by_what_reads_packed_weights_once
     packed = layer("int8", weight, None)
     expected = x.float() @ packed.scheme.unpack(packed.packed).t()
     assert error(packed(x).float(), expected) < 0.005
-    assert few_rows(x, packed.scheme) == (inputs == 96)
-    assert not few_rows(x.transpose(0, 1), packed.scheme), "a prompt of 20 tokens is not written"
+    assert (reading(x, packed.scheme, any_number=True) is not None) == (inputs == 96)
+    assert reading(x, packed.scheme) is None, "many rows"
+    assert reading(x.transpose(0, 1), packed.scheme) is None, "a prompt of 20 tokens is not written"
     if inputs == 96:
         packed.heights = (4, 1)
         alone = torch.cat([packed(each[None]) for each in x])
         for count in range(1, 21):
             assert torch.equal(packed(x[:count]), alone[:count])
         assert error(alone.float(), expected) < 0.005
+
+
+FASTER = pytest.mark.skipif(not outputs_together(), reason="torch has no fast kernel for four bits on this processor")
+
+
+def abreast(packed: QuantizedLinear) -> QuantizedLinear:
+    """The same layer, laid for tokens that are written."""
+    chosen = abreast_for(packed.scheme, *packed.like().shape)
+    assert chosen is not None
+    packed.hold(laid(packed.scheme, packed.packed, chosen))
+    packed.scheme = chosen
+    return packed
+
+
+@FASTER
+@pytest.mark.parametrize(("scheme", "outputs", "inputs"), [("int4", 576, 320), ("int4-32", 64, 96), ("int4", 128, 64)])
+def test_four_bits_that_outputs_have_abreast_stand_for_the_same_in_no_more_memory(
+    scheme: str, outputs: int, inputs: int
+) -> None:
+    """But that the scale and the middle of each group are rounded to bfloat16."""
+    packed = layer(scheme, normal(outputs, inputs) + 0.5, None)
+    expected, before = packed.scheme.unpack(packed.packed), dict(packed.packed)
+    shapes = {name: (each.shape, each.dtype) for name, each in abreast(packed).packed.items()}
+    empty = packed.scheme.empty(outputs, inputs)
+    assert shapes == {name: (each.shape, each.dtype) for name, each in empty.items()}
+    found, steps = packed.scheme.unpack(packed.packed), before["weight_scale"].amax()
+    assert 0 < float((found - expected).abs().amax()) < float(steps) / 16
+    assert error(found, expected) < 2**-8
+    size = sum(part.nbytes for part in packed.parameters())
+    groups = before["weight_scale"].numel()
+    assert size == outputs * inputs / 2 + 4 * groups < sum(part.nbytes for part in before.values()), "no part is left"
+    assert packed.like().shape == (outputs, inputs) and packed.scheme.scales(packed.packed).isfinite().all()
+
+
+@FASTER
+@pytest.mark.parametrize("scheme", ["int4", "int4-32"])
+def test_tokens_that_are_written_read_four_bits_once_and_are_the_same_in_any_company(scheme: str) -> None:
+    packed, x = layer(scheme, normal(192, 512), normal(192, seed=2)), normal(MOST + 9, 1, 512, seed=1).bfloat16()
+    assert packed.bias is not None
+    expected = F.linear(x.float(), packed.scheme.unpack(packed.packed), packed.bias)
+    assert reading(x[:1], packed.scheme) is None, "two numbers in a byte are of one output"
+    abreast(packed)
+    assert reading(x[:MOST], packed.scheme) is packed.scheme and reading(x, packed.scheme) is None
+    assert reading(x[:1].float(), packed.scheme) is None, "it would round what is in float32"
+    assert error(packed(x), expected) < 0.005 and error(packed(x.float()), expected) < 0.003
+    packed.heights = (8, 1)
+    alone = torch.cat([packed(each[None]) for each in x])
+    assert error(alone, expected) < 0.005
+    for count in (2, 3, 4, 5, 7, 16, 33, 64, len(x)):
+        assert torch.equal(packed(x[-count:]), alone[-count:])
+    prompt = x[:20].transpose(0, 1)
+    assert torch.equal(packed(prompt)[:, 4:12], packed(prompt[:, 4:12].contiguous())), "in tiles of eight"
+    assert error(packed(prompt).transpose(0, 1), expected[:20]) < 0.005
+
+
+def test_four_bits_stay_as_they_are_where_the_kernel_would_not_take_them() -> None:
+    together = outputs_together() or 64
+    assert outputs_together("none of them") == 0
+    others = {"AVX512", "AVX2"} - {torch.backends.cpu.get_cpu_capability()}
+    assert all(outputs_together(kind) == 0 for kind in others), "an order that torch does not read here"
+    assert abreast_for(Int4(), together + 16, 64) is None
+    assert abreast_for(Int4(16), together, 64) is None and abreast_for(Int4(), together, 40) is None
+    assert abreast_for(Int8(), together, 64) is None
+
+
+@FASTER
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
+@pytest.mark.parametrize("shape", [(3, 1), (1, 5)])
+def test_four_bits_that_are_read_once_are_compiled_whole(shape: tuple[int, int]) -> None:
+    packed, x = abreast(layer("int4", normal(64, 128), None)), normal(*shape, 128, seed=1).bfloat16()
+    torch._dynamo.reset()
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), packed(x))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

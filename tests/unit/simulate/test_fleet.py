@@ -148,6 +148,7 @@ def test_on_pictures_and_videos_near_what_a_fleet_can_do_nearly_half_as_many_aga
     assert within(ours, 1.2, small=10, large=4, video=1) >= 1.44 * within(fifo, 1.2, small=10, large=4, video=1)
 
 
+@pytest.mark.costly(turns=3)
 def test_replicas_come_while_requests_wait_and_go_when_some_are_idle() -> None:
     rush = list(poisson(4.0, 120.0, Mix({"small": 1.0, "large": 1.0})))
     later = [Arrival(900.0, "small")]
@@ -159,6 +160,7 @@ def test_replicas_come_while_requests_wait_and_go_when_some_are_idle() -> None:
     assert least.there == pytest.approx(900.5) and most.there == pytest.approx(6 * 900.5)
 
 
+@pytest.mark.costly(turns=3)
 def test_replicas_between_bounds_serve_nearly_what_the_most_do_with_fewer_replica_seconds() -> None:
     def figures(scale: Scale) -> dict[str, float]:
         load = poisson(2.0, 600.0, Mix({"small": 1.0, "large": 1.0}))

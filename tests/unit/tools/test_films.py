@@ -55,6 +55,7 @@ def truth() -> list[Sequence[Image.Image]]:
     return [as_frames(film) for film in draw_film_truth(TASKS)]
 
 
+@pytest.mark.costly(turns=3)
 def test_true_films_pass_and_so_do_slightly_blurred_ones() -> None:
     report, _ = grade(lambda prompts, seeds: truth(), TASKS)
     assert report.right == 1.0, report.failures

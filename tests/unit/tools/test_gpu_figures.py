@@ -42,7 +42,6 @@ def test_every_network_of_a_gpu_is_measured_at_tiny_size_without_one_and_the_pag
     found = figures(file, "--requests", "1", "2", "--mode", "eager")
     cases = ("start", "32 x 1", "32 x 1 guided", "32 x 2", "32 x 2 guided", "whole 32 x 1", "decode 32")
     assert {*found} == {*itertools.product(MODELS, ("omnimuse", "diffusers"), ("eager",), cases)}
-    figures(file, "--page")
     page = file.with_suffix(".md").read_text()
     assert all(f"| {model} | {case} |" in page for model in MODELS for case in cases[1:])
     assert "no GPU" in page, "the page must say that this was none"
@@ -74,11 +73,42 @@ def test_figures_of_tiny_networks_are_not_published(
 ) -> None:
     before = PUBLISHED.read_bytes()
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--json", "docs/gpu.json"])
     with pytest.raises(SystemExit):
-        main()
+        command(monkeypatch, "--tiny", "--json", "docs/gpu.json")
     assert "docs/gpu.json has what GPUs showed of published sizes" in capsys.readouterr().err
     assert PUBLISHED.read_bytes() == before
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *given: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", *given])
+    main()
+
+
+def test_the_page_is_written_again_of_what_was_kept_on_a_machine_without_a_gpu_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = {"A GPU": {"torch": "3", "tflops": 1.0, "run": "", "rows": [], "left_out": []}}
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps(kept))
+    command(monkeypatch, "--page", "--json", str(file))
+    assert "## A GPU" in file.with_suffix(".md").read_text()
+    assert json.loads(file.read_text()) == kept
+    monkeypatch.setattr("benchmarks.gpu.PUBLISHED", tmp_path / "published.json")
+    file.rename(tmp_path / "published.json")
+    command(monkeypatch, "--page")
+    assert "## A GPU" in (tmp_path / "published.md").read_text(), "what is published, where nothing was measured here"
+
+
+@pytest.mark.parametrize("given", [(), ("--tiny",), ("--json", "absent/gpu.json")])
+def test_there_is_no_page_of_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("benchmarks.gpu.PUBLISHED", tmp_path / "published.json")
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "--page", *given)
+    assert ".json has no rows: measure first" in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
 
 
 def row_of(cell: Cell, **besides: object) -> Row:

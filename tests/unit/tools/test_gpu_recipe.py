@@ -43,6 +43,7 @@ def run_there(folder: Path, waiting: float, seconds: int) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.costly
 @pytest.mark.slow
 def test_those_that_need_a_gpu_run_but_for_what_is_compiled(tmp_path: Path) -> None:
     code, said = run_there(tmp_path, 0.1, 100)
@@ -55,3 +56,13 @@ def test_where_time_is_over_they_end_and_say_how_many_have_run(tmp_path: Path) -
     code, said = run_there(tmp_path, 300, 90)
     assert code != 0
     assert re.search(r"^1[0-6] passed", said, re.MULTILINE), said  # the next of who waits may wait, too
+
+
+def test_a_python_without_torch_is_refused_in_a_line_that_says_what_to_do(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    bare.chmod(0o755)
+    command = ["make", "-f", str(ROOT / "Makefile"), "gpu", f"GPU_PYTHON={bare}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{bare} has no torch: name a Python that has, GPU_PYTHON=" in done.stdout

@@ -52,6 +52,7 @@ def bare(tmp_path: Path, usual: dict[str, Distribution]) -> Path:
     return tmp_path
 
 
+@pytest.mark.costly
 @pytest.mark.slow
 def test_a_machine_with_torch_and_what_is_brought_begins_its_tests_and_its_figures(bare: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(bare), str(ROOT)])}

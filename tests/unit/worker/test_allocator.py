@@ -46,11 +46,13 @@ def new_pages(how: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed blocks back at once")
 def test_memory_that_was_used_needs_few_new_pages() -> None:
     assert new_pages("kept") < new_pages("given back") / 2
 
 
+@pytest.mark.costly(turns=3)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives freed blocks back at once")
 def test_explaining_that_memory_is_kept_keeps_none() -> None:
     assert new_pages("explained") > 2 * new_pages("kept")

@@ -265,6 +265,7 @@ def writing(target: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.costly
 def test_two_processes_that_pack_into_one_folder_do_not_harm_each_other_and_the_first_to_end_has_it(
     z_image_folder: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 from torch import Tensor, nn
 
+from omnimuse.compat.vllm.distributed import tensor_model_parallel_all_gather
 from omnimuse.compat.vllm.model_executor.layers.layernorm import RMSNorm
 from omnimuse.compat.vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from omnimuse.compat.vllm.model_executor.model_loader.weight_utils import default_weight_loader
@@ -118,6 +119,7 @@ class SingleTransformerBlock(nn.Module):
             attn.heads(attn.to_qkv, norms, normed[:, length:], turns[2:]),
             attn.heads(attn.to_qkv, norms, normed[:, :length], turns[:2]),
         )
+        found = tuple(tensor_model_parallel_all_gather(part) for part in found)  # what follows is whole on every rank
         mlp = nn.functional.gelu(self.proj_mlp(normed), approximate="tanh")
         x = x + gate.unsqueeze(1) * self.proj_out(torch.cat([torch.cat(found, dim=1), mlp], dim=2))
         return x[:, :length], x[:, length:]

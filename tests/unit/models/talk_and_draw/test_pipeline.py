@@ -127,6 +127,7 @@ def test_a_step_cache_skips_steps_of_the_picture_and_leaves_its_words_as_they_ar
     assert not torch.allclose(alone.tensors["image"], exact.tensors["image"], atol=1e-4)
 
 
+@pytest.mark.costly
 @pytest.mark.slow
 def test_a_second_device_skips_what_the_cpu_skips_and_waits_in_no_step_but_for_a_cache_to_decide(folder: Path) -> None:
     looking = ("teacache,threshold=1e6", "dbcache,threshold=9,warm_up=1")
