@@ -44,6 +44,10 @@ class CapacityError(OmnimuseError):
         self.retry_after = retry_after
 
 
+class AdaptersFullError(CapacityError):
+    """Adapters that requests in progress wear have the room for those that were asked for."""
+
+
 class ModelError(OmnimuseError):
     """A checkpoint is missing, unreadable, incomplete or not supported."""
 

@@ -165,7 +165,7 @@ class Station:
         self._edge.send(Close(stream))
 
     def _try_on(self, frame: TryOn) -> None:
-        from omnimuse.engine.engine import try_on
+        from omnimuse.engine.wearing import try_on
 
         try:
             try_on(self._background.engine, frame.loras)

@@ -353,8 +353,9 @@ def of_ended(report: Ended) -> Exception:
     """The error that ended a request."""
     if report.kind == errors.RequestError.__name__:
         return errors.RequestError(report.message, report.param)
-    if report.kind == errors.CapacityError.__name__:
-        return errors.CapacityError(report.message, report.retry_after)
+    for kind in (errors.CapacityError, errors.AdaptersFullError):
+        if report.kind == kind.__name__:
+            return kind(report.message, report.retry_after)
     return error_of(report.kind, report.message)
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 
 from omnimuse.core.errors import (
+    CapacityError,
     ConfigError,
     DeadlineError,
     EngineClosedError,
@@ -24,14 +25,14 @@ from omnimuse.core.errors import (
     RequestCancelled,
     RequestError,
 )
-from omnimuse.core.loras import Lora
 from omnimuse.core.output import Done, Event, Failed, Handed, is_last
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.engine.fitting import Fitting
-from omnimuse.engine.foretelling import Foretelling, NotNow, drawn
+from omnimuse.engine.foretelling import Foretelling, NotNow, Unwanted, drawn
 from omnimuse.engine.given import Given
 from omnimuse.engine.recordings import Recordings, follow_recording
 from omnimuse.engine.scheduler import FOREVER, Scheduler
+from omnimuse.engine.wearing import begins
 from omnimuse.observe.profile import Recorder
 from omnimuse.parallel.collectives import broadcast_bytes
 from omnimuse.worker.adapters import try_on_together
@@ -56,6 +57,7 @@ class Engine:
     what memory there is beside the weights, and what these take.
 
     `woken` is called when those who wait for somebody outside have something to do again, `moved` at steps untold of.
+    Who is `stopping` it waits for no small ones.
     `dead` says why nothing more will come of it, once a tick has failed as a whole.
     """
 
@@ -72,7 +74,7 @@ class Engine:
         self.governor = governor
         self.door = door
         self.clock = clock
-        self.scheduler = Scheduler(runner.config)
+        self.scheduler = Scheduler(runner.config, runner.pipeline.ctx.adapters.limit)
         self.mesh = runner.pipeline.ctx.mesh
         self.dead: EngineDeadError | None = None
         self._lock = threading.Lock()
@@ -89,6 +91,7 @@ class Engine:
         self.given = Given(runner.pipeline.ctx.device)
         self.woken: Callable[[], None] = lambda: None
         self.moved: Callable[[], None] = lambda: None
+        self.stopping = False
         for writer in runner.writers:
             writer.news = self.wake
 
@@ -285,31 +288,30 @@ class Engine:
         """
         if not plan.admit or not self.runner.hand.all:
             return plan
-        known, refused, admit = self.fitting.learnt, set[str](), list[Request]()
-        for request in plan.admit:
-            try:
-                try_on(self, self.fitting.unread(request), begins=True)
-                admit.append(self.fitting.first_way(request, self.space))
-            except RequestError as error:
-                refused.add(request.id)
-                events.append(Failed(request.id, error))
+        known = self.fitting.learnt
+        ways = {request.id: begins(self, request) for request in plan.admit}
+        admit = [way for way in ways.values() if isinstance(way, Request)]
+        refused = {id_: way for id_, way in ways.items() if not isinstance(way, Request)}
+        failed = [Failed(id_, error) for id_, error in refused.items() if not isinstance(error, CapacityError)]
+        events += failed
         with self._lock:
-            for request_id in refused:
-                self.scheduler.postpone([request_id], self.clock())  # nothing was done for it
-                self._forget(request_id)
+            self.scheduler.postpone(refused, self.clock())  # nothing was done for them
+            for event in failed:
+                self._forget(event.request_id)
             entries = self.scheduler.entries
             for way in admit:
                 entries[way.id].request = way
             together = [entry.request for entry in entries.values() if entry.active]
             kept, resting = self.scheduler.kept.all + self.given.bytes, self.scheduler.resting
-        self.fitting.learn(together, self.space.less(kept), resting)
-        if self.fitting.learnt != known:
-            late = {way.id for way in self.fitting.late(admit, together, known)}
+        settled = self.fitting.learn(together, self.space.less(kept), resting)
+        if not settled or self.fitting.learnt != known:
+            late = {way.id for way in (self.fitting.late(admit, together, known) if settled else admit)}
             self.reckon()
             with self._lock:
                 self.scheduler.postpone(late, self.clock())
-            refused, admit = refused | late, [] if late else admit
-        return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in refused))
+            admit = [] if late else admit
+        waits = ways.keys() - {way.id for way in admit}
+        return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in waits))
 
     def reckon(self) -> None:
         """Foretell what all requests take, where more is known than when they came; comes between two ticks."""
@@ -321,16 +323,32 @@ class Engine:
         """Whether `request` could be drawn. It has a name of its own then, as the one that it is tried for may be in
         progress.
         """
-        return drawn(self.alone(replace(request, id=f"{request.id}-tried"))[-1])
+        tried = replace(request, id=f"{request.id}-tried")
+        return drawn(self.alone(tried, wanted=partial(self._wanted, request.id))[-1])
 
-    def alone(self, request: Request, came: Sequence[Heard] = ()) -> list[Event]:
-        """What becomes of `request` here, of which that `came`, while everybody else waits."""
+    def _wanted(self, request_id: str) -> bool:
+        """Whether somebody waits for that request still."""
+        with self._lock:
+            entry = self.scheduler.entries.get(request_id)
+            late = entry is not None and entry.deadline <= self.clock()
+            return not (self.stopping or late or request_id in self._cancelled)
+
+    def alone(
+        self, request: Request, came: Sequence[Heard] = (), wanted: Callable[[], bool] = lambda: True
+    ) -> list[Event]:
+        """What becomes of `request` here, of which that `came`, while everybody else waits; Unwanted as soon as it is
+        not `wanted` any more.
+        """
         for heard in came:
             self.hear(heard)
         plan, events = TickPlan(admit=(request,), run=(f"{request.id}/0",)), list[Event]()
         while not any(map(is_last, events)):
+            if gone := not wanted():
+                plan = TickPlan(drop=(request.id,))
             self.tell(plan)
             execute(self.runner, plan, events, self.governor)
+            if gone:
+                raise Unwanted
             self.moved()
             plan = TickPlan(run=plan.run)
         return events
@@ -422,18 +440,6 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
     engine.foretelling.learn(request, draw)
     engine.reckon()
     return left
-
-
-def try_on(engine: Engine, loras: Sequence[Lora], *, begins: bool = False) -> None:
-    """Read what requests are to wear, before any does; comes between two ticks. RequestError for what does not fit,
-    CapacityError while others take its memory; not for who `begins` now, who is told then.
-    """
-    if not loras:
-        return
-    engine.tell(TickPlan(try_on=tuple(loras)))
-    wrong = try_on_together(engine.runner.pipeline.ctx.adapters, loras, engine.mesh)
-    if wrong is not None and (not begins or isinstance(wrong, EngineDeadError)):
-        raise wrong
 
 
 def execute(runner: Runner, plan: TickPlan, events: list[Event], governor: Governor | None) -> None:

@@ -97,13 +97,13 @@ class Extent:
 
     def _few_steps(self, request: Request, params: DiffusionParams) -> Request:
         """`request` with these parameters, in as few steps as there can be and as have its step cache remember what it
-        will, and nothing told of it meanwhile.
+        will, and nothing told of it meanwhile. It wears nothing: what is worn is counted by itself, and may be damaged.
         """
         choice = self.cache(request)
         least = max(self.limits.fixed.num_inference_steps or self.limits.min_steps, self.filling(choice))
         steps = min(params.num_inference_steps or 1, int(-(-least // (params.strength or 1.0))))
         cache = str(choice.computed(steps)) if self.usual.filling or choice.filling else None
-        params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=cache)
+        params = replace(params, num_inference_steps=steps, num_outputs_per_prompt=1, cache=cache, loras=None)
         pictures = [(picture.width, picture.height) for picture in request.images]
         extra = request.extra.brief(params, pictures, self.limits.size_multiple)
         return replace(request, params=params, extra=extra, previews=0, chunks=False, blocks=False, tried=True)

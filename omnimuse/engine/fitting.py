@@ -5,7 +5,7 @@ Asked by the engine when a request comes and when it would begin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from omnimuse.core.amounts import told_bytes
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.request import Request
-from omnimuse.engine.foretelling import Foretelling
+from omnimuse.engine.foretelling import Foretelling, Unwanted
 from omnimuse.engine.needs import NOTHING, Need
 from omnimuse.lora.adapters import Adapters
 from omnimuse.worker.room import Space
@@ -52,6 +52,7 @@ class Fitting:
         for what is refused; but if nobody knows yet what to ask for instead, it asks for nothing: small ones of its
         kind are drawn when it would begin, and then it is.
         """
+        self._adapters.refuse_too_many(loras_of(request.params.loras))
         tokens, (_, most) = self.runner.tokens(request), self.runner.remembers(request)
         ways = self.foretelling.extent.ways(request)
         if (refusal := self._refusal(request, space, self.foretelling.extent.ways)) is None:
@@ -109,17 +110,21 @@ class Fitting:
             return next(way for way in known.extent.ways(request) if self._fits(way, space))
         raise RequestError(refusal.message, refusal.param)
 
-    def learn(self, together: Sequence[Request], space: Space, resting: Need = NOTHING) -> None:
+    def learn(self, together: Sequence[Request], space: Space, resting: Need = NOTHING) -> bool:
         """Draw small ones of every kind of which nobody knows, if what is in progress `together`, each in its way,
-        might have no room beside what those need who are `resting`.
+        might have no room beside what those need who are `resting`. Whether all were drawn that somebody waits for.
         """
         known, room = self.foretelling, space.room
-        needs = (known.at_most(each, space.coming).wearing(self._wears(each)).times(each.outputs) for each in together)
+        needs = (self._dressed(known.at_most(each, space.coming), each).times(each.outputs) for each in together)
         if room is None or reduce(Need.and_of, needs, resting).most <= room:
-            return
-        for each in together:
-            if known.can_learn(each):
-                known.learn(each)
+            return True
+        try:
+            for each in together:
+                if known.can_learn(each):
+                    known.learn(each)
+        except Unwanted:
+            return False
+        return True
 
     def need(self, request: Request, space: Space) -> Need:
         """What is foretold of one output of `request`, in the first way that there is room for. Of a kind of which
@@ -130,7 +135,7 @@ class Fitting:
         way = next((way for way in ways if room is None or self._takes(way, space) <= room), ways[-1])
         tried = self.runner.hand.all and known.can_learn(way)
         need = known.needs(way, space.coming) if tried else known.at_most(way, space.coming)
-        return need.wearing(self._wears(request))
+        return self._dressed(need, request)
 
     def _fits(self, request: Request, space: Space, *, sure: bool = False) -> bool:
         kept = self.runner.config.running_bytes
@@ -145,12 +150,12 @@ class Fitting:
         known = self.foretelling
         guessed = sure or (not known.can_learn(request) and self._may_be_smaller(request))
         foretold = known.at_most(request, space.coming).most if guessed else known.takes(request, space.coming)
-        return max(self.runner.working(request, space.tokens), foretold) + sum(self._wears(request).values())
+        return max(self.runner.working(request, space.tokens), foretold) + self._dressed(NOTHING, request).most
 
     def _told(self, way: Request, space: Space) -> int:
         """What one output needs and wears, for people; 0 where the former is not known."""
         foretold = self.foretelling.takes(way, space.coming)
-        return foretold + sum(self._wears(way).values()) if foretold else 0
+        return foretold + self._dressed(NOTHING, way).most if foretold else 0
 
     @property
     def learnt(self) -> tuple[int, int]:
@@ -163,14 +168,15 @@ class Fitting:
         """
         return [] if len(together) == 1 and self.foretelling.kinds == learnt[0] else admit
 
-    def unread(self, request: Request) -> Sequence[Lora]:
-        """What it wears of which nobody knows what it takes."""
-        worn = (lora for lora in loras_of(request.params.loras) or () if lora.scale)
-        return [lora for lora in worn if not self._adapters.sizes([lora])]
+    def untried(self, request: Request) -> Sequence[Lora]:
+        """What it wears of which nobody knows what it takes; of several ranks any may have no room for it now."""
+        worn = [lora for lora in loras_of(request.params.loras) or () if lora.scale]
+        return worn if self.runner.pipeline.ctx.mesh.size > 1 else self._adapters.unread(worn)
 
-    def _wears(self, request: Request) -> Mapping[str, int]:
-        """The bytes of what it wears, by name, as far as that was read."""
-        return self._adapters.sizes(loras_of(request.params.loras))
+    def _dressed(self, need: Need, request: Request) -> Need:
+        """`need` with what `request` wears, as far as that was read."""
+        worn = loras_of(request.params.loras)
+        return need.wearing(self._adapters.sizes(worn), self._adapters.joined(worn))
 
     @property
     def _adapters(self) -> Adapters:

@@ -71,6 +71,10 @@ class NotNow(Exception):
     """Small ones could not be drawn, or nobody told what they take, for what may be over soon."""
 
 
+class Unwanted(Exception):
+    """Nobody waits any more for what small ones are drawn for: nothing is learnt of their kind."""
+
+
 def drawn(last: Event) -> bool:
     """Whether what ended with this event was drawn; NotNow where it fails for what others have."""
     if not isinstance(last, Failed):
@@ -120,7 +124,7 @@ class Foretelling:
 
     def learn(self, request: Request, draw: Callable[[Request], bool] | None = None) -> None:
         """Draw small ones of its kind (by another `draw`); where that cannot be, nothing is foretold of it, where it
-        cannot be just now, nothing for a while.
+        cannot be just now, nothing for a while. Where nobody waits for it any more, that is raised (Unwanted).
         """
         try:
             known = self._tried(request, draw or self._draw)
@@ -181,10 +185,19 @@ class Foretelling:
     def _kind(self, request: Request) -> Hashable:
         """What of a request, besides how large it is, says what it takes."""
         p = request.params
-        shown = len(request.images), len(request.videos), len(request.sounds), request.region is None
+        shown = len(request.images), len(request.videos), len(request.sounds), request.region is None, *_seen(request)
         tile, sizing = self.extent.tile(request), repr(request.extra.sizing)
         cached = self.extent.cached(request)
         return p.num_frames, p.output_type == "latent", tile, request.branches, shown, sizing, cached
+
+
+def _seen(request: Request) -> tuple[int, int]:
+    """The pixels, and the bytes of sound, that are shown: to the next power of two, as networks may be shown things in
+    their own sizes, and what small things take says nothing of large ones.
+    """
+    pictures = sum(each.width * each.height for each in request.images)
+    frames = sum(each.width * each.height * len(each.frames) for each in request.videos)
+    return (pictures + frames - 1).bit_length(), (sum(len(each.pcm) for each in request.sounds) - 1).bit_length()
 
 
 def _lines(counts: Sequence[int], small: Mapping[str, int], large: Mapping[str, int], grown: int) -> dict[str, Line]:

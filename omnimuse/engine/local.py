@@ -30,7 +30,8 @@ from omnimuse.core.output import Done, Event, Failed, Part, Result, is_last
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Recording, Request
 from omnimuse.core.spec import Limits
-from omnimuse.engine.engine import Engine, follow, try_on
+from omnimuse.engine.engine import Engine, follow
+from omnimuse.engine.wearing import try_on
 from omnimuse.media.image import to_image
 from omnimuse.media.recording import samples_of
 from omnimuse.media.sound import Sound, to_sound
@@ -43,6 +44,7 @@ from omnimuse.worker.build import Built, build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.pace import Shared
 from omnimuse.worker.place import free_bytes, held_bytes
+from omnimuse.worker.rest import Rest
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
 
@@ -82,6 +84,7 @@ def _running(config: Config, built: Built) -> tuple[Runner, Space]:
     space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise, processes=processes).within(config.host.room)
     schedule = bounded(config.schedule, built.pipeline, space, processes)
     runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
+    runner.rest = Rest(ctx.components, ctx.device, config.offload.folder)
     runner.profiled = config.contract.profile and built.pipeline.spec.library != CONTRACT  # which times its own parts
     return runner, space
 
@@ -347,7 +350,7 @@ class Background:
     def close(self) -> None:
         """Stop the thread and free the engine; requests in flight fail. Safe to call twice."""
         with self._lock:
-            self._stopping = True
+            self._stopping = self.engine.stopping = True
         self._wake.set()
         self._thread.join()
         why = "the engine was closed before the request was done; try again in a moment"

@@ -12,12 +12,14 @@ from typing import NamedTuple
 class Need(NamedTuple):
     """The bytes that an output, or several together, have at most `beside` others: in steps that are shared, and in
     between; and how many `beyond` these while one computes for itself, as texts are read and outputs are decoded one at
-    a time. What is `worn`, by its name, takes as much however many wear it.
+    a time. What is `worn`, by its name, takes as much however many wear it; of what compiled layers have `joined` for
+    one of several, they have one at a time.
     """
 
     beside: int = 0
     beyond: int = 0
     worn: Mapping[str, int] = MappingProxyType({})
+    joined: int = 0
 
     @property
     def foretold(self) -> int:
@@ -27,19 +29,20 @@ class Need(NamedTuple):
     @property
     def most(self) -> int:
         """Those that it has at once at most."""
-        return self.foretold + sum(self.worn.values())
+        return self.foretold + sum(self.worn.values()) + self.joined
 
-    def wearing(self, worn: Mapping[str, int]) -> Need:
+    def wearing(self, worn: Mapping[str, int], joined: int = 0) -> Need:
         """The same for who wears this."""
-        return self._replace(worn=worn)
+        return self._replace(worn=worn, joined=joined)
 
     def times(self, count: int) -> Need:
         """What so many need together that each need this."""
-        return Need(count * self.beside, self.beyond, self.worn)
+        return self._replace(beside=count * self.beside)
 
     def and_of(self, other: Need) -> Need:
         """What both need together."""
-        return Need(self.beside + other.beside, max(self.beyond, other.beyond), {**self.worn, **other.worn})
+        worn, joined = {**self.worn, **other.worn}, max(self.joined, other.joined)
+        return Need(self.beside + other.beside, max(self.beyond, other.beyond), worn, joined)
 
 
 NOTHING = Need()

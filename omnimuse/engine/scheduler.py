@@ -13,19 +13,18 @@ request comes after those that will be in time, and nobody joins a tick at the p
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import reduce
 
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
 from omnimuse.engine.needs import NONE, NOTHING, Kept, Need
+from omnimuse.engine.places import FOREVER, Amount, Entry, Room, States
 from omnimuse.engine.targets import Targets
 from omnimuse.worker.pace import Offer, Party, Price
-
-FOREVER = float("inf")
 
 Company = Callable[[Party, Offer], bool]
 """(states that advance, one more) -> whether it should advance with them, and not in a tick of its own."""
@@ -35,50 +34,6 @@ Cost = Callable[[str], Price | None]
 
 Waits = Callable[[str], bool]
 """(state id) -> whether it has nothing to do until something comes from another pool."""
-
-States = Callable[[str], int]
-"""(request id) -> the bytes that its states go on to take where others are computed when they are paused."""
-
-
-@dataclass(eq=False)
-class Entry:
-    """A request the scheduler knows. `tokens` is what a step of one output costs, as far as known before it starts,
-    `bytes` what one output may come to remember, `need` what one is foretold to take, nothing as long as nobody knows,
-    and `kept` what the request keeps now beside that.
-
-    `due` is when it counts as late, `left` the work still to do. `active` requests hold a place among those in
-    progress, since `placed`; `begun` ones have states, which wait on the CPU while they are not active; `held` ones are
-    paused. `ran` is how long it has held a place in all.
-    """
-
-    request: Request
-    tokens: int
-    arrival: int
-    due: float
-    left: int
-    live: list[str] = field(default_factory=list)
-    active: bool = False
-    begun: bool = False
-    held: bool = False
-    placed: float = 0.0
-    ran: float = 0.0
-    bytes: int = 0
-    need: Need = NOTHING
-    kept: Kept = NONE
-    deadline: float = field(init=False)
-    """When its result is wanted, at the latest."""
-
-    def __post_init__(self) -> None:
-        self.deadline = FOREVER if self.request.deadline is None else self.request.deadline
-
-    def needs(self, guess: Callable[[Request], Need]) -> Need:
-        """What one output needs; by a `guess` where nobody knows."""
-        return self.need if self.need.foretold else guess(self.request).wearing(self.need.worn)
-
-    @property
-    def steps(self) -> float:
-        """How many steps of all its outputs are to come."""
-        return self.left / max(1, self.tokens * len(self.live))
 
 
 @dataclass
@@ -101,10 +56,13 @@ class Pick:
 
 
 class Scheduler:
-    """Bounded queue and choice of the next tick. `now` is seconds on one clock throughout."""
+    """Bounded queue and choice of the next tick. `now` is seconds on one clock throughout. All together wear no more
+    than `wearable` bytes.
+    """
 
-    def __init__(self, config: ScheduleConfig) -> None:
+    def __init__(self, config: ScheduleConfig, wearable: float = FOREVER) -> None:
         self.config = config
+        self._wearable = wearable
         self.entries: dict[str, Entry] = {}
         self.tenants: dict[str, Tenant] = {}
         self._arrivals = 0
@@ -258,7 +216,7 @@ class Scheduler:
         waiting, fitting, content = self._waiting(), list[Entry](), set[str]()
         if not waiting:
             return fitting
-        room = Room(self.config, self._active(), self._room, self.kept, self.resting)
+        room = self._place(self._active())
         for entry in self._ordered(waiting, now):
             if not room.shared(entry):
                 content.add(entry.request.tenant)
@@ -284,7 +242,7 @@ class Scheduler:
         for entry in self._ordered(waiting, now):
             firsts.setdefault(entry.request.tenant, entry)
         for tenant, first in firsts.items():
-            room = Room(self.config, staying, self._room, self.kept, self.resting)
+            room = self._place(staying)
             order = self._ordered([*staying, first], now)
             behind = reversed(order[order.index(first) + 1 :])
             ripe = [entry for entry in behind if now - entry.placed >= self.config.slice]
@@ -295,6 +253,17 @@ class Scheduler:
                 parked += room.clear(room.fits, first, others, self._states)
                 return parked if room.fits(first) else []
         return []
+
+    def _place(self, entries: Iterable[Entry]) -> Room:
+        """What there is beside these."""
+        most = Amount(
+            self.config.max_running,
+            self.config.running_tokens or FOREVER,
+            self.config.running_bytes or FOREVER,
+            self._room,
+            wearable=self._wearable,
+        )
+        return Room(most, self.config.tenant_share, entries, self.kept, self.resting)
 
     def _parked(self, entries: list[Entry]) -> list[Entry]:
         """These, from now on."""
@@ -396,97 +365,3 @@ class Scheduler:
         owing = {other: tenant for other, tenant in self.tenants.items() if other in known or tenant.served > floor}
         before = owing.get(name, Tenant())
         self.tenants = {**owing, name: Tenant(max(before.served, floor))}
-
-
-class Room:
-    """How much is in progress, in all and of each tenant, and whether something fits beside it, what all have `kept`
-    and what those need who are `resting`.
-    """
-
-    def __init__(
-        self, config: ScheduleConfig, entries: Iterable[Entry], room: float, kept: Kept, resting: Need
-    ) -> None:
-        tokens, bytes = config.running_tokens or FOREVER, config.running_bytes or FOREVER
-        self._most = Amount(config.max_running, tokens, bytes, room)
-        self._share = self._most.part(config.tenant_share)
-        self._kept, self._parked = kept, 0
-        self._all = Amount(worn=Counter(resting.worn.items()))
-        self._tenants: dict[str, Amount] = {}
-        for entry in entries:
-            self.take(entry)
-
-    def fits(self, entry: Entry) -> bool:
-        """Whether `entry` fits; anything fits where nothing is, unless somebody has to go for that who stays there."""
-        states = self._kept.states - entry.kept.states
-        most = replace(
-            self._most,
-            bytes=self._most.bytes - states,
-            beside=self._most.beside - states - self._kept.finished,
-        )
-        return (not self._all.outputs and not self._parked) or self._all.has_room(entry, most)
-
-    def shared(self, entry: Entry) -> bool:
-        """Whether the share of its tenant has room for `entry`; anything fits where the tenant has nothing."""
-        there = self._tenants.get(entry.request.tenant, Amount())
-        return not there.outputs or there.has_room(entry, self._share)
-
-    def take(self, entry: Entry) -> None:
-        """Count `entry` in."""
-        self._all.add(entry)
-        self._tenants.setdefault(entry.request.tenant, Amount()).add(entry)
-        self._kept = self._kept._replace(states=self._kept.states - entry.kept.states)
-
-    def clear(
-        self, enough: Callable[[Entry], bool], newcomer: Entry, entries: Iterable[Entry], states: States
-    ) -> list[Entry]:
-        """Count out the first of `entries`, but for what their states keep and what they wear, until there is `enough`
-        for the newcomer; returns them.
-        """
-        left = list[Entry]()
-        for entry in entries:
-            if enough(newcomer):
-                break
-            self._all.add(entry, -1)
-            self._all.worn.update(entry.need.worn.items())
-            self._tenants[entry.request.tenant].add(entry, -1)
-            stays = states(entry.request.id)
-            self._kept = self._kept.and_of(Kept(states=stays))
-            self._parked += stays + sum(entry.need.worn.values())
-            left.append(entry)
-        return left
-
-
-@dataclass
-class Amount:
-    """Outputs, the tokens that a step of all of them costs, the bytes that they may come to remember, those that they
-    are foretold to take `beside` each other, and of each request those `beyond` while one output has them alone, and
-    what is `worn`, by how many.
-    """
-
-    outputs: float = 0.0
-    tokens: float = 0.0
-    bytes: float = 0.0
-    beside: float = 0.0
-    beyond: list[int] = field(default_factory=list)
-    worn: Counter[tuple[str, int]] = field(default_factory=Counter)
-
-    def part(self, share: float) -> Amount:
-        """A `share` of it, 0 to 1."""
-        return Amount(self.outputs * share, self.tokens * share, self.bytes * share, self.beside * share)
-
-    def add(self, entry: Entry, times: int = 1) -> None:
-        """Count the outputs of `entry`."""
-        self.outputs += times * len(entry.live)
-        self.tokens += times * len(entry.live) * entry.tokens
-        self.bytes += times * len(entry.live) * entry.bytes
-        self.beside += times * len(entry.live) * entry.need.beside
-        (self.beyond.append if times > 0 else self.beyond.remove)(entry.need.beyond)
-        self.worn.update(dict.fromkeys(entry.need.worn.items(), times))
-
-    def has_room(self, entry: Entry, most: Amount) -> bool:
-        """Whether `entry` fits in beside what is there."""
-        outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
-        held, beside = self.bytes + len(entry.live) * entry.bytes, self.beside + len(entry.live) * entry.need.beside
-        worn = {name: size for (name, size), count in self.worn.items() if count} | dict(entry.need.worn)
-        taken = beside + max([entry.need.beyond, *self.beyond]) + sum(worn.values())
-        return outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes and taken <= most.beside

@@ -52,6 +52,16 @@ class FewLinear(SteadyLinear):
             return tiled(x, self.weight, bias, self.few.heights)
         return multiplied(x[:, 0], self._weights(), bias, self.few)[:, None]
 
+    @property
+    def packed_bytes(self) -> int:
+        """What the packed weights take, made or not."""
+        return self.weight.nbytes if self.few.packed else 0
+
+    @property
+    def unmade(self) -> int:
+        """What they are going to take when they are first asked for."""
+        return self.packed_bytes if self._packed is None else 0
+
     def unpack(self) -> None:
         """Let go of the packed weights, until they are asked for."""
         self._packed = None

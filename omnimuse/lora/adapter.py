@@ -100,6 +100,12 @@ class Joined(NamedTuple):
     bias: Tensor
 
     @staticmethod
+    def bytes_of(weight: Tensor, products: Sequence[Product]) -> int:
+        """What one takes for a layer with weights like `weight` [N, K] that has these `products`."""
+        (outputs, inputs), rank = weight.shape, max(2, sum(product.rank for product in products))
+        return (rank * (inputs + outputs + 1) + outputs) * weight.dtype.itemsize
+
+    @staticmethod
     def of(weight: Tensor, worn: Sequence[tuple[Worn, Sequence[Product]]]) -> Joined:
         """For a layer with weights like `weight` [N, K], perhaps on meta, which has these products of what is worn."""
         parts = [(product, each.scale) for each, products in worn for product in products]

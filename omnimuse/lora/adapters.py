@@ -6,16 +6,16 @@ inside of `wearing`; the networks know nothing of it. Used by the engine's threa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from weakref import WeakValueDictionary
 
 from torch import nn
 
 from omnimuse.core.amounts import told_bytes
-from omnimuse.core.errors import CapacityError, RequestError
+from omnimuse.core.errors import AdaptersFullError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.lora.adapter import Adapter, Site, Worn
 from omnimuse.lora.linear import Adapted, Rack
@@ -34,6 +34,16 @@ MOST_SIZES = 1024
 
 Named = tuple[str, str]
 """A source, or the stamp of one, and the component that it is for."""
+
+
+class Size(NamedTuple):
+    """What an adapter takes in the file of this `stamp`, and its id; `joined` is what compiled layers have of it."""
+
+    stamp: str
+    id: str
+    bytes: int
+    joined: int
+
 
 Dress = Callable[[Site, Rack], None]
 """(site, rack): from now on the layer at that site wears what is on the rack."""
@@ -76,7 +86,7 @@ class Adapters:
         self._obstacle = obstacle
         self._rack = rack or Rack()
         self._known: dict[Named, tuple[Named, Adapter]] = {}  # the one asked for last is last
-        self._sizes: dict[Named, tuple[str, int]] = {}  # also of those that were let go of
+        self._sizes: dict[Named, Size] = {}  # also of those that were let go of
         self.readings = 0
         self._living: WeakValueDictionary[Named, Adapter] = WeakValueDictionary()  # by stamp: remembered, or worn
 
@@ -97,10 +107,44 @@ class Adapters:
         """All that are remembered or worn. Any thread may ask."""
         return [adapter for reference in self._living.valuerefs() if (adapter := reference()) is not None]
 
-    def sizes(self, loras: Sequence[Lora] | None) -> dict[str, int]:
-        """The bytes of each that takes part, by its id, as far as it was read. Any thread may ask."""
+    def sizes(self, loras: Iterable[Lora] | None) -> dict[str, int]:
+        """The bytes of each that takes part, by its id, as far as its file was looked at. Any thread may ask."""
         wanted = ((lora.source, lora.component) for lora in loras or () if lora.scale)
-        return dict(size for named in wanted if (size := self._sizes.get(named)) is not None)
+        return {size.id: size.bytes for named in wanted if (size := self._sizes.get(named)) is not None}
+
+    def joined(self, loras: Sequence[Lora] | None) -> int:
+        """The bytes that compiled layers take for them besides, while they are worn. Any thread may ask."""
+        wanted = ((lora.source, lora.component) for lora in loras or () if lora.scale)
+        return sum(size.joined for named in wanted if (size := self._sizes.get(named)) is not None)
+
+    def unread(self, loras: Sequence[Lora] | None) -> list[Lora]:
+        """Those that take part of which nobody knows what they take, as their files are now."""
+        return [lora for lora in loras or () if lora.scale and not self._sized(lora)]
+
+    def heed(self, loras: Sequence[Lora], sizes: Sequence[int]) -> None:
+        """Of each of `loras` whose size is known somebody else has so many bytes: it counts as the larger one."""
+        for lora, size in zip(loras, sizes, strict=True):
+            named = lora.source, lora.component
+            if (known := self._sizes.get(named)) is not None and known.bytes < size:
+                self.readings += 1
+                self._sizes[named] = known._replace(bytes=size)
+
+    def refuse_too_many(self, loras: Sequence[Lora] | None) -> None:
+        """RequestError where those that take part have no room together, as far as is known. Any thread may ask."""
+        sizes = self.sizes(lora for lora in loras or () if lora.scale and self._sized(lora))
+        if len(sizes) > 1 and (together := sum(sizes.values())) > self.limit:
+            raise RequestError(
+                f"the {len(sizes)} adapters take {told_bytes(together)} together, and adapters may take "
+                f"{told_bytes(self.limit)}; start the engine with more (--lora-memory), or wear fewer at once",
+                "loras",
+            )
+
+    def _sized(self, lora: Lora) -> bool:
+        """Whether the size of it is known as its file is now."""
+        known = self._sizes.get((lora.source, lora.component))
+        with suppress(RequestError):  # whoever reads it tells why
+            return known is not None and known.stamp == self._stamp(lora.source)
+        return False
 
     def within(self, most: int, worn: Container[Adapter]) -> None:
         """Remember no more than `most` bytes beside what is `worn`: the one that was not asked for the longest goes
@@ -108,7 +152,9 @@ class Adapters:
         """
         idle = [(named, adapter) for named, (_, adapter) in self._known.items() if adapter not in worn]
         left = sum({adapter.id: adapter.nbytes for _, adapter in idle}.values())
-        if idle and left > most:  # else there is nothing to let go of, and what is worn would be joined anew
+        if (
+            idle and left + self._rack.nbytes > most
+        ):  # else there is nothing to let go of, and what is worn would be joined anew
             self._rack.forget()
         for named, adapter in idle:
             if left <= most:
@@ -124,12 +170,13 @@ class Adapters:
     def fetch(self, loras: Sequence[Lora] | None) -> tuple[Worn, ...]:
         """What a request wears that asks for `loras`; those at scale 0 it does without.
 
-        RequestError for an adapter that cannot be read or does not fit; CapacityError while others take its memory.
+        RequestError for an adapter that cannot be read or does not fit; AdaptersFullError while others take its memory.
         """
         wanted = [lora for lora in loras or () if lora.scale]
         if wanted and self._obstacle:
             raise RequestError(f"loras cannot be worn: {self._obstacle}", "loras")
-        worn = tuple(Worn(self._get(lora), lora.scale) for lora in wanted)
+        self.refuse_too_many(wanted)
+        worn = tuple(Worn(self._get(lora, wanted), lora.scale) for lora in wanted)
         first = dict[str, str]()
         for lora, each in zip(wanted, worn, strict=True):
             other = first.setdefault(each.adapter.id, lora.source)
@@ -154,45 +201,47 @@ class Adapters:
         finally:
             self._rack.worn = before
 
-    def _get(self, lora: Lora) -> Adapter:
+    def _get(self, lora: Lora, wanted: Sequence[Lora]) -> Adapter:
+        """The adapter that `lora` names, of all that are `wanted` together."""
         named = lora.source, lora.component
         stamp = self._stamp(lora.source), lora.component
         known = self._known.pop(named, None)
         if known is None or known[0] != stamp:
             known = None  # what the file was before is let go of first
             same = self._living.get(stamp)
-            known = stamp, same or self._make(named, stamp)
-        if (size := self._sizes.get(named)) is None or size[0] != known[1].id:
-            self._size_up(named, known[1])
+            known = stamp, same or self._read(*named, partial(self._make_room_for, named, stamp[0], wanted))
+            self._size_up(named, stamp[0], known[1])
+            for site in known[1].products if same is None else ():
+                self._dress(site, self._rack)
+            self._living[stamp] = known[1]
         self._known[named] = known
         return known[1]
 
-    def _size_up(self, named: Named, adapter: Adapter) -> None:
-        """Know what it takes; compiled layers have it a second time, joined."""
+    def _size_up(self, named: Named, stamp: str, adapter: Adapter) -> None:
+        """Know what it takes."""
+        size = Size(stamp, adapter.id, adapter.nbytes, self._rack.joined_bytes(adapter.products))
+        if (known := self._sizes.get(named)) is not None and known[:2] == size[:2]:
+            return
         self.readings += 1
-        self._sizes[named] = adapter.id, adapter.nbytes * (2 if self._rack.compiled else 1)
+        self._sizes[named] = size
         if len(self._sizes) > MOST_SIZES:
             del self._sizes[next(iter(self._sizes))]
 
-    def _make(self, named: Named, stamp: Named) -> Adapter:
-        """The adapter there, for which there is room before it is read; layers that it is for are dressed."""
-        adapter = self._living[stamp] = self._read(*named, partial(self._make_room_for, named[0]))
-        for site in adapter.products:
-            self._dress(site, self._rack)
-        return adapter
-
-    def _make_room_for(self, source: str, planned: Adapter) -> None:
-        size = planned.nbytes
+    def _make_room_for(self, named: Named, stamp: str, wanted: Sequence[Lora], planned: Adapter) -> None:
+        """Let go of others for what is `planned` and all that are `wanted` with it, whose size is known from now on."""
+        self._size_up(named, stamp, planned)
+        source, size = named[0], planned.nbytes
         if size > self.limit:
             raise RequestError(
                 f"{source} takes {told_bytes(size)}, and adapters may take {told_bytes(self.limit)}; start the "
                 "engine with more (--lora-memory), or use an adapter of a lower rank, or without whole differences",
                 "loras",
             )
+        self.refuse_too_many(wanted)
         while self.nbytes + size > self.limit and self._known:
             del self._known[next(iter(self._known))]
         if (taken := self.nbytes) + size > self.limit:
-            raise CapacityError(
+            raise AdaptersFullError(
                 f"{source} takes {told_bytes(size)}, and those of requests in progress {told_bytes(taken)} of "
                 f"{told_bytes(self.limit)}; try again when they are done",
                 retry_after=1.0,

@@ -13,24 +13,35 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from omnimuse.lora.adapter import Joined, Site, Worn
+from omnimuse.lora.adapter import Joined, Product, Site, Worn
 
 
 class Rack:
     """What the layers of one engine's networks wear at this moment: nothing, outside of `Adapters.wearing`.
 
     `compiled` are those of compiled blocks. What these wear is `joined` while they run, one product for each, so that
-    the compiled code is the same for every set of adapters.
+    the compiled code is the same for every set of adapters; but where it `joins` none, as such requests run past it.
     """
 
     def __init__(self) -> None:
         self.worn: tuple[Worn, ...] = ()
         self.compiled: dict[Site, Adapted] = {}
+        self.joins = True
         self._last: tuple[tuple[tuple[str, float], ...], Mapping[Site, Joined]] = ((), {})
 
     def full(self) -> bool:
         """Whether there is anything."""
         return bool(self.worn)
+
+    def joined_bytes(self, products: Mapping[Site, Sequence[Product]]) -> int:
+        """What these take joined in all compiled layers: also in those that have none of them."""
+        layers = self.compiled.items() if self.joins else ()
+        return sum(Joined.bytes_of(layer.like, products.get(site, ())) for site, layer in layers)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the last set that was joined."""
+        return sum(tensor.nbytes for joined in self._last[1].values() for tensor in joined)
 
     def forget(self) -> None:
         """Let go of the last set that was joined."""
@@ -111,10 +122,15 @@ class Adapted(nn.Module):
         """The bias of the layer itself."""
         return self.base.bias
 
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the shape and format of its weights, perhaps on meta."""
+        like: Tensor = self.base.like() if isinstance(self.base, Packed) else self.weight
+        return like
+
     def join(self, worn: Sequence[Worn]) -> Joined:
         """The product of all that is worn here, of rank 2 at the least, which the compiler takes for any rank."""
-        like = self.base.like() if isinstance(self.base, Packed) else self.weight
-        return Joined.of(like, [(each, each.adapter.products.get(self.peg.site, ())) for each in worn])
+        return Joined.of(self.like, [(each, each.adapter.products.get(self.peg.site, ())) for each in worn])
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x)

@@ -55,6 +55,13 @@ class Residency(Mapping[str, Any]):
             if parcel.inside:
                 parcel.leave()
 
+    def forgo(self) -> None:
+        """What came ahead of its turn leaves, for room; it comes in again when it is asked for."""
+        self._expected = ()
+        for parcel in self._parcels.values():
+            if not parcel.inside:
+                parcel.store.drop(parcel.arena)
+
     @property
     def moves(self) -> bool:
         """Whether any component takes turns with others."""

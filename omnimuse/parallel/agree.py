@@ -8,6 +8,7 @@ only that request is over; if not, or if nobody answers in time, the engine is, 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -67,6 +68,18 @@ def said_by_all(mesh: Mesh, said: str) -> list[str]:
     every = [torch.empty_like(here) for _ in range(mesh.size)]
     dist.all_gather(every, here, group=control)
     return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in every]
+
+
+def most_of_all(mesh: Mesh, numbers: Sequence[int]) -> list[int]:
+    """The largest that any rank has of each of these numbers; EngineDeadError if one is gone."""
+    if mesh.size == 1:
+        return [int(number) for number in numbers]
+    most = torch.tensor([int(number) for number in numbers])
+    try:
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=mesh.axis(ALL).control)
+    except RuntimeError as error:
+        raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
+    return [int(number) for number in most]
 
 
 def trouble_of_all(mesh: Mesh, failure: Exception | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from omnimuse.compat.door import Wardrobe
-from omnimuse.core.errors import OmnimuseError, RequestError
+from omnimuse.core.errors import AdaptersFullError, CapacityError, OmnimuseError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.core.plans import Slices
 from omnimuse.layers.network import Network
@@ -22,7 +22,7 @@ from omnimuse.loader.named import import_named, rules_of
 from omnimuse.loader.sites import Sites
 from omnimuse.lora.adapters import Adapters, adapt
 from omnimuse.lora.linear import Adapted
-from omnimuse.parallel.agree import trouble_of_all
+from omnimuse.parallel.agree import most_of_all, trouble_of_all
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.parallel.tensor import GatheredLinear, Gathering, SummedLinear
 from omnimuse.quant.linear import QuantizedLinear
@@ -88,7 +88,9 @@ def adapters_of(under: Build) -> Adapters:
 
 
 def try_on_together(adapters: Adapters, loras: Sequence[Lora], mesh: Mesh) -> OmnimuseError | None:
-    """Read what requests are to wear, on every rank; why they cannot, if any rank says so, here before others."""
+    """Read what requests are to wear, on every rank; why they cannot, if any rank says so, here before others. Each is
+    as large as on the rank that has most of it.
+    """
     failure: Exception | None = None
     try:
         adapters.fetch(loras)
@@ -96,7 +98,12 @@ def try_on_together(adapters: Adapters, loras: Sequence[Lora], mesh: Mesh) -> Om
         failure = error
     found = None if failure is None else settle(failure, "reading adapters")
     wrong = trouble_of_all(mesh, found)
-    return RequestError(wrong, "loras") if wrong and found is None else found
+    own = [next(iter(adapters.sizes([lora]).values()), 0) for lora in loras]
+    refused, *sizes = most_of_all(mesh, [found is not None and not isinstance(found, CapacityError), *own])
+    adapters.heed(loras, sizes)
+    if not wrong or (found is not None and refused == (not isinstance(found, CapacityError))):
+        return found
+    return RequestError(wrong, "loras") if refused else AdaptersFullError(wrong, retry_after=1.0)
 
 
 def _of_others(under: Build, wardrobe: Wardrobe) -> Adapters:
@@ -139,8 +146,9 @@ def _absent(under: Build, name: str, module: nn.Module) -> set[str]:
 
 def _dress(under: Build) -> None:
     """Every linear layer of compiled blocks can wear adapters from the start: what is compiled would be compiled once
-    more where its layers change.
+    more where its layers change. On several ranks who wears something runs past it.
     """
+    under.wearing.rack.joins = under.mesh.size == 1
     for name, network in under.compiling.items():
         blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
         inside = {part for block in blocks for part in block.modules()}

@@ -169,6 +169,7 @@ class Forwards:
             return
         short = isinstance(failure, MemoryShortageError)
         if short:
+            self.ctx.components.forgo()
             free_memory(self.ctx.device)
             self._narrow(rows)
         parts = _smaller(rows, short)

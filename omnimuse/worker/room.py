@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from omnimuse.layers.few import FewLinear
 from omnimuse.layers.network import Network
 from omnimuse.layers.steady import SteadyLinear
 from omnimuse.loader.tensors import stored_tensors
@@ -50,7 +51,8 @@ class Space:
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
         tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
         coming = max((brought(part, blocks[name]) for name, part in modules.items() if tokens[name]), default=0)
-        return Space(max(0, free_bytes(device, processes) - coming), coming, weights, tokens)
+        packing = sum(part.unmade for module in modules.values() for part in few_of(module))
+        return Space(max(0, free_bytes(device, processes) - coming - packing), coming, weights, tokens)
 
     def within(self, room: int | None) -> Space:
         """The same, with no more beside the weights than `room` (None: as much as there is)."""
@@ -67,8 +69,14 @@ class Space:
 
 
 def held(module: nn.Module) -> int:
-    """The bytes of its weights."""
-    return sum(tensor.nbytes for tensor, _ in stored_tensors(module).values())
+    """The bytes of its weights, those among them that are packed for few rows, made or not."""
+    stored = sum(tensor.nbytes for tensor, _ in stored_tensors(module).values())
+    return stored + sum(part.packed_bytes for part in few_of(module))
+
+
+def few_of(module: nn.Module) -> Iterable[FewLinear]:
+    """Its layers for few rows."""
+    return (part for part in module.modules() if isinstance(part, FewLinear))
 
 
 def brought(module: nn.Module, blocks: Sequence[nn.Module]) -> int:

@@ -22,8 +22,9 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.pools import Pools
-from omnimuse.engine.engine import Engine, try_on
+from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
+from omnimuse.engine.wearing import try_on
 from tests.checkpoints.adapters import write
 from tests.invariants.conftest import run
 

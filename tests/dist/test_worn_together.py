@@ -13,8 +13,8 @@ import torch.distributed as dist
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ParallelConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import Lora
-from omnimuse.engine.engine import try_on
 from omnimuse.engine.local import start
+from omnimuse.engine.wearing import try_on
 from omnimuse.lora.adapter import Worn
 from omnimuse.lora.adapters import Adapters
 from tests.checkpoints import z_image
@@ -53,11 +53,19 @@ def on_rank(rank: int, folder: Path, home: Path) -> None:
     (home / "away").touch()
     with pytest.raises(RequestError, match="rank 1: RequestError: style is not there"):
         try_on(engine, [style])
+    asked = with_params(Subject(z_image.FAMILIES[0], folder).asks()[0], loras=[style])
+    with pytest.raises(RequestError, match="rank 1: RequestError: style is not there"):
+        run(engine, asked)
     (home / "away").unlink()
     with pytest.raises(RequestError, match=r"gone.safetensors is no file"):
         try_on(engine, [style, Lora(str(home / "gone.safetensors"))])
     try_on(engine, [style])
-    run(engine, with_params(Subject(z_image.FAMILIES[0], folder).asks()[0], loras=[style]))
+    run(engine, asked)
+    (home / "away").touch()  # what it takes is known by now
+    with pytest.raises(RequestError, match="rank 1: RequestError: style is not there"):
+        run(engine, asked)
+    (home / "away").unlink()
+    run(engine, asked)
     engine.close()
     (home / "whole").touch()
 

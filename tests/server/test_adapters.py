@@ -12,7 +12,7 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from omnimuse.core.errors import CapacityError, ConfigError, OmnimuseError, RequestError
+from omnimuse.core.errors import AdaptersFullError, ConfigError, OmnimuseError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.server.options import Reach, ServeOptions
 from omnimuse.server.service import Service
@@ -271,7 +271,7 @@ def test_what_cannot_be_set_is_refused_and_nothing_is_worn_or_registered(
 )
 @pytest.mark.parametrize(
     ("why", "status"),
-    [(RequestError("it has other layers", "loras"), 400), (CapacityError("it has no room", 1.0), 429)],
+    [(RequestError("it has other layers", "loras"), 400), (AdaptersFullError("it has no room", 1.0), 429)],
 )
 def test_what_no_worker_can_wear_is_refused_when_it_is_set_and_what_was_set_stays(
     tmp_path: Path, folder: Path, path: str, body: dict[str, Any], why: OmnimuseError, status: int

@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 
 import omnimuse.server
 from omnimuse.core import errors as core
+from omnimuse.deploy.process import ended
+from omnimuse.deploy.wire import of_ended
 from omnimuse.server.errors import (
     CODES,
     MAX_MESSAGE,
@@ -53,6 +55,7 @@ def subclasses(kind: type[core.OmnimuseError]) -> set[type[core.OmnimuseError]]:
         (core.DeadlineError("too late"), 504, "deadline_exceeded"),
         (DeadlineUnreachable("no time"), 503, "deadline_unreachable"),
         (core.CapacityError("full", 3.2), 429, "queue_full"),
+        (core.AdaptersFullError("worn", 1.0), 429, "adapters_full"),
         (core.PoisonError("twice"), 500, "worker_crash"),
         (core.WorkerLostError("lost"), 503, "worker_lost"),
         (core.EngineDeadError("dead"), 503, "engine_dead"),
@@ -76,6 +79,12 @@ def test_every_class_of_the_error_tree_is_told_as_something_of_its_own() -> None
     kinds = [kind for kind in subclasses(core.OmnimuseError) if kind.__module__ == core.__name__]
     internal = {kind for kind in kinds if to_api_error(kind("x")).code == "internal_error"}
     assert internal == {core.ConfigError}
+
+
+def test_what_is_full_says_in_another_process_too_when_to_come_again() -> None:
+    for kind in (core.CapacityError, core.AdaptersFullError):
+        told = of_ended(ended("a", kind("full", 3.0)))
+        assert type(told) is kind and told.retry_after == 3.0
 
 
 def test_a_request_error_names_the_field_that_is_wrong() -> None:

@@ -23,8 +23,8 @@ DOOR = Door.of(SPEC, {}, "fake")
 class Queue:
     """A scheduler whose clock stands still until it is told, and whose steps all cost what was said at first."""
 
-    def __init__(self, **limits: Any) -> None:
-        self.scheduler = Scheduler(ScheduleConfig(**limits))
+    def __init__(self, wearable: float = FOREVER, **limits: Any) -> None:
+        self.scheduler = Scheduler(ScheduleConfig(**limits), wearable)
         self.now = 0.0
         self.states: dict[str, int] = {}
 
@@ -153,6 +153,28 @@ def test_what_they_wear_who_give_up_their_places_stays_there() -> None:
     pick = queue.pick(100)
     assert (set(pick.park), pick.run) == ({"one", "other"}, ("urgent/0",))
     assert queue.scheduler.taken(lambda request: Need()) == 100
+
+
+def test_who_has_no_room_for_what_it_wears_beside_what_others_wear_waits_for_them() -> None:
+    queue = Queue(wearable=100)
+    worn = {"one": {"style": 60}, "other": {"line": 60}, "third": {"style": 60, "line": 60}}
+    for name, adapters in worn.items():
+        queue.add(name, need=Need(worn=adapters))
+    assert queue.pick().run == ("one/0",)
+    queue.scheduler.hold("one", True)
+    assert queue.pick().run == (), "what is paused goes on wearing it"
+    queue.scheduler.remove("one")
+    assert queue.pick().run == ("other/0",)
+    queue.scheduler.remove("other")
+    assert queue.pick().run == ("third/0",), "it is refused when it begins"
+
+
+def test_what_is_joined_for_several_is_there_one_at_a_time() -> None:
+    queue = Queue()
+    for name, joined in (("one", 50), ("other", 40), ("third", 50)):
+        queue.add(name, need=Need(10, 0, {"style": 20}, joined))
+    assert queue.pick(99).run == ("one/0", "other/0")
+    assert queue.scheduler.taken(lambda request: Need()) == 90
 
 
 def test_who_wears_something_and_is_of_a_kind_that_nobody_knows_is_guessed() -> None:

@@ -206,6 +206,30 @@ def test_an_adapter_that_never_has_room_is_refused_before_it_is_read(room_for: M
     assert not shelf.reads
 
 
+def test_adapters_that_never_have_room_together_are_refused_together(room_for: Make, shelf: Shelf) -> None:
+    adapters, both = room_for(1), [Lora("a"), Lora("bb")]
+    for _ in range(2):
+        with pytest.raises(RequestError, match=r"the 2 adapters take 512 bytes together, .* may take 256 bytes"):
+            adapters.fetch(both)
+    assert shelf.reads == ["a"], "and the second time none is read"
+    with pytest.raises(RequestError, match="together"):
+        adapters.refuse_too_many(both)
+    adapters.refuse_too_many([Lora("a"), Lora("bb", 0.0)])
+    shelf.versions["bb"] = 1  # what is there now may be smaller
+    adapters.refuse_too_many(both)
+    assert adapters.unread(both) == [Lora("bb")]
+
+
+def test_an_adapter_counts_as_large_as_on_the_rank_that_has_most_of_it(room_for: Make) -> None:
+    adapters, both = room_for(3), [Lora("a"), Lora("bb")]
+    adapters.fetch(both)
+    known = adapters.readings
+    adapters.heed(both, [SIZE - 1, SIZE + 1])
+    assert sorted(adapters.sizes(both).values()) == [SIZE, SIZE + 1] and adapters.readings == known + 1
+    adapters.fetch(both)
+    assert sorted(adapters.sizes(both).values()) == [SIZE, SIZE + 1]
+
+
 def test_there_is_room_for_an_adapter_before_it_is_read(room_for: Make, shelf: Shelf) -> None:
     adapters, there = room_for(1), list[int]()
     shelf.watch = lambda: there.append(adapters.nbytes)

@@ -133,6 +133,19 @@ def test_what_came_ahead_gives_its_room_to_who_is_asked_for_instead_and_to_all_w
     assert store.fetched == [0, 2, 0, 0], "who is in is not fetched again"
 
 
+def test_what_came_ahead_leaves_where_there_is_no_room_for_it_and_who_is_in_stays(
+    residency: Residency, store: Reader
+) -> None:
+    residency["denoiser"]
+    residency.expect(("decoder",))
+    store.dropped.clear()
+    residency.forgo()
+    assert store.dropped == [0, 2] and inside(residency) == ["denoiser"]
+    residency["tokenizer"]
+    assert store.ahead == [2], "and nobody is expected any more"
+    assert torch.equal(residency["decoder"].weight, torch.full((4, 4), 2.0))
+
+
 def test_who_takes_turns_does_not_stay(residency: Residency) -> None:
     assert residency.moves and [residency.stays(name) for name in ("encoder", "tokenizer")] == [False, True]
     settled = Residency({"tokenizer": "words"})

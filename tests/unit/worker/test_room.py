@@ -14,23 +14,38 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 import omnimuse
 from omnimuse.core.caches import cache_named
-from omnimuse.core.config import Config, DecodeConfig, HostConfig, ModelConfig, OffloadConfig, ScheduleConfig
-from omnimuse.core.errors import CapacityError, MemoryShortageError, RequestError
+from omnimuse.core.config import (
+    CompileConfig,
+    Config,
+    DecodeConfig,
+    HostConfig,
+    LoraConfig,
+    ModelConfig,
+    OffloadConfig,
+    ScheduleConfig,
+)
+from omnimuse.core.errors import CapacityError, DeadlineError, MemoryShortageError, RequestCancelled, RequestError
 from omnimuse.core.loras import loras_of
+from omnimuse.core.machine import memory
 from omnimuse.core.output import Event, Failed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
-from omnimuse.engine.engine import Engine, try_on, try_part
+from omnimuse.core.sources import Clip, Picture, Recording
+from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import AGAIN, Line
 from omnimuse.engine.local import bounded, finished, start
 from omnimuse.engine.needs import Need
 from omnimuse.engine.scheduler import Scheduler
+from omnimuse.engine.wearing import try_on
+from omnimuse.layers.few import Few, FewLinear
+from omnimuse.lora.adapter import Worn
+from omnimuse.lora.linear import Rack
 from omnimuse.models.bagel.spec import BagelParams
 from omnimuse.models.cogview4.spec import CogView4Params
 from omnimuse.models.glm_image.spec import GlmImageParams
@@ -40,7 +55,7 @@ from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import Recorder, allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
-from tests.checkpoints.adapters import layers_of, write
+from tests.checkpoints.adapters import layers_of, peft, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
 from tests.second_device import SecondDevice, moved
@@ -83,6 +98,107 @@ def test_what_another_process_has_of_a_gpu_is_no_room_and_what_torch_keeps_of_it
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert Space.of({}, torch.device("cuda"), torch.bfloat16).room == 10 + 8
+
+
+def test_processes_that_share_a_machine_have_each_their_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnimuse.worker.place.memory", lambda: 100)
+    monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 10)
+    rooms = [Space.of({}, torch.device("cpu"), torch.float32, processes=count).room for count in (1, 2, 20)]
+    assert rooms == [90, 40, 0]
+
+
+def test_weights_that_are_packed_when_a_token_is_written_are_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omnimuse.worker.place.memory", lambda: 2**30)
+    monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 0)
+    linear = nn.Linear(512, 256, bias=False).requires_grad_(False)
+    size, layer = linear.weight.nbytes, FewLinear(linear, (1,), Few((1,), packed=True))
+
+    def space() -> Space:
+        return Space.of({"network": layer}, torch.device("cpu"), torch.float32)
+
+    assert space().weights == {"network": (2 * size, 0)} and space().room == 2**30 - size
+    layer(torch.zeros(1, 1, 512))
+    assert space().weights == {"network": (2 * size, 0)} and space().room == 2**30, "they are of what is resident then"
+
+
+def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> None:
+    rooms = []
+    for processes in (1, 2):
+        config = replace(subject.config(), host=HostConfig(processes=processes, threads=1))
+        with contextlib.closing(start(config)) as engine:
+            assert engine.space.room is not None
+            rooms.append(engine.space.room)
+    assert rooms[1] <= rooms[0] - memory() // 3
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt", "alike", "other"),
+    [
+        ("images", Picture(32, 32, b""), Picture(30, 30, b""), Picture(64, 64, b"")),
+        ("videos", Clip(32, 32, (b"",) * 8), Clip(32, 32, (b"",) * 7), Clip(32, 32, (b"",) * 9)),
+        ("sounds", Recording(1, 1, bytes(64)), Recording(1, 1, bytes(60)), Recording(1, 1, bytes(66))),
+    ],
+)
+def test_what_is_shown_something_much_larger_is_of_another_kind(
+    subject: Subject, name: str, learnt: object, alike: object, other: object
+) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request: Any = engine.make_request(large(subject))
+        engine.foretelling.learn(replace(request, **{name: (learnt,)}), lambda small: False)
+        assert not engine.foretelling.can_learn(replace(request, **{name: (alike,)}))
+        assert engine.foretelling.can_learn(replace(request, **{name: (other,)}))
+
+
+@pytest.mark.parametrize("why", ["cancelled", "late", "stopping"])
+def test_small_ones_are_drawn_no_longer_than_somebody_waits_for_them(subject: Subject, why: str) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request = replace(engine.make_request(large(subject)), deadline=5.0)
+        engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
+        now, steps = [0.0], list[int]()
+        engine.clock = lambda: now[0]
+
+        def moved() -> None:
+            steps.append(1)
+            if why == "cancelled":
+                engine.cancel(request.id)
+            now[0], engine.stopping = (6.0 if why == "late" else 0.0), why == "stopping"
+
+        engine.moved = moved
+        engine.submit(request)
+        assert engine.tick() == [] and steps == [1]
+        assert engine.foretelling.can_learn(request) and not engine.runner.jobs, "nothing was learnt, and nobody begins"
+        ended = [event.error for event in engine.tick() if isinstance(event, Failed)] if why != "stopping" else []
+        kinds = {"cancelled": [RequestCancelled], "late": [DeadlineError], "stopping": []}
+        assert [type(error) for error in ended] == kinds[why]
+
+
+def test_while_small_ones_are_drawn_another_of_their_kind_is_not_refused_by_a_guess(subject: Subject) -> None:
+    with contextlib.closing(start(subject.config())) as engine:
+        request, came = engine.make_request(large(subject)), list[str]()
+        engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
+
+        def draw(small: Request) -> bool:
+            assert engine.foretelling.doubts(request, engine.space.room), "it is not known yet"
+            came.append(engine.submit(replace(request, id=f"other {len(came)}")))
+            return False
+
+        engine.foretelling.learn(request, draw)
+        assert came == ["other 0"]
+
+
+def test_what_cannot_be_worn_leaves_its_kind_to_be_learnt(subject: Subject, tmp_path: Path) -> None:
+    def style(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+        return peft()(name, down * 1e19, up * 1e19)
+
+    strong = write(tmp_path / "strong.safetensors", layers_of(subject.folder), style)
+    with contextlib.closing(start(subject.config())) as engine:
+        request = engine.make_request(large(subject))
+        engine.space = replace(engine.space, room=2**20 + engine.runner.working(request, engine.space.tokens))
+        for file in (str(tmp_path / "nowhere.safetensors"), str(strong)):
+            engine.submit(wearing(request, "bad", file))
+            [ended] = [event for event in drain(engine) if isinstance(event, Failed)]
+            assert isinstance(ended.error, RequestError), "small ones, which tell that it never fits, wear nothing"
+        assert engine.foretelling.knows(request)
 
 
 def test_of_kinds_without_end_the_latest_are_known(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +337,7 @@ def writes_half(self: torch.profiler.profile, path: str) -> None:
     Path(path).write_text('{"traceEvents": [')
 
 
-def has_no_room(error: Exception, request: Request, came: object = ()) -> list[Event]:
+def has_no_room(error: Exception, request: Request, came: object = (), wanted: object = None) -> list[Event]:
     return [Failed(request.id, error)]
 
 
@@ -604,7 +720,47 @@ def test_an_adapter_takes_what_torch_has_for_it_once_it_was_read(adapters: tuple
         assert engine.runner.pipeline.ctx.adapters.nbytes == 2 * size == pytest.approx(took, rel=0.01)
 
 
-@pytest.mark.costly
+def test_compiled_layers_have_what_is_worn_joined_as_foretold(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny("FluxPipeline-dev")
+    layers = {name: size for name, size in layers_of(folder).items() if ".attn." in name}
+    files = [str(write(tmp_path / f"{rank}.safetensors", layers, seed=rank, rank=rank)) for rank in (8, 16)]
+    model = ModelConfig(str(folder), dtype="float32", device="cpu")
+    with contextlib.closing(start(Config(model, compile=CompileConfig("blocks")))) as engine:
+        adapters = engine.runner.pipeline.ctx.adapters
+        for loras in (loras_of(files[:1]), loras_of(files)):
+            worn, rack = adapters.fetch(loras), adapters._rack
+            rack.forget()
+
+            def join(worn: tuple[Worn, ...] = worn, rack: Rack = rack) -> None:
+                with adapters.wearing(worn), rack.joining():
+                    pass
+
+            took = sum(bytes_ for _, bytes_ in allocated(recorded_events(join)))
+            assert rack.nbytes == pytest.approx(took, rel=0.02)
+            assert rack.nbytes <= adapters.joined(loras) < 1.2 * rack.nbytes
+            assert len(worn) > 1 or adapters.joined(loras) == rack.nbytes > 2 * adapters.nbytes, "parts are fused here"
+
+
+def test_who_has_no_room_for_what_it_wears_beside_others_waits_and_is_drawn(adapters: tuple[list[str], int]) -> None:
+    (one, other), size = adapters
+    lora, schedule = LoraConfig(memory=size * 3 // 2), ScheduleConfig(company="always")
+    with contextlib.closing(start(Config(SHAPES, lora=lora, schedule=schedule))) as engine:
+        request = engine.make_request(Ask("a red circle", replace(LARGE, width=64, height=64, num_inference_steps=3)))
+        for _ in range(2):  # of unknown sizes, and of known ones
+            pair = wearing(request, "first", one), wearing(request, "second", other)
+            assert in_company(engine, *pair) == 1, "neither failed"
+        engine.submit(wearing(request, "paused", one))
+        tick(engine)
+        engine.pause("paused")
+        engine.submit(wearing(request, "waits", other))
+        assert not any(isinstance(event, Failed) for _ in range(4) for event in engine.tick())
+        assert engine.idle, "nobody asks again and again"
+        engine.resume("paused")
+        assert in_company(engine) == 1
+        with pytest.raises(RequestError, match=r"the 2 adapters take .* together"):
+            engine.submit(wearing(request, "both", one, other))
+
+
 def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears_them(
     adapters: tuple[list[str], int],
 ) -> None:

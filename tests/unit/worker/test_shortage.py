@@ -20,7 +20,9 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.layers.network import Network
 from omnimuse.offload.residency import Residency
+from omnimuse.offload.stores import FileStore
 from omnimuse.worker.failures import settle
+from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
 
 ASK = Ask("a red circle", DiffusionParams(width=192, height=192, num_inference_steps=1, seed=3, output_type="pt"))
@@ -42,6 +44,20 @@ class Narrow(nn.Module):
         if cells.shape[-1] * cells.shape[-2] > self.room:
             raise torch.OutOfMemoryError(TORCH_SAYS)
         return self.inner.decode(cells)
+
+
+class Ahead(FileStore):
+    """A store that remembers what is on the device ahead of its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there: set[int] = set()
+
+    def read_ahead(self, arena: int) -> None:
+        self.there.add(arena)
+
+    def drop(self, arena: int) -> None:
+        self.there.discard(arena)
 
 
 WHOLE = DecodeConfig()
@@ -70,6 +86,26 @@ def draw(subject: Engine, said: tuple[str, ...] = (), ask: Ask = ASK) -> Tensor 
                 assert isinstance(event.error, MemoryShortageError)
                 return event.error
     raise AssertionError("the request never ended")
+
+
+def test_a_step_that_has_no_room_beside_what_came_ahead_of_its_turn_has_it_leave() -> None:
+    made, store, short = engine(), Ahead(), list[bool]()
+    ctx = made.runner.pipeline.ctx
+    parts = {name: ctx.components[name] for name in ctx.components}
+    parcel = written(parts["vae"], store)
+    parcel.leave()
+    subject = replace(ctx, components=Residency(parts, {"vae": parcel}))
+    [network] = [part for part in parts.values() if isinstance(part, Network)]
+
+    def crowd(*inputs: object) -> None:
+        short.append(bool(store.there))
+        if store.there:
+            raise torch.OutOfMemoryError(TORCH_SAYS)
+
+    network.register_forward_pre_hook(crowd)
+    found = draw(Engine(Runner(type(made.runner.pipeline)(subject), made.runner.config), made.door))
+    assert isinstance(found, Tensor) and torch.equal(found, draw(engine()))
+    assert short == [True, False], "the decoder came ahead of the last step, and gave way to it"
 
 
 def test_a_picture_too_large_to_decode_as_a_whole_is_decoded_in_tiles(caplog: pytest.LogCaptureFixture) -> None:
