@@ -251,23 +251,15 @@ class Omni:
 
         RequestError where no such file can be written, CapacityError within another recording of this process.
         """
-        from omnimuse.observe.profile import merge
+        from omnimuse.engine.recordings import recording
 
-        path, recordings = Path(path), self.engine.recordings
+        path = Path(path)
         check_destination(path, (".gz",))
         if not self._recorded.acquire(blocking=False):
             raise CapacityError("this engine is being recorded already; end that recording first")
         try:
-            begun = self._background.between_ticks(recordings.begin)
-            try:
-                begun.result()
-            except BaseException:  # who is interrupted does not keep it from beginning
-                self._background.between_ticks(recordings.drop)
-                raise
-            try:
+            with recording(self.engine.recordings, self._background.between_ticks, path):
                 yield
-            finally:
-                merge(self._background.between_ticks(partial(recordings.end, path)).result(), path)
         finally:
             self._recorded.release()
 

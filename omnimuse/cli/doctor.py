@@ -146,7 +146,8 @@ def examine_torch() -> Iterator[Finding]:
         )
         return
     from omnimuse.core.config import ModelConfig
-    from omnimuse.worker.place import choose_device, native_bfloat16
+    from omnimuse.layers.native import native_bfloat16
+    from omnimuse.worker.place import choose_device
 
     build = (
         f"CUDA {torch.version.cuda}"

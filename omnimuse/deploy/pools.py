@@ -35,7 +35,6 @@ from omnimuse.core.errors import (
     RequestError,
 )
 from omnimuse.core.loras import Lora
-from omnimuse.core.machine import resident
 from omnimuse.core.output import Chunk, Done, Event, Failed, Result
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.connectors import Blob
@@ -131,11 +130,6 @@ class Pools:
     def weights(self) -> dict[str, tuple[int, int]]:
         """The bytes of every component, and of its largest block."""
         return self.group.weights
-
-    @property
-    def held(self) -> int:
-        """The bytes that this process holds, which computes nothing: what those of the pools hold nobody adds up."""
-        return resident()
 
     @property
     def adapters(self) -> tuple[int, int]:

@@ -17,17 +17,16 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from omnimuse.core.config import Config
-from omnimuse.core.errors import CapacityError, ConfigError, EngineDeadError, ModelError, OmnimuseError, RequestError
+from omnimuse.core.errors import CapacityError, EngineDeadError, ModelError, OmnimuseError, RequestError
 from omnimuse.core.loras import Lora
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Chunk, Done, Event, Failed, Preview, Progress, Result
@@ -38,6 +37,7 @@ from omnimuse.deploy.faults import ALWAYS, Faults
 from omnimuse.deploy.folder import PrivateFolder
 from omnimuse.deploy.line import Line
 from omnimuse.deploy.ranks import Rank, follow
+from omnimuse.deploy.warming import warm_up
 from omnimuse.deploy.window import Window
 from omnimuse.deploy.wire import (
     Beat,
@@ -66,7 +66,6 @@ from omnimuse.deploy.wire import (
 )
 from omnimuse.observe.labels import STEPS, label_of
 from omnimuse.worker.find import find
-from omnimuse.worker.warm_up import describe, warm_up_ask
 
 if TYPE_CHECKING:
     from omnimuse.deploy.pools import Pools
@@ -81,7 +80,6 @@ COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.process")
 FINISHERS = 2
 TELL = 0.1  # seconds between two steps of a request that are told, where nobody knows of how many
 LOOK = 0.02  # seconds between looks at the memory that this process holds
-PATIENCE = 60.0  # seconds that a warm-up may take; compiling takes most of them
 
 
 @dataclass
@@ -307,13 +305,16 @@ class Worker:
         return True
 
     def _held(self) -> int:
-        """What this process held of its device a moment ago, in bytes: asked for each token, the system would be asked
-        all day.
-        """
-        assert self._background is not None
+        """What this process held a moment ago, in bytes: asked for each token, the system would be asked all day."""
         if (now := time.monotonic()) - self._looked > LOOK:
-            self._memory, self._looked = self._background.held, now
+            self._memory, self._looked = self._holds(), now
         return self._memory
+
+    def _holds(self) -> int:
+        """What it holds of its device; where pools compute, of which nobody adds up what they hold, what it has."""
+        from omnimuse.engine.local import Background
+
+        return self._background.held if isinstance(self._background, Background) else resident()
 
     def _reach_step(self, job: Job, step: int) -> None:
         try:
@@ -366,7 +367,7 @@ class Worker:
         wait(job.growing)  # the whole is told after its pieces
         timings = {**result.timings, "encode": time.perf_counter() - began}
         if self._jobs.pop(request.id, None) is not None:
-            memory = max(job.memory, self._background.held)
+            memory = max(job.memory, self._holds())
             self._line.send(Finished(request.id, files, timings, memory, remarked(result, request.blocks), texts))
             self._window.ended(request.id)
 
@@ -419,45 +420,6 @@ def build(settings: Settings) -> Engine:
 def rank_of(settings: Settings) -> Rank:
     """Which rank of which group this process is."""
     return Rank(settings.config, settings.rank, settings.ranks, settings.meeting, settings.seat, settings.seats)
-
-
-def warm_up(background: Background | Pools, wanted: str, patience: float = PATIENCE) -> None:
-    """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
-
-    What goes wrong is logged and ends nothing: a request of another size may well be drawn. But ConfigError for a
-    choice that no request can be drawn with.
-    """
-    ask = warm_up_ask(wanted, background.door)
-    if ask is None:
-        return
-    events: SimpleQueue[Event] = SimpleQueue()
-    began, request = time.monotonic(), background.make_request(ask)
-    background.submit(request, events.put)
-    last, what = _last(events, began + patience), describe(ask)
-    seconds = time.monotonic() - began
-    if isinstance(last, Done):
-        logger.info("warming up with %s, %.1f s", what, seconds)
-        return
-    if isinstance(last, Failed) and isinstance(last.error, ConfigError):
-        raise last.error
-    background.cancel(request.id)
-    why = f"failed: {last.error}" if isinstance(last, Failed) else "was stopped: it took too long"
-    logger.warning(
-        "warming up with %s, %.1f s, %s. Requests are taken all the same; "
-        "`--warm-up none` leaves it out, `--warm-up WxH` draws another size",
-        what,
-        seconds,
-        why,
-    )
-
-
-def _last(events: SimpleQueue[Event], until: float) -> Event | None:
-    """The event that ends a request, or None when it has not come by then."""
-    with suppress(Empty):
-        while not isinstance(event := events.get(timeout=max(0.0, until - time.monotonic())), Done | Failed):
-            pass
-        return event
-    return None
 
 
 def ended(request_id: str, error: BaseException) -> Ended:

@@ -264,14 +264,12 @@ class Replica:
         self.away, self.adapters = list[str](), (0, 0)
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
-        self.restarts = 0
-        self.reason = ""
+        self.restarts, self.reason = 0, ""
         self.refusal: Exception | None = None
         self._folder, self._launcher, self._changed = folder, launcher, changed
         self._life: Life | None = None
-        self._told, self._retries = "", 0
+        self._told, self._retries, self.asleep = "", 0, False
         self._lost: dict[str, int] = {}
-        self.asleep = False
         self._asked: dict[type[Answer], asyncio.Future[Any]] = {}
         self._closing = asyncio.Event()
 

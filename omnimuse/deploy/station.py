@@ -39,8 +39,9 @@ from omnimuse.deploy.frames import (
     Weighed,
 )
 from omnimuse.deploy.line import Line
-from omnimuse.deploy.process import build, ended, rank_of, warm_up
+from omnimuse.deploy.process import build, ended, rank_of
 from omnimuse.deploy.ranks import follow
+from omnimuse.deploy.warming import warm_up
 from omnimuse.deploy.wire import Beat, Command, NotStarted, Ready, unpack
 from omnimuse.worker.find import find
 from omnimuse.worker.plan import Heard

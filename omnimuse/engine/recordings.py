@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 from omnimuse.core.errors import EngineDeadError
-from omnimuse.observe.profile import Recorder, part_of
+from omnimuse.observe.profile import Recorder, merge, part_of
 from omnimuse.parallel.agree import said_by_all
 from omnimuse.parallel.collectives import told
 from omnimuse.parallel.mesh import Mesh
@@ -69,6 +72,23 @@ class Recordings:
         """The same on this rank alone."""
         self._runner.blocks.recorded = False
         self._recorder.drop()
+
+
+@contextmanager
+def recording(
+    recordings: Recordings, between_ticks: Callable[[Callable[[], Any]], Future[Any]], path: Path
+) -> Iterator[None]:
+    """Record while this context lasts; the whole is at `path` then."""
+    begun = between_ticks(recordings.begin)
+    try:
+        begun.result()
+    except BaseException:  # who is interrupted does not keep it from beginning
+        between_ticks(recordings.drop)
+        raise
+    try:
+        yield
+    finally:
+        merge(between_ticks(partial(recordings.end, path)).result(), path)
 
 
 def follow_recording(plan: TickPlan, recorder: Recorder, runner: Runner) -> None:

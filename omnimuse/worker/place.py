@@ -14,6 +14,7 @@ from omnimuse.core.config import Choice, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.machine import memory, resident
 from omnimuse.core.spec import Component
+from omnimuse.layers.native import native_bfloat16
 from omnimuse.observe.profile import Counter, most_counted, most_recorded, recorded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -136,17 +137,3 @@ def shorter_products(device: torch.device, dtypes: Collection[torch.dtype]) -> l
     kinds = {"products": torch.backends.cuda.matmul, "convolutions": convolutions}
     found = [name for name, kind in kinds.items() if kind.fp32_precision == "tf32"]
     return [Choice("place", "tf32", " and ".join(found) or "none", "of what is in float32, as torch is set")]
-
-
-def native_bfloat16(device: torch.device) -> tuple[bool, str]:
-    """Whether `device` multiplies bfloat16 natively, and how that is known."""
-    if device.type == "cpu":
-        known = torch.cpu.get_capabilities()
-        units = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if known.get(name)]
-        if units:
-            return True, f"this processor computes bfloat16 natively ({', '.join(units)})"
-        return False, "this processor has no bfloat16 units, which would make it slow"
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        return native, f"{torch.cuda.get_device_name(device)} {'has' if native else 'lacks'} bfloat16 units"
-    return False, f"nothing is known about bfloat16 on {device.type}"

@@ -7,9 +7,9 @@ reference keeps in float32, stays as it is. The loader packs while it reads, so 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,19 +22,16 @@ from omnimuse.loader.headers import stored_in
 from omnimuse.loader.named import rules_of
 from omnimuse.loader.rules import apply_rules
 from omnimuse.loader.tensors import DtypePolicy, matches, stored_tensors
+from omnimuse.loader.to_pack import arithmetic_of, left
 from omnimuse.parallel.mesh import TENSOR, Axis
 from omnimuse.parallel.tensor import GatheredLinear, SummedLinear
 from omnimuse.quant.packings import PACKINGS
 from omnimuse.quant.schemes import SCHEMES, Divisible, Packing
 from omnimuse.quant.stacked import Stacked
 from omnimuse.worker.packed_shares import packed_layer
-from omnimuse.worker.place import native_bfloat16
 
 if TYPE_CHECKING:
     from omnimuse.worker.build import Build
-
-
-L = TypeVar("L", bound=nn.Module)
 
 
 def quantize(under: Build) -> None:
@@ -185,19 +182,6 @@ def packable(module: nn.Module, policy: DtypePolicy) -> dict[str, Layer]:
     }
 
 
-def left(chosen: Mapping[str, L], skip: Sequence[str], asked: str) -> dict[str, L]:
-    """What `skip` leaves of the layers that are `chosen`; ConfigError if that is nothing of a component for which that
-    was `asked`.
-    """
-    found = {path: layer for path, layer in chosen.items() if not any(matches(path, pattern) for pattern in skip)}
-    if chosen and not found:
-        raise ConfigError(
-            f"quantize skip={', '.join(skip)} leaves nothing of {asked.partition('=')[0]} to be quantized; leave out "
-            f"either that or {asked}"
-        )
-    return found
-
-
 def pack(
     module: nn.Module,
     layers: Mapping[str, Layer],
@@ -221,9 +205,3 @@ def _columns(cuts: Mapping[str, Slices], path: str) -> Slices | None:
     """Which inputs of the layer at `path` are here, where not all are."""
     cut = cuts.get(f"{path}.weight")
     return cut if cut is not None and cut.dim == 1 else None
-
-
-def arithmetic_of(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What packed weights become to be multiplied: float32 where bfloat16 has no units and would only be slower."""
-    slow = dtype == torch.bfloat16 and not native_bfloat16(device)[0]
-    return torch.float32 if slow else dtype

@@ -194,7 +194,7 @@ def test_a_weight_that_layers_share_stays_one(folder: Path) -> None:
 def test_packed_weights_are_multiplied_in_float32_where_bfloat16_has_no_units(
     native: bool, kind: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnimuse.worker.quantize.native_bfloat16", lambda device: (native, ""))
+    monkeypatch.setattr("omnimuse.loader.to_pack.native_bfloat16", lambda device: (native, ""))
     network = Twins().to(torch.bfloat16)
     [told] = pack({"transformer": network}, config(folder, STEPPED, quantize=QuantConfig({"": "int8"})), CPU)
     [layer] = quantized_layers(network).values()

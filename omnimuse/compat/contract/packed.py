@@ -14,9 +14,9 @@ from omnimuse.compat.vllm.model_executor.layers.linear import LinearBase
 from omnimuse.core.config import Choice, Config
 from omnimuse.core.errors import ConfigError
 from omnimuse.loader.tensors import matches, stored_tensors
+from omnimuse.loader.to_pack import arithmetic_of, left
 from omnimuse.quant.linear import PackedRows, QuantizedLinear
 from omnimuse.quant.schemes import SCHEMES, Scheme
-from omnimuse.worker.quantize import arithmetic_of, left
 
 NETWORKS = ("transformer", "transformer_2", "dit")
 """Parts of a pipeline that run at every step, which are packed if nobody says what else."""

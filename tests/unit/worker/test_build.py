@@ -29,11 +29,12 @@ from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
 from omnimuse.core.spec import Component
 from omnimuse.engine.local import start
+from omnimuse.layers.native import native_bfloat16
 from omnimuse.offload.stores import FileStore
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.build import SHAPES, begin, build, find, run
 from omnimuse.worker.connect import connect
-from omnimuse.worker.place import choose_device, choose_dtype, component_dtype, native_bfloat16
+from omnimuse.worker.place import choose_device, choose_dtype, component_dtype
 from tests.checkpoints import qwen3
 from tests.once import Once
 

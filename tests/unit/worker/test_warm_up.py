@@ -16,7 +16,7 @@ from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door
 from omnimuse.core.spec import Configs, Limits
-from omnimuse.deploy.process import warm_up
+from omnimuse.deploy.warming import warm_up
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import Background
 from omnimuse.layers.stack import Memory
