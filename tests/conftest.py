@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,50 +17,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
 
 pytest_plugins = [
     "tests.once",
+    "tests.garbage",
     "tests.server.browser",
     "tests.checkpoints.fixtures",
     "tests.turns",
     "tests.order",
     "tests.shows",
 ]
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Nothing that is imported is garbage: nobody need look for any meanwhile."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
-        gc.enable()
-
-
-def pytest_collection_finish() -> None:
-    """What is there when tests begin stays: a collection of garbage, half a second else, need not look at it again."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """What is there after a test in which all was looked at for garbage stays, too: what it has imported, mostly. A
-    thousand tests later that is so much that another look at it takes a quarter of a second.
-    """
-    before = _full_collections()
-    result = yield
-    if _full_collections() != before:
-        gc.collect()
-        gc.freeze()
-    return result
-
-
-def _full_collections() -> int:
-    return int(gc.get_stats()[-1]["collections"])
-
-
-def pytest_sessionfinish() -> None:
-    """At the end everything may go; libraries complain of what does not."""
-    gc.unfreeze()
 
 
 @pytest.fixture
