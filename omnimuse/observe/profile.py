@@ -78,7 +78,7 @@ class Recording:
                 ends = file.read().rstrip().endswith(b"}")
                 file.write(b"\n" * LAST)  # torch does not say that a disk was full: this does
             if not ends:
-                raise OSError(errno.EIO, "torch has written half a trace")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part))
 
 
 def most_recorded(work: Callable[[], object]) -> dict[str, int] | None:
