@@ -40,10 +40,10 @@ from omnimuse.core.output import Done, Failed, Result
 from omnimuse.engine.calibrate import calibrate, fit
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import present, start
+from omnimuse.layers.native import native_bfloat16
 from omnimuse.loader.resolve import resolve
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.worker.find import find
-from omnimuse.worker.place import native_bfloat16
 from tools.train_shapes.data import SIZE
 from tools.train_shapes.film_grade import FilmTask, as_frames, draw_film_tasks, judge_film_task
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
