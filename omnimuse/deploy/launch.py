@@ -18,6 +18,7 @@ from typing import Protocol
 
 from omnimuse.core.environment import Environment
 from omnimuse.deploy.child import Settings, write_settings
+from omnimuse.deploy.ranks import how
 
 
 class Started(Protocol):
@@ -101,11 +102,6 @@ class Local:
 
     async def close(self) -> None:
         """Nothing is left to do."""
-
-
-def how(status: int) -> str:
-    """The exit status of a process, in words."""
-    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def free_port(host: str) -> int:

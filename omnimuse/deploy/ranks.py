@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,8 +57,11 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What `encode` made."""
         return msgspec.json.decode(line, type=Rank, dec_hook=lambda kind, value: kind(value))
 
-    def build(self) -> Engine:
-        """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit."""
+    def build(self, gone: Callable[[], str] = lambda: "") -> Engine:
+        """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit.
+
+        Nobody is waited for any more once `gone` tells of a rank that has ended.
+        """
         find(self.config)  # what is missing is told before torch is imported
         import torch
 
@@ -73,7 +78,8 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         model, host = replace(config.model, device=device), replace(config.host, processes=self.seats)
         config = replace(config, model=model, host=host)
         if self.ranks > 1:
-            join(store_at(self.meeting, self.rank, config.parallel), self.rank, config.parallel, backend)
+            store = store_at(self.meeting, self.rank, config.parallel)
+            join(store, self.rank, config.parallel, backend, gone)
         return start(config)
 
 
@@ -109,9 +115,11 @@ def start_ranks(config: Config) -> Engine:
         ranks = config.parallel.ranks
         first = Rank(config, ranks=ranks, meeting=f"file://{folder}/meeting", seats=ranks)
         opened.callback(_leave)
+        others = dict[int, subprocess.Popen[bytes]]()
         for number in range(1, first.ranks):
-            opened.callback(_end, _started(msgspec.structs.replace(first, rank=number, seat=number)))
-        engine = first.build()
+            others[number] = _started(msgspec.structs.replace(first, rank=number, seat=number))
+            opened.callback(_end, others[number])
+        engine = first.build(partial(_gone, others))
         engine.runner.resources.callback(opened.pop_all().close)
         return engine
 
@@ -122,6 +130,18 @@ def _started(rank: Rank) -> subprocess.Popen[bytes]:
     process.stdin.write(rank.encode())
     process.stdin.flush()
     return process
+
+
+def _gone(others: Mapping[int, subprocess.Popen[bytes]]) -> str:
+    """Which of the other ranks has ended, and how; empty while all of them live."""
+    return next(
+        (f"rank {rank} {how(status)}" for rank, each in others.items() if (status := each.poll()) is not None), ""
+    )
+
+
+def how(status: int) -> str:
+    """The exit status of a process, in words."""
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

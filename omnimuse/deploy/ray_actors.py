@@ -18,8 +18,9 @@ from typing import Any
 from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.deploy.child import Settings, write_settings
-from omnimuse.deploy.launch import Started, how
+from omnimuse.deploy.launch import Started
 from omnimuse.deploy.process import COMMAND
+from omnimuse.deploy.ranks import how
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ come back: what its group works on is not known to it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -38,23 +39,26 @@ def store_at(meeting: str, rank: int, config: ParallelConfig) -> dist.Store:
         ) from error
 
 
-def join(store: dist.Store, rank: int, config: ParallelConfig, backend: str) -> None:
+def join(
+    store: dist.Store, rank: int, config: ParallelConfig, backend: str, gone: Callable[[], str] = lambda: ""
+) -> None:
     """Make this process rank `rank` of the group that `config` asks for, once all its ranks are there.
 
-    EngineDeadError if they are not within `config.wait` seconds, had given up before, or have this rank already.
+    EngineDeadError if they are not within `config.wait` seconds, had given up before, or have this rank already, and as
+    soon as `gone` tells of one that nobody need wait for.
     """
     if store.add(_here(rank), 1) > 1:
         raise EngineDeadError(
             f"rank {rank} of this group was there already, and a rank cannot come twice; start all {config.ranks} "
             "ranks of the group again"
         )
-    _wait_for_all(store, rank, config)
+    _wait_for_all(store, rank, config, gone)
     wait = timedelta(seconds=config.wait)
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=rank, world_size=config.ranks, timeout=wait)
 
 
-def _wait_for_all(store: dist.Store, rank: int, config: ParallelConfig) -> None:
+def _wait_for_all(store: dist.Store, rank: int, config: ParallelConfig, gone: Callable[[], str]) -> None:
     until = time.monotonic() + config.wait
     missing = list(range(config.ranks))
     while True:
@@ -63,6 +67,11 @@ def _wait_for_all(store: dist.Store, rank: int, config: ParallelConfig) -> None:
                 f"rank {rank} came too late: the others waited for it, for wait={config.wait:g} seconds, and have "
                 f"ended; start all {config.ranks} ranks again, and allow more with ParallelConfig(wait=SECONDS) or "
                 "--rank-wait"
+            )
+        if lost := gone():
+            raise EngineDeadError(
+                f"{lost} before all ranks had come; look at what it said, and whether the machine ran out of memory, "
+                "and start the engine again"
             )
         missing = [other for other in missing if not store.check([_here(other)])]
         if not missing:

@@ -48,3 +48,11 @@ def test_a_rank_that_ended_cannot_come_back(tmp_path: Path) -> None:
     met.add("here/1", 1)  # what it said when it came for the first time
     with pytest.raises(EngineDeadError, match="rank 1 of this group was there already"):
         join(met, 1, ParallelConfig(ulysses=2), "gloo")
+
+
+def test_a_rank_that_has_ended_before_it_came_is_not_waited_for(tmp_path: Path) -> None:
+    looks = iter(["", "", "rank 1 was ended by SIGKILL"])
+    begun = time.monotonic()
+    with pytest.raises(EngineDeadError, match=r"^rank 1 was ended by SIGKILL before all ranks had come; look at"):
+        join(store(tmp_path / "meeting"), 0, ParallelConfig(ulysses=2, wait=60.0), "gloo", lambda: next(looks))
+    assert time.monotonic() - begun < 30

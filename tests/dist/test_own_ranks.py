@@ -60,10 +60,29 @@ with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelCon
 assert not others()
 print("whole")
 """
+LOST_EARLY = """
+import threading
+import time
+
+def lose():
+    while not (found := others()):
+        time.sleep(0.01)
+    found[0].send_signal(signal.SIGKILL)
+
+threading.Thread(target=lose).start()
+try:
+    Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2))
+except EngineDeadError as error:
+    assert "rank 1 was ended by SIGKILL before all ranks had come" in str(error), error
+else:
+    raise AssertionError("a rank never came")
+assert not others()
+print("whole")
+"""
 
 
 @pytest.mark.costly
-@pytest.mark.parametrize("script", [SCRIPT, LOST], ids=["ended", "lost"])
+@pytest.mark.parametrize("script", [SCRIPT, LOST, LOST_EARLY], ids=["ended", "lost", "lost_early"])
 def test_a_script_starts_its_ranks_and_they_end_with_the_engine(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", BEGUN + script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr
