@@ -122,11 +122,9 @@ def meant(name: str, allowed: Collection[str]) -> str | None:
             return known
     if plain in ABSENT:
         return None
-    near = get_close_matches(name, list(allowed), n=1) or get_close_matches(plain, list(allowed), n=1)
-    if near:
-        return near[0]
-    close = get_close_matches(plain, list(MEANINGS), n=1, cutoff=0.8)
-    return MEANINGS[close[0]] if close and MEANINGS[close[0]] in allowed else None
+    theirs = [each for each in get_close_matches(plain, list(MEANINGS), n=1, cutoff=0.8) if MEANINGS[each] in allowed]
+    near = get_close_matches(plain, [*allowed, *theirs], n=1) or get_close_matches(name, list(allowed), n=1)
+    return None if not near else near[0] if near[0] in allowed else MEANINGS[near[0]]
 
 
 def _plain(name: str) -> str:

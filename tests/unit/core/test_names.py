@@ -34,6 +34,12 @@ def test_a_name_is_understood_by_meaning_before_spelling(name: str, ours: str | 
 def test_a_meaning_that_is_not_allowed_here_is_not_offered() -> None:
     assert meant("steps", ["stops", "height"]) == "stops"
     assert meant("steps", ["height"]) is None
+    assert meant("step", ["stop", "height"]) == "stop"
+
+
+def test_a_name_that_is_nearer_to_what_others_call_a_setting_is_taken_for_that() -> None:
+    assert meant("step", ["stop", "style", "num_inference_steps"]) == "num_inference_steps"
+    assert meant("stp", ["stop", "num_inference_steps"]) == "stop"
 
 
 def test_no_name_of_ours_means_something_else_elsewhere() -> None:
