@@ -104,8 +104,8 @@ class Visitor:
                 if hasattr(part, "enable_tiling"):
                     part.enable_tiling()
             found = run(made, *self.larger())
-        pictures = all(ask.params.height for ask in self.asks())
-        assert not pictures or not any(torch.equal(*pair) for pair in zip(found, whole, strict=True))
+        if self.visit.door.spec.medium == "image":  # videos and sounds have larger tiles
+            assert not any(torch.equal(*pair) for pair in zip(found, whole, strict=True))
         return found
 
     @contextmanager

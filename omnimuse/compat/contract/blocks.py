@@ -211,11 +211,13 @@ def carried_along(trail: Sequence[tuple[BoundArguments, Any]]) -> Carried:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments are one: the same tensor, or what holds the same."""
+    """Whether two arguments are one: the same tensor, or another view of the same numbers, or what holds the same."""
     if one is other:
         return True
-    if type(one) is not type(other) or isinstance(one, Tensor):
+    if type(one) is not type(other):
         return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and one.is_set_to(other)
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
     if isinstance(one, list | tuple):

@@ -109,7 +109,8 @@ class WanTransformer3DModel(CachableDiT):
         grid = [side // cell for side, cell in zip(hidden_states.shape[2:], self.patch, strict=True)]
         freqs = self.freqs(hidden_states)
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)
-        temb, steps, text, _ = self.condition_embedder(timestep, encoder_hidden_states, None)
+        read = encoder_hidden_states.to(hidden_states.dtype)
+        temb, steps, text, _ = self.condition_embedder(timestep, read, None)
         for block in self.blocks:
             x = block(x, text, steps.unflatten(1, (6, -1)), freqs)
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)

@@ -146,7 +146,7 @@ class ExpertsTransformer3DModel(nn.Module):
     def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         grid = [side // cell for side, cell in zip(hidden_states.shape[2:], self.patch_size, strict=True)]
         cos, sin = self.rope_preparer(hidden_states)
-        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2)
+        x = self.patch_embedding(hidden_states.to(encoder_hidden_states.dtype)).flatten(2).transpose(1, 2)
         temb, timestep_proj, text, _ = self.condition_embedder(timestep, encoder_hidden_states, None)
         timestep_proj = timestep_proj.unflatten(1, (6, -1))
         for block in self.blocks:
