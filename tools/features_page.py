@@ -26,6 +26,8 @@ from omnimuse.deploy.pools import NO_ENGINE
 from omnimuse.worker.part import parts
 from tests.checkpoints.families import ALLROUNDERS, FAMILIES, WIDER
 from tests.checkpoints.wishes import Family, Wish
+from tests.compat.guests import Guest
+from tools.feature_guests import ASKED_OF_GUESTS, KINDS, VISITING, Visit
 from tools.feature_list import (
     ATTENTION,
     FEATURES,
@@ -52,9 +54,10 @@ WHERE = (
     "tests/unit/models/talk_and_draw",
     "tests/server/test_calling.py",
     "tests/server/test_calling_shown.py",
+    "tests/compat/test_features.py",
 )
 DRAWING: tuple[Family, ...] = (*FAMILIES, *ALLROUNDERS)
-ASKED: tuple[Family | Teller, ...] = (*DRAWING, *TELLING)
+ASKED: tuple[Family | Teller | Guest, ...] = (*DRAWING, *TELLING, *VISITING)
 KNOWN = {feature.name: feature for feature in (*TOLD, *FEATURES, *ATTENTION)}
 WIDE = {wide.name: each.name for wide in WIDER for each in ALLROUNDERS if each.arch == wide.arch}
 """Checkpoints that differ from a family's own in nothing but sizes: what tests of them show is shown of that family."""
@@ -279,6 +282,13 @@ checkpoint shows, or of one that differs from it in sizes alone. Ranks beside po
 ## What they are
 
 """
+GUESTS = """
+## Features of guests
+
+Pipelines from elsewhere ([compat.md](compat.md)), one of each kind, on a CPU in float32. Each is asked by all that a
+start does, as what its networks are is known once they are there.
+
+"""
 PAIRS = """
 ## Features with features
 
@@ -295,10 +305,11 @@ def page() -> str:
         drawing, telling = (
             [Stand(family, family.build(Path(home) / family.name)) for family in asked] for asked in (DRAWING, TELLING)
         )
-        for stand in (*drawing, *telling):
+        visiting = [Visit(guest, guest.made(Path(home) / guest.name)) for guest in VISITING]
+        for stand in (*drawing, *telling, *visiting):
             measured(stand.folder)
         drawn, told = families(drawing, FEATURES, tests), families(telling, TOLD, tests)
-        attending = families(drawing, ATTENTION, tests)
+        attending, visited = families(drawing, ATTENTION, tests), families(visiting, ASKED_OF_GUESTS, tests)
         paired = (*FEATURES, *ATTENTION)
         pairs = [together(drawing, paired, STANDING, tests), together(telling, TOLD, STANDING_TOLD, tests)]
     return "".join(
@@ -310,6 +321,8 @@ def page() -> str:
             f"\n## Features of families that draw\n\n{drawn}",
             f"\n## Attention of families that draw\n\nOn a CPU, in float32.\n\n{attending}",
             f"\n## Features of models that write and speak\n\n{told}",
+            GUESTS,
+            f"{table(('', 'what it is'), ((f'`{name}`', kind) for name, kind in KINDS.items()))}\n{visited}",
             PAIRS,
             f"\n### Of families that draw\n\n{pairs[0]}",
             f"\n### Of models that write and speak\n\n{pairs[1]}",

@@ -10,12 +10,13 @@ import pytest
 
 from omnimuse.core.config import CacheConfig
 from tests.checkpoints.families import FAMILIES
+from tools.feature_guests import ASKED_OF_GUESTS, VISITING
 from tools.feature_list import ATTENTION, FEATURES, STANDING, TELLING, TOLD, Feature, Impossible, Stand
 from tools.features_page import DRAWING, PAGE, Cell, Shown, by_test, contradictions, family_in, of_pair, page, topics
 
 CELL = re.compile(r"(works|refused|impossible) \d+")
 """None is untested: what no test shows would be a gap of the page."""
-TABLES = {"draws": FEATURES, "attends": ATTENTION, "tells": TOLD}
+TABLES = {"draws": FEATURES, "attends": ATTENTION, "tells": TOLD, "visits": ASKED_OF_GUESTS}
 FEATURE = {feature.name: feature for feature in FEATURES}
 
 
@@ -35,7 +36,7 @@ def test_every_cell_of_a_family_says_one_of_the_words(features: tuple[Feature, .
 
 
 def test_every_family_has_a_row() -> None:
-    expected = [family.name for family in (*DRAWING, *DRAWING, *TELLING)]
+    expected = [family.name for family in (*DRAWING, *DRAWING, *TELLING, *VISITING, *VISITING)]
     assert [row[0].strip("`") for row in rows_of("`")] == expected
 
 
