@@ -123,8 +123,10 @@ class QuantConfig:
         schemes: dict[str, str] = {}
         for part in text.split(",") if text else ():
             component, named, scheme = (piece.strip() for piece in part.rpartition("="))
-            if not scheme or (named and not component) or component in schemes:
+            if not scheme or (named and not component):
                 raise ConfigError(f"quantize={text!r} is not understood; write SCHEME or COMPONENT=SCHEME,...")
+            if component in schemes:
+                raise ConfigError(f"quantize {component or 'of all networks'} is there twice; leave one out")
             schemes[component] = scheme
         return QuantConfig(schemes, tuple(part.strip() for part in skip.split(",") if part.strip()))
 

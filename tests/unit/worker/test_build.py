@@ -221,6 +221,9 @@ def test_what_cannot_be_is_refused_before_any_weight_is_read(broken: Path, tmp_p
         (lambda: ParallelConfig().in_parts(), "use_hsdp does nothing for one rank"),
         (lambda: ParallelConfig(vae_tiles=2, ring=3), "all 3 ranks decode tiles, or none does; use vae_tiles=3"),
         (lambda: ScheduleConfig(max_running=0), "max_running=0"),
+        (lambda: QuantConfig.of("transformer=int8,transformer=int4"), "transformer is there twice; leave one out"),
+        (lambda: QuantConfig.of("int8,int4"), "quantize of all networks is there twice; leave one out"),
+        (lambda: QuantConfig.of("=int8"), "quantize='=int8' is not understood; write SCHEME or COMPONENT=SCHEME"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused_when_they_are_made(wrong: object, words: str) -> None:
