@@ -171,10 +171,14 @@ def to_json(value: Any) -> bytes:
 
 async def on_unexpected_error(
     work: Callable[[], Awaitable[None]], answer: Callable[[ApiError], Awaitable[None]], name: str
-) -> None:
-    """Do `work`; if it raises, `answer` is given what the client is told (`tried`)."""
-    if isinstance(told := await tried(work(), name), ApiError):
-        await answer(told)
+) -> dict[str, Any]:
+    """Do `work`; if it raises, `answer` is given what the client is told (`tried`). What the log has of that: the code
+    and the field, and none of the words that a client has said.
+    """
+    if not isinstance(told := await tried(work(), name), ApiError):
+        return {}
+    await answer(told)
+    return {"error": told.code, "param": (told.param or "")[:200]}
 
 
 async def tried(work: Awaitable[T], name: str) -> T | ApiError:

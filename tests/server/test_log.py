@@ -63,6 +63,17 @@ def test_a_request_has_a_line_when_it_is_accepted_one_when_it_ends_and_one_for_i
     assert told[1].seconds is not None and told[2].seconds is not None and told[2].more["status"] == 200
 
 
+def test_a_refused_request_is_told_with_its_code_and_its_field_and_not_with_what_was_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_level("info")
+    draw(tmp_path, b'{"prompt": "a secret", "size": "nosize"}')
+    [told] = entries(caplog)
+    assert told.event == "answered" and told.more["status"] == 400
+    assert (told.more["error"], told.more["param"]) == ("invalid_value", "size")
+    assert "secret" not in caplog.text and "nosize" not in caplog.text
+
+
 def test_a_job_has_a_line_when_it_is_accepted_and_one_when_it_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

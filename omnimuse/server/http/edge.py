@@ -115,8 +115,8 @@ class Edge:
                 await self._app(scope, incoming.receive, outgoing.send)
 
         began = time.monotonic()
-        await on_unexpected_error(work, outgoing.fail, f"request {request_id}")
-        about = {"method": scope["method"], "path": scope["path"][:200], "status": outgoing.status}
+        trouble = await on_unexpected_error(work, outgoing.fail, f"request {request_id}")
+        about = {"method": scope["method"], "path": scope["path"][:200], "status": outgoing.status, **trouble}
         entry = Entry("request", request_id, "answered", state["tenant"], time.monotonic() - began, about)
         entry.write(logger, logging.DEBUG if is_probe(scope) else logging.INFO)
 

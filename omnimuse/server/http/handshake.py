@@ -41,8 +41,8 @@ async def attend(app: ASGIApp, rules: Rules, scope: Scope, receive: Receive, sen
             await app(scope, receive, outgoing.send)
 
     began = time.monotonic()
-    await on_unexpected_error(work, outgoing.fail, f"WebSocket {state['request_id']}")
-    about = {"method": "GET", "path": scope["path"][:200], "status": outgoing.status}
+    trouble = await on_unexpected_error(work, outgoing.fail, f"WebSocket {state['request_id']}")
+    about = {"method": "GET", "path": scope["path"][:200], "status": outgoing.status, **trouble}
     Entry("request", state["request_id"], "answered", state["tenant"], time.monotonic() - began, about).write(logger)
 
 
