@@ -48,16 +48,11 @@ def reference(
         return family.reference(folder, wishes, output_type, dtype)
 
 
-def check_family(family: Family, folder: Path, found: Sequence[Tensor], output_type: str) -> None:
-    """What we drew in bfloat16 of all its wishes is as near the reference's float32 as its bfloat16."""
+def check_no_further(family: Family, folder: Path, found: Sequence[Tensor], output_type: str) -> None:
+    """What we drew in bfloat16 of all wishes is about as near the reference's float32 as its own bfloat16."""
     exact, rounded = (
         reference(family, folder, family.wishes, output_type, dtype) for dtype in (torch.float32, torch.bfloat16)
     )
-    check_as_near(found, rounded, exact)
-
-
-def check_as_near(found: Sequence[Tensor], rounded: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
-    """What we have `found` is as near what is `exact` as what the reference has `rounded`."""
     near = [distance(theirs, wanted) for theirs, wanted in zip(rounded, exact, strict=True)]
     assert all(0 < each < OTHER_NOISE for each in near), near
     ratios = [distance(ours, wanted) / far for ours, wanted, far in zip(found, exact, near, strict=True)]

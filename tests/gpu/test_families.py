@@ -20,7 +20,7 @@ from omnimuse.engine.engine import Engine
 from omnimuse.worker.place import most_allocated
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, of, outputs, run, submit
-from tests.rounding import check_family
+from tests.rounding import check_no_further
 
 Make = Callable[..., Engine]
 FAST = ScheduleConfig(tier="fast", strict_slots=True, company="always")
@@ -86,7 +86,7 @@ def test_in_bfloat16_an_accelerator_is_as_near_float32_as_the_reference_is(
     subject: Subject, engine_on: Make, output_type: str
 ) -> None:
     found = run(engine_on(dtype="bfloat16", schedule=FAST), *subject.asks(output_type=output_type))
-    check_family(subject.family, subject.folder, [each[0] for each in found], output_type)
+    check_no_further(subject.family, subject.folder, [each[0] for each in found], output_type)
 
 
 def test_a_step_does_not_make_the_host_wait(subject: Subject, engine_on: Make, tmp_path: Path) -> None:

@@ -36,13 +36,6 @@ def telling_on(teller: Teller, folder: Path) -> Iterator[Make]:
         yield make
 
 
-@pytest.fixture(scope="module")
-def expected(teller: Teller, folder: Path) -> list[Result]:
-    """What the CPU tells, in flight together; made once for each."""
-    with engines(folder) as engine_on:
-        return told(engine_on("cpu", schedule=FAST), asks_of(teller))
-
-
 def parts_of(result: Result) -> dict[str, Sequence[Tensor]]:
     return {name: list(made) for name, made in result.tensors.items()}
 
@@ -65,12 +58,9 @@ def halting(engine: Engine, teller: Teller, folder: Path) -> Result:
 
 
 @pytest.mark.parametrize("offload", ["none", "components", "layers"])
-def test_an_accelerator_tells_what_the_cpu_tells(
-    teller: Teller, telling_on: Make, expected: list[Result], offload: str
-) -> None:
-    """Streamed or not."""
-    engine = telling_on(schedule=FAST, offload=OffloadConfig(offload))  # type: ignore[arg-type]
-    expect_told(told(engine, [replace(ask, chunks=offload == "none") for ask in asks_of(teller)]), expected)
+def test_an_accelerator_tells_what_the_cpu_tells(teller: Teller, telling_on: Make, offload: str) -> None:
+    here, there = telling_on("cpu", schedule=FAST), telling_on(schedule=FAST, offload=OffloadConfig(offload))  # type: ignore[arg-type]
+    expect_told(told(there, asks_of(teller)), told(here, asks_of(teller)))
 
 
 def test_who_waits_and_wears_an_adapter_is_told_what_the_cpu_tells(
@@ -81,9 +71,15 @@ def test_who_waits_and_wears_an_adapter_is_told_what_the_cpu_tells(
 
 
 def test_who_has_begun_when_weights_leave_the_accelerator_is_told_what_the_cpu_tells(
-    teller: Teller, telling_on: Make, expected: list[Result]
+    teller: Teller, telling_on: Make
 ) -> None:
-    expect_told(rested(telling_on(schedule=FAST), asks_of(teller), nap), expected)
+    found = rested(telling_on(schedule=FAST), asks_of(teller), nap)
+    expect_told(found, rested(telling_on("cpu", schedule=FAST), asks_of(teller), lambda engine: None))
+
+
+def test_sounds_that_come_in_pieces_are_what_the_cpu_tells(teller: Teller, telling_on: Make) -> None:
+    asks = [replace(ask, chunks=True) for ask in asks_of(teller)]
+    expect_told(told(telling_on(schedule=FAST), asks), told(telling_on("cpu", schedule=FAST), asks))
 
 
 @of(ALLROUNDERS)

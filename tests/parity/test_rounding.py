@@ -10,7 +10,7 @@ import pytest
 from omnimuse.engine.local import start
 from tests.invariants.conftest import Subject, run
 from tests.invariants.conftest import subject as subject
-from tests.rounding import check_family
+from tests.rounding import check_no_further
 
 
 @pytest.mark.crossed
@@ -19,4 +19,4 @@ def test_in_bfloat16_it_is_as_near_float32_as_the_reference_is(subject: Subject,
     plain = subject.config()
     with closing(start(replace(plain, model=replace(plain.model, dtype="bfloat16")))) as engine:
         found = [each[0] for each in run(engine, *subject.asks(output_type=output_type))]
-    check_family(subject.family, subject.folder, found, output_type)
+    check_no_further(subject.family, subject.folder, found, output_type)
