@@ -65,24 +65,22 @@ def in_folders(pack: Callable[[Path], Tensors], folder: Path, made: Path) -> Fou
     return {name: pack(checkpoint.weights(name)) for name in (*networks(checkpoint), *beside)}
 
 
-def in_files(write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:
-    """Each in a single file; beside networks of diffusers, those of another library stay as they are."""
+def in_files(how: str, write: Callable[[Path, Tensors], tuple[Path, Tensors]], folder: Path, made: Path) -> Found:
+    """Each in a single file; beside networks of diffusers, those of another library stay as they are. Networks from
+    elsewhere get in bfloat16 what is packed.
+    """
     like, found = Checkpoint(folder), Found()
     every = networks(like)
     for name in [name for name in every if like.components[name][0] == "diffusers"] or every:
         floats = weights(like.weights(name))
         file, found[name] = write(made.with_name(f"{made.name}-{name}"), floats)
         if not REGISTRY.covers(like.arch):
-            found[name] = {key: narrowed(each, floats[key]) for key, each in found[name].items()}
+            packed = {key for key in found[name] if fits(how, key, floats[key])}
+            found[name] |= {key: found[name][key].bfloat16().float() for key in packed}
         place = made.with_name(f"{made.name}-of-{name}")
         like = Checkpoint(convert(file, like, place, name, ours=ours_of(like)).folder)
     like.folder.rename(made)
     return found
-
-
-def narrowed(stands: Tensor, before: Tensor) -> Tensor:
-    """What the weights `before` stand for once they are packed, as networks from elsewhere get them: in bfloat16."""
-    return stands if torch.equal(stands, before) else stands.bfloat16().float()
 
 
 def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
@@ -93,7 +91,7 @@ def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
 
 def in_ggufs(folder: Path, made: Path) -> Found:
     """So, and the encoders of texts as llama.cpp writes them, of kinds that it knows."""
-    found = in_files(in_gguf, folder, made.with_name(f"{made.name}-drawing"))
+    found = in_files("GGUF", in_gguf, folder, made.with_name(f"{made.name}-drawing"))
     like = Checkpoint(made.with_name(f"{made.name}-drawing"))
     for name in encoders(like):
         if like.components[name][0] == "transformers" and llama_cpp.architecture(place := like.path(name)):
@@ -139,7 +137,7 @@ FILES: Mapping[str, Callable[[Path, Path], Found]] = {
     "torchao": partial(in_folders, partial(torchao.pack, kind="int8")),
     "fp8 files": partial(in_folders, partial(eight_bits.pack, kind="blocks")),
     "GGUF": in_ggufs,
-    "scaled fp8": partial(in_files, scaled),
+    "scaled fp8": partial(in_files, "scaled fp8", scaled),
 }
 """How files are packed: the names are those of features in `tools/feature_list.py`, up to a comma."""
 IN_ONE_FILE = ("GGUF", "scaled fp8")

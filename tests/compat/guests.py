@@ -17,7 +17,7 @@ from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import COMPOSED, PLUGIN, customised, renamed
 from tests.compat.test_documented import CASES, Case
 from tests.compat.test_sglang import WISHES
-from tests.compat.test_sglang_stages import CHANGED, DRAWN, FILMED, TOKENS, medium
+from tests.compat.test_sglang_stages import CHANGED, DRAWN, EVEN, TOKENS, medium
 
 WAYS: dict[str, dict[str, Any]] = {
     "resident": {},
@@ -102,7 +102,7 @@ GUESTS = {
     "composed, own loop": composed("ComposedMediumWholePipeline", medium, DRAWN, TOLD, loops=False),
     "composed, pictures": composed("ComposedMediumEditPipeline", medium, CHANGED, TOLD),
     "composed, videos": composed(
-        "ComposedMotionPipeline", partial(wan.build, kind="A14B"), FILMED, ways=(*ANY, "layers")
+        "ComposedMotionPipeline", partial(wan.build, kind="A14B"), EVEN, ways=(*ANY, "layers")
     ),
 }
 """Those written to others' guides."""

@@ -259,9 +259,9 @@ def times_blocks(visitor: Visitor, feature: Feature, folder: Path) -> None:
 
 def records(visitor: Visitor, feature: Feature, folder: Path) -> None:
     with visitor.engine() as plain:
-        plain.record()
+        plain.recordings.begin()
         told(visitor, visitor.asks()[0], plain)
-        assert all(trace.stat().st_size for trace in plain.end_recording(folder / "trace.json.gz"))
+        assert all(trace.stat().st_size for trace in plain.recordings.end(folder / "trace.json.gz"))
 
 
 def sleeps(visitor: Visitor, feature: Feature, folder: Path) -> None:

@@ -40,6 +40,8 @@ CHANGED = (
 FILMED = tuple(
     replace(wish, params=replace(wish.params, max_sequence_length=32)) for wish in wan.FAMILIES[1].wishes[::2]
 )
+EVEN = tuple(replace(wish, params=replace(wish.params, num_frames=13)) for wish in FILMED)
+"""Videos whose latents have a number of frames that two ranks can share."""
 
 
 def engine_of(folder: Path) -> Engine:
@@ -110,12 +112,11 @@ def test_it_draws_what_diffusers_draws_alone_and_in_company(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("axis", ["ulysses", "ring"])
 def test_two_ranks_share_the_frames_of_a_video(axis: str, tmp_path: Path) -> None:
-    even = [replace(wish, params=replace(wish.params, num_frames=13)) for wish in FILMED]
     folder = wan.build(tmp_path / "tiny", kind="A14B")
-    expected = wan.reference(folder, even, "pt")
+    expected = wan.reference(folder, EVEN, "pt")
     model = ModelConfig(str(renamed(folder, "ComposedMotionPipeline")), "float32", "cpu", plugins=(COMPOSED,))
     chosen = Config(model, parallel=ParallelConfig(**{axis: 2}), schedule=ScheduleConfig(company="always"))  # type: ignore[arg-type]
-    asked = [replace(wish, params=replace(wish.params, max_sequence_length=None)) for wish in even]
+    asked = [replace(wish, params=replace(wish.params, max_sequence_length=None)) for wish in EVEN]
     for found in on_two_ranks(chosen, asked, tmp_path / "meeting"):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

@@ -18,7 +18,6 @@ from omnimuse.compat.contract.offloaded import Passed, offload, planned, take_tu
 from omnimuse.compat.contract.tokens import share_tokens
 from omnimuse.compat.door import Place
 from omnimuse.compat.vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
-from omnimuse.compat.vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from omnimuse.core.caches import KINDS, Fits
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
@@ -31,8 +30,8 @@ from omnimuse.parallel.shard import Shard, ShardRunner
 
 AWAY = "enable_layerwise_offload"
 CONDITIONS = "_hsdp_shard_conditions"
-SHARING = ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding
-"""Layers of which ranks hold a part each."""
+SHARING = ColumnParallelLinear | RowParallelLinear
+"""Layers of which ranks hold a part each, but for those that say that each has all (`disable_tp`)."""
 
 
 Sharing = Callable[[nn.Module, Mesh], list[Choice]]
@@ -78,7 +77,7 @@ def transform(pipe: nn.Module, place: Place, sharing: Sharing = share_tokens, pa
 
 def refuse_whole_weights(name: str, whole: nn.Module, ranks: int) -> None:
     """ConfigError for ranks that would hold the same weights each."""
-    if ranks > 1 and not any(isinstance(part, SHARING) for part in whole.modules()):
+    if ranks > 1 and not any(isinstance(part, SHARING) and part.tp_size > 1 for part in whole.modules()):
         raise ConfigError(
             f"tensor={ranks} cannot be: no network of {name} has layers that ranks share; build it of the guide's "
             "linear layers, or leave it out"
