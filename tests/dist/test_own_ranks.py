@@ -82,7 +82,14 @@ print("whole")
 
 
 @pytest.mark.costly
-@pytest.mark.parametrize("script", [SCRIPT, LOST, LOST_EARLY], ids=["ended", "lost", "lost_early"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(SCRIPT, id="ended", marks=pytest.mark.costly(turns=3)),
+        pytest.param(LOST, id="lost"),
+        pytest.param(LOST_EARLY, id="lost_early"),
+    ],
+)
 def test_a_script_starts_its_ranks_and_they_end_with_the_engine(script: str) -> None:
     done = subprocess.run([sys.executable, "-c", BEGUN + script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr

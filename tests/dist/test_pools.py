@@ -210,7 +210,7 @@ def test_a_pool_that_is_lost_in_mid_drawing_is_started_again_and_the_drawing_is_
     assert seat.replica.pid != before and [each.pid for each in others if each is not None] == pids
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_a_request_that_kills_its_pool_twice_is_not_tried_again_and_others_are_drawn(
     whole: Engine, group: Pools
 ) -> None:

@@ -168,15 +168,14 @@ def test_a_pool_of_two_ranks_tells_what_one_process_tells(teller: Teller, parall
     check(told_in_pools(config, asks), told(folder, asks, ParallelConfig()))
 
 
-@pytest.mark.costly
 @pytest.mark.parametrize(
     ("keys", "several"),
     [
         (2, TWO),
-        (1, TWO),
-        (2, ParallelConfig(tensor=3)),
-        (2, ParallelConfig(pipe=2)),
-        (2, ParallelConfig(pipe=2, tensor=2)),
+        pytest.param(1, TWO, marks=pytest.mark.costly),
+        pytest.param(2, ParallelConfig(tensor=3), marks=pytest.mark.costly),
+        pytest.param(2, ParallelConfig(pipe=2), marks=pytest.mark.costly),
+        pytest.param(2, ParallelConfig(pipe=2, tensor=2), marks=pytest.mark.costly),
     ],
     ids=str,
 )
@@ -217,7 +216,7 @@ def test_a_file_that_says_ranks_is_honoured_in_every_schema(schema: str, once: O
     check(told_in_pools(config, asks), told(folder, asks, ParallelConfig()))
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_ranks_that_a_model_cannot_have_are_refused_with_the_pool_and_what_to_do() -> None:
     def refused(parallel: ParallelConfig, pool: ParallelConfig) -> str:
         placed = (test_pools.POOLS[0], replace(test_pools.POOLS[1], parallel=pool), test_pools.POOLS[2])

@@ -246,7 +246,7 @@ def test_no_file_that_is_no_picture_reaches_a_worker_and_the_next_is_drawn(serve
     assert post(server, TEAL).status_code == 200
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_a_decoder_that_hangs_is_the_picture_s_fault_and_others_are_served_meanwhile(tmp_path: Path) -> None:
     hangs = speaking(HANGS)
     with picture_server(tmp_path, uploads=lambda: Uploads(sandbox=Sandbox(seconds=5, command=hangs))) as server:

@@ -148,7 +148,7 @@ def test_a_server_that_sleeps_lets_requests_wait_and_draws_the_same_when_it_wake
     assert server.ask("/readyz").status == 200
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_a_worker_that_ends_while_it_is_recorded_is_told(watched: tuple[WholeServer, Path]) -> None:
     server, admin = watched
     answers = []
@@ -164,7 +164,7 @@ def test_a_worker_that_ends_while_it_is_recorded_is_told(watched: tuple[WholeSer
     assert server.draw(num_inference_steps=2).status == 200
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_what_pools_do_not_do_together_is_a_choice_that_is_refused_and_no_worker_that_is_dead(tmp_path: Path) -> None:
     with watched_server(tmp_path, *placed(tmp_path, {"name": "all", "stages": "*"})) as (_, admin):
         for path in ("/admin/profile", "/sleep", "/wake_up"):
@@ -174,7 +174,7 @@ def test_what_pools_do_not_do_together_is_a_choice_that_is_refused_and_no_worker
             assert "ConfigError" not in answer.json["error"]["message"]
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_a_drain_of_the_admin_plane_ends_the_server_and_its_end_is_told(tmp_path: Path) -> None:
     with watched_server(tmp_path) as (server, admin):
         assert ask(admin, "/admin/drain", {})[0].json["draining"] is True

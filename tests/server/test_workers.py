@@ -195,7 +195,7 @@ def test_a_cancelled_request_stops_within_a_step(served: Served) -> None:
     served.do(main())
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_a_request_that_kills_twice_is_not_tried_again_and_the_next_is_drawn(served: Served) -> None:
     async def main() -> None:
         with pytest.raises(PoisonError):

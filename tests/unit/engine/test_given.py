@@ -65,7 +65,7 @@ def started() -> Engine:
     )
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_what_was_handed_out_is_room_that_others_do_not_have_until_nobody_has_it() -> None:
     engine = started()
     request, need = known_to(engine)

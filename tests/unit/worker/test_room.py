@@ -648,7 +648,7 @@ def known_to(engine: Engine, **choices: object) -> tuple[Request, Need]:
     return request, engine.foretelling.needs(request, 0)
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_two_whose_step_caches_have_no_room_beside_each_other_are_drawn_one_after_the_other() -> None:
     engine = start(Config(SHAPES, schedule=ScheduleConfig(company="always")))
     known = [
@@ -882,7 +882,7 @@ def test_what_is_remembered_gives_way_to_who_may_have_no_room_beside_it_by_any_g
     engine.close()
 
 
-@pytest.mark.costly
+@pytest.mark.costly(turns=3)
 def test_a_text_is_read_once_for_all_outputs_where_nothing_more_can_be_remembered() -> None:
     engine = start(Config(ModelConfig("omnimuse/shapes", dtype="float32", device="cpu")))
     request, need = known_to(engine, num_outputs_per_prompt=3)
