@@ -25,7 +25,12 @@ Make = Callable[..., Engine]
 TESTED = os.environ.get("OMNIMUSE_TESTED_DEVICE", "cuda")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LAST = ("/test_packed.py", "/test_room.py", "/test_telling.py", "::test_in_bfloat16_")
+"""Parts of the names of tests that come behind the others: they take the longest, so that these are seen in any case."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     absent = pytest.mark.skip(reason="there is no accelerator here")
     for item in items:
         if item.path.parent.name == "gpu":
@@ -33,6 +38,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             engines = {"subject", "teller"} & {*item.fixturenames}  # type: ignore[attr-defined]
             if engines and TESTED == "cuda" and not torch.cuda.is_available():
                 item.add_marker(absent)
+    yield
+    if all(item.get_closest_marker("gpu") for item in items):
+        items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """In as many parts as there are workers, which begin with one each: in every part those that are `LAST` last."""
+    late = [item for item in items if any(part in item.nodeid for part in LAST)]
+    soon = [item for item in items if item not in late]
+    return [item for worker in range(workers) for item in (*soon[worker::workers], *late[worker::workers])]
 
 
 @pytest.fixture(autouse=True)
