@@ -20,7 +20,7 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.worker.explain import explain
-from omnimuse.worker.place import most_allocated
+from omnimuse.worker.place import most_allocated, tells
 from omnimuse.worker.warm_up import NONE, warm_up_ask
 
 FORETOLD, MADE = "foretold by two small ones, which were made", "as torch allocated when it was made"
@@ -70,8 +70,15 @@ def _rows(engine: Engine, request: Request) -> Iterator[Choice]:
             yield Choice("request", stage, told_bytes(size), how)
     most = max(*taken.values(), foretold + space.coming if foretold else 0) if taken else None
     there = "" if space.room is None else f", of which there are {told_bytes(space.room + space.coming)}"
-    why = f"beside the weights that stay{there}" if taken else "nobody tells what this device has for tensors"
+    why = f"beside the weights that stay{there}" if taken else _untold(engine)
     yield Choice("request", "at most", "unknown" if most is None else told_bytes(most), why)
+
+
+def _untold(engine: Engine) -> str:
+    """Why there is no figure."""
+    if tells(engine.runner.pipeline.ctx.device) is None:
+        return "nobody tells what this device has for tensors"
+    return "it cannot be told just now, for what the log says"
 
 
 def _made(engine: Engine, request: Request) -> Mapping[str, int]:

@@ -99,6 +99,17 @@ def test_what_cannot_be_made_raises_why_and_has_no_figures(monkeypatch: pytest.M
             measure(PLACE, wanted)
 
 
+def test_what_cannot_be_told_just_now_is_no_fault_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("omnimuse.observe.profile.TemporaryDirectory", full)
+    most = measure(PLACE, "320x256")[-1]
+    assert (most.value, most.reason) == ("unknown", "it cannot be told just now, for what the log says")
+    monkeypatch.setattr(measuring, "tells", lambda device: None)
+    assert measure(PLACE, "96x96")[-1].reason == "nobody tells what this device has for tensors"
+
+
 def test_the_command_line_and_python_tell_it_beside_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = explain(MODEL, config=PLACE)
     found = explain(MODEL, config=PLACE, measure="small")
