@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from omnimuse.ar.elsewhere import Writer
+from omnimuse.attention.selection import AUTO
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.pipeline.generate import Generate
@@ -58,6 +59,9 @@ def _refuse_what_is_ours(under: Build, what: str) -> None:
         f"compile={config.compile.mode}": config.compile.mode != "none",
         f"offload={config.offload.mode}": config.offload.mode != "none",
         f"tier={config.schedule.tier}": config.schedule.tier in ("invariant", "exact"),
+        f"attention={config.attention.default}": config.attention.default != AUTO,
+        f"attention by role ({', '.join(config.attention.per_role)})": bool(config.attention.per_role),
+        f"kernels={config.kernels.mode}": config.kernels.mode != "auto",
     }
     for name, given in chosen.items():
         if given:

@@ -15,7 +15,14 @@ import pytest
 from torch import nn
 
 from omnimuse import Config, ModelConfig, Omni, WriterConfig
-from omnimuse.core.config import CompileConfig, OffloadConfig, QuantConfig, ScheduleConfig
+from omnimuse.core.config import (
+    AttentionConfig,
+    CompileConfig,
+    KernelConfig,
+    OffloadConfig,
+    QuantConfig,
+    ScheduleConfig,
+)
 from omnimuse.core.errors import ConfigError, EngineDeadError, RequestError
 from omnimuse.core.output import Chunk, Event, Result
 from omnimuse.core.pools import DeployConfig, PoolConfig
@@ -214,6 +221,9 @@ def test_what_cannot_be_is_refused_before_anything_starts(folder: Path, tmp_path
         ({"offload": OffloadConfig("components")}, "offload=components"),
         ({"schedule": ScheduleConfig(tier="exact")}, "tier=exact"),
         ({"schedule": ScheduleConfig(tier="invariant")}, "tier=invariant"),
+        ({"attention": AttentionConfig("sdpa")}, "attention=sdpa"),
+        ({"attention": AttentionConfig(per_role={"self": "sdpa"})}, r"attention by role \(self\)"),
+        ({"kernels": KernelConfig("plain")}, "kernels=plain"),
     ],
 )
 def test_how_our_networks_run_is_refused_where_none_does(

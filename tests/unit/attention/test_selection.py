@@ -66,8 +66,8 @@ def test_a_role_is_looked_for_in_all_networks_together():
 
 def test_a_backend_is_refused_where_nothing_would_attend_by_it():
     chosen = Config(ModelConfig("toy"), attention=AttentionConfig("reference"))
-    with pytest.raises(ConfigError, match="attention=reference is not there for reader, which has its own"):
-        bind_all({"reader": nn.Linear(2, 2)}, chosen, torch.device("cpu"), torch.float32)
+    with pytest.raises(ConfigError, match="attention=reference cannot be: no attention of ours is in reader, other;"):
+        bind_all({"reader": nn.Linear(2, 2), "other": nn.Linear(2, 2)}, chosen, torch.device("cpu"), torch.float32)
 
 
 def test_which_of_its_kernels_torch_takes_is_told_where_torch_chooses():
