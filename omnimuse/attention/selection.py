@@ -119,7 +119,9 @@ def bind_all(
     together = nn.ModuleDict(networks)
     bindings = bind(together, config.attention, device, dtype, weighing=ring, compiled=compiled)
     if (wanted := config.attention.default) != AUTO and not bindings:
-        raise ConfigError(f"attention={wanted} cannot be: no attention of ours is in {', '.join(networks)}; leave it out")
+        raise ConfigError(
+            f"attention={wanted} cannot be: no attention of ours is in {', '.join(networks)}; leave it out"
+        )
     kernel = cache(partial(Sdpa().kernel, device, dtype))  # of heads of that size
     alike = Counter(
         (each.site.partition(".")[0], each.role, each.backend, each.reason + _by(together, each, kernel))

@@ -26,7 +26,7 @@ TESTED = os.environ.get("OMNIMUSE_TESTED_DEVICE", "cuda")
 
 
 LAST = ("/test_packed.py", "/test_room.py", "/test_telling.py", "::test_in_bfloat16_")
-"""Parts of the names of tests that come behind the others: they take the longest, so that these are seen in any case."""
+"""Parts of the names of tests that come behind the others: they take the longest, and those are seen in any case."""
 
 
 @pytest.hookimpl(wrapper=True)
