@@ -57,6 +57,8 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
 """What branches its guidance has, only a guest itself knows. Ranks that share tiles share weights here, as more guests
 can than tokens.
 """
+EXTRAS = ("bitsandbytes", "torchao")
+"""Packed files that libraries read by a package which this one does not need."""
 ASKED_OF_GUESTS = (
     *(replace(each, **OTHERWISE.get(each.name, {})) for each in FEATURES if each.name != "parity"),
     *ATTENTION,
@@ -72,7 +74,11 @@ class Visit(Stand):
     passes: ClassVar[tuple[Pass, ...]] = (*SHAPES, *WEIGHTS)
 
     def packed(self, how: str) -> Stand:
-        """The same, whose networks are packed so, where they are components."""
+        """The same, whose networks are packed so, where they are components. What a library reads by an extra is not
+        asked, whether that is installed here or not.
+        """
+        if how in EXTRAS and "layers" not in self.family.ways:  # its blocks are not declared: they are a library's
+            raise Impossible(f"a library reads its networks, and needs the extra {how} for it")
         if how and not (self.folder / "transformer").exists() and not (self.folder / "unet").exists():
             raise Impossible("nothing packs a checkpoint of its own kind")
         return super().packed(how)

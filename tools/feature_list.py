@@ -131,11 +131,13 @@ class Stand:
         return started or (f"loras cannot be worn: {adapters}" if worn and adapters else "")
 
     def told(self, reason: str) -> str:
-        """`reason` in words that name neither the model nor a file of it, nor what tiny checkpoints have for sizes."""
+        """`reason` in words that name neither the model, unless a library does not know it, nor a file of it, nor what
+        tiny checkpoints have for sizes.
+        """
         reason = re.sub(r" at role '\w+' (on \w+ in \S+) with head_dim=\d+", r" \1", reason)
         reason = re.sub(r" \(\d+ x [^)]*\)", "", reason)
         reason = re.sub(rf"{re.escape(str(self.folder.parent))}/[^\s:,;]+", "this file", reason)
-        return re.sub(rf"(this )?\b{self.door.spec.family}\b", "this model", reason)
+        return re.sub(rf"(?<!knows no pipeline )(this )?\b{self.door.spec.family}\b", "this model", reason)
 
 
 def measured(folder: Path) -> Path:

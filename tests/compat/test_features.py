@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ from tests.distance import distance
 from tests.invariants.conftest import drain, nap, outputs, run, submit, tick, with_params
 from tests.invariants.test_quantized import FAR
 from tests.ranks import play
+from tests.unit.tools.test_features_page import rows_of
 from tools.feature_guests import ASKED_OF_GUESTS, VISITING, Visit
 from tools.feature_list import ATTENTION, PACKED_FILES, SCHEMES, Feature, measured
-from tools.features_page import asked, attempt, ranks, topics
+from tools.features_page import Cell, asked, attempt, ranks, topics
 
 pytestmark = [
     pytest.mark.crossed,
@@ -140,6 +141,7 @@ def visitor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 )
 def test_a_guest_has_a_feature_or_is_refused_it_by_its_name(visitor: Visitor, feature: Feature, tmp_path: Path) -> None:
     refused = attempt(visitor.visit, [feature])
+    check_page(visitor, feature, refused)
     if refused is None:
         TRIED[feature.name](visitor, feature, tmp_path)
     else:
@@ -157,7 +159,9 @@ def test_two_ranks_draw_what_one_draws_or_are_refused_by_their_name(
 ) -> None:
     able = []
     for feature in features:
-        if (refused := attempt(visitor.visit, [feature])) is None:
+        refused = attempt(visitor.visit, [feature])
+        check_page(visitor, feature, refused)
+        if refused is None:
             able.append(feature)
         else:
             assert any(word in refused.why for word in words(feature)), refused.why
@@ -173,6 +177,22 @@ def test_two_ranks_draw_what_one_draws_or_are_refused_by_their_name(
         expected = replace(visitor, plain=visitor.in_tiles()) if "vae_tiles" in feature.axes else visitor
         same(expected, [found[str(number)] for number in range(len(found))], NEAR)
         assert {"tensor", "shard"}.isdisjoint(feature.axes) or held.item() < visitor.held, "a part of the weights"
+
+
+@cache
+def promised() -> Mapping[tuple[str, str], str]:
+    """What the page says of guests, in a word for each and each feature."""
+    names, heads = {guest.name for guest in VISITING}, [each.name for each in ASKED_OF_GUESTS]
+    rows = [row for row in rows_of("`") if row[0].strip("`") in names and len(row) == 1 + len(heads)]
+    return {
+        (row[0].strip("`"), head): cell.split()[0] for row in rows for head, cell in zip(heads, row[1:], strict=True)
+    }
+
+
+def check_page(visitor: Visitor, feature: Feature, refused: Cell | None) -> None:
+    """It has the feature where the page says so, and nowhere else."""
+    said = promised()[visitor.visit.family.name, feature.name]
+    assert said == ("works" if refused is None else refused.word), "a fault, or the page is old: `make features`"
 
 
 def on_rank(rank: int, several: list[tuple[Config, list[Ask], Path]], meeting: Path) -> None:
