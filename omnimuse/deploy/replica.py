@@ -77,7 +77,7 @@ FIRST_PAUSE, LONGEST_PAUSE, GROWN_UP = 0.1, 10.0, 60.0  # seconds: pauses betwee
 WRITING = 120.0  # seconds that writing a recording may take
 MOST_STILLBORN = 5  # lives in a row that never became ready
 MOST_UNREAD = 256  # updates kept for somebody who does not read them
-
+FILE = "file://"  # how the name of a meeting place begins that is a file
 LEVELS = MappingProxyType({"info": logging.INFO, "warning": logging.WARNING})
 
 A = TypeVar("A", Profiled, Slept, TriedOn)
@@ -90,9 +90,6 @@ class End(NamedTuple):
 
     cause: Cause
     reason: str
-
-
-FILE = "file://"
 
 
 @dataclass(frozen=True)
@@ -264,11 +261,13 @@ class Replica:
         self.away, self.adapters = list[str](), (0, 0)
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
-        self.restarts, self.reason = 0, ""
+        self.restarts = 0
+        self.reason = ""
         self.refusal: Exception | None = None
         self._folder, self._launcher, self._changed = folder, launcher, changed
         self._life: Life | None = None
-        self._told, self._retries, self.asleep = "", 0, False
+        self._told, self._retries = "", 0
+        self.asleep = False
         self._lost: dict[str, int] = {}
         self._asked: dict[type[Answer], asyncio.Future[Any]] = {}
         self._closing = asyncio.Event()
