@@ -56,6 +56,7 @@ _HERE = frozenset(
         "max_run",
         "deadline_class",
         "room",
+        "component",
         "plugin",
         "writer_python",
         "use_hsdp",
@@ -65,14 +66,15 @@ _HERE = frozenset(
         "strategy",
         *(axis for axis, *_ in RANKS if axis != "vae_tiles"),
     }
-)  # dtype is told apart; the others say where and how, and change no picture, as tiles do. No file names what is run
+)  # dtype is told apart; the others say where and how, change no picture, as tiles do. No file names what is run or read
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
     "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",
     "negative_prompt", "seed", "model", "dtype",
 )  # fmt: skip
 _NOT_IN_THE_FILE = (
-    "image", "mask", "video", "audio", "lora", "plugin", "writer_python", "deploy", "strategy", "output", "compression",
+    "image", "mask", "video", "audio", "lora", "component", "plugin", "writer_python", "deploy", "strategy", "output",
+    "compression",
 )  # fmt: skip
 
 

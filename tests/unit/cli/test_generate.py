@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from omnimuse.cli.again import engine_settings, explained, words_of
+from omnimuse.cli.again import engine_settings, explained, same, words_of
 from omnimuse.cli.app import Terminated, parser_of, stopped, terminable
 from omnimuse.cli.engine import read_config
 from omnimuse.cli.generate import draw, unbroken
@@ -206,6 +206,13 @@ def test_one_picture_is_saved_with_its_settings_and_the_page_says_what_to_try_ne
     assert "queue" not in timing
     assert rest[0] == "try next:"
     assert rest[1].endswith("    # the same picture again")
+
+
+def test_no_file_has_where_a_component_lies_and_the_line_that_reads_it_does() -> None:
+    given = {"component": ("--component", "text_encoder=mine.gguf"), "attention": ("--attention", "sdpa")}
+    assert engine_settings(given) == {"attention": "sdpa"}
+    line = same("a star " * 20, given, "a.png", 7)
+    assert line == "omnimuse generate --from a.png --component text_encoder=mine.gguf"
 
 
 def test_the_line_that_explains_a_model_has_what_was_chosen_for_its_engine() -> None:

@@ -124,6 +124,10 @@ def test_what_the_environment_chose_is_in_the_file_which_then_counts_before_it(
     [
         ({"prompt": "x", "engine": {"output": "/tmp/x.png"}}, "have the option 'output', which chooses no engine"),
         ({"prompt": "x", "engine": {"plugin": "antigravity"}}, "have the option 'plugin', which chooses no engine"),
+        (
+            {"prompt": "x", "engine": {"component": "text_encoder=/etc/x.gguf"}},
+            "have the option 'component', which chooses no engine",
+        ),
         ({"prompt": "x", "engine": {"writer-python": "/bin/sh"}}, "option 'writer-python', which chooses no engine"),
         ({"prompt": "x", "engine": "fast"}, "have engine='fast', which is no set of names and values"),
         ({"prompt": "x", "num_inference_steps": "--output=x"}, "argument --steps: invalid int value"),
