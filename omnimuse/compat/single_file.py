@@ -26,6 +26,7 @@ from omnimuse.loader.adapter_names import named
 from omnimuse.loader.checkpoint import BORROWS, INDEX, Checkpoint
 from omnimuse.loader.components import quiet
 from omnimuse.loader.files import PICKLES, few, read_json
+from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.identity import write_name
 from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.tensors import construct
@@ -36,6 +37,8 @@ DENOISER = "model.diffusion_model."
 DECODER = ("first_stage_model.", "vae.")
 READERS = ("cond_stage_model.", "conditioner.", "text_encoders.")
 """How names begin in files that hold more than one network."""
+SHARDS = "*.safetensors.index*.json"
+"""Which of several files has which tensor."""
 PARTS = ("controlnet", "animatediff", "autoencoder")
 """How the library's names begin for kinds that draw nothing alone."""
 FOLDERS = "what writes or speaks is read from folders in transformers' layout, which may be packed; use such a folder"
@@ -261,7 +264,8 @@ def _shapes(cls: Any, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: bool) -> None:
     part.mkdir(parents=True)
     for about in like.folder.glob("*.json"):  # the index, and what else is said of the whole
-        shutil.copy(about, part)
+        if about.name != MEASURED and not about.match(SHARDS):  # of other weights
+            shutil.copy(about, part)
     if like.lender is not None:  # whose components are here, too
         index = {name: value for name, value in read_json(part / INDEX).items() if name != BORROWS}
         (part / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
@@ -273,7 +277,7 @@ def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: 
             else:
                 shutil.copytree(source, place)
             continue
-        skip = shutil.ignore_patterns("*.safetensors", "*.safetensors.index*.json", *(f"*{end}" for end in PICKLES))
+        skip = shutil.ignore_patterns("*.safetensors", SHARDS, *(f"*{end}" for end in PICKLES))
         shutil.copytree(source, place, ignore=skip)
         stem = "diffusion_pytorch_model" if like.components[name][0] == "diffusers" else "model"
         save_in_shards(found[name].items(), place, stem)  # no second copy of all in memory

@@ -16,8 +16,10 @@ from omnimuse import DiffusionParams, Omni
 from omnimuse.cli import main
 from omnimuse.compat.single_file import convert
 from omnimuse.compat.weights_file import read_file
+from omnimuse.core.caches import Fits
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.loader.fits import NAME, write_fits
 from omnimuse.loader.headers import stored_in
 from tests.checkpoints.packed import ours_of
 from tests.checkpoints.single_file import Tensors, merged, wan, weights
@@ -73,6 +75,18 @@ def test_a_file_in_its_authors_names_draws_what_its_folder_draws_with_our_own_fa
     assert made.keys() == expected.keys()
     assert all(torch.equal(made[name], expected[name]) for name in made)
     assert not torch.equal(draw(tmp_path / "made"), draw(other))
+
+
+def test_what_was_measured_of_other_weights_and_what_is_in_other_files_stays_behind(
+    z_image_folder: Path, other: Path, tmp_path: Path
+) -> None:
+    like = shutil.copytree(other, tmp_path / "like")
+    write_fits(like / NAME, Fits(ratios=(1.0,), auto="none"), {})
+    (like / "all.safetensors.index.json").write_text("{}")
+    (like / "about.json").write_text("{}")
+    save_file(weights(z_image_folder / "transformer"), tmp_path / "a.safetensors")
+    convert(tmp_path / "a.safetensors", Checkpoint(like), tmp_path / "made")
+    assert {path.name for path in (tmp_path / "made").glob("*.json")} == {"about.json", "model_index.json"}
 
 
 @pytest.mark.parametrize("taught", [True, False])
