@@ -66,7 +66,7 @@ _HERE = frozenset(
         "strategy",
         *(axis for axis, *_ in RANKS if axis != "vae_tiles"),
     }
-)  # dtype is told apart; the others say where and how, change no picture, as tiles do. No file names what is run or read
+)  # dtype is told apart; the others say where and how, change no picture, as tiles do. None says what else is read
 _OPTIONS = (
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "width", "height", "num_frames",
     "fps", "seconds", "strength", "flow_shift", "boundary_ratio", "scheduler", "max_sequence_length",

@@ -300,7 +300,7 @@ def _from_folder(
     except ModelError as problem:
         raise ModelError(f"{_lacks(file, lacking)}, and the model's own folder gives none: {problem}") from problem
     if gone := [key for key in lacking if key not in stored]:
-        raise ModelError(f"{_lacks(file, gone)}, and neither has {like.weights(name)}; use a complete --like")
+        raise ModelError(f"{_lacks(file, gone)}, and neither has {like.weights(name)}; use a complete model")
     for path, keys in groupby(
         sorted(lacking, key=lambda key: stored[key][1].path), key=lambda key: stored[key][1].path
     ):

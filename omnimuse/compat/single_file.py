@@ -54,6 +54,9 @@ READER = (
 )
 """What is said of such a file where it is named as a model."""
 
+OTHERS = "another file, or the model that it belongs to"
+"""What can be done about a file that does not fit, whoever asked."""
+
 Contents = dict[str, Tensor | Rows]
 
 
@@ -141,9 +144,7 @@ def _find_networks(
     if component is not None and like.components[component][0] == "transformers" and not _is_compound(tensors):
         reader = plain_reader(file, content, like, component, ours.get(component))
         if isinstance(reader, str):
-            raise ModelError(
-                f"{file} is not the {component} of {like.folder}: {reader}; choose another file, or --like"
-            )
+            raise ModelError(f"{file} is not the {component} of {like.folder}: {reader}; use {OTHERS}")
         return {component: reader.weights}, tuple(f"{component}: {note}" for note in reader.notes)
     for name in names:
         part = _part(name, tensors)
@@ -157,14 +158,13 @@ def _find_networks(
         if wrong is None:
             found[name] = weights
         elif _is_compound(tensors):
-            raise ModelError(f"{file} holds a {name} that is not that of {like.folder}: {wrong}; choose another --like")
+            raise ModelError(f"{file} holds a {name} that is not that of {like.folder}: {wrong}; use {OTHERS}")
         else:
             why.append(f"{name}: {wrong}")
     if not found:
         begin = f"its names begin with {few(sorted(tensors)[:4])}"
         raise ModelError(
-            f"{file} holds no network of {like.folder} ({like.arch}); {'; '.join(why) or begin}. Give --like a "
-            "checkpoint of the same kind"
+            f"{file} holds no network of {like.folder} ({like.arch}); {'; '.join(why) or begin}. Use {OTHERS}"
         )
     twins = [name for name in found if not name.startswith(("vae", "text_encoder"))]
     if len(twins) > 1:
