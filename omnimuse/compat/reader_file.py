@@ -92,33 +92,30 @@ def readers_in(
     file: Path, content: Content, like: Checkpoint, names: Sequence[str], ours: Mapping[str, Component]
 ) -> dict[str, Reader]:
     """The one of the components `names` of `like` whose text encoder is in `file`; ModelError where none is, and
-    RequestError where it could be that of several. Packed weights of components of `ours` stay packed, others become
-    bfloat16.
+    RequestError where it could be that of several, or is that of another component.
+
+    Packed weights of components of `ours` stay packed, others become bfloat16.
     """
     kind = _kind(file, content)
-    there, why, fits = dict[str, str](), list[str](), list[_Matched]()
-    for name in names:
-        if like.components[name][0] != "transformers":
-            continue
-        module: Any = construct_library_network(like, name)
-        if (called := module.config.get_text_config().model_type) not in kind.models:
-            there[name] = called
-            continue
-        wanted, layers = module.state_dict(), module.config.get_text_config().num_hidden_layers
-        known = _names(wanted, str(content.facts[ARCHITECTURE]), layers)
-        matched = _Matched(content, kind, like, name, module, known, LEFT.fullmatch)
-        if wrong := matched.wrong(ours.get(name)):
-            why.append(f"{name}: {wrong}")
-        else:
-            fits.append(matched)
+    found = {name: _matched(content, kind, like, name, ours.get(name)) for name in names}
+    fits = [each for each in found.values() if isinstance(each, _Matched)]
     if len(fits) > 1:
         which = " and ".join(each.name for each in fits)
         raise RequestError(f"{file} fits {which}; say which it is with --component", "component")
     if fits:
         return {fits[0].name: fits[0].reader(file, ours.get(fits[0].name))}
-    others = [f"{name} is a {called}" for name, called in there.items()] or ["it has none that reads texts"]
+    others = [name for name in like.components if like.has_weights(name) and name not in names]
+    for name in others:
+        found[name] = _matched(content, kind, like, name, ours.get(name))
+        if isinstance(found[name], _Matched):
+            raise RequestError(
+                f"{file} is not the {' or '.join(names)} of {like.folder} ({like.arch}), but the {name}: name that "
+                "component",
+                "component",
+            )
+    why = [each for each in found.values() if isinstance(each, str) and each] or ["it has none that reads texts"]
     raise ModelError(
-        f"{file} holds no text encoder of {like.folder} ({like.arch}); {'; '.join(why or others)}. The file is that of "
+        f"{file} holds no text encoder of {like.folder} ({like.arch}); {'; '.join(why)}. The file is that of "
         f"a {content.facts[ARCHITECTURE]} (general.architecture): use the one that was made from this model's own text "
         "encoder"
     )
@@ -235,6 +232,22 @@ class _Matched:
         if self.kind.added and called.endswith("norm.weight"):
             return tensor.float() - self.kind.added
         return tensor
+
+
+def _matched(content: Content, kind: Kind, like: Checkpoint, name: str, component: Component | None) -> _Matched | str:
+    """The text encoder `name` of `like` in a file in the names of llama.cpp; or why it is another one, which is empty
+    where that component reads no texts.
+    """
+    if like.components[name][0] != "transformers":
+        return ""
+    module: Any = construct_library_network(like, name)
+    text = module.config.get_text_config()
+    if text.model_type not in kind.models:
+        return f"{name} is a {text.model_type}"
+    known = _names(module.state_dict(), str(content.facts[ARCHITECTURE]), text.num_hidden_layers)
+    matched = _Matched(content, kind, like, name, module, known, LEFT.fullmatch)
+    wrong = matched.wrong(component)
+    return f"{name}: {wrong}" if wrong else matched
 
 
 def _names(wanted: Mapping[str, Any], architecture: str, layers: int) -> dict[str, str]:

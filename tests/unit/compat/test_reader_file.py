@@ -148,6 +148,16 @@ def test_a_file_of_another_kind_is_refused_with_what_the_model_has(like: Checkpo
         filled(tower, like, tmp_path / "made", "text_encoder")
 
 
+@pytest.mark.parametrize("asked", ["text_encoder", "transformer"])
+def test_a_file_that_is_that_of_another_component_is_told_as_that(asked: str, tmp_path: Path) -> None:
+    t5 = Checkpoint(flux.build(tmp_path / "flux"))
+    file = llama_cpp.write(tmp_path / "t5.gguf", t5.path("text_encoder_2"))
+    said = rf"t5.gguf is not the {asked} of .*flux \(FluxPipeline\), but the text_encoder_2: name that component"
+    with pytest.raises(RequestError, match=said):
+        filled(file, t5, tmp_path / "made", asked)
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_file_that_fits_two_is_asked_about(tmp_path: Path) -> None:
     folder = z_image.build(tmp_path / "like")
     shutil.copytree(folder / "text_encoder", folder / "text_encoder_2")
