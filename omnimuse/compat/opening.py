@@ -8,6 +8,7 @@ torch and much memory; the rest of the checkpoint is linked, not copied. Who onl
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from omnimuse.core.errors import ModelError, OmnimuseError
 from omnimuse.core.spec import Component
-from omnimuse.loader.checkpoint import INDEX, Checkpoint
+from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.files import SINGLE
 from omnimuse.loader.hub import Hub
 from omnimuse.loader.resolve import Folder, resolve
@@ -83,13 +84,12 @@ class Job:
         state = self.file.stat()
         about = f"{self.file} {state.st_size} {state.st_mtime_ns}"
         if self.component:
-            index = self.folder / INDEX
-            about += f" {self.component} {self.folder} {index.stat().st_mtime_ns if index.is_file() else 0}"
+            about += f" {self.component} {self.folder} {Checkpoint(self.folder).fingerprint()}"
         return f"{self.file.stem}-{sha256(about.encode()).hexdigest()[:12]}"
 
 
 def _made(job: Job, cache: Path) -> Path | None:
-    return next(iter(cache.glob(f"models--*/{job.name}")), None)
+    return next(iter(cache.glob(f"models--*/{glob.escape(job.name)}")), None)
 
 
 def _as_text(ours: Mapping[str, Mapping[str, Component]]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,6 +118,36 @@ def test_a_model_whose_network_and_encoder_are_files_draws_what_these_stand_for(
         make(Job(encoder, "model", qwen3.build(tmp_path / "writer")), tmp_path / PLACE, {})
     done = generate(tmp_path, z_image_folder, tmp_path / "d.png", f"--component=text_encoder={network}")
     assert done.returncode and "text_encoder=" in done.stderr and not (tmp_path / "d.png").exists()
+
+
+@pytest.mark.costly
+@pytest.mark.timeout(600)
+def test_a_component_from_a_file_is_compared_with_itself(z_image_folder: Path, tmp_path: Path) -> None:
+    other, file = z_image.build(tmp_path / "other", seed=5), tmp_path / "other.safetensors"
+    save_file(weights(other / "transformer"), file)
+    words = ("parity", str(z_image_folder), f"--component=transformer={file}", "--steps=2", "--size=32x32")
+    done = python(tmp_path, "-m", "omnimuse", *words)
+    assert done.returncode == 0 and "agrees with diffusers in every part" in done.stdout, done.stdout + done.stderr
+    packed = gguf_file.write(tmp_path / "z.gguf", weights(other / "transformer"), gguf_file.usual)
+    done = python(tmp_path, "-m", "omnimuse", *words[:2], f"--component=transformer={packed}", *words[3:])
+    assert done.returncode == 2 and f"the files of {z_image_folder} and {packed} are packed" in done.stderr
+
+
+def test_a_folder_that_has_changed_is_another_one_and_a_name_may_have_brackets(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    folder, cache = Path(shutil.copytree(z_image_folder, tmp_path / "model")), tmp_path / "cache"
+    file = llama_cpp.write(tmp_path / "Qwen3 [Q4].gguf", folder / "text_encoder")
+
+    def made() -> Path:
+        make(Job(file, "text_encoder", folder), cache, {})
+        return filled(Folder("z", folder, "local"), "text_encoder", str(file), {}, cache).path
+
+    first, config = made(), folder / "text_encoder" / "config.json"
+    assert first.parent == cache / "models--model" and made() == first
+    config.write_text(json.dumps({**json.loads(config.read_text()), "note": "new"}))
+    again = made()
+    assert again != first and json.loads((again / "text_encoder" / "config.json").read_text())["note"] == "new"
 
 
 def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
