@@ -16,13 +16,13 @@ from omnimuse.core.request import Ask, Request
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import finished, start
 from omnimuse.loader.checkpoint import Checkpoint
-from omnimuse.loader.resolve import resolve
 from omnimuse.parity.compare import Part, apart, compare
 from omnimuse.parity.notes import Trail
 from omnimuse.parity.ours import our_trail
 from omnimuse.parity.theirs import load_theirs, their_trail
 from omnimuse.pipeline.denoise import Denoise
 from omnimuse.quant.linear import quantized_layers
+from omnimuse.worker.find import find
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ def parity(config: Config, ask: Ask) -> Outcome:
         components = [pipeline.ctx.components.wherever(name) for name in pipeline.ctx.components]
         if not config.quantize.schemes and any(quantized_layers(c) for c in components if isinstance(c, nn.Module)):
             raise ModelError(
-                f"the files of {config.model.model} are packed in a way that diffusers does not read; compare the "
-                "checkpoint that they were made from"
+                f"the files of {' and '.join([config.model.model, *config.model.files.values()])} are packed in a way "
+                "that diffusers does not read; compare the floats that they were made from"
             )
         networks = [name for stage in pipeline.stages if isinstance(stage, Denoise) for name in stage.networks]
         request = engine.make_request(replace(ask, params=replace(ask.params, num_outputs_per_prompt=1)))
         ours = our_trail(pipeline, request)
         assert ours.result is not None
         company = apart(_in_company(engine, ask, request.seed(0)), ours.result)
-    pipe = load_theirs(Checkpoint(resolve(config.model.model).path), dtype)
+    pipe = load_theirs(Checkpoint(find(config).folder.path), dtype)  # with the files of components in it
     there = [name for name in networks if pipe.components.get(name) is not None]
     theirs = their_trail(pipe, request, there, spec)
     named = str(dtype).removeprefix("torch.")
