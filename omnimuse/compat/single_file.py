@@ -25,6 +25,7 @@ from omnimuse.core.spec import Component
 from omnimuse.loader.adapter_names import named
 from omnimuse.loader.checkpoint import BORROWS, INDEX, Checkpoint
 from omnimuse.loader.components import quiet
+from omnimuse.loader.eight_bits import BESIDE, CONFIG, SAID
 from omnimuse.loader.files import PICKLES, few, read_json
 from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.identity import write_name
@@ -277,7 +278,15 @@ def _write(part: Path, like: Checkpoint, found: Mapping[str, Contents], linked: 
             else:
                 shutil.copytree(source, place)
             continue
-        skip = shutil.ignore_patterns("*.safetensors", SHARDS, *(f"*{end}" for end in PICKLES))
+        skip = shutil.ignore_patterns("*.safetensors", SHARDS, BESIDE, *(f"*{end}" for end in PICKLES))
         shutil.copytree(source, place, ignore=skip)
+        _forget_packing(place / CONFIG)
         stem = "diffusion_pytorch_model" if like.components[name][0] == "diffusers" else "model"
         save_in_shards(found[name].items(), place, stem)  # no second copy of all in memory
+
+
+def _forget_packing(path: Path) -> None:
+    """Take out of a configuration how the weights were packed that were there before."""
+    config = read_json(path) if path.is_file() else {}
+    if config.pop(SAID, None) is not None:
+        path.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ from omnimuse.compat.single_file import Converted, convert
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.components import construct_library_network, library_rules
+from omnimuse.loader.eight_bits import BESIDE, SAID
 from omnimuse.loader.rules import apply_rules
 from omnimuse.worker.find import our_components
 from tests.checkpoints import (
@@ -34,6 +35,7 @@ from tests.checkpoints import (
     z_image,
 )
 from tests.checkpoints.packed import in_gguf, scaled
+from tests.checkpoints.parts import say_packed
 from tests.checkpoints.single_file import Tensors, weights
 from tests.unit.compat.test_gguf import numbers
 
@@ -186,6 +188,18 @@ def test_a_pipeline_that_runs_through_diffusers_gets_bfloat16(like: Checkpoint, 
     convert(file, like, tmp_path / "made")
     found, exact = weights(tmp_path / "made" / "text_encoder"), gguf_file.exact(file)
     assert torch.equal(found["layers.1.self_attn.k_proj.weight"], exact["blk.1.attn_k.weight"].bfloat16())
+
+
+def test_how_the_folder_had_packed_what_a_file_replaces_is_forgotten(tmp_path: Path) -> None:
+    folder = z_image.build(tmp_path / "like")
+    file, place = llama_cpp.write(tmp_path / "a.gguf", folder / "text_encoder"), tmp_path / "made" / "text_encoder"
+    [weights_before] = (folder / "text_encoder").glob("*.safetensors")
+    before = json.loads((folder / "text_encoder" / "config.json").read_text())
+    say_packed(weights_before, {"quant_method": "compressed-tensors", "format": "float-quantized"})
+    (folder / "text_encoder" / BESIDE).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    filled(file, Checkpoint(folder), tmp_path / "made")
+    assert Checkpoint(tmp_path / "made").config("text_encoder") == before and not (place / BESIDE).exists()
+    assert SAID in json.loads((folder / "text_encoder" / "config.json").read_text()), "the folder itself stays"
 
 
 def test_what_writes_is_left_out_and_said(like: Checkpoint, tmp_path: Path) -> None:
