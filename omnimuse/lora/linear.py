@@ -49,20 +49,28 @@ class Rack:
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered."""
-        if not self.worn:
+        """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered.
+
+        An adapter that is for no layer of this process is not worn meanwhile: there is nothing of it to join.
+        """
+        everything, self.worn = self.worn, tuple(each for each in self.worn if each.adapter.products)
+        try:
+            self._hang()
             yield
+        finally:
+            self.worn = everything
+            for layer in self.compiled.values():
+                layer.peg.joined = None
+
+    def _hang(self) -> None:
+        """Let compiled layers find what is worn joined, if anything is."""
+        if not self.worn:
             return
         if self._last[0] != (keys := tuple(each.key for each in self.worn)):  # by name: who wears them keeps them alive
             self._last = (), {}  # its memory first
             self._last = keys, {site: layer.join(self.worn) for site, layer in self.compiled.items()}
         for site, joined in self._last[1].items():
             self.compiled[site].peg.joined = joined
-        try:
-            yield
-        finally:
-            for layer in self.compiled.values():
-                layer.peg.joined = None
 
 
 @dataclass(eq=False)

@@ -55,13 +55,14 @@ def test_one_code_is_made_for_all_sets_of_adapters_and_another_for_none() -> Non
     compiled = CompiledRunner(stack.blocks(), compiler, within=rack.joining)
     hidden, cond = torch.randn(2, 5, WIDTH), ToyCond(Layout((5, 5)), torch.randn(2, WIDTH))
     one, two = adapter("one", 1, 0, 1), adapter("two", 4, 1, start=3, bias=torch.randn(WIDTH - 3))
-    sets = ((), (Worn(two, 0.8),), (Worn(one, 1.0),), (Worn(one, 0.5), Worn(two, -1.0)), (Worn(two, 0.3),), ())
+    away = Worn(adapter("for layers of another process", 1), 1.0)
+    sets = ((), (Worn(two, 0.8),), (Worn(one, 1.0),), (Worn(one, 0.5), Worn(two, -1.0)), (away, Worn(two, 0.3)), (away,))
     counts = list[int]()
     for worn in sets:
         rack.worn = worn
         found, expected = compiled(stack.blocks(), hidden, cond), PlainRunner()(stack.blocks(), hidden, cond)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        assert all(layer.peg.joined is None for layer in rack.compiled.values())
+        assert rack.worn == worn and all(layer.peg.joined is None for layer in rack.compiled.values())
         counts.append(compiler.graphs)
     assert counts[:2] == [1, 2], "one for all blocks, and one more for all that wear something"
     assert counts[1:] == [counts[1]] * 5
