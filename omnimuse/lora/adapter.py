@@ -49,8 +49,20 @@ class Product:
 
     @property
     def rank(self) -> int:
-        """R; of a whole difference K."""
-        return self.up.shape[1]
+        """R; of a whole difference the smaller one of N and K."""
+        return min(self.up.shape) if self.down is None else self.up.shape[1]
+
+    def fill(self, down: Tensor, up: Tensor) -> None:
+        """Write it into `down` [R, K] and `up` [N, R], which are zeros: of a whole difference one of them is ones."""
+        if self.down is not None:
+            down.copy_(self.down)
+            up.copy_(self.up)
+        elif len(down) == down.shape[1]:
+            down.diagonal().fill_(1)
+            up.copy_(self.up)
+        else:
+            down.copy_(self.up)
+            up.diagonal().fill_(1)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -115,8 +127,8 @@ class Joined(NamedTuple):
         down, scale, up, bias, at = zeros(rank, inputs), zeros(rank), zeros(outputs, rank), zeros(outputs), 0
         for product, strength in parts:
             mine, rows = slice(at, at + product.rank), slice(product.start, product.start + len(product.up))
-            down[mine] = torch.eye(inputs) if product.down is None else product.down
-            scale[mine], up[rows, mine] = strength, product.up
+            product.fill(down[mine], up[rows, mine])
+            scale[mine] = strength
             if product.bias is not None:
                 bias[rows] += product.bias * strength
             at = mine.stop

@@ -113,14 +113,25 @@ def test_a_product_of_which_two_ranks_have_half_the_inputs_each_is_that_of_all(w
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_a_whole_difference_is_joined_with_products(net: Net) -> None:
-    shapes = {"product": Product(torch.randn(4, 8), torch.randn(8, 4)), "whole": Product(None, torch.randn(8, 8))}
-    worn = [Worn(Adapter(name, {("transformer", "layer"): (each,)}), 0.5) for name, each in shapes.items()]
-    x, expected = torch.randn(3, 8), torch.zeros(3, 8)
-    for each in shapes.values():
-        each.add(expected, x, 0.5)
-    joined = Joined.of(net.layer.weight, [(each, each.adapter.products["transformer", "layer"]) for each in worn])
-    assert torch.allclose(joined.added(torch.zeros(3, 8), x), expected, atol=1e-5)
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize(("outputs", "rank"), [(12, 8), (8, 8), (4, 4)])
+def test_a_whole_difference_is_joined_with_products_by_the_smaller_side(outputs: int, rank: int, start: int) -> None:
+    site, weight = ("transformer", "layer"), torch.empty(outputs + 2, 8, device="meta")
+    shapes = {
+        "product": Product(torch.randn(4, 8), torch.randn(outputs + 2, 4)),
+        "whole": Product(None, torch.randn(outputs, 8), start),
+    }
+    worn = [
+        Worn(Adapter(name, {site: (each,)}), scale)
+        for (name, each), scale in zip(shapes.items(), (0.5, -2.0), strict=True)
+    ]
+    x, expected = torch.randn(3, 8), torch.zeros(3, outputs + 2)
+    for each in worn:
+        each.adapter.products[site][0].add(expected, x, each.scale)
+    joined = Joined.of(weight, [(each, each.adapter.products[site]) for each in worn])
+    torch.testing.assert_close(joined.added(torch.zeros(3, outputs + 2), x), expected, rtol=1e-5, atol=1e-5)
+    assert joined.scale.shape == (4 + rank,)
+    assert sum(each.nbytes for each in joined) == Joined.bytes_of(weight.float(), [*shapes.values()])
 
 
 def test_after_a_failure_nothing_is_worn(room_for: Make, net: Net) -> None:

@@ -56,7 +56,8 @@ def test_one_code_is_made_for_all_sets_of_adapters_and_another_for_none() -> Non
     hidden, cond = torch.randn(2, 5, WIDTH), ToyCond(Layout((5, 5)), torch.randn(2, WIDTH))
     one, two = adapter("one", 1, 0, 1), adapter("two", 4, 1, start=3, bias=torch.randn(WIDTH - 3))
     away = Worn(adapter("for layers of another process", 1), 1.0)
-    sets = ((), (Worn(two, 0.8),), (Worn(one, 1.0),), (Worn(one, 0.5), Worn(two, -1.0)), (away, Worn(two, 0.3)), (away,))
+    both = Worn(one, 0.5), Worn(two, -1.0)
+    sets = ((), (Worn(two, 0.8),), (Worn(one, 1.0),), both, (away, Worn(two, 0.3)), (away,))
     counts = list[int]()
     for worn in sets:
         rack.worn = worn
