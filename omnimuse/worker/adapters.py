@@ -145,11 +145,12 @@ def _absent(under: Build, name: str, module: nn.Module) -> set[str]:
 
 
 def _dress(under: Build) -> None:
-    """Every linear layer of compiled blocks can wear adapters from the start: what is compiled would be compiled once
-    more where its layers change. On several ranks who wears something runs past it.
+    """Every linear layer of compiled blocks here can wear adapters from the start: what is compiled would be compiled
+    once more where its layers change. On several ranks who wears something runs past it.
     """
     under.wearing.rack.joins = under.mesh.size == 1
-    for name, network in under.compiling.items():
+    here = under.here
+    for name, network in ((name, network) for name, network in under.compiling.items() if name in here):
         blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
         inside = {part for block in blocks for part in block.modules()}
         layers = [path for path, part in network.named_modules() if isinstance(part, LINEAR) and part in inside]

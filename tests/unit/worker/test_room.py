@@ -55,6 +55,7 @@ from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import Recorder, allocated, recorded_events
 from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
+from tests.carrying import three
 from tests.checkpoints.adapters import layers_of, peft, write
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
@@ -739,6 +740,22 @@ def test_compiled_layers_have_what_is_worn_joined_as_foretold(tiny: Callable[[st
             assert rack.nbytes == pytest.approx(took, rel=0.02)
             assert rack.nbytes <= adapters.joined(loras) < 1.2 * rack.nbytes
             assert len(worn) > 1 or adapters.joined(loras) == rack.nbytes > 2 * adapters.nbytes, "parts are fused here"
+
+
+def test_only_the_pool_that_has_compiled_layers_counts_what_they_have_joined(
+    adapters: tuple[list[str], int],
+) -> None:
+    [lora] = loras_of(adapters[0][:1]) or ()
+    with contextlib.closing(start(Config(SHAPES))) as engine:
+        deploy = three(engine.runner.pipeline.stages)
+    joined = dict[str, int]()
+    for pool in deploy.pools:
+        chosen = Config(SHAPES, compile=CompileConfig("blocks"), deploy=replace(deploy, pool=pool.name))
+        with contextlib.closing(start(chosen)) as engine:
+            ctx = engine.runner.pipeline.ctx
+            ctx.adapters.fetch([lora])
+            joined["transformer" if "transformer" not in ctx.lent else pool.name] = ctx.adapters.joined([lora])
+    assert joined.pop("transformer") > 0 and [*joined.values()] == [0, 0]
 
 
 def test_who_has_no_room_for_what_it_wears_beside_others_waits_and_is_drawn(adapters: tuple[list[str], int]) -> None:
