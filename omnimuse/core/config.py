@@ -237,12 +237,14 @@ class ContractConfig:
 class HostConfig:
     """What an engine takes of the machine it runs on.
 
-    `threads` to compute with on the CPU, of all `processes` together that share the machine, and its memory; None lets
-    `worker/threads.py` decide. `room` is the bytes that requests may take beside the weights (None: what there is).
+    `threads` to compute with on the CPU, of all `processes` together that share the machine; None lets
+    `worker/threads.py` decide. They share its memory, too, or those of `replicas` do, as others come and go (None:
+    all). `room` is the bytes that requests may take beside the weights (None: what there is).
     """
 
     threads: int | None = None
     processes: int = 1
+    replicas: int | None = None
     room: int | None = None
 
     def __post_init__(self) -> None:
@@ -250,8 +252,9 @@ class HostConfig:
         check_threads("threads", self.threads)
         if self.room is not None and self.room < 0:
             raise ConfigError(f"room={self.room} is not allowed; use a number of bytes, at least 0")
-        if self.processes < 1:
-            raise ConfigError(f"processes={self.processes} is not allowed; use at least 1")
+        for name, count in (("processes", self.processes), ("replicas", self.replicas)):
+            if count is not None and count < 1:
+                raise ConfigError(f"{name}={count} is not allowed; use at least 1")
 
 
 def check_threads(name: str, value: int | None) -> None:
@@ -350,6 +353,12 @@ class Config:
                 f"writer={self.writer.engine} with a deploy file: which pool would write so? Say `writer: "
                 f"{self.writer.engine}` in the file, in the pool that does"
             )
+
+    @property
+    def sharing(self) -> int:
+        """How many processes share the machine's memory."""
+        replicas, processes = self.host.replicas, self.host.processes
+        return processes if replicas is None else min(processes, replicas * self.parallel.ranks)
 
     def of_pool(self, pool: PoolConfig, replica: int) -> Config:
         """What is chosen in a process of that replica of `pool`; ConfigError for a writer that is none."""

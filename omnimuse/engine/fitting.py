@@ -87,6 +87,7 @@ class Fitting:
         hint, param, nearest = extent.nearest(request, fits)
         if room is not None and (needed := min(self._takes(way, space) for way in ways(request))) > room:
             said = f"{told_bytes(needed)} at the least beside the weights, of which there are {told_bytes(room)}"
+            hint = f"{hint} (--room says how much there is)"
             return Refusal(f"{extent.told(request)} takes {said}; {hint}", param, nearest)
         return Refusal(
             f"{request.outputs} x {told_bytes(self.runner.remembers(request)[0])} are to be remembered while this "

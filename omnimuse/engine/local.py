@@ -80,9 +80,9 @@ def _running(config: Config, built: Built) -> tuple[Runner, Space]:
     ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
     here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
     parts = {name: ctx.components.wherever(name) for name in here}
-    processes = config.host.processes
-    space = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise, processes=processes).within(config.host.room)
-    schedule = bounded(config.schedule, built.pipeline, space, processes)
+    there = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise, processes=config.sharing)
+    space = there.within(config.host.room, ctx.device)
+    schedule = bounded(config.schedule, built.pipeline, space, config.sharing)
     runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
     runner.rest = Rest(ctx.components, ctx.device, config.offload.folder)
     runner.profiled = config.contract.profile and built.pipeline.spec.library != CONTRACT  # which times its own parts
@@ -114,7 +114,7 @@ def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space, processe
     grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
-    half = free_bytes(pipeline.ctx.device, processes) // 2
+    half = max(free_bytes(pipeline.ctx.device, processes), space.room or 0) // 2  # there may be more room, as said
     return replace(schedule, running_bytes=max(1, half if space.room is None else min(half, space.room)))
 
 

@@ -142,7 +142,7 @@ async def open_parts(
     metrics, step = Metrics(options.model_name), found.door.limits.frame_step
     admission = Admission(options, width=options.scale.least, frame_step=step)
     plan = PoolPlan(
-        found.config,
+        replace(found.config, host=replace(found.config.host, replicas=options.scale.least)),  # others come and go
         found.spec,
         files.spool,
         options.scale,

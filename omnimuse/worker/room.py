@@ -54,9 +54,13 @@ class Space:
         packing = sum(part.unmade for module in modules.values() for part in few_of(module))
         return Space(max(0, free_bytes(device, processes) - coming - packing), coming, weights, tokens)
 
-    def within(self, room: int | None) -> Space:
-        """The same, with no more beside the weights than `room` (None: as much as there is)."""
-        return self if room is None else replace(self, room=room if self.room is None else min(room, self.room))
+    def within(self, room: int | None, device: torch.device) -> Space:
+        """The same with so much `room` beside the weights (None: as much as there is): of a GPU no more than is free,
+        of a machine what is said, since what others leave of it is a guess.
+        """
+        if room is None:
+            return self
+        return replace(self, room=room if self.room is None or device.type == "cpu" else min(room, self.room))
 
     def less(self, taken: int) -> Space:
         """The same, where so many bytes of the room are `taken`."""

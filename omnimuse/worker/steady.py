@@ -143,7 +143,7 @@ def _may_pack(networks: Iterable[Network], config: Config, device: torch.device)
     """Whether the large weights of these may be there twice: they stay on the device, and it has memory left."""
     linears = (module for network in networks for module in network.modules() if isinstance(module, nn.Linear))
     size = sum(4 * linear.weight.numel() for linear in linears if linear.weight.numel() >= LARGE)
-    return config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device, config.host.processes)
+    return config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device, config.sharing)
 
 
 def _replace(network: nn.Module, path: str, part: nn.Module) -> None:

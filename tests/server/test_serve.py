@@ -30,6 +30,7 @@ from omnimuse.cli import main
 from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ConfigError, ModelError, StorageError
 from omnimuse.deploy.pool import Pool, PoolPlan
+from omnimuse.deploy.scale import Scale
 from omnimuse.server.http.keys import Keys
 from omnimuse.server.jobs.attempt import JobRules
 from omnimuse.server.jobs.book import Jobs
@@ -223,6 +224,18 @@ def test_a_server_without_faults_closes_as_many_parts_as_the_test_above_lets_fai
             await open_parts(closings, found, options, asked=f"serve.close:{CLOSINGS + 1}:fail")
 
     asyncio.run(main())
+
+
+def test_workers_share_memory_with_those_that_stay(tmp_path: Path) -> None:
+    async def main() -> int:
+        async with AsyncExitStack() as closings:
+            found = find(Config(ModelConfig("omnimuse/shapes")))
+            options = ServeOptions(tmp_path, "omnimuse/shapes", scale=Scale(least=2, most=8))
+            _, pool = await open_parts(closings, found, options)
+            config = pool.plan.config
+            return replace(config, host=replace(config.host, processes=8)).sharing  # as each of them starts
+
+    assert asyncio.run(main()) == 2
 
 
 SLOWLY = "worker.step:5:pause:slow"

@@ -27,6 +27,7 @@ from omnimuse.core.config import (
     LoraConfig,
     ModelConfig,
     OffloadConfig,
+    ParallelConfig,
     ScheduleConfig,
 )
 from omnimuse.core.errors import CapacityError, DeadlineError, MemoryShortageError, RequestCancelled, RequestError
@@ -57,7 +58,7 @@ from omnimuse.worker.place import most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.carrying import three
 from tests.checkpoints.adapters import layers_of, peft, write
-from tests.checkpoints.families import FAMILIES
+from tests.checkpoints.families import FAMILIES, WRITERS
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
 from tests.second_device import SecondDevice, moved
 
@@ -130,6 +131,31 @@ def test_workers_of_one_machine_may_take_half_of_it_each(subject: Subject) -> No
             assert engine.space.room is not None
             rooms.append(engine.space.room)
     assert rooms[1] <= rooms[0] - memory() // 3
+
+
+def test_workers_that_come_and_go_take_no_room_of_those_that_stay(subject: Subject) -> None:
+    config = replace(subject.config(), host=HostConfig(processes=8, replicas=1, threads=1))
+    with contextlib.closing(start(config)) as engine:
+        assert engine.space.room is not None and engine.space.room > memory() // 4
+    ranks = replace(config, parallel=ParallelConfig(cfg=2))
+    assert [each.sharing for each in (config, ranks, replace(ranks, host=HostConfig(processes=8)))] == [1, 2, 8]
+    few = replace(ranks.host, processes=3, replicas=4)
+    assert replace(ranks, host=few).sharing == 3, "of an agent's machine, which has so many seats"
+
+
+def test_room_counts_as_it_is_said_but_of_a_gpu_no_more_than_is_free() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [Space(50).within(80, device).room for device in (cpu, cuda)] == [80, 50]
+    assert [Space(50).within(20, device).room for device in (cpu, cuda)] == [20, 20]
+    assert [Space(50).within(None, device).room for device in (cpu, cuda)] == [50, 50]
+
+
+def test_half_of_the_room_that_is_said_is_there_for_what_is_remembered(tmp_path: Path) -> None:
+    """Whatever a machine of a million processes leaves each."""
+    model = ModelConfig(str(WRITERS[0].build(tmp_path / "model")), dtype="float32", device="cpu")
+    config = Config(model, host=HostConfig(threads=1, processes=10**6, room=2**30))
+    with contextlib.closing(start(config)) as engine:
+        assert (engine.space.room, engine.runner.config.running_bytes) == (2**30, 2**29)
 
 
 @pytest.mark.parametrize(
