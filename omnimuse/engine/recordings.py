@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-from omnimuse.core.errors import EngineDeadError
+from omnimuse.core.errors import EngineDeadError, refused
 from omnimuse.observe.profile import Recorder, merge, part_of
 from omnimuse.parallel.agree import said_by_all
 from omnimuse.parallel.collectives import told
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.plan import TickPlan
 from omnimuse.worker.runner import Runner
+
+log = logging.getLogger(__name__)
 
 
 class Recordings:
@@ -54,8 +57,10 @@ class Recordings:
         try:
             try:
                 self._recorder.write(path)
-            finally:
-                bring(self._mesh, path, path)
+            except BaseException:  # the others are heard all the same
+                bring(self._mesh, path, path, wanted=False)
+                raise
+            bring(self._mesh, path, path)
         except Exception:  # nobody makes a whole of what the others have
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -105,8 +110,9 @@ def follow_recording(plan: TickPlan, recorder: Recorder, runner: Runner) -> None
         bring(mesh, path, here)
 
 
-def bring(mesh: Mesh, path: Path, here: Path) -> None:
-    """Every part of the recording at `path` to rank 0, from ranks that have theirs `here` on a disk of their own.
+def bring(mesh: Mesh, path: Path, here: Path, *, wanted: bool = True) -> None:
+    """Every part of the recording at `path` to rank 0, from ranks that have theirs `here` on a disk of their own; none
+    that rank 0 says is not `wanted`. OSError, once all ranks are through, if the disk of rank 0 refuses one;
     EngineDeadError if a rank is gone.
     """
     if mesh.size == 1:
@@ -118,9 +124,29 @@ def bring(mesh: Mesh, path: Path, here: Path) -> None:
         raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
     parts = {rank: part_of(path, rank) for rank, size in enumerate(sizes) if size}
     away = [rank for rank, part in parts.items() if not part.exists() or part.stat().st_size != int(sizes[rank])]
-    for rank in json.loads(told(mesh, 0, json.dumps(away).encode() if mesh.is_leader else None)):
-        content = told(mesh, rank, gzip.compress(mine.read_bytes(), 1) if rank == mesh.rank else None)
-        if mesh.is_leader:
-            parts[rank].write_bytes(gzip.decompress(content))
-        elif rank == mesh.rank:
-            mine.unlink()
+    said = json.dumps(away if wanted else None).encode() if mesh.is_leader else None
+    if (asked := json.loads(told(mesh, 0, said))) is None:
+        with suppress(OSError):
+            mine.unlink(missing_ok=True)
+        return
+    problem: OSError | None = None
+    for rank in asked:
+        content = told(mesh, rank, _taken(mine) if rank == mesh.rank else None)
+        if mesh.is_leader and content and problem is None:
+            try:
+                parts[rank].write_bytes(gzip.decompress(content))
+            except OSError as refusal:  # the ranks that are next wait for rank 0
+                problem = refusal
+    if problem is not None:
+        raise refused(problem, path) from problem
+
+
+def _taken(part: Path) -> bytes:
+    """What it holds, compressed, and no longer on the disk; nothing where it cannot be read, which the log tells."""
+    try:
+        content = gzip.compress(part.read_bytes(), 1)
+        part.unlink()  # before rank 0 writes, whose disk may be the same, seen late
+    except OSError as problem:
+        log.warning("the recording of this rank could not be brought to rank 0: %s", problem)
+        return b""
+    return content
