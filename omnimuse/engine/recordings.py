@@ -11,10 +11,10 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omnimuse.core.errors import EngineDeadError, refused
@@ -105,9 +105,13 @@ def follow_recording(plan: TickPlan, recorder: Recorder, runner: Runner) -> None
         recorder.try_to(recorder.drop)
     else:
         path, mesh = Path(plan.write), runner.pipeline.ctx.mesh
-        here = path if path.parent.is_dir() else Path(gettempdir(), path.name)  # rank 0's folder may be elsewhere
-        recorder.try_to(partial(recorder.write, here, mesh.rank))
-        bring(mesh, path, here)
+        with ExitStack() as opened:
+            here = path
+            if not path.parent.is_dir():  # rank 0's folder is elsewhere
+                with suppress(OSError):  # who has no disk for it is told so when it writes
+                    here = Path(opened.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)), path.name)
+            recorder.try_to(partial(recorder.write, here, mesh.rank))
+            bring(mesh, path, here)
 
 
 def bring(mesh: Mesh, path: Path, here: Path, *, wanted: bool = True) -> None:

@@ -233,10 +233,15 @@ class Recorder:
             recording.stop()
 
     def write(self, path: Path, rank: int = 0) -> None:
-        """End it, and write it as the part of that rank of what will be at `path`; nothing where none was begun."""
+        """End it, and write it as the part of that rank of what will be at `path`; nothing where none was begun. What
+        an earlier one has left there goes in any case.
+        """
         recording, self._recording = self._recording, None
-        if recording is not None:
-            recording.write(part_of(path, rank), path)
+        try:
+            part_of(path, rank).unlink(missing_ok=True)
+        finally:
+            if recording is not None:
+                recording.write(part_of(path, rank), path)
 
     def try_to(self, work: Callable[[], None]) -> None:
         """One of the above, because another rank wants it: what goes wrong is told in the log, and ends nothing."""

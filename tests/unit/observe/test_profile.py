@@ -161,3 +161,10 @@ def test_whose_part_lacks_is_told_and_the_others_are_there(tmp_path: Path, caplo
     with pytest.raises(FileNotFoundError, match=r"/other\.json\.gz"):
         merge([part_of(whole, 0), part_of(whole, 1)], tmp_path / "other.json.gz")
     assert list(tmp_path.iterdir()) == [whole]
+
+
+def test_what_an_earlier_recording_left_is_not_taken_for_the_part_of_a_later_one(tmp_path: Path) -> None:
+    stale = part_of(tmp_path / "t.json.gz", 1)
+    stale.write_text("{}")
+    Recorder().write(tmp_path / "t.json.gz", 1)  # one that could not begin
+    assert not stale.exists()
