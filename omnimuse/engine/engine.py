@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -253,9 +253,9 @@ class Engine:
             self._closed = True
         if self.dead is None:
             self.tell(TickPlan(stop=True))
-        self.recordings.close()
-        self.mesh.close()
-        self.runner.close()
+        with ExitStack() as closing:  # each is closed, whatever another fails with
+            for part in (self.runner, self.mesh, self.recordings):
+                closing.callback(part.close)
 
     def tell(self, plan: TickPlan) -> None:
         """Send a plan to the other ranks, if there are any."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from omnimuse.core.errors import EngineDeadError, refused
+from omnimuse.core.errors import EngineClosedError, EngineDeadError, refused
 from omnimuse.observe.profile import Recorder, merge, part_of
 from omnimuse.parallel.agree import said_by_all
 from omnimuse.parallel.collectives import told
@@ -88,7 +88,8 @@ def recording(
     try:
         begun.result()
     except BaseException:  # who is interrupted does not keep it from beginning
-        between_ticks(recordings.drop)
+        with suppress(EngineClosedError):  # of whose end the first error tells
+            between_ticks(recordings.drop)
         raise
     try:
         yield

@@ -24,6 +24,7 @@ from omnimuse.core.errors import (
     CapacityError,
     ConfigError,
     EngineClosedError,
+    EngineDeadError,
     ModelError,
     NumericalError,
     RequestCancelled,
@@ -107,6 +108,22 @@ def test_who_is_interrupted_while_a_recording_begins_leaves_none(
     with omni.recording(tmp_path / "next.json.gz"):
         omni.generate("a circle", SMALL, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["next.json.gz"]
+
+
+def test_why_an_engine_ended_while_a_recording_began_is_told(
+    omni: Omni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(work: Callable[[], Any]) -> Future[Any]:
+        if work != omni.engine.recordings.begin:
+            raise EngineClosedError("this engine is closed; make a new one")
+        begun = Future[Any]()
+        begun.set_exception(EngineDeadError("a rank is gone"))
+        return begun
+
+    with monkeypatch.context() as patched:
+        patched.setattr(omni._background, "between_ticks", ended)
+        with pytest.raises(EngineDeadError, match="a rank is gone"), omni.recording(tmp_path / "trace.json.gz"):
+            pytest.fail("it began")
 
 
 def test_a_model_that_slept_draws_what_it_drew(omni: Omni) -> None:
