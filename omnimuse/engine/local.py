@@ -43,7 +43,7 @@ from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import Built, build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.pace import Shared
-from omnimuse.worker.place import free_bytes, held_bytes
+from omnimuse.worker.place import free_bytes, kept_bytes
 from omnimuse.worker.rest import Rest
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
@@ -269,8 +269,8 @@ class Background:
 
     @property
     def held(self) -> int:
-        """The bytes of the device that this process holds now."""
-        return held_bytes(self.engine.runner.pipeline.ctx.device)
+        """The bytes of the device that this process keeps now, for tensors that there are and that come."""
+        return kept_bytes(self.engine.runner.pipeline.ctx.device)
 
     @property
     def adapters(self) -> tuple[int, int]:

@@ -101,7 +101,7 @@ class Metrics:
         )
         self._memory = Histogram(
             "omnimuse_request_peak_bytes",
-            "The most that a worker held of its device while it worked on a request.",
+            "The most that a worker kept of its device, for tensors of all requests and to come, during a request.",
             ["model"],
             buckets=_BYTES,
             registry=registry,

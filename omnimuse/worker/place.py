@@ -65,6 +65,13 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident()
 
 
+def kept_bytes(device: torch.device) -> int:
+    """The memory of `device` that this process keeps: of a GPU with what a step took and gave back to torch, which
+    keeps it for tensors to come.
+    """
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident()
+
+
 @dataclass(frozen=True)
 class Graphics:
     """What torch counts of the memory of a GPU."""

@@ -51,7 +51,7 @@ class Image(BaseModel):
 
 class Effort(Within):
     """What pictures took: `timings` are seconds by stage, `inference_time_s` those spent drawing, `peak_memory_mb` the
-    most MiB that a worker held of its device, `needs_memory_mb` those that one output needs beside the weights, where
+    most MiB that a worker kept of its device, `needs_memory_mb` those that one output needs beside the weights, where
     that is known.
     """
 

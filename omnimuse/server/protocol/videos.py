@@ -27,7 +27,7 @@ class VideoJob(Kept):
 class Video(VideoJob):
     """A video, with what makes it again and how it went. `seconds` is the length that was asked for, `duration_s` the
     one it has; times in seconds, by stage as `timings` and, as vLLM-Omni has it, `stage_durations`. `peak_memory_mb` is
-    the most MiB that its worker held of its device, `needs_memory_mb` those that it needs beside the weights, where
+    the most MiB that its worker kept of its device, `needs_memory_mb` those that it needs beside the weights, where
     that is known. `warnings` say what may not be as one thinks.
     """
 

@@ -47,7 +47,7 @@ def test_what_a_request_held_is_memory_of_the_device_that_it_was_made_on(
 ) -> None:
     """On a GPU, a process whose memory is small fills the device's."""
     held = {torch.device("cpu"): 60 * 2**30}
-    monkeypatch.setattr("omnimuse.engine.local.held_bytes", held.__getitem__)
+    monkeypatch.setattr("omnimuse.engine.local.kept_bytes", held.__getitem__)
     config, said = Config(ModelConfig("omnimuse/shapes", "float32", "cpu")), Said()
     worker = Worker(Settings(config, "", tmp_path, "0-1", warm_up=NONE), cast(Line, said))
     with closing(worker):

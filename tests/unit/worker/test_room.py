@@ -54,7 +54,7 @@ from omnimuse.models.lumina2.spec import LuminaParams
 from omnimuse.models.qwen_image_edit.spec import EditParams
 from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import Recorder, allocated, recorded_events
-from omnimuse.worker.place import most_allocated
+from omnimuse.worker.place import held_bytes, kept_bytes, most_allocated
 from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
 from tests.carrying import three
 from tests.checkpoints.adapters import layers_of, peft, write
@@ -100,6 +100,14 @@ def test_what_another_process_has_of_a_gpu_is_no_room_and_what_torch_keeps_of_it
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert Space.of({}, torch.device("cuda"), torch.bfloat16).room == 10 + 8
+
+
+def test_what_is_kept_of_a_gpu_has_what_a_step_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch tells it between two steps: tensors have 12 bytes, and had 20."""
+    for name, value in {"memory_reserved": 20, "memory_allocated": 12}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    cuda = torch.device("cuda")
+    assert (kept_bytes(cuda), held_bytes(cuda)) == (20, 12)
 
 
 def test_processes_that_share_a_machine_have_each_their_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
