@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import glob
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from omnimuse.loader.files import SINGLE
 from omnimuse.loader.hub import Hub
 from omnimuse.loader.resolve import Folder, resolve
 
+logger = logging.getLogger("omnimuse.compat.opening")  # as `__main__` it would have another name
 PLACE = "omnimuse-files"
 """The folder beside the hub's cache in which such models lie, under the names of the checkpoints that they are like."""
 
@@ -62,8 +64,11 @@ def _there(job: Job, called: str, ours: Mapping[str, Mapping[str, Component]], c
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise ModelError(f"{called} cannot be opened: its conversion ended with code {done.returncode}")
-        if trouble := json.loads(done.stdout)["trouble"]:
-            raise ModelError(f"{called}: {trouble}")
+        told = json.loads(done.stdout)
+        if told["trouble"]:
+            raise ModelError(f"{called}: {told['trouble']}")
+        for note in told["notes"]:
+            logger.warning("%s: %s", called, note)
         folder = _made(job, cache)
     if folder is None:
         raise ModelError(f"{called} changed while it was opened; try again")
@@ -109,8 +114,8 @@ def _of_text(text: str) -> dict[str, dict[str, Component]]:
 # -- in a process of its own -----------------------------------------------------------------------------------------
 
 
-def make(job: Job, cache: Path, ours: Mapping[str, Mapping[str, Component]]) -> None:
-    """Make the folder of `job` in `cache`, unless somebody else does at this moment."""
+def make(job: Job, cache: Path, ours: Mapping[str, Mapping[str, Component]]) -> tuple[str, ...]:
+    """Make the folder of `job` in `cache`, unless somebody else does at this moment; what is to be said of the file."""
     from omnimuse.compat.single_file import convert, kind_of
 
     cache.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,9 @@ def make(job: Job, cache: Path, ours: Mapping[str, Mapping[str, Component]]) -> 
                 model = kind_of(job.file)
                 like, place = Checkpoint(resolve(model).path), cache / f"models--{model.replace('/', '--')}"
             place.mkdir(exist_ok=True)
-            convert(job.file, like, place / job.name, job.component or None, linked=True, ours=ours.get(like.arch, {}))
+            target, component = place / job.name, job.component or None
+            return convert(job.file, like, target, component, linked=True, ours=ours.get(like.arch, {})).notes
+    return ()
 
 
 def _kept_name(folder: Path) -> str:
@@ -132,13 +139,13 @@ def _kept_name(folder: Path) -> str:
 
 
 def main(file: str, cache: str, ours: str, component: str, folder: str) -> None:
-    """Make the folder, and say what went wrong, if anything did."""
-    trouble = ""
+    """Make the folder, and say what went wrong, if anything did, and what is to be said of the file."""
+    trouble, notes = "", tuple[str, ...]()
     try:
-        make(Job(Path(file), component, Path(folder)), Path(cache), _of_text(ours))
+        notes = make(Job(Path(file), component, Path(folder)), Path(cache), _of_text(ours))
     except OmnimuseError as error:
         trouble = str(error)
-    print(json.dumps({"trouble": trouble}))
+    print(json.dumps({"trouble": trouble, "notes": notes}))
 
 
 if __name__ == "__main__":

@@ -133,6 +133,21 @@ def test_a_component_from_a_file_is_compared_with_itself(z_image_folder: Path, t
     assert done.returncode == 2 and f"the files of {z_image_folder} and {packed} are packed" in done.stderr
 
 
+@pytest.mark.costly
+def test_what_a_file_lacks_or_has_too_much_is_logged_when_it_is_opened(
+    z_image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = z_image_folder / "text_encoder"
+    config = llama_cpp.text_config(source)
+    tensors = {**llama_cpp.named(weights(source), config), "output.weight": torch.zeros(40, 64)}
+    kind, facts = llama_cpp.architecture(source), llama_cpp.facts(config)
+    file = gguf_file.write(tmp_path / "a.gguf", tensors, gguf_file.usual, kind, facts)
+    filled(Folder("z", z_image_folder, "local"), "text_encoder", str(file), {}, tmp_path / "cache")
+    [record] = caplog.records
+    said = "text_encoder: output.weight of a.gguf left out: nothing that reads needs it"
+    assert record.getMessage() == f"text_encoder={file}: {said}" and record.name == "omnimuse.compat.opening"
+
+
 def test_a_folder_that_has_changed_is_another_one_and_a_name_may_have_brackets(
     z_image_folder: Path, tmp_path: Path
 ) -> None:
