@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.compat.contract.blocks import Calls, ContractStack, stacked
+from omnimuse.compat.contract.entries import Entry
 from omnimuse.compat.contract.packed import pack
 from omnimuse.compat.contract.passes import Passed, compile_blocks
 from omnimuse.compat.contract.surroundings import Surroundings, within
@@ -29,6 +30,7 @@ from omnimuse.worker.build import build as build_engine
 from omnimuse.worker.explain import explain
 from omnimuse.worker.find import find
 from omnimuse.worker.pack import pack_checkpoint
+from tests.checkpoints.packed import FILES
 from tests.checkpoints.stable_diffusion_3 import FAMILIES, build
 from tests.compat.running import config, drawn, refusal, running
 
@@ -200,6 +202,32 @@ def test_packed_weights_are_multiplied_in_float32_where_bfloat16_has_no_units(
     [layer] = quantized_layers(network).values()
     assert layer.arithmetic == kind and told.reason.endswith(f"multiplied in {str(kind).removeprefix('torch.')}")
     assert layer(torch.ones(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> Path:
+    """The same, whose transformer's files are packed."""
+    FILES["scaled fp8"](folder, made := folder.with_name("packed"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told", "why"),
+    [
+        (torch.OutOfMemoryError("the GPU is full"), torch.OutOfMemoryError, "the GPU is full"),
+        (ValueError("odd"), ModelError, r"cannot be made \(odd\); the weights of transformer are packed: if a library"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_made_says_why_and_what_is_packed_but_where_memory_lacks(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, told: type[Exception], why: str
+) -> None:
+    class Failing:
+        def __init__(self, **given: object) -> None:
+            raise trouble
+
+    monkeypatch.setattr(Entry, "imported", lambda entry, name: Failing)
+    with pytest.raises(told, match=why), running(config(packed, STEPPED)):
+        pass
 
 
 @pytest.mark.parametrize("arch", ["DocumentedPipeline", STEPPED])

@@ -100,15 +100,22 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
 
 
 def _made(cls: Any, name: str, config: OmniDiffusionConfig, place: Place) -> Any:
-    """The pipeline as its class makes it; ModelError where it cannot read what its files have packed."""
+    """The pipeline as its class makes it; ModelError where it cannot be made of files that have weights packed."""
     try:
         with _default_dtype(place.dtype), room_for(place):
             return cls(od_config=config, prefix="")
     except ImportError as problem:
-        raise ModelError(f"{name} needs a package that is not here ({problem}); install it") from problem
+        raise ModelError(
+            f"{name} needs a package that is not here ({problem}); install it, or mend what it imports"
+        ) from problem
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError) as problem:
         if packed := packed_in(place.checkpoint):
-            raise ModelError(f"{_codes(name, packed)} ({problem})") from problem
+            raise ModelError(
+                f"{name} cannot be made ({problem}); the weights of {', '.join(packed)} are packed: if a library reads "
+                "them for it that does not unpack them here, use the checkpoint they were made from"
+            ) from problem
         raise
 
 
