@@ -152,9 +152,8 @@ class Adapters:
         """
         idle = [(named, adapter) for named, (_, adapter) in self._known.items() if adapter not in worn]
         left = sum({adapter.id: adapter.nbytes for _, adapter in idle}.values())
-        if (
-            idle and left + self._rack.nbytes > most
-        ):  # else there is nothing to let go of, and what is worn would be joined anew
+        # Where there is nothing to let go of, what is worn would be joined anew.
+        if idle and left + self._rack.nbytes > most:
             self._rack.forget()
         for named, adapter in idle:
             if left <= most:
