@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +230,20 @@ def test_a_pipeline_that_cannot_be_made_says_why_and_what_is_packed_but_where_me
 
     monkeypatch.setattr(Entry, "imported", lambda entry, name: Failing)
     with pytest.raises(told, match=why), running(config(packed, STEPPED)):
+        pass
+
+
+@pytest.mark.parametrize(("kind", "read"), [("SD3Transformer2DModel", False), ("AutoencoderKL", True)])
+def test_packed_files_of_a_component_that_a_pipeline_does_not_read_are_no_matter(
+    packed: Path, tmp_path: Path, kind: str, read: bool
+) -> None:
+    """Its own `weights_sources` read the transformer; what it has of another class a library may have read."""
+    shutil.copytree(packed, folder := tmp_path / "more")
+    shutil.copytree(folder / "transformer", folder / "spare")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "spare": ["diffusers", kind]}))
+    refused = pytest.raises(ModelError, match="the weights of spare are packed") if read else nullcontext()
+    with refused, running(config(folder, STEPPED)):
         pass
 
 

@@ -77,7 +77,8 @@ def make(entry: Entry, place: Place) -> tuple[Live, Passed, Wardrobe]:
         if not isinstance(pipe, nn.Module):
             raise ModelError(f"{entry.module}:{entry.name} makes a {type(pipe).__name__}, and no torch module")
         origins = fill(pipe, entry.name)
-        if own := sorted(set(taken_for_floats(place.checkpoint)) - sourced(pipe)):
+        floats = set(taken_for_floats(place.checkpoint)) - sourced(pipe)
+        if own := sorted(name for name in floats if reads(pipe, name, place.checkpoint.components[name][1])):
             raise ModelError(_codes(entry.name, own))
         before, after = (
             entry.imported(name)(config) if name else None for name in (entry.pre_process, entry.post_process)
@@ -117,6 +118,16 @@ def _made(cls: Any, name: str, config: OmniDiffusionConfig, place: Place) -> Any
                 "them for it that does not unpack them here, use the checkpoint they were made from"
             ) from problem
         raise
+
+
+def reads(pipe: nn.Module, name: str, kind: str) -> bool:
+    """Whether it has something of the component `name`, whose class is called `kind`: a part so named, or of that
+    class.
+    """
+    return any(
+        path.rpartition(".")[2] == name or kind in [each.__name__ for each in type(part).__mro__]
+        for path, part in pipe.named_modules()
+    )
 
 
 def _codes(name: str, components: Sequence[str]) -> str:
