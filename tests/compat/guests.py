@@ -17,7 +17,7 @@ from tests.checkpoints.wishes import Wish
 from tests.compat.checkpoints import COMPOSED, PLUGIN, customised, renamed
 from tests.compat.test_documented import CASES, Case
 from tests.compat.test_sglang import WISHES
-from tests.compat.test_sglang_stages import CHANGED, DRAWN, EVEN, TOKENS, medium
+from tests.compat.test_sglang_stages import CHANGED, DRAWN, EVEN, FILMED, TOKENS, medium
 
 WAYS: dict[str, dict[str, Any]] = {
     "resident": {},
@@ -35,7 +35,7 @@ ANY = ("resident", "components", "int8")
 @dataclass(frozen=True)
 class Guest:
     """A pipeline from elsewhere, which `plugins` have, its checkpoint, what it is asked, and the ways that are there
-    for it. `loops`: its loop is the engine's.
+    for it. `loops`: its loop is the engine's. Two ranks are asked `even` wishes, if there are any.
     """
 
     arch: str
@@ -44,6 +44,7 @@ class Guest:
     wishes: tuple[Wish, ...]
     ways: tuple[str, ...] = ANY
     loops: bool = True
+    even: tuple[Wish, ...] = ()
 
     @property
     def name(self) -> str:
@@ -102,7 +103,7 @@ GUESTS = {
     "composed, own loop": composed("ComposedMediumWholePipeline", medium, DRAWN, TOLD, loops=False),
     "composed, pictures": composed("ComposedMediumEditPipeline", medium, CHANGED, TOLD),
     "composed, videos": composed(
-        "ComposedMotionPipeline", partial(wan.build, kind="A14B"), EVEN, ways=(*ANY, "layers")
+        "ComposedMotionPipeline", partial(wan.build, kind="A14B"), FILMED, ways=(*ANY, "layers"), even=EVEN
     ),
 }
 """Those written to others' guides."""

@@ -91,6 +91,13 @@ class Visitor:
         with self.engine() as made:
             return [run(made, ask)[0] for ask in self.asks()]
 
+    def for_two(self) -> Visitor:
+        """The same, asked what two ranks can share."""
+        if not (even := self.visit.family.even):
+            return self
+        asked = replace(self, visit=replace(self.visit, family=replace(self.visit.family, wishes=even)))
+        return replace(asked, plain=asked.drawn())
+
     def larger(self) -> list[Ask]:
         """What it is asked, of pictures with more than one tile."""
         return [with_params(ask, **(LARGE if ask.params.height else {})) for ask in self.asks()]
@@ -167,6 +174,7 @@ def test_two_ranks_draw_what_one_draws_or_are_refused_by_their_name(
             assert any(word in refused.why for word in words(feature)), refused.why
     if not able:
         return
+    visitor = visitor.for_two()
     chosen = [visitor.config(topics([each]), parallel=ranks([each])) for each in able]
     kept = [tmp_path / f"{each.name}.safetensors" for each in able]
     asks = [visitor.larger() if "vae_tiles" in each.axes else visitor.asks() for each in able]
