@@ -79,12 +79,19 @@ def own_kind(case: Case, folder: Path) -> Path:
 
 
 def composed(
-    arch: str, build: Callable[[Path], Path], wishes: tuple[Wish, ...], extra: dict[str, Any] | None = None, **more: Any
+    arch: str,
+    build: Callable[[Path], Path],
+    wishes: tuple[Wish, ...],
+    extra: dict[str, Any] | None = None,
+    even: tuple[Wish, ...] = (),
+    **more: Any,
 ) -> Guest:
     """One as SGLang Diffusion's guide has it."""
     own = {"max_sequence_length": None, **({} if extra is None else {"extra": extra})}
-    asked = tuple(replace(wish, params=replace(wish.params, **own)) for wish in wishes)
-    return Guest(arch, (COMPOSED,), build, asked, **more)
+    asked, shared = (
+        tuple(replace(wish, params=replace(wish.params, **own)) for wish in each) for each in (wishes, even)
+    )
+    return Guest(arch, (COMPOSED,), build, asked, even=shared, **more)
 
 
 def foreign(entry: Foreign) -> Guest:
