@@ -137,11 +137,11 @@ def bring(mesh: Mesh, path: Path, here: Path, *, wanted: bool = True) -> None:
     problem: OSError | None = None
     for rank in asked:
         content = told(mesh, rank, _taken(mine) if rank == mesh.rank else None)
-        if mesh.is_leader and content and problem is None:
+        if mesh.is_leader and content:
             try:
                 parts[rank].write_bytes(gzip.decompress(content))
             except OSError as refusal:  # the ranks that are next wait for rank 0
-                problem = refusal
+                problem = problem or refusal
     if problem is not None:
         raise refused(problem, path) from problem
 

@@ -210,7 +210,7 @@ def test_packed_weights_are_multiplied_in_float32_where_bfloat16_has_no_units(
 @pytest.fixture(scope="module")
 def packed(folder: Path) -> Path:
     """The same, whose transformer's files are packed."""
-    FILES["scaled fp8"](folder, made := folder.with_name("packed"))
+    FILES["fp8 files"](folder, made := folder.with_name("packed"))
     return made
 
 

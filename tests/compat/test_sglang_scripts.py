@@ -29,7 +29,7 @@ from omnimuse.compat.sglang.runtime.pipelines_core.stages import DenoisingStage
 from omnimuse.compat.sglang.runtime.server_args import ServerArgs
 from omnimuse.core.config import AttentionConfig, DecodeConfig
 from omnimuse.core.errors import ConfigError, ModelError, RequestError
-from omnimuse.parallel.mesh import Mesh
+from omnimuse.parallel.mesh import Axis, Mesh
 from tests.checkpoints import adapters, flux
 from tests.compat.checkpoints import COMPOSED, renamed
 from tests.compat.running import drawn, on_two_ranks, running
@@ -181,7 +181,8 @@ def test_ranks_that_would_share_nothing_are_refused() -> None:
     args = ServerArgs(model_path="m", pipeline_config=PipelineConfig())
     with within(Surroundings(torch.device("cpu"), torch.float32, Mesh.single(), args)):
         stock, own = DenoisingStage(None, None), Own(None, None)
-        layers = {"transformer": RowParallelLinear(2, 2)}
+        layers = {"transformer": (shared := RowParallelLinear(2, 2))}
+        shared.ranks = Axis(2)
     refused = {
         "tensor=2 cannot be: no network of P has layers": (ParallelConfig(tensor=2), [stock], {"vae": nn.Linear(2, 2)}),
         "cfg=2 cannot be: the denoising stage of P": (ParallelConfig(cfg=2), [own], layers),

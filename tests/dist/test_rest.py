@@ -66,7 +66,10 @@ def on_rank(rank: int, folder: Path, home: Path) -> None:
     events += engine.tick()
     (home / "waiting").rename(home / "gone")
     (home / "waiting").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"the weights cannot leave: rank 1: ConfigError: offload folder=.*waiting"):
+    with pytest.raises(
+        ConfigError,
+        match=r"cannot leave: rank 1: ConfigError: the system's folder for temporary files, .*waiting, cannot be used",
+    ):
         engine.sleep()
     assert not engine.asleep, "those of rank 0 came back"
     events += drain(engine)
