@@ -193,7 +193,8 @@ class Parser(argparse.ArgumentParser):
         if why := absent(name):
             return f" In omnimuse, {why}."
         if others := _elsewhere(name):
-            return f" It is an option of {others}."
+            here = [option for option in self._option_string_actions if option.startswith(f"{name}-")]
+            return f" It is an option of {others}." + (f" Here there is {', '.join(here)}." if here else "")
         known = {option.strip("-").replace("-", "_"): option for option in self._option_string_actions}
         for ours in MEANINGS.values():
             if (option := option_of(ours)) in self._option_string_actions:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle, zip_longest
 from types import MappingProxyType
 from typing import Any
 
@@ -46,6 +47,8 @@ _SAME: Mapping[str, Mapping[str, str]] = MappingProxyType(
 
 _UNBOUNDED = ("most", "in_a_row")
 """Where -1 is no bound for them."""
+_MOST_BINNED = 10_000
+"""Steps that bins may name."""
 _FREE = 10**6
 """More steps than there are: no bound, where leaving it out would be one."""
 
@@ -108,17 +111,17 @@ def _forecast(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _masked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Masks: a list of ones and zeros, and whether what they leave out is skipped in any case."""
+    """Masks: a word, a list of ones and zeros or bins, and whether what they leave out is skipped in any case."""
     found: dict[str, Any] = {}
-    if (steps := settings.pop("steps_computation_mask", None)) is not None:
-        if not isinstance(steps, list | tuple) or not all(step in (0, 1) for step in steps):
-            raise ConfigError(f"cache setting steps_computation_mask={steps!r:.80} is not a list of ones and zeros")
-        found["mask"] = "".join("1" if step else "0" for step in steps)
-        if (named := settings.get("scm_steps_mask_policy")) is not None:
-            raise ConfigError(
-                f"cache settings steps_computation_mask and scm_steps_mask_policy={named!r:.80} are two masks; leave "
-                "one out"
-            )
+    if settings.get("scm_steps_mask_policy") == "none":  # as they write that there is no mask
+        del settings["scm_steps_mask_policy"]
+    ways = {"steps_computation_mask": _listed(settings), "scm_compute_bins": _binned(settings)}
+    given = {name: mask for name, mask in ways.items() if mask}
+    named = {"scm_steps_mask_policy"} if settings.get("scm_steps_mask_policy") is not None else set()
+    if len(both := sorted(named | set(given))) > 1:
+        raise ConfigError(f"cache settings {' and '.join(both)} are {len(both)} masks; leave all out but one")
+    if given:
+        found["mask"] = next(iter(given.values()))
     policies = [settings.pop(name, None) for name in ("scm_steps_policy", "steps_computation_policy")]
     if None not in policies and policies[0] != policies[1]:
         scm, computed = policies
@@ -130,5 +133,38 @@ def _masked(settings: dict[str, Any]) -> dict[str, Any]:
         if policy not in (None, "dynamic", "static"):
             raise ConfigError(f"cache setting scm_steps_policy={policy!r:.80} is not known; use 'dynamic' or 'static'")
     if "static" in policies:
+        if not given and not named:
+            raise ConfigError(
+                "cache setting scm_steps_policy='static' skips what a mask does not name, and there is none; give "
+                "scm_steps_mask_policy, steps_computation_mask, or scm_compute_bins and scm_cache_bins"
+            )
         found["forced"] = True
     return found
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    """The digits of a list of ones and zeros; empty if there is none."""
+    if (steps := settings.pop("steps_computation_mask", None)) is None:
+        return ""
+    if not isinstance(steps, list | tuple) or not steps or not all(step in (0, 1) for step in steps):
+        raise ConfigError(f"cache setting steps_computation_mask={steps!r:.80} is not a list of ones and zeros")
+    return "".join("1" if step else "0" for step in steps)
+
+
+def _binned(settings: dict[str, Any]) -> str:
+    """The digits of bins: in turns so many steps that are computed, and so many that may be skipped; empty if there
+    are none.
+    """
+    names = ("scm_compute_bins", "scm_cache_bins")
+    bins = [settings.pop(name, None) for name in names]
+    if bins == [None, None]:
+        return ""
+    for name, each in zip(names, bins, strict=True):
+        whole = isinstance(each, list | tuple) and all(type(steps) is int and steps > 0 for steps in each)
+        if not whole or not 0 < sum(each) <= _MOST_BINNED:
+            raise ConfigError(
+                f"cache setting {name}={each!r:.80} is not a list of numbers of steps, at least 1 each and "
+                f"{_MOST_BINNED} together; both lists are needed"
+            )
+    counts = [steps for pair in zip_longest(*bins, fillvalue=0) for steps in pair]
+    return "".join(digit * steps for steps, digit in zip(counts, cycle("10")))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from omnimuse.core.config import check_threads
 from omnimuse.core.errors import ConfigError
 
+CACHE_DIT = "SGLANG_CACHE_DIT_"
 SPINS = "10000"
 """As quick as libgomp's 300000 on cores of one's own, and much less is lost where others want them."""
 
@@ -28,13 +30,15 @@ class Environment:
     omp_wait_policy: str
     dtype: str
     attention: str
+    cache_dit: Mapping[str, str]
 
     @staticmethod
     def read() -> Environment:
         """`WORLD_SIZE` and `LOCAL_RANK` come from torchrun, `OMNIMUSE_FAULT` from tests (see `deploy/faults.py`).
 
         `OMP_NUM_THREADS` may be a list, one number a level of nesting; the first counts.
-        `DIFFUSION_ATTENTION_BACKEND` is a name of another engine's, for scripts written to it (docs/compat.md).
+        `DIFFUSION_ATTENTION_BACKEND` is a name of another engine's, for scripts written to it (docs/compat.md), and so
+        are those that begin with `SGLANG_CACHE_DIT_`, by what follows.
         `OMNIMUSE_DTYPE` is what `dtype="auto"` means; empty or left out, the build decides.
         """
         return Environment(
@@ -45,6 +49,9 @@ class Environment:
             omp_wait_policy=os.environ.get("OMP_WAIT_POLICY", "").lower(),
             dtype=os.environ.get("OMNIMUSE_DTYPE", ""),
             attention=os.environ.get("DIFFUSION_ATTENTION_BACKEND", ""),
+            cache_dit={
+                name.removeprefix(CACHE_DIT): text for name, text in os.environ.items() if name.startswith(CACHE_DIT)
+            },
         )
 
     @staticmethod

@@ -88,7 +88,9 @@ _ABSENT: dict[str, str] = {
     " dit_cpu_offload text_encoder_cpu_offload vae_cpu_offload enable_cpu_offload enable_layerwise_offload",
     "guidance is shared by processes with --cfg-parallel-size 2": "enable_cfg_parallel cfg_parallel_size",
     "keys are read from a file: --api-key-file": "api_key api_keys",
-    "adapters are named with their scale: --lora FILE:0.8": "lora_modules lora_scale lora_scales lora_weight",
+    "a server has the adapters of --lora-dir FOLDER, and who asks names those to wear, with their scale:"
+    " --lora FILE:0.8, or `lora` in a request": "enable_lora lora_modules lora_paths lora_scale lora_scales lora_weight"
+    " max_loras max_lora_rank max_cpu_loras",
     "weights are quantized by omnimuse's own schemes: --quantize int8": "quantization",
     "weights are used in the format that --dtype and --quantize choose": "load_format kv_cache_dtype",
     "every model is served so, without a word for it": "omni",

@@ -61,6 +61,18 @@ async def draw(client: httpx2.AsyncClient, **fields: Any) -> httpx2.Response:
     return await client.post("/v1/images/generations", json={"prompt": "x", "num_inference_steps": 2, **fields})
 
 
+def test_who_asks_for_an_adapter_as_if_it_were_a_model_is_told_the_field_that_names_it(
+    tmp_path: Path, folder: Path
+) -> None:
+    async def act(client: httpx2.AsyncClient, _: Service) -> None:
+        for model, hint in (("ink", True), ("nobody", False)):
+            answer = await draw(client, model=model)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+            assert ('"lora": "ink"' in answer.json()["error"]["message"]) == hint
+
+    with_app(tmp_path / "data", folder, act)
+
+
 @pytest.mark.parametrize(
     ("fields", "worn"),
     [

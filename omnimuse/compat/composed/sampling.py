@@ -49,6 +49,8 @@ SAMPLING: Mapping[str, Meaning] = {
     "save_output": Meaning("whether a file is written; true where nothing is said"),
     "return_frames": Meaning("whether pictures come back as arrays, and nothing else"),
     "enable_teacache": Meaning("`cache=teacache` for this request", "cache"),
+    "enable_cache_dit": Meaning("`cache=dbcache` for this request", "cache"),
+    "cache_dit_params": Meaning("cache-dit's settings for it, such as Fn_compute_blocks", "cache"),
     "guidance_rescale": Meaning("to a composed pipeline alone, as it has it", "sampling", "", (None, 0.0)),
     "data_type": Meaning("", "", "the model says what it makes"),
     "request_id": Meaning("", "", "the engine names requests"),

@@ -7,6 +7,7 @@ whatever happens. What the answer looks like is the routes' business.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -116,6 +117,8 @@ def check_model(service: Service, name: str | None) -> None:
     served = service.options.served
     if name is not None and name not in served:
         message = f"there is no model {name[:100]!r} here; this server serves {', '.join(served)}"
+        if name in service.shelf.files:
+            message += f'; {name!r} is an adapter of it: ask for `"lora": {json.dumps(name)}`'
         raise refusal("model_not_found", message, "model")
 
 

@@ -83,6 +83,7 @@ def test_a_word_that_has_no_place_is_no_option_and_told_what_has(command: str, w
     [
         ("bench", ["--size", "2"], "--size. It is an option of `omnimuse generate`"),  # 2 is not what is measured
         ("bench", ["serve", "--size=2"], "--size. It is an option of `omnimuse generate`"),
+        ("serve", ["m", "--lora=a:1"], "--lora. It is an option of `omnimuse generate`, "),
         ("chat", ["m", "--mix", "auto"], "--mix. It is an option of `omnimuse bench`, `omnimuse simulate`"),
     ],
 )
@@ -92,6 +93,12 @@ def test_an_option_of_another_command_is_refused_with_that_command_before_its_va
     with pytest.raises(RequestError) as caught:
         parser_of(command).read(words)
     assert f"unknown option {said}" in str(caught.value)
+
+
+def test_who_looks_for_adapters_of_a_server_is_told_how_it_has_them() -> None:
+    for word in ("--lora=a:1", "--enable-lora", "--lora-modules=a=b", "--max-lora-rank=8"):
+        with pytest.raises(RequestError, match="--lora-dir"):
+            parser_of("serve").read(["m", word])
 
 
 @pytest.mark.parametrize(

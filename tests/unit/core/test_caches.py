@@ -170,6 +170,13 @@ def test_a_mask_for_another_number_of_steps_is_refused(mask: str, steps: int) ->
         ("cache_dit", {"scm_steps_mask_policy": "fast", "scm_steps_policy": "static"}, "dbcache,mask=fast,forced=true"),
         ("cache_dit", {"steps_computation_mask": [1, 0, 1], "enable_separate_cfg": True}, "dbcache,mask=101"),
         ("cache_dit", {"enable_taylorseer": False, "taylorseer_order": 1, "scm_steps_mask_policy": None}, "dbcache"),
+        ("cache_dit", {"scm_compute_bins": [3, 1], "scm_cache_bins": [2, 1]}, "dbcache,mask=1110010"),
+        (
+            "cache_dit",
+            {"scm_compute_bins": [1, 1], "scm_cache_bins": (4,), "scm_steps_policy": "static"},
+            "dbcache,mask=100001,forced=true",
+        ),
+        ("cache_dit", {"scm_steps_mask_policy": "none", "scm_steps_policy": "dynamic"}, "dbcache"),
         ("none", {}, "none"),
         (
             "cache_dit",
@@ -195,7 +202,13 @@ def test_documented_settings_are_honoured(backend: str, settings: dict[str, obje
     ("backend", "settings", "said"),
     [
         ("cachedit", {}, "cache_backend='cachedit'"),
-        ("cache_dit", {"steps_computation_mask": [1, 0], "scm_steps_mask_policy": "fast"}, "are two masks"),
+        ("cache_dit", {"steps_computation_mask": [1, 0], "scm_steps_mask_policy": "fast"}, "are 2 masks"),
+        ("cache_dit", {"steps_computation_mask": [1], "scm_compute_bins": [1], "scm_cache_bins": [1]}, "are 2 masks"),
+        ("cache_dit", {"scm_steps_policy": "static"}, "scm_steps_policy='static' .* give scm_steps_mask_policy"),
+        ("cache_dit", {"scm_compute_bins": [3, 1]}, "scm_cache_bins=None .* both lists"),
+        ("cache_dit", {"scm_compute_bins": [3, 0], "scm_cache_bins": [1]}, "scm_compute_bins"),
+        ("cache_dit", {"scm_compute_bins": [10**9], "scm_cache_bins": [1]}, "10000 together"),
+        ("cache_dit", {"scm_compute_bins": "31", "scm_cache_bins": [1]}, "scm_compute_bins='31'"),
         ("cache_dit", {"scm_steps_policy": "static", "steps_computation_policy": "dynamic"}, "and say two; leave one"),
         ("cache_dit", {"Fn_compute_block": 1}, "did you mean 'Fn_compute_blocks'"),
         ("cache_dit", {"rel_l1_thresh": 0.2}, "has no setting 'rel_l1_thresh'"),

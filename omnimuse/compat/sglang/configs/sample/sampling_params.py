@@ -62,6 +62,8 @@ class _Denoising:
     boundary_ratio: float | None = None
     max_sequence_length: int | None = None
     enable_teacache: bool = False
+    enable_cache_dit: bool = False
+    cache_dit_params: dict[str, Any] | None = None
 
 
 @dataclass

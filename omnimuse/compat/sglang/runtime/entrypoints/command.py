@@ -13,8 +13,10 @@ from typing import Any
 
 from omnimuse.compat.composed.names import no_name
 from omnimuse.compat.composed.sampling import OPTIONS, SAMPLING
+from omnimuse.compat.sglang.runtime.entrypoints.caching import cache_of_variables
 from omnimuse.compat.sglang.runtime.entrypoints.diffusion_generator import DiffGenerator
 from omnimuse.core.bounds import object_in
+from omnimuse.core.caches import OFF
 from omnimuse.core.errors import ConfigError, OmnimuseError, reason
 
 WORDS = {"true": True, "false": False, "null": None, "none": None}
@@ -86,6 +88,8 @@ def serving(given: Mapping[str, Any]) -> str:
     if left:
         raise ConfigError(f"{', '.join(left)}: `omnimuse serve --help` has the flags of the server; docs/compat.md")
     flags = [part for name, flag in SERVED.items() if name in given for part in (flag, str(given[name]))]
+    if (cache := cache_of_variables()) != OFF:
+        flags += ["--cache", str(cache)]
     return " ".join(["omnimuse serve", str(given.get("model_path", "MODEL")), *flags])
 
 

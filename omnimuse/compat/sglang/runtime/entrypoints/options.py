@@ -12,6 +12,7 @@ from omnimuse.compat.composed.sampling import OPTIONS, SAMPLING, Meaning
 from omnimuse.compat.composed.spec import ComposedParams
 from omnimuse.compat.contract.names import TABLE
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
+from omnimuse.compat.sglang.runtime.entrypoints.caching import cache_of, cache_of_variables
 from omnimuse.core.config import (
     AttentionConfig,
     CompileConfig,
@@ -56,6 +57,7 @@ def config_of(options: Mapping[str, Any]) -> Config:
         compile=CompileConfig("blocks" if options.get("enable_torch_compile") else "none"),
         parallel=_parallel(options),
         decode=DecodeConfig(bool(options.get("vae_tiling"))),
+        cache=cache_of_variables(),
     )
 
 
@@ -130,11 +132,13 @@ def wanted_of(given: Mapping[str, Any], spec: Spec) -> Wanted:
         elif not _allowed(meaning, value):
             raise RequestError(f"{name} cannot be given here: {meaning.refused}; see {TABLE}", name)
         elif meaning.ours == "cache":
-            ours |= {"cache": "teacache"} if value else {}
+            continue  # several fields, one choice
         elif name == "num_frames" and value == 1 and name not in spec.supported:
             continue  # what pictures are there: one frame
         elif meaning.ours and value is not None:
             ours[meaning.ours] = value
+    if cache := cache_of(given):
+        ours["cache"] = cache
     if theirs:
         ours["extra"] = {"sampling": theirs}
     files = Files(

@@ -26,7 +26,7 @@ def get_extractor(transformer_cls_name: str) -> Extractor:
         known = ", ".join(sorted(EXTRACTOR_REGISTRY)) or "none"
         raise ConfigError(
             f"TeaCache has no extractor for {transformer_cls_name} (known: {known}); register one in the pipeline's "
-            'file with register_extractor, or use cache_backend="cache_dit"'
+            'file with register_extractor, or use cache_backend="cache_dit" (`--cache dbcache`)'
         )
     return EXTRACTOR_REGISTRY[transformer_cls_name]
 
