@@ -5,7 +5,7 @@ Asked by the engine when a request comes and when it would begin.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
@@ -86,9 +86,16 @@ class Fitting:
 
         hint, param, nearest = extent.nearest(request, fits)
         if room is not None and (needed := min(self._takes(way, space) for way in ways(request))) > room:
-            said = f"{told_bytes(needed)} at the least beside the weights, of which there are {told_bytes(room)}"
-            hint = f"{hint} (--room says how much there is)"
-            return Refusal(f"{extent.told(request)} takes {said}; {hint}", param, nearest)
+            worn = self._dressed(NOTHING, request).most
+            said = f"{extent.told(request)} takes {told_bytes(needed)} at the least beside the weights" + (
+                f", {told_bytes(worn)} of it for its adapters" if worn else ""
+            )
+            instead = [(hint, param)] + [(told, name) for told, name, each in _lighter(request) if fits(each)]
+            if not nearest and len(instead) > 1:
+                del instead[0]
+            hints, param = "; ".join(told for told, _ in instead), instead[0][1]
+            message = f"{said}, of which there are {told_bytes(room)}; {hints} (--room says how much there is)"
+            return Refusal(message, param, nearest)
         return Refusal(
             f"{request.outputs} x {told_bytes(self.runner.remembers(request)[0])} are to be remembered while this "
             f"is written, and there is room for {told_bytes(kept or 0)} (running_bytes); {hint}",
@@ -193,3 +200,11 @@ class Fitting:
 
     def _remembers(self, request: Request) -> int:
         return self.runner.remembers(request)[0] * request.outputs
+
+
+def _lighter(request: Request) -> Iterator[tuple[str, str, Request]]:
+    """`request` without what takes memory beside its size: in words, by which parameter, and as it is then."""
+    params = request.params
+    if params.loras:
+        yield "without its adapters it may fit as it is", "loras", replace(request, params=replace(params, loras=()))
+    yield "with cache='none' it may fit as it is", "cache", replace(request, params=replace(params, cache="none"))

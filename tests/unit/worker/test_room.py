@@ -835,9 +835,28 @@ def test_adapters_take_room_once_while_they_are_worn_and_none_while_nobody_wears
     assert in_company(engine, wearing(request, "first"), wearing(request, "second")) == 2
     assert kept.nbytes == 0
     engine.space = replace(engine.space, room=need.most + size - 1)
-    with pytest.raises(RequestError, match="at the least"):
+    with pytest.raises(
+        RequestError, match=r"at the least .* of it for its adapters, .* without its adapters it may fit"
+    ):
         engine.submit(wearing(request, "never", one))
+    engine.space = replace(engine.space, room=need.most)
+    with pytest.raises(RequestError) as never:
+        engine.submit(wearing(request, "two", one, other))
+    assert "no size" not in str(never.value)
+    assert "without its adapters it may fit" in str(never.value) and never.value.param == "loras"
     engine.close()
+
+
+def test_who_has_no_room_for_what_a_step_cache_remembers_is_told_that_it_fits_without() -> None:
+    with contextlib.closing(start(Config(SHAPES))) as engine:
+        (_, plain), (request, need) = (
+            known_to(engine, output_type="latent", num_inference_steps=8, cache=cache)
+            for cache in (None, "taylorseer,order=4,last=0,threshold=9")
+        )
+        assert plain.most < need.most
+        engine.space = replace(engine.space, room=(plain.most + need.most) // 2)
+        with pytest.raises(RequestError, match="with cache='none' it may fit as it is"):
+            engine.submit(replace(request, id="remembers"))
 
 
 def test_what_paused_requests_wear_stays_and_takes_room_once(
