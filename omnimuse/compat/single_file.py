@@ -51,7 +51,8 @@ LAYOUTS = (
 
 READER = (
     "has the names of llama.cpp, and such files are text encoders here: say which one of which model it is, as "
-    "`-m MODEL --component text_encoder=FILE`. What writes or speaks is read from folders"
+    "`-m MODEL --component text_encoder=FILE`. What writes or speaks is read from folders: "
+    "`omnimuse chat FOLDER --quantize int4`"
 )
 """What is said of such a file where it is named as a model."""
 
