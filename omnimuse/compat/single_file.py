@@ -64,13 +64,10 @@ Contents = dict[str, Tensor | Rows]
 
 @dataclass(frozen=True)
 class Converted:
-    """Which components came from the file, and which from the checkpoint that it was said to be like; and what is to be
-    said of the file: what of it was left out, and what it lacks.
-    """
+    """Which components came from the file, and what is to be said of it: what of it was left out, and what it lacks."""
 
     folder: Path
     from_file: tuple[str, ...]
-    from_like: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -98,7 +95,7 @@ def convert(
     with new_folder(target) as part:
         _write(part, like, found, linked)
         write_name(part / INDEX, published)
-    return Converted(target, tuple(found), tuple(name for name in like.components if name not in found), notes)
+    return Converted(target, tuple(found), notes)
 
 
 def kind_of(file: Path) -> str:

@@ -67,7 +67,6 @@ SAMPLING: Mapping[str, Meaning] = {
 """Fields of the stock `SamplingParams`. A pipeline's own fields go to it as they are."""
 
 _ALWAYS = "always so"
-_ONE = "one engine has one place for weights: use `layerwise_offload`, or `dit_cpu_offload` with all the others"
 _NETWORK = "an engine in this process has no address; use `omnimuse serve`"
 
 OPTIONS: Mapping[str, Meaning] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 from omnimuse.compat.diffusers.params import (
@@ -198,13 +197,3 @@ def _sound(configs: Configs) -> SoundLimits | None:
         if isinstance(rate := configs.get(name, {}).get(key), int)
     ]
     return SoundLimits(said[0]) if said else None
-
-
-def parameter_rows(spec: Spec) -> list[tuple[str, str, str]]:
-    """For people: name, default and meaning of every parameter of the library's own that a request can set."""
-    rows = []
-    for part in fields(spec.extra):
-        if part.metadata:
-            default = part.metadata["default"]
-            rows.append((part.name, f"{part.metadata['type']} = {default!r}", str(part.metadata["about"])))
-    return rows
