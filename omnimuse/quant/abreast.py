@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.layers.steady import agreeing, trial, trial_row
-from omnimuse.quant.schemes import Packing, Parts, Product, Reading
+from omnimuse.quant.schemes import Packing, Parts, Reading
 
 TOGETHER = {"AVX512": 64, "AVX2": 32}
 """How many outputs lie beside each other for the kernel of each kind of processor; elsewhere it is slow."""
@@ -42,7 +42,7 @@ class Fours(Packing, Protocol):
 
 
 @dataclass(frozen=True)
-class Abreast(Reading):
+class Abreast(Packing, Reading):
     """Of each `together` outputs a byte for every input and two of them: one of the first half, one of the other.
 
     Scale and middle of a group of inputs are pairs in bfloat16, as the inputs of the kernel are.
@@ -58,12 +58,6 @@ class Abreast(Reading):
             "weight_scale": pairs,
         }
 
-    def outputs(self, parts: Parts) -> int:
-        return len(parts["weight"])
-
-    def scales(self, parts: Parts) -> Tensor:
-        return parts["weight_scale"]
-
     def unpack(self, parts: Parts) -> Tensor:
         packed, pairs = parts["weight"], parts["weight_scale"].float().permute(2, 1, 0).contiguous()  # [2, N, G]
         found = torch.empty(len(packed), 2 * packed.shape[1], device=packed.device)
@@ -75,9 +69,6 @@ class Abreast(Reading):
             halves[:, 0], halves[:, 1] = both & 15, both >> 4
             floats.unflatten(1, (-1, self.group)).mul_(steps[..., None]).add_(least[..., None])
         return found
-
-    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        return product(x, self.unpack(parts).to(x.dtype))
 
     def most(self, x: Tensor) -> int:
         return MOST if x.device.type == "cpu" and x.dtype == torch.bfloat16 else 0

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from omnimuse.quant.grids import half, iq1_s, iq2_s, iq2_xs, iq2_xxs, iq3_s, iq3_xxs, shifted, words
-from omnimuse.quant.schemes import Parts, Product
+from omnimuse.quant.schemes import Packing, Parts
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What four bits stand for where they are no even steps: closer to one another near zero."""
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(Packing):
     """One format: a block has `inputs` numbers in `size` bytes, of which `floats` finds the scales in float16."""
 
     inputs: int
@@ -39,12 +39,6 @@ class Blocks:
 
     def unpack(self, parts: Parts) -> Tensor:
         return self.numbers(self._blocks(parts)).view(len(parts["weight"]), -1)
-
-    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        return product(x, self.unpack(parts).to(x.dtype))
-
-    def outputs(self, parts: Parts) -> int:
-        return len(parts["weight"])
 
     def scales(self, parts: Parts) -> Tensor:
         blocks = self._blocks(parts)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.core.plans import Slices
-from omnimuse.quant.schemes import FP8, Fp8, Largest, Parts, Product, held, own
+from omnimuse.quant.schemes import FP8, Fp8, Largest, Packing, Parts, held, own
 
 GROUP = 64
 """Inputs that share a factor, as bitsandbytes has them."""
@@ -37,7 +37,7 @@ E2M1 = (*_E2M1, *(-number for number in _E2M1))
 
 
 @dataclass(frozen=True)
-class Shared(ABC):
+class Shared(Packing, ABC):
     """Codes as bytes, with a factor for every `group` inputs."""
 
     group: int = GROUP
@@ -61,18 +61,9 @@ class Shared(ABC):
             "weight_scale": torch.empty(outputs, inputs // self.group, dtype=torch.float32, device="meta"),
         }
 
-    def outputs(self, parts: Parts) -> int:
-        return len(parts["weight"])
-
-    def scales(self, parts: Parts) -> Tensor:
-        return parts["weight_scale"]
-
     def unpack(self, parts: Parts) -> Tensor:
         packed, scale = parts["weight"], parts["weight_scale"]
         return self.numbers(packed).view(len(packed), -1, self.group).mul_(scale[..., None]).flatten(1)
-
-    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        return product(x, self.unpack(parts).to(x.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

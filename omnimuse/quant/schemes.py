@@ -47,11 +47,11 @@ class Packing(Protocol):
 
     def outputs(self, parts: Parts) -> int:
         """How many rows the parts have."""
-        ...
+        return len(parts["weight"])
 
     def scales(self, parts: Parts) -> Tensor:
         """Every float in the parts that others are multiplied by: where one is none, weights are none."""
-        ...
+        return parts["weight_scale"]
 
     def unpack(self, parts: Parts) -> Tensor:
         """The weights that the parts stand for, float32 [N, K]."""
@@ -59,7 +59,7 @@ class Packing(Protocol):
 
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         """x [T, K] times the weights -> [T, N] in the format of x, or in float32."""
-        ...
+        return product(x, self.unpack(parts).to(x.dtype))
 
 
 @runtime_checkable
@@ -110,19 +110,13 @@ def own(found: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Packing):
     """What has numbers of 8 bits, and a scale for each output; one that is `dynamic` rounds the inputs of a token so,
     too, by what is `largest` of them.
     """
 
     dynamic: bool = False
     largest: Largest = field(default=own, compare=False, repr=False)
-
-    def outputs(self, parts: Parts) -> int:
-        return len(parts["weight"])
-
-    def scales(self, parts: Parts) -> Tensor:
-        return parts["weight_scale"]
 
     def some(self, columns: Slices, largest: Largest) -> Self:
         return replace(self, largest=largest) if self.dynamic else self
@@ -213,16 +207,13 @@ class Fp8(Scaled):
 
 
 @dataclass(frozen=True)
-class Int4:
+class Int4(Packing):
     """Whole numbers from 0 to 15, two in a byte, with a scale and a floor for every `group` of inputs.
 
     Where inputs do not divide into such groups, these are the largest equal ones that do and are no larger.
     """
 
     group: int = 64
-
-    def outputs(self, parts: Parts) -> int:
-        return len(parts["weight"])
 
     def scales(self, parts: Parts) -> Tensor:
         return torch.cat((parts["weight_scale"], parts["weight_floor"]), 1)
@@ -262,9 +253,6 @@ class Int4:
         size = whole.shape[-1] // scale.shape[-1]  # of a group; what makes the last byte whole is less than one
         grouped = whole[:, : size * scale.shape[-1]].unflatten(-1, (-1, size))
         return grouped.mul_(scale[..., None]).add_(floor[..., None]).flatten(-2)
-
-    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        return product(x, self.unpack(parts).to(x.dtype))
 
     def fours(self, parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
         """As `abreast.py` asks for them."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from omnimuse.core.errors import ModelError
 from omnimuse.quant.linear import PackedRows
-from omnimuse.quant.schemes import Packing, Parts, Product
+from omnimuse.quant.schemes import Packing, Parts
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Stacked(Packing):
     """`bands` are rows below each other: the packing of each band, and how many rows it has."""
 
     bands: tuple[tuple[Packing, int], ...]
@@ -39,9 +39,6 @@ class Stacked:
 
     def unpack(self, parts: Parts) -> Tensor:
         return torch.cat([band.unpack(own) for (band, _), own in self._apart(parts)])
-
-    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        return product(x, self.unpack(parts).to(x.dtype))
 
     def rows(self, parts: Parts, inputs: int) -> StackedRows:
         """Where the loader writes each band."""
