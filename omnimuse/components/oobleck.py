@@ -82,7 +82,7 @@ class Oobleck(nn.Module):
         return reach + KERNEL // 2
 
     def encode(self, sound: Tensor) -> Tensor:
-        """[B, C, n] -> moments [B, 2 latent channels, L]: means, then what `draw_latents` makes deviations of."""
+        """[B, C, n] -> moments [B, 2 latent channels, L]: means, then what `deviations` are made of."""
         return self.encoder(sound)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from torch import Tensor
 from omnimuse.core.guidance import NEGATIVE, POSITIVE, Guidance
 from omnimuse.core.params import FamilyParams
 
+TRAIN_TIMESTEPS = 1000
+"""Timesteps go from so many to 0."""
+
 
 def cfg(pos: Tensor, neg: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022): neg + scale (pos - neg). Scale 1 gives pos."""
@@ -85,9 +88,9 @@ def led(clean: Mapping[str, Tensor], scales: Mapping[str, float], rescale: float
     return rescale * (found * (plain.std() / found.std())) + (1 - rescale) * found if rescale else found
 
 
-def elapsed(timestep: float, train_timesteps: int = 1000) -> float:
+def elapsed(timestep: float) -> float:
     """The share of time before a step at `timestep`, computed in float32 as the reference does."""
-    return float((train_timesteps - np.float32(timestep)) / np.float32(train_timesteps))
+    return float((TRAIN_TIMESTEPS - np.float32(timestep)) / np.float32(TRAIN_TIMESTEPS))
 
 
 def _in_patches(x: Tensor, patch: int) -> Tensor:

@@ -54,14 +54,14 @@ def _track(path: Path) -> Recording:
     return found
 
 
-def read_sound(file: Any, name: str = "the sound", most: float = MOST) -> Recording:
-    """The recording in `file`, of which at most `most` seconds are read; RequestError if it is none."""
+def read_sound(file: Any, name: str = "the sound") -> Recording:
+    """The recording in `file`, of which at most `MOST` seconds are read; RequestError if it is none."""
     reader = library()
     try:
         with reader.SoundFile(file) as opened:
             if opened.format not in READ:
                 raise RequestError(f"{name} is a file of {opened.format}; use one of {', '.join(READ)}", "sounds")
-            samples = opened.read(int(most * opened.samplerate), dtype="float32", always_2d=True)  # [n, c]
+            samples = opened.read(int(MOST * opened.samplerate), dtype="float32", always_2d=True)  # [n, c]
             return recording_of(samples.T, opened.samplerate)
     except reader.LibsndfileError as error:  # its own words have the address of what was to be opened
         why, kinds = error.error_string.rstrip("."), ", ".join(READ)

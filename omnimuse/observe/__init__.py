@@ -1,1 +1,1 @@
-"""What is going on, made visible: progress today; metrics, traces and the profiler have their place here."""
+"""What is going on, made visible: progress, recordings and what their labels say, what a notebook shows."""

@@ -204,7 +204,7 @@ def _refuse(problem: Exception) -> None:
 
 def allocated(events: Sequence[dict[str, Any]]) -> list[tuple[float, int]]:
     """What `events` tell of the memory of the CPU: moments, and the bytes that torch took, or gave back: negative."""
-    told = (each for each in events if each.get("name") == "[memory]" and each["args"]["Device Id"] == -1)
+    told = (each for each in events if each.get("name") == MEMORY and each["args"]["Device Id"] == -1)
     return [(float(each["ts"]), int(each["args"]["Bytes"])) for each in told]
 
 

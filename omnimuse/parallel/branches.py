@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omnimuse.core.errors import EngineDeadError, ModelError
 from omnimuse.parallel.collectives import gathered
+from omnimuse.parallel.line import silent
 from omnimuse.parallel.mesh import BRANCHES, Axis, Mesh
 
 Outcome = Tensor | Exception
@@ -48,7 +49,7 @@ def share(
         headers = _headers(axis, [header for header, _ in parts.values()], owners)
         bodies = _bodies(axis, {i: body for i, (_, body) in parts.items()}, headers, owners)
     except RuntimeError as error:
-        raise EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again") from error
+        raise silent(error) from error
     return [mine[i] if i in mine else _unpacked(headers[i], body, device) for i, body in enumerate(bodies)]
 
 

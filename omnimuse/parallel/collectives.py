@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import Tensor
 
-from omnimuse.core.errors import EngineDeadError
+from omnimuse.parallel.line import silent
 from omnimuse.parallel.mesh import ALL, Axis, Mesh
 
 LETTER, PREFIX = 4096, 8
@@ -49,7 +49,7 @@ def told_tensor(mesh: Mesh, source: int, tensor: Tensor) -> Tensor:
     try:
         dist.broadcast(here, src=source, group=axis.group)
     except RuntimeError as error:
-        raise _silent(error) from error
+        raise silent(error) from error
     return here.to(tensor.device)
 
 
@@ -67,7 +67,7 @@ def _sent(group: dist.ProcessGroup | None, source: int, payload: bytes | None) -
                 rest[:] = payload[LETTER - PREFIX :]
             dist.broadcast(torch.frombuffer(rest, dtype=torch.uint8), src=source, group=group)
     except RuntimeError as error:
-        raise _silent(error) from error
+        raise silent(error) from error
     return bytes(letter[PREFIX : PREFIX + length] + rest)
 
 
@@ -78,11 +78,7 @@ def meet(mesh: Mesh) -> None:
     try:
         dist.barrier(group=mesh.axis(ALL).control)
     except RuntimeError as error:
-        raise _silent(error) from error
-
-
-def _silent(error: RuntimeError) -> EngineDeadError:
-    return EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again")
+        raise silent(error) from error
 
 
 def summed(axis: Axis, part: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Line:
             try:
                 other.sendall(message)
             except OSError as error:
-                raise _silent(error) from error
+                raise silent(error) from error
 
     def hear(self) -> bytes:
         """What rank 0 tells next. EngineDeadError if it is gone."""
@@ -51,7 +51,7 @@ class Line:
             length = PREFIX + int.from_bytes(self._heard[:PREFIX], "little")
             self._take(leader, length)
         except OSError as error:
-            raise _silent(error) from error
+            raise silent(error) from error
         message = bytes(self._heard[PREFIX:length])
         del self._heard[:length]
         return message
@@ -69,7 +69,8 @@ class Line:
             each.close()
 
 
-def _silent(error: OSError) -> EngineDeadError:
+def silent(error: Exception) -> EngineDeadError:
+    """What ends an engine one of whose ranks is gone."""
     return EngineDeadError(f"the ranks can no longer talk ({error}); start the engine again")
 
 

@@ -21,18 +21,18 @@ from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context
 
 
-def clip_latents(ctx: Context, frames: Iterable[Tensor], count: int = 1, vae: str = "vae") -> Tensor:
+def clip_latents(ctx: Context, frames: Iterable[Tensor], count: int = 1) -> Tensor:
     """The means of the scaled latents [C, f, h, w], float32, of the first `count` of `frames`, [3, H, W] in [-1, 1]."""
-    network: Any = ctx.network(vae)
-    means = encode_pieces(network, frames, count, factors(ctx.configs[vae])[0])
+    network: Any = ctx.network("vae")
+    means = encode_pieces(network, frames, count, factors(ctx.configs["vae"])[0])
     return scaled(network, network.config, means.float())
 
 
-def first_latents(ctx: Context, pixels: Tensor, vae: str = "vae", *, exact: bool = True) -> Tensor:
+def first_latents(ctx: Context, pixels: Tensor, *, exact: bool = True) -> Tensor:
     """The same [C, 1, h, w] of one frame `pixels`, by a VAE that encodes all frames at once; scaled in float32 where it
     is `exact`, else in the VAE's dtype.
     """
-    network: Any = ctx.network(vae)
+    network: Any = ctx.network("vae")
     moments = network.encode(pixels[None, :, None].to(ctx.device, network.dtype), return_dict=False)[0]
     means = moments.mode()[0]
     return scaled(network, network.config, means.float() if exact else means).float()

@@ -293,7 +293,7 @@ def _heard_while_watched(
 
 def woven(video: Shown, sound: Shown, marks: Marks) -> Shown:
     """A video with its sound: what is seen in a chunk of time, then what is heard in it, then the next chunk."""
-    made = {each.kind: _plane(0, each, marks.second) for each in (video, sound)}
+    made = {each.kind: _places(each, marks.second) for each in (video, sound)}
     runs, rows = list[tuple[str, Tensor]](), list[Tensor]()
     begins = {video.kind: 0, sound.kind: len(video.seen.shown)}
     for number in range(1 + max(int(each[0].max()) for each in made.values()) // marks.chunk):
@@ -387,7 +387,7 @@ def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tenso
     while at < len(tokens):
         if tokens[at] in held:
             each = waiting.pop(0)
-            made, count = place + _plane(0, each, marks.second), len(each.seen.shown)
+            made, count = place + _places(each, marks.second), len(each.seen.shown)
             last, behind = (each.runs[-1][1] + place if each.runs else made), marks.paired and bool(each.runs)
         else:
             count = next((n for n, token in enumerate(tokens[at:]) if token in held), len(tokens) - at)
@@ -401,9 +401,9 @@ def placed(tokens: Sequence[int], shown: Sequence[Shown], marks: Marks) -> Tenso
     return torch.cat(parts, dim=1)
 
 
-def _plane(first: int, each: Shown, second: int) -> Tensor:
+def _places(each: Shown, second: int) -> Tensor:
     if each.runs:
-        return first + torch.cat([places for _, places in each.runs], dim=1)
+        return torch.cat([places for _, places in each.runs], dim=1)
     if each.grid is None:
-        return line(first, len(each.seen.shown))
-    return plane(first, each.grid, round(second * FRAMES / RATE))  # a moment is two frames
+        return line(0, len(each.seen.shown))
+    return plane(0, each.grid, round(second * FRAMES / RATE))  # a moment is two frames

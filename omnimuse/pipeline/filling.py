@@ -64,4 +64,4 @@ class DrawKept(Stage):
 
 def kept_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, h, w] of the noise of one picture, as of what is kept: the network has more channels than are drawn."""
-    return channels_of(configs, VAE), *cells(configs, request)
+    return channels_of(configs), *cells(configs, request)

@@ -20,15 +20,15 @@ from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
 
 
-def cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, int]:
+def cells(configs: Configs, request: Request) -> tuple[int, int]:
     """Rows and columns of the latents of one picture in the size that was asked for."""
-    (width, height), pixels = request.size, factor(configs[vae])
+    (width, height), pixels = request.size, factor(configs["vae"])
     return height // pixels, width // pixels
 
 
-def clip_cells(configs: Configs, request: Request, vae: str = "vae") -> tuple[int, int, int]:
+def clip_cells(configs: Configs, request: Request) -> tuple[int, int, int]:
     """Frames, rows and columns of the latents of one video as long and as large as was asked for."""
-    (temporal, spatial), (width, height) = factors(configs[vae]), request.size
+    (temporal, spatial), (width, height) = factors(configs["vae"]), request.size
     return (frames_of(request) - 1) // temporal + 1, height // spatial, width // spatial
 
 
@@ -43,9 +43,9 @@ def clip_tokens(configs: Configs, request: Request) -> int:
     return prod(clip_cells(configs, request))
 
 
-def channels_of(configs: Configs, vae: str = "vae") -> int:
+def channels_of(configs: Configs) -> int:
     """How many channels the autoencoder's latents have."""
-    channels = configs[vae]["latent_channels"]
+    channels = configs["vae"]["latent_channels"]
     assert isinstance(channels, int)
     return channels
 

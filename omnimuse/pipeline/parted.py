@@ -43,7 +43,6 @@ class DenoiseParts(Denoise):
 
     sizes: Sizes | None = None
     leading: Callable[[Request], Sequence[Leading]] | None = None
-    first: str = "first"
 
     def combined(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> Tensor:
         assert self.leading
@@ -52,7 +51,7 @@ class DenoiseParts(Denoise):
         parts = {branch: self._parted(ctx, state, each) for branch, each in clean.items()}
         guided = [led({branch: each[i] for branch, each in parts.items()}, *rule) for i, rule in enumerate(rules)]
         moved = (latents - torch.cat([each.flatten() for each in guided])) / step.sigma
-        if state[self.first] is not None:
+        if state["first"] is not None:
             self._parted(ctx, state, moved)[0][:, :1] = 0
         return moved
 
@@ -65,17 +64,17 @@ class DenoiseParts(Denoise):
         return parted(latents, self.sizes(ctx.configs, state.request))
 
 
-def start_parts(sizes: Sizes, first: str = "first") -> Derive:
+def start_parts(sizes: Sizes) -> Derive:
     """Writes `noise`, float32 and Gaussian, part after part; a first frame that is given stands in its place."""
 
     def make(ctx: Context, state: State) -> list[Tensor]:
         shapes = ((1, *size) for size in sizes(ctx.configs, state.request))
         drawn = [draw(shape, state.generator, torch.float32, ctx.device) for shape in shapes]
-        if (given := state[first]) is not None:
+        if (given := state["first"]) is not None:
             drawn[0] = torch.cat([given[None], drawn[0][:, :, 1:]], dim=2)
         return [torch.cat([each.flatten() for each in drawn])]
 
-    return Derive(make, "init latents", (first,), ("noise",))
+    return Derive(make, "init latents", ("first",), ("noise",))
 
 
 def part_latents(sizes: Sizes, *slots: str) -> Derive:

@@ -136,10 +136,10 @@ class Pipeline:
         with state.opened_for(stage):
             return stage.ready(self.ctx, state)
 
-    def run_stage(self, stage: Stage, state: State, ctx: Context | None = None) -> None:
-        """Run a one-shot stage for one state and move on; `ctx` may be another than the pipeline's own."""
+    def run_stage(self, stage: Stage, state: State) -> None:
+        """Run a one-shot stage for one state and move on."""
         with self.opened(stage, state):
-            lent.run(stage, ctx or self.ctx, state)
+            lent.run(stage, self.ctx, state)
         self.advance(state)
 
     @contextmanager

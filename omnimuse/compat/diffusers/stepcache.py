@@ -61,7 +61,7 @@ def check(arch: str, choice: CacheConfig) -> None:
 
 
 def settings(choice: CacheConfig) -> dict[str, Any]:
-    """A complete choice in cache-dit's words (`core.cache_names` reads them)."""
+    """A complete choice in cache-dit's words (`core/cache_names.py` reads them)."""
     found: dict[str, Any] = {
         "Fn_compute_blocks": choice.first,
         "Bn_compute_blocks": choice.last,
