@@ -55,8 +55,7 @@ def adapt(networks: Mapping[str, nn.Module], site: Site, rack: Rack) -> None:
     network = networks[component]
     layer = network.get_submodule(path)
     if not isinstance(layer, Adapted):
-        owner, _, name = path.rpartition(".")
-        setattr(network.get_submodule(owner), name, Adapted(layer, site, rack))
+        network.set_submodule(path, Adapted(layer, site, rack))
 
 
 class Adapters:

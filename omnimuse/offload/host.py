@@ -10,12 +10,13 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from omnimuse.offload.stores import closed
+from omnimuse.offload.stores import FileStore, Store, closed
 
 SPARE = 2
 """Times its own size that must be free on the device for what is copied there ahead of its turn."""
@@ -207,3 +208,8 @@ class HostStore:
         self._waiting.clear()
         self._slots.clear()
         self._ahead.clear()
+
+
+def store_beside(device: torch.device, folder: Path | None = None) -> Store:
+    """Where weights wait that `device` computes with; beside a CPU in a file in `folder`."""
+    return FileStore(folder) if device.type == "cpu" else HostStore(DeviceLanes(device))

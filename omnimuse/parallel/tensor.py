@@ -140,8 +140,7 @@ def share_weights(network: Network, axis: Axis) -> dict[str, Slices]:
         module, near = network.get_submodule(path), sites.get(path, [])
         made[path] = _cut(path, module, cutting, near[0] if near else None, axis)
     for path, (module, _) in made.items():
-        owner, _, name = path.rpartition(".")
-        setattr(network.get_submodule(owner), name, module)
+        network.set_submodule(path, module)
     for site in {id(site): site for near in sites.values() for site in near}.values():
         site.keep_heads(Cut(axis.index, axis.size))
     return {f"{path}.{name}": slices for path, (_, found) in made.items() for name, slices in found.items()}

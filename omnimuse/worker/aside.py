@@ -15,11 +15,10 @@ from omnimuse.cache.stepcache import StepCache
 from omnimuse.layers.few import FewLinear
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, PlainRunner
-from omnimuse.offload.host import DeviceLanes, HostStore
+from omnimuse.offload.host import store_beside
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Parcel
 from omnimuse.offload.residency import Residency
-from omnimuse.offload.stores import FileStore
 from omnimuse.worker.failures import free_memory
 from omnimuse.worker.rest import written
 
@@ -40,7 +39,7 @@ class Aside:
 
     def __init__(self, network: Network, device: torch.device) -> None:
         self._network, self._device = network, device
-        self._store = FileStore() if device.type == "cpu" else HostStore(DeviceLanes(device))
+        self._store = store_beside(device)
         stacks = network.stacks().values()
         try:
             blocks = [block for stack in stacks for block in stack.blocks()]

@@ -37,11 +37,11 @@ from omnimuse.loader.tensors import DtypePolicy, Home, OnDevice, cast, stored_te
 from omnimuse.loader.tensors import construct as construct_empty
 from omnimuse.loader.weights import load_weights, randomise
 from omnimuse.lora.linear import Rack
-from omnimuse.offload.host import DeviceLanes, HostStore
+from omnimuse.offload.host import store_beside
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away, Parcel
 from omnimuse.offload.residency import Residency
-from omnimuse.offload.stores import FileStore, Store, check_folder
+from omnimuse.offload.stores import check_folder
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.parallel.shard import ShardRunner
@@ -340,7 +340,7 @@ def offload(under: Build) -> None:
     if config.mode == "none":
         under.homes = {name: OnDevice(under.device) for name in under.here}
         return
-    store: Store = FileStore(config.folder) if under.device.type == "cpu" else HostStore(DeviceLanes(under.device))
+    store = store_beside(under.device, config.folder)
     under.resources.callback(store.close)
     for name, module in under.here.items():
         layers = config.mode == "layers"

@@ -196,8 +196,7 @@ def pack(
     whole = sum(tensor.numel() for tensor, _ in stored_tensors(module).values())
     here = sum(layer.weight.numel() for layer in layers.values())
     for path, layer in layers.items():
-        owner, _, name = path.rpartition(".")
-        setattr(module.get_submodule(owner), name, packed_layer(layer, scheme, arithmetic, _columns(cuts, path), axis))
+        module.set_submodule(path, packed_layer(layer, scheme, arithmetic, _columns(cuts, path), axis))
     return here / max(whole, 1)
 
 

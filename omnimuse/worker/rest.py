@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from omnimuse.core.errors import ConfigError, MemoryShortageError
 from omnimuse.layers.few import FewLinear
 from omnimuse.loader.tensors import stored_tensors
-from omnimuse.offload.host import DeviceLanes, HostStore
+from omnimuse.offload.host import store_beside
 from omnimuse.offload.parcels import Parcel
 from omnimuse.offload.residency import Residency
-from omnimuse.offload.stores import FileStore, Store
+from omnimuse.offload.stores import Store
 from omnimuse.parallel.agree import trouble_of_all
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.worker.failures import free_memory, settle
@@ -44,7 +44,7 @@ class Rest:
         """Let the weights go; how many bytes that were on the device wait now. ConfigError if there is no room."""
         if self._store is not None:
             return 0
-        store = FileStore(self.folder) if self.device.type == "cpu" else HostStore(DeviceLanes(self.device))
+        store = store_beside(self.device, self.folder)
         self._components.leave()
         try:
             self._parcels = [written(module, store) for module in self._modules() if _here(module)]

@@ -108,7 +108,8 @@ class Runner:
         self.rest = Rest(pipeline.ctx.components, pipeline.ctx.device)
         self.hand = Hand(pipeline)
         self.writers = pipeline.ctx.writers
-        self._first = next((stage.uses[0] for stage in pipeline.own if isinstance(stage, Loop) and stage.uses), None)
+        self._loops = [stage for stage in pipeline.own if isinstance(stage, Loop)]
+        self._first = next((loop.uses[0] for loop in self._loops if loop.uses), None)
         self.repeated, self.profiled = 0, False
         self.telling = Telling(pipeline.ctx)
         self.shortages = Shortages(pipeline, self.remembered.forget)
@@ -116,21 +117,19 @@ class Runner:
 
     def tokens(self, request: Request) -> int:
         """The row tokens of one step of one output of `request`."""
-        loops = [stage for stage in self.pipeline.own if isinstance(stage, Loop)]
-        return max((loop.tokens(self.pipeline.ctx, request) for loop in loops), default=1)
+        return max((loop.tokens(self.pipeline.ctx, request) for loop in self._loops), default=1)
 
     def working(self, request: Request, token_bytes: Mapping[str, int]) -> int:
         """The bytes that one row of `request` takes at the least, if a token takes so many in each network."""
         most = 0
-        for loop in (stage for stage in self.pipeline.own if isinstance(stage, Loop)):
+        for loop in self._loops:
             tokens = loop.tokens(self.pipeline.ctx, request) // max(1, len(request.branches))
             most = max(most, tokens * max((token_bytes.get(name, 0) for name in loop.uses), default=0))
         return most
 
     def remembers(self, request: Request) -> tuple[int, int]:
         """The bytes that one output of `request` comes to remember, at least and at most."""
-        loops = [stage for stage in self.pipeline.own if isinstance(stage, Loop)]
-        found = [loop.remembers(self.pipeline.ctx, request) for loop in loops]
+        found = [loop.remembers(self.pipeline.ctx, request) for loop in self._loops]
         return max((least for least, _ in found), default=0), max((most for _, most in found), default=0)
 
     def keeps(self, request_id: str) -> int:

@@ -130,11 +130,11 @@ def make_steady(network: Network, policy: DtypePolicy, heights: Heights, few: Fe
         elif isinstance(module, nn.Linear | GatheredLinear | SummedLinear):
             key = key_of(path, module, policy)
             if key in heights:  # else its weights are on another rank
-                _replace(network, path, steady_layer(module, heights[key], few.get(key, Few((), packed=False))))
+                network.set_submodule(path, steady_layer(module, heights[key], few.get(key, Few((), packed=False))))
         elif isinstance(module, (nn.SiLU, nn.GELU, nn.Sigmoid)) or type(module).__module__ == ACTIVATIONS:
-            _replace(network, path, SteadyActivation(module))
+            network.set_submodule(path, SteadyActivation(module))
         elif isinstance(module, Gated):
-            _replace(network, path, SteadyGated())
+            network.set_submodule(path, SteadyGated())
     if isinstance(network, Decoder) and few and not any(each.packed for each in few.values()):
         network.fewest = max((each.heights[-1] for each in few.values() if each.heights), default=1)
 
@@ -144,11 +144,6 @@ def _may_pack(networks: Iterable[Network], config: Config, device: torch.device)
     linears = (module for network in networks for module in network.modules() if isinstance(module, nn.Linear))
     size = sum(4 * linear.weight.numel() for linear in linears if linear.weight.numel() >= LARGE)
     return config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device, config.sharing)
-
-
-def _replace(network: nn.Module, path: str, part: nn.Module) -> None:
-    owner, _, name = path.rpartition(".")
-    setattr(network.get_submodule(owner), name, part)
 
 
 def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:

@@ -21,11 +21,11 @@ from omnimuse.compat.vllm_omni.diffusion.offloader.offload_plan import OffloadPl
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
 from omnimuse.loader.tensors import stored_tensors
-from omnimuse.offload.host import DeviceLanes, HostStore
+from omnimuse.offload.host import store_beside
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away
 from omnimuse.offload.residency import Residency
-from omnimuse.offload.stores import FileStore, Store
+from omnimuse.offload.stores import Store
 from omnimuse.offload.visited import visit
 
 CALLED = ("forward", "encode", "decode")
@@ -118,8 +118,7 @@ def _turn(parts: Mapping[str, nn.Module], place: Place, store: Store, passed: Pa
 
 def _store(place: Place, passed: Passed) -> Store:
     """Where weights wait."""
-    cpu = place.device.type == "cpu"
-    store: Store = FileStore(place.config.offload.folder) if cpu else HostStore(DeviceLanes(place.device))
+    store = store_beside(place.device, place.config.offload.folder)
     passed.closes.append(store.close)
     return store
 

@@ -85,5 +85,4 @@ def _pack(part: nn.Module, path: str, layer: nn.Linear, scheme: Scheme, arithmet
         del layer.weight
     else:
         packed.bias = layer.bias
-        owner, _, name = path.rpartition(".")
-        setattr(part.get_submodule(owner), name, packed)
+        part.set_submodule(path, packed)
