@@ -133,6 +133,11 @@ def refusal(code: str, message: str, param: str | None = None, retry_after: floa
     return ApiError(known.status, known.type, code, message, param, headers)
 
 
+def unsupported(name: str, why: str) -> ApiError:
+    """The error of a field that is known, and asks for what is not to be had here."""
+    return refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+
+
 def to_api_error(error: Exception) -> ApiError:
     """What a client is told of any exception; what is unknown becomes `internal_error`, without its text."""
     if isinstance(error, ApiError):

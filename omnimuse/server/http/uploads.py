@@ -97,19 +97,14 @@ class Uploads:
         Tenants take turns at the decoders. `hold` is told how many bytes are needed for pictures that are fetched; it
         raises where there is no room.
         """
-        if len(sources) > most:
-            message = f"{len(sources)} pictures came, and this model takes at most {most}; leave the others out"
-            raise refusal("invalid_value", message, sources[most].name)
-        if any(_is_elsewhere(source) for source in sources):  # one after the other is fetched, decoded and let go
-            hold(self._rules.max_bytes)
+        self._begin(sources, most, "pictures", hold)
         return tuple([await self._read(source, tenant) for source in sources])
 
     async def read_mask(
         self, source: Source, tenant: str = "", hold: Callable[[int], None] = lambda size: None
     ) -> Picture:
         """The mask in `source`; as `read`."""
-        if _is_elsewhere(source):
-            hold(self._rules.max_bytes)
+        self._begin([source], 1, "masks", hold)
         return await self._read(source, tenant, "mask")
 
     async def read_sounds(
@@ -120,11 +115,7 @@ class Uploads:
         hold: Callable[[int], None] = lambda size: None,
     ) -> tuple[Recording, ...]:
         """The sounds of `sources`, at most `most`, of each as much as the model can use; as `read`."""
-        if len(sources) > most:
-            message = f"{len(sources)} sounds came, and this model takes at most {most}; leave the others out"
-            raise refusal("invalid_value", message, sources[most].name)
-        if any(_is_elsewhere(source) for source in sources):
-            hold(self._rules.max_bytes)
+        self._begin(sources, most, "sounds", hold)
         return tuple([await self._read_sound(source, tenant) for source in sources])
 
     async def read_videos(
@@ -141,14 +132,18 @@ class Uploads:
 
         Of masks, whose frames are smaller files, less is kept.
         """
-        if len(sources) > most:
-            message = f"{len(sources)} videos came, and this model takes at most {most}; leave the others out"
-            raise refusal("invalid_value", message, sources[most].name)
-        if any(_is_elsewhere(source) for source in sources):
-            hold(self._rules.max_bytes)
+        self._begin(sources, most, "videos", hold)
         keep = MOST_MASKS if role == "mask" else self._clips.keep_bytes
         limits = replace(self._clips, frames=frames, keep_bytes=keep, watched=role in ("watched", "heard"))
         return tuple([await self._read_video(source, limits, tenant, role) for source in sources])
+
+    def _begin(self, sources: Sequence[Source], most: int, what: str, hold: Callable[[int], None]) -> None:
+        """Refuse what is more than `most`, and hold memory for what is fetched, decoded and let go one by one."""
+        if len(sources) > most:
+            message = f"{len(sources)} {what} came, and this model takes at most {most}; leave the others out"
+            raise refusal("invalid_value", message, sources[most].name)
+        if any(_is_elsewhere(source) for source in sources):
+            hold(self._rules.max_bytes)
 
     async def tell_lacking(self) -> None:
         """Log what of the confinement of decoders this system does not offer; to be done once, at the start."""

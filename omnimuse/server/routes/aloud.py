@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from omnimuse.deploy.wire import Grown
 from omnimuse.media.streamed import Tempo
-from omnimuse.server.errors import refusal
+from omnimuse.server.errors import refusal, unsupported
 from omnimuse.server.orders.order import Order
 from omnimuse.server.protocol import talk as protocol
 from omnimuse.server.routes.pictured import BOTH as PICTURED
@@ -38,7 +38,7 @@ def aloud(service: Service, wanted: Wanted) -> Wanted:
         if audio is None:
             return wanted if service.door.spec.writes else written(wanted, "text")
         why = f"use modalities {BOTH!r} to hear an answer".replace("'", '"') if speaks else "no sound is made here"
-        raise refusal("unsupported_parameter", f"audio is not supported: {why}", "audio")
+        raise unsupported("audio", why)
     if not speaks:
         raise refusal("unsupported_parameter", 'this model answers with text; use modalities ["text"]', "modalities")
     if sorted(map(str, asked or ())) != sorted(BOTH):

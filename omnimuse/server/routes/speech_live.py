@@ -21,7 +21,7 @@ from omnimuse.core.errors import OmnimuseError, RequestCancelled
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.core.spec import SoundLimits
 from omnimuse.deploy.wire import Finished
-from omnimuse.server.errors import ApiError, body, refusal
+from omnimuse.server.errors import ApiError, body, refusal, unsupported
 from omnimuse.server.http.live import Event, Live, live_routes
 from omnimuse.server.http.uploads import uploaded
 from omnimuse.server.openapi import Operation
@@ -136,7 +136,7 @@ class Saying:
             raise refusal("conflicting_parameters", "speaker and voice are two; leave one out", "speaker")
         if event.get("word_timestamps"):
             why = "when each word is said is not known here"
-            raise refusal("unsupported_parameter", f"word_timestamps is not supported: {why}", "word_timestamps")
+            raise unsupported("word_timestamps", why)
         flows = event.get("stream_audio") or False
         if not isinstance(flows, bool):
             raise refusal("invalid_value", "stream_audio is true or false", "stream_audio")

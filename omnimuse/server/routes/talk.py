@@ -26,7 +26,7 @@ from omnimuse.deploy.wire import Finished, Grown, Previewed, Spelt
 from omnimuse.media.formats import TEXT
 from omnimuse.media.prompts import hears
 from omnimuse.media.watching import READ
-from omnimuse.server.errors import refusal
+from omnimuse.server.errors import refusal, unsupported
 from omnimuse.server.http.bodies import read_json
 from omnimuse.server.http.enclosed import Enclosed, JSONWithFiles, Parcel
 from omnimuse.server.http.sse import Event, Pattern
@@ -105,12 +105,10 @@ async def answer(service: Service, request: Request, fields: dict[str, Any], kin
         wanted = aloud(service, wanted)
         said = _messages(wanted, shown, service.door)
         if wanted.delivery.partial_images and not service.door.limits.draws:
-            raise refusal(
-                "unsupported_parameter", "partial_images is not supported: nothing is drawn", "partial_images"
-            )
+            raise unsupported("partial_images", "nothing is drawn")
         if wanted.params.cache is not None and not service.door.limits.draws:
             name = wanted.names["cache"]
-            raise refusal("unsupported_parameter", f"{name} is not supported: no step of a text can be skipped", name)
+            raise unsupported(name, "no step of a text can be skipped")
         wanted = replace(wanted, talk=replace(wanted.talk, messages=said))
     order = _order(service, wanted, request, await _came(service, request, shown, wanted))
     request.state.lease.close()  # of what came, only the order is left

@@ -18,7 +18,7 @@ from omnimuse.core.names import absent, meant
 from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams, SpeechParams
 from omnimuse.core.request import Door
 from omnimuse.media.formats import COMPRESSION, TEXT
-from omnimuse.server.errors import ApiError, refusal
+from omnimuse.server.errors import ApiError, refusal, unsupported
 from omnimuse.server.translate.caches import chosen_cache
 from omnimuse.server.translate.field import HARMLESS, Field, Kind
 from omnimuse.server.translate.fields import TABLE, fields_of
@@ -169,7 +169,7 @@ def read(
             continue
         if not entry.target:
             if not is_neutral(entry, value, form):
-                raise refusal("unsupported_parameter", f"{name} is not supported: {entry.note}", name)
+                raise unsupported(name, entry.note)
             continue
         _take(entry, read_value(entry, value, name, form), name, found)
     shows = "sounds" if kind == "speech" else "images"
@@ -194,7 +194,7 @@ def read(
         found.values["cache"], found.names["cache"] = choice
     for target in ("tools", "tool_choice"):
         if not door.limits.calls and found.values.get(target) not in (None, [], "auto", "none"):
-            raise refusal("unsupported_parameter", f"{target} is not supported: {NO_TOOLS}; leave it out", target)
+            raise unsupported(target, f"{NO_TOOLS}; leave it out")
     _refuse_unhonoured(found, door)
     if kind not in ("chat", "talk", "hearing"):
         _check_prompt(found, known, door)
@@ -267,7 +267,7 @@ def _upload(name: str, known: Mapping[str, Field], kind: Kind, door: Door) -> st
         raise _unknown(name, wire, kind, door)
     if entry.shape not in ("file", "picture", "clip"):
         why = f"it is no upload but {entry.note}" if entry.target else entry.note
-        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        raise unsupported(name, why)
     if entry.target == "sounds":
         _check_takes_sounds(name, door)
         return wire
@@ -286,19 +286,17 @@ def _check_draws_parts(name: str, door: Door, kind: Kind) -> None:
     what, able = ("video", door.limits.masks_videos) if kind == "video" else ("picture", door.masks)
     if not able:
         why = f"this model cannot draw a part of a {what} anew; leave it out, and describe what changes"
-        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        raise unsupported(name, why)
 
 
 def _check_takes_sounds(name: str, door: Door) -> None:
     if door.limits.sound is None or not door.limits.sound.max_inputs:
-        why = "this model starts from no sound; leave it out"
-        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        raise unsupported(name, "this model starts from no sound; leave it out")
 
 
 def _check_takes_videos(name: str, door: Door) -> None:
     if not door.limits.max_videos:
-        why = "this model starts from no video; leave it out"
-        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        raise unsupported(name, "this model starts from no video; leave it out")
 
 
 def _check_takes_pictures(name: str, kind: Kind, door: Door) -> None:
@@ -321,10 +319,9 @@ def _refuse_unhonoured(found: _Found, door: Door) -> None:
             continue
         if target not in honoured:
             reason = f"it means nothing to this model, which honours {', '.join(sorted(honoured - {'output_type'}))}"
-            raise refusal("unsupported_parameter", f"{name} is not supported: {reason}", name)
+            raise unsupported(name, reason)
         if target in door.limits.refuses:
-            reason = door.limits.refuses[target]
-            raise refusal("unsupported_parameter", f"{name} is not supported: {reason}", name)
+            raise unsupported(name, door.limits.refuses[target])
 
 
 def _is_idle(target: str, found: _Found, door: Door) -> bool:
@@ -385,7 +382,7 @@ def _start(found: _Found, door: Door) -> float:
     """Where the sound begins: a parameter of the families that know such a moment."""
     name, value = found.names["start"], found.values["start"]
     if not issubclass(door.spec.extra, SoundParams):
-        raise refusal("unsupported_parameter", f"{name} is not supported: this model makes its sounds whole", name)
+        raise unsupported(name, "this model makes its sounds whole")
     assert isinstance(value, float)
     return value
 

@@ -18,7 +18,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Request
 from omnimuse.deploy.wire import Form
 from omnimuse.media.prompts import with_tracks
-from omnimuse.server.errors import refusal
+from omnimuse.server.errors import unsupported
 from omnimuse.server.translate.aliases import Wanted
 
 NOTHING: Mapping[str, object] = MappingProxyType({})
@@ -108,7 +108,7 @@ def _timed(wanted: Wanted, door: Door) -> DiffusionParams:
     if door.spec.medium == "audio":
         if "seconds" not in door.honoured:
             name = wanted.names["length"]
-            raise refusal("unsupported_parameter", f"{name} is not supported: this model decides by itself", name)
+            raise unsupported(name, "this model decides by itself")
         return replace(wanted.params, seconds=wanted.seconds)
     if wanted.params.num_frames is not None:
         return wanted.params  # the number of frames is what the model makes; clients send both

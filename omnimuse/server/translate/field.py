@@ -59,6 +59,10 @@ class Field:
             )
 
 
+MODEL = Field(
+    "model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD
+)
+TIMEOUT = Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)")
 DEADLINE = Field(
     "deadline",
     "deadline",

@@ -18,6 +18,7 @@ from omnimuse.server.translate.field import (
     HARMLESS,
     MAX_OUTPUTS,
     MAX_WORD,
+    MODEL,
     STEP_CACHE,
     Field,
     Kind,
@@ -41,7 +42,7 @@ _KEEPS = "`strength` says how much of the picture is drawn anew: lower keeps mor
 _TEXT_ONLY = "pictures to start from go to /v1/images/edits, with models that take them"
 
 SHARED: tuple[Field, ...] = (
-    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
+    MODEL,
     Field("negative_prompt", "text", "negative_prompt", "what to keep out", longest=MAX_PROMPT),
     Field("seed", "seed", "seed", "output i uses seed + i; chosen at random and reported when absent or -1"),
     Field("num_inference_steps", "whole", "num_inference_steps", "denoising steps"),

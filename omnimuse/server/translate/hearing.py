@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from omnimuse.core.request import MAX_PROMPT
-from omnimuse.server.translate.field import BLOCKS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import BLOCKS, DEADLINE, HARMLESS, MAX_WORD, MODEL, TIMEOUT, Field, refused
 
 _NO_TIMES = "when each word is said is not known here"
 _NO_SPEAKERS = "who says what is not told"
 
 HEARING: tuple[Field, ...] = (
-    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
+    MODEL,
     Field("file", "file", "sounds", "the sound: wav, flac, ogg or mp3"),
     Field("prompt", "text", "prompt", "words that may occur in it, for their spelling", longest=MAX_PROMPT),
     Field("language", "text", "tongue", "the language that is spoken in it, by name or code", longest=MAX_WORD),
@@ -30,7 +30,7 @@ HEARING: tuple[Field, ...] = (
     Field("temperature", "real", "temperature", "0, the usual one: the likeliest words", low=0, high=1),
     Field("max_tokens", "whole", "max_tokens", "of the text, at most (ours)", low=1),
     Field("seed", "seed", "seed", "of what is drawn by chance (ours)"),
-    Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
+    TIMEOUT,
     DEADLINE,
     BLOCKS,
     Field("chunking_strategy", "text", HARMLESS, "the sound is heard whole", longest=MAX_WORD),

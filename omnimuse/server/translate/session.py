@@ -18,7 +18,7 @@ from omnimuse.core.names import meant
 from omnimuse.core.request import Door, Picture, Recording
 from omnimuse.media.streamed import check_speed
 from omnimuse.media.voice import Pauses, detector
-from omnimuse.server.errors import refusal
+from omnimuse.server.errors import refusal, unsupported
 from omnimuse.server.http.uploads import Source
 from omnimuse.server.translate.parts import able
 from omnimuse.server.translate.session_tools import CALLING, call_of, chosen, flat
@@ -380,7 +380,7 @@ def _turning(given: Any, name: str, door: Door) -> Turning | None:
         raise refusal("invalid_value", f'{name}.type={shown(kind)} is not known here; use "server_vad"', f"{name}.type")
     if fields.pop("idle_timeout_ms", None) is not None:
         where = f"{name}.idle_timeout_ms"
-        raise refusal("unsupported_parameter", f"{where} is not supported: who is silent is not asked for more", where)
+        raise unsupported(where, "who is silent is not asked for more")
     values = {key: value for key, value in fields.items() if value is not None}
 
     def number(key: str, least: float, most: float, unit: float, left_out: float) -> float:
@@ -427,7 +427,7 @@ def _check_void(key: str, value: Any, name: str) -> None:
     if key in _VOID and is_nothing(value):
         return
     if why := _VOID.get(key):
-        raise refusal("unsupported_parameter", f"{name} is not supported: {why}", name)
+        raise unsupported(name, why)
     near = meant(key[:80], (*_ALLOWED, "audio", *CALLING, *SAMPLED, *_SOUNDING))
     raise refusal("unknown_parameter", f"there is no field {name}{f'; did you mean {near!r}?' if near else ''}", name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omnimuse.core.calls import NO_TOOLS, Call, calls_of
 from omnimuse.core.request import Door
-from omnimuse.server.errors import refusal
+from omnimuse.server.errors import refusal, unsupported
 from omnimuse.server.translate.values import is_nothing, shown
 
 CALLING = ("tools", "tool_choice", "parallel_tool_calls")
@@ -17,7 +17,7 @@ CALLING = ("tools", "tool_choice", "parallel_tool_calls")
 def chosen(key: str, value: Any, name: str, door: Door) -> Any:
     """A setting of `CALLING` as a chat has it; ApiError 400 for one that cannot be honoured."""
     if not door.limits.calls and not is_nothing(value) and value not in ("auto", "none", True):
-        raise refusal("unsupported_parameter", f"{name} is not supported: {NO_TOOLS}", name)
+        raise unsupported(name, NO_TOOLS)
     if key == "tools":
         if not isinstance(value, list | None):
             raise refusal("invalid_value", f"{name}={shown(value)} is no list of functions", name)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from omnimuse.core.request import MAX_PROMPT
 from omnimuse.core.speech import FASTEST, MAX_INSTRUCTIONS, SLOWEST
-from omnimuse.server.translate.field import ADAPTERS, BLOCKS, DEADLINE, HARMLESS, MAX_WORD, Field, refused
+from omnimuse.server.translate.field import (
+    ADAPTERS,
+    BLOCKS,
+    DEADLINE,
+    HARMLESS,
+    MAX_WORD,
+    MODEL,
+    TIMEOUT,
+    Field,
+    refused,
+)
 
 _ABUSE = "names an end user for abuse monitoring; this server does none and keeps none"
 _NO_NUMBERS = "a voice is that of a sound: send it as `ref_audio`"
 _FIRST = "the first piece of sound is of four frames, those behind it of 25"
 
 SPEECH: tuple[Field, ...] = (
-    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
+    MODEL,
     Field("input", "text", "prompt", "what is said", longest=MAX_PROMPT),
     Field("prompt", "text", "prompt", "as `input` (ours)", longest=MAX_PROMPT),
     Field("voice", "text", "voice", "one of /v1/audio/voices; without it, the first", longest=MAX_WORD),
@@ -41,7 +51,7 @@ SPEECH: tuple[Field, ...] = (
     Field("top_p", "real", "top_p", "draw from the sounds that make up so much", low=0, high=1),
     Field("top_k", "whole", "top_k", "draw from so many sounds; 0 and -1: from all", low=-1),
     Field("repetition_penalty", "real", "repetition_penalty", "above 1: sound less like before", low=0.01),
-    Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
+    TIMEOUT,
     DEADLINE,
     BLOCKS,
     *ADAPTERS,

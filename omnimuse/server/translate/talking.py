@@ -14,7 +14,9 @@ from omnimuse.server.translate.field import (
     HARMLESS,
     MAX_OUTPUTS,
     MAX_WORD,
+    MODEL,
     STEP_CACHE,
+    TIMEOUT,
     Field,
     refused,
 )
@@ -53,7 +55,7 @@ _STORED = "conversations are not stored"
 _TEMPLATE = "the checkpoint's own chat template is used, as it stands"
 
 _WRITING: tuple[Field, ...] = (
-    Field("model", "text", "model", 'one that this server serves; "" and "default" mean the first', longest=MAX_WORD),
+    MODEL,
     Field("seed", "seed", "seed", "answer i uses seed + i; chosen at random when absent or -1"),
     Field("n", "whole", "num_outputs_per_prompt", "how many answers", low=1, high=MAX_OUTPUTS),
     Field("stream", "flag", "stream", "answer with server-sent events, word by word"),
@@ -67,7 +69,7 @@ _WRITING: tuple[Field, ...] = (
         "repetition_penalty", "real", "repetition_penalty", "above 1: say less often what was said (VO, SG)", low=0.01
     ),
     Field("stop", "texts", "stop", "texts that end the answer and are no part of it", longest=MAX_WORD, high=MAX_STOPS),
-    Field("timeout_s", "real", "deadline", "give up after so many seconds (ours)"),
+    TIMEOUT,
     DEADLINE,
     BLOCKS,
     Field("extra_body", "object", "nested", "more fields of this table in an object (VO, with curl)"),
