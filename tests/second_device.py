@@ -35,12 +35,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import omnimuse
 from omnimuse.cache.stepcache import StepCache
-from omnimuse.compat.contract import offloaded
 from omnimuse.core.config import Choice, Config
 from omnimuse.engine.engine import Engine
 from omnimuse.layers.network import Network
 from omnimuse.loader.adapters import Reader
 from omnimuse.lora.adapters import Adapters
+from omnimuse.offload import host
 from omnimuse.offload.host import HostStore, Slot
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Parcel
@@ -48,7 +48,7 @@ from omnimuse.offload.residency import Residency
 from omnimuse.offload.visited import block_lists, visit
 from omnimuse.parallel.mesh import Axis
 from omnimuse.pipeline.arrival import Arrival, Here
-from omnimuse.worker import aside, build, rest
+from omnimuse.worker import build
 from omnimuse.worker.place import COUNTERS
 from omnimuse.worker.rest import written
 from omnimuse.worker.runner import Runner
@@ -196,8 +196,7 @@ class SecondDevice(TorchDispatchMode):
         self._kernels = torch.library.Library("aten", "IMPL")
         self._kernels.impl("_local_scalar_dense", self._read, "Lazy")
         self._open = ExitStack()
-        for module in (rest, aside):  # where weights sleep, and where they wait when memory has run out
-            self._open.enter_context(patch.object(module, "DeviceLanes", lambda device: Lanes()))
+        self._open.enter_context(patch.object(host, "DeviceLanes", lambda device: Lanes()))
         self._open.enter_context(patch.object(torch.accelerator, "empty_cache", lambda: None))  # it keeps nothing
         self._open.enter_context(patch.dict(COUNTERS, {ELSEWHERE.type: lambda device: SHELF}))
         return super().__enter__()
@@ -402,8 +401,7 @@ def started(config: Config, device: SecondDevice, lanes: Lanes | None = None) ->
     with ExitStack() as patches:
         patches.enter_context(patch.object(build, "choose_device", lambda chosen: (ELSEWHERE, where)))
         patches.enter_context(patch.object(build, "compute_on", lambda device: None))
-        for module in (build, offloaded):
-            patches.enter_context(patch.object(module, "DeviceLanes", lambda device: begin))
+        patches.enter_context(patch.object(host, "DeviceLanes", lambda device: begin))
         patches.enter_context(patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"))  # a thread knows no second device
         patches.enter_context(patch.object(device, "draws", True))
         built = build.build(config)

@@ -223,15 +223,29 @@ class Length(Extent):
         return Nearest(near, "seconds", tenths)
 
 
-class Spoken(Extent):
-    """Frames of what is spoken: those that are asked for, or have to be made. Of an answer in text alone nothing is
-    tried, as of all that is written.
-    """
+class Written(Extent):
+    """Tokens that are written, as many as are asked for. Nothing is tried: what is remembered of them is known."""
+
+    nothing = "ask for less"
+    """What is told where no number of them fits."""
 
     def of(self, request: Request) -> int:
         extra = request.extra
         assert isinstance(extra, TokenParams)
         return extra.max_tokens or extra.min_tokens
+
+    def nearest(self, request: Request, fits: Fits) -> Nearest:
+        most = _most(self.of(request), lambda count: fits(_saying(request, count)))
+        hint = f"the most tokens that may fit are {most}" if most else self.nothing
+        return Nearest(hint, "max_tokens", most)
+
+
+class Spoken(Written):
+    """Frames of what is spoken: those that are asked for, or have to be made. Of an answer in text alone nothing is
+    tried, as of all that is written.
+    """
+
+    nothing = "no length of it fits"
 
     def smaller(self, request: Request) -> tuple[Request, Request] | None:
         if _is_text(request) or self.of(request) <= SPOKEN[1]:
@@ -241,25 +255,6 @@ class Spoken(Extent):
 
     def guess(self, request: Request) -> Need:
         return NOTHING if _is_text(request) else Need(self.of(request) * SAID, SOUND)
-
-    def nearest(self, request: Request, fits: Fits) -> Nearest:
-        most = _most(self.of(request), lambda count: fits(_saying(request, count)))
-        hint = f"the most tokens that may fit are {most}" if most else "no length of it fits"
-        return Nearest(hint, "max_tokens", most)
-
-
-class Written(Extent):
-    """Tokens that are written, as many as are asked for. Nothing is tried: what is remembered of them is known."""
-
-    def of(self, request: Request) -> int:
-        extra = request.extra
-        assert isinstance(extra, TokenParams)
-        return extra.max_tokens or extra.min_tokens
-
-    def nearest(self, request: Request, fits: Fits) -> Nearest:
-        most = _most(self.of(request), lambda count: fits(_saying(request, count)))
-        hint = f"the most tokens that may fit are {most}" if most else "ask for less"
-        return Nearest(hint, "max_tokens", most)
 
 
 def frames(request: Request) -> int:

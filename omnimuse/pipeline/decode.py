@@ -23,6 +23,8 @@ from omnimuse.pipeline.tiles import Tiling
 
 PREVIEW_CELLS = 16
 """A preview decodes latents of at most this many cells a side."""
+PREVIEW_SIDE = 8 * PREVIEW_CELLS
+"""Pixels of a side, at most, where it is decoded whole."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,13 @@ def decode(ctx: Context, vae: str, latents: Tensor, tiling: Tiling | None = None
 
 def preview_by_decoding(ctx: Context, latents: Tensor) -> Tensor:
     """A small picture of unfinished latents, shrunk and then decoded: [C, h, w] -> [3, H', W'] in [0, 1]."""
-    height, width = latents.shape[-2:]
-    shrink = max(1.0, max(height, width) / PREVIEW_CELLS)
-    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
-    small = latents[None] if shrink == 1.0 else F.interpolate(latents[None], size=size, mode="area")
-    return decode(ctx, "vae", small[0])
+    return decode(ctx, "vae", shrunk(latents, PREVIEW_CELLS))
+
+
+def shrunk(picture: Tensor, most: int) -> Tensor:
+    """[C, h, w] -> the same with no side longer than `most`, by the means of areas."""
+    shrink = max(picture.shape[-2:]) / most
+    if shrink <= 1:
+        return picture
+    size = [max(1, round(side / shrink)) for side in picture.shape[-2:]]
+    return F.interpolate(picture[None], size=size, mode="area")[0]

@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnimuse.core.autoencoder import factors
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Size
 from omnimuse.pipeline.arrival import Collected
-from omnimuse.pipeline.decode import PREVIEW_CELLS
+from omnimuse.pipeline.decode import PREVIEW_CELLS, shrunk
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
 from omnimuse.pipeline.state import State
@@ -316,10 +315,7 @@ def to_pixels(piece: Tensor, patch: int) -> Tensor:
 
 def small_middle_frame(latents: Tensor) -> Tensor:
     """The middle frame of latents [C, f, h, w], shrunk to a few cells: [C, h', w']."""
-    middle = latents[:, latents.shape[1] // 2]  # [C, h, w]
-    shrink = max(1.0, max(middle.shape[1:]) / PREVIEW_CELLS)
-    size = [max(1, round(side / shrink)) for side in middle.shape[1:]]
-    return F.interpolate(middle[None], size=size, mode="area")[0]
+    return shrunk(latents[:, latents.shape[1] // 2], PREVIEW_CELLS)
 
 
 def preview_middle_frame(ctx: Context, latents: Tensor) -> Tensor:

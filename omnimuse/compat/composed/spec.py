@@ -9,7 +9,7 @@ from typing import Any
 
 from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package, package_of
 from omnimuse.compat.contract.entries import Entry
-from omnimuse.compat.contract.spec import AT_WORK
+from omnimuse.compat.contract.spec import AT_WORK, multiple
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.core.bounds import named
 from omnimuse.core.errors import ModelError
@@ -191,7 +191,7 @@ def _limits(facts: Facts, configs: Configs, video: bool) -> Limits:
     reads = "max_sequence_length" in facts.package.words()
     why = f"{facts.entry.name} never reads it; leave it out"
     return Limits(
-        size_multiple=_multiple(configs),
+        size_multiple=multiple(configs),
         max_side=MAX_SIDE,
         max_sequence_length=MAX_TOKENS,
         min_images=1 if pictures and not texts else 0,
@@ -199,12 +199,6 @@ def _limits(facts: Facts, configs: Configs, video: bool) -> Limits:
         refuses={name: why for name in ALWAYS & {"max_sequence_length"} if not reads} | dict(AT_WORK),
         max_frames=MAX_FRAMES if video else 1,
     )
-
-
-def _multiple(configs: Configs) -> int:
-    """Two cells of its autoencoder, which most networks take as one patch."""
-    channels = configs.get("vae", {}).get("block_out_channels")
-    return 2 * 2 ** (len(channels) - 1) if isinstance(channels, list | tuple) else 16
 
 
 def _objection(facts: Facts, negative: str | None, params: DiffusionParams) -> str | None:

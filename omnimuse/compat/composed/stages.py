@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from omnimuse.compat.composed.make import Live
@@ -40,7 +39,7 @@ from omnimuse.core.spec import Spec
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
 from omnimuse.observe.labels import MADE, OTHER, PICTURE, SEEN, STEPS, TEXT, apart
-from omnimuse.pipeline.decode import PREVIEW_CELLS
+from omnimuse.pipeline.decode import PREVIEW_SIDE, shrunk
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
 from omnimuse.pipeline.state import State
@@ -59,9 +58,6 @@ LABELS: Mapping[type[PipelineStage], str] = {
     DecodingStage: MADE,
 }
 """What stages are called in measurements, by the guide's class from which they derive."""
-
-CELL = 8
-"""Pixels of a cell of latents, of which a preview has at most so many a side."""
 
 TOKEN = 16 * 16
 """Pixels, over frames, that count as one token: such a pipeline tells nobody how many it computes."""
@@ -239,9 +235,7 @@ class Denoise(Loop):
             for stage in stages[1:]:
                 made = stage(made, live.args)
         picture = finished(made, "image")
-        shrink = max(1.0, max(picture.shape[-2:]) / (PREVIEW_CELLS * CELL))
-        size = [max(1, round(side / shrink)) for side in picture.shape[-2:]]
-        return F.interpolate(picture[None], size=size, mode="area")[0]
+        return shrunk(picture, PREVIEW_SIDE)
 
     def _of(self, ctx: Context, state: State) -> tuple[Live, DenoisingStage, Any]:
         stage = state[STAGES][self.number]

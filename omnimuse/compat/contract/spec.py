@@ -126,7 +126,7 @@ def _limits(entry: Entry, source: ClassSource, tasks: tuple[str, ...], configs: 
     pictures = any(task.startswith("image") for task in tasks)
     always = ALWAYS - _read(source) - {"seed", "num_outputs_per_prompt", "output_type"}
     return Limits(
-        size_multiple=entry.size_multiple or _multiple(configs),
+        size_multiple=entry.size_multiple or multiple(configs),
         max_side=MAX_SIDE,
         max_sequence_length=MAX_TOKENS,
         min_images=1 if pictures and not any(task.startswith("text") for task in tasks) else 0,
@@ -137,7 +137,7 @@ def _limits(entry: Entry, source: ClassSource, tasks: tuple[str, ...], configs: 
     )
 
 
-def _multiple(configs: Configs) -> int:
+def multiple(configs: Configs) -> int:
     """Two cells of its autoencoder, which most networks take as one patch."""
     channels = configs.get("vae", {}).get("block_out_channels")
     return 2 * 2 ** (len(channels) - 1) if isinstance(channels, list | tuple) else 16

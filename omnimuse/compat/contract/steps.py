@@ -14,7 +14,6 @@ from inspect import signature
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from omnimuse.compat.contract.blocks import Calls
@@ -30,15 +29,12 @@ from omnimuse.core.request import Request
 from omnimuse.layers.network import Network
 from omnimuse.layers.stack import BlockStack, Memory
 from omnimuse.parallel.mesh import BRANCHES
-from omnimuse.pipeline.decode import PREVIEW_CELLS
+from omnimuse.pipeline.decode import PREVIEW_SIDE, shrunk
 from omnimuse.pipeline.stage import Context, Loop, Row, Stage, Step
 from omnimuse.pipeline.state import State
 
 TOKEN = 16 * 16
 """Pixels, over frames, that count as one token: such a pipeline tells nobody how many it computes."""
-
-CELL = 8
-"""Pixels of a cell of latents, of which a preview has at most so many a side."""
 
 
 class StepNetwork(Network):
@@ -176,9 +172,7 @@ class Steps(Loop):
         live, theirs = ctx.components[PIPELINE], copy.copy(state["stepped"])
         with within(live.surroundings):
             picture = finished(live.pipe.post_decode(theirs), live.after, "image")
-        shrink = max(1.0, max(picture.shape[-2:]) / (PREVIEW_CELLS * CELL))
-        size = [max(1, round(side / shrink)) for side in picture.shape[-2:]]
-        return F.interpolate(picture[None], size=size, mode="area")[0]
+        return shrunk(picture, PREVIEW_SIDE)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from omnimuse.core.caches import OFF, CacheConfig
 from omnimuse.core.errors import RequestError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
-from omnimuse.pipeline.decode import PREVIEW_CELLS
+from omnimuse.pipeline.decode import PREVIEW_CELLS, shrunk
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.scaling import unscaled
 from omnimuse.pipeline.stage import Context, Loop, Row, Step
@@ -205,11 +204,8 @@ def preview(vae: Any, latents: Tensor) -> Tensor | None:
         return None
     if latents.ndim not in (4, 5) or config.get("latent_channels") != latents.shape[1]:
         return None
-    picture = latents[:, :, latents.shape[2] // 2] if latents.ndim == 5 else latents  # [1, C, h, w]
-    shrink = max(1.0, max(picture.shape[-2:]) / PREVIEW_CELLS)
-    size = [max(1, round(side / shrink)) for side in picture.shape[-2:]]
-    small = picture if shrink == 1.0 else F.interpolate(picture, size=size, mode="area")
-    plain = unscaled(vae, {"scaling_factor": 1.0, **config}, small[0])[None]
+    picture = latents[0, :, latents.shape[2] // 2] if latents.ndim == 5 else latents[0]  # [C, h, w]
+    plain = unscaled(vae, {"scaling_factor": 1.0, **config}, shrunk(picture, PREVIEW_CELLS))[None]
     decoded = vae.decode(plain[:, :, None] if latents.ndim == 5 else plain, return_dict=False)[0]
     pixels = decoded[0, :, 0] if decoded.ndim == 5 else decoded[0]  # [3, H, W]
     return (pixels.float() * 0.5 + 0.5).clamp(0, 1)
