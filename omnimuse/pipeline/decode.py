@@ -35,14 +35,10 @@ class DecodeImage(Stage):
     """
 
     tiles: ClassVar[bool] = True
-    vae: str = "vae"
     name: str = "decode"
     reads: tuple[str, ...] = ("latents",)
     writes: tuple[str, ...] = ("image",)
-
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
+    uses: tuple[str, ...] = ("vae",)
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
@@ -57,20 +53,20 @@ class DecodeImage(Stage):
 
     def decode(self, ctx: Context, latents: Tensor) -> Tensor:
         """What finished latents stand for."""
-        return decode(ctx, self.vae, latents, ctx.tiling)
+        return decode(ctx, latents, ctx.tiling)
 
 
-def decode(ctx: Context, vae: str, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
+def decode(ctx: Context, latents: Tensor, tiling: Tiling | None = None) -> Tensor:
     """The picture [3, H, W], float32 in [0, 1], that scaled `latents` [C, h, w] stand for."""
-    network = ctx.components[vae]
-    cells = unscaled(network, ctx.configs[vae], latents)[None]  # [1, c, h, w]
+    network = ctx.components["vae"]
+    cells = unscaled(network, ctx.configs["vae"], latents)[None]  # [1, c, h, w]
     pixels = (network.decode(cells) if tiling is None else tiling.decode(network.decode, cells))[0]  # [3, H, W]
     return pixels.to(torch.float32).mul_(0.5).add_(0.5).clamp_(0, 1)  # in place: nobody else has them
 
 
 def preview_by_decoding(ctx: Context, latents: Tensor) -> Tensor:
     """A small picture of unfinished latents, shrunk and then decoded: [C, h, w] -> [3, H', W'] in [0, 1]."""
-    return decode(ctx, "vae", shrunk(latents, PREVIEW_CELLS))
+    return decode(ctx, shrunk(latents, PREVIEW_CELLS))
 
 
 def shrunk(picture: Tensor, most: int) -> Tensor:

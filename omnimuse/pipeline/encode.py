@@ -32,25 +32,21 @@ class EncodeImage(Stage):
     are encoded once, for all outputs.
     """
 
-    vae: str = "vae"
     name: str = "encode image"
     reads: tuple[str, ...] = ("images", "region")
     writes: tuple[str, ...] = ("image_moments",)
-
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
+    uses: tuple[str, ...] = ("vae",)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         params = state.request.params
         pad = None if state["region"] is None else state["region"].pad  # where the mask lies changes nothing here
-        return (self.vae, params.width, params.height, pad, *(picture.digest for picture in state["images"][:1]))
+        return (params.width, params.height, pad, *(picture.digest for picture in state["images"][:1]))
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             images, size = state["images"], state.request.size
             pixels = pixels_in(resized(canvas(images[0], state["region"]), size)) if images else None
-            state["image_moments"] = None if pixels is None else encode(ctx, self.vae, pixels)
+            state["image_moments"] = None if pixels is None else encode(ctx, pixels)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,6 @@ class DrawImageLatents(Stage):
     By the state's own generator, before the noise is.
     """
 
-    vae: str = "vae"
     name: str = "draw image latents"
     reads: tuple[str, ...] = ("image_moments",)
     writes: tuple[str, ...] = ("image_latents",)
@@ -68,9 +63,7 @@ class DrawImageLatents(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             moments = state["image_moments"]
-            latents = None if moments is None else drawn(moments, state.generator)
-            known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
-            state["image_latents"] = None if latents is None else scaled(*known, latents)
+            state["image_latents"] = None if moments is None else scaled_by(ctx, drawn(moments, state.generator))
 
 
 @dataclass(frozen=True)
@@ -82,14 +75,10 @@ class KeepPicture(Stage):
     None, and all is drawn from noise. Equal pictures are encoded once, for all outputs.
     """
 
-    vae: str = "vae"
     name: str = "encode kept picture"
     reads: tuple[str, ...] = ("images", "region")
     writes: tuple[str, ...] = ("image_latents",)
-
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
+    uses: tuple[str, ...] = ("vae",)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         params, request = state.request.params, state.request
@@ -102,9 +91,8 @@ class KeepPicture(Stage):
             request, latents = state.request, None
             if state["images"] and (state["region"] is not None or request.skipped_steps):
                 whole = canvas(state["images"][0], state["region"])
-                moments = encode(ctx, self.vae, pixels_in(resized(whole, request.size)))
-                known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
-                latents = scaled(*known, moments.chunk(2)[0])
+                moments = encode(ctx, pixels_in(resized(whole, request.size)))
+                latents = scaled_by(ctx, moments.chunk(2)[0])
             state["image_latents"] = latents
 
 
@@ -120,14 +108,10 @@ class ShowPictures(Stage):
     """
 
     prepare: Prepare
-    vae: str = "vae"
     name: str = "encode pictures"
     reads: tuple[str, ...] = ("images",)
     writes: tuple[str, ...] = ("shown",)
-
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
+    uses: tuple[str, ...] = ("vae",)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         params = state.request.params
@@ -137,8 +121,7 @@ class ShowPictures(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             pictures = [self.prepare(ctx.configs, state.request, picture) for picture in state["images"]]
-            known = ctx.components.wherever(self.vae), ctx.configs[self.vae]
-            state["shown"] = tuple(scaled(*known, encode(ctx, self.vae, pixels).chunk(2)[0]) for pixels in pictures)
+            state["shown"] = tuple(scaled_by(ctx, encode(ctx, pixels).chunk(2)[0]) for pixels in pictures)
             if pictures:
                 state.notes[self.name] = PicturesShown(tuple((each.shape[2], each.shape[1]) for each in pictures))
 
@@ -159,11 +142,16 @@ def pixels_in(image: Image.Image) -> Tensor:
     return values.permute(2, 0, 1).float() / 255 * 2 - 1  # [3, H, W]
 
 
-def encode(ctx: Context, vae: str, pixels: Tensor) -> Tensor:
-    """Float32 moments [2C, h, w] that the VAE `vae` makes of `pixels` [3, H, W] in [-1, 1]."""
-    network = ctx.network(vae)
+def encode(ctx: Context, pixels: Tensor) -> Tensor:
+    """Float32 moments [2C, h, w] that the VAE makes of `pixels` [3, H, W] in [-1, 1]."""
+    network = ctx.network("vae")
     moments = network.encode(pixels[None].to(ctx.device, next(network.parameters()).dtype))  # type: ignore[operator]
     return moments[0].float()
+
+
+def scaled_by(ctx: Context, latents: Tensor) -> Tensor:
+    """`latents` as the VAE makes them, scaled; it need not be on the device for that."""
+    return scaled(ctx.components.wherever("vae"), ctx.configs["vae"], latents)
 
 
 def drawn(moments: Tensor, generator: torch.Generator) -> Tensor:

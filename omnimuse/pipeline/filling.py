@@ -14,14 +14,11 @@ import torch.nn.functional as F
 from omnimuse.core.autoencoder import factor
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Configs
-from omnimuse.pipeline.encode import drawn, encode, pixels_in, resized
+from omnimuse.pipeline.encode import drawn, encode, pixels_in, resized, scaled_by
 from omnimuse.pipeline.latents import cells, channels_of
 from omnimuse.pipeline.region import canvas, pixels_anew
-from omnimuse.pipeline.scaling import scaled
 from omnimuse.pipeline.stage import Context, Stage
 from omnimuse.pipeline.state import State
-
-VAE = "vae"
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class EncodeKept(Stage):
     name: str = "encode what is kept"
     reads: tuple[str, ...] = ("images", "region")
     writes: tuple[str, ...] = ("kept_moments",)
-    uses: tuple[str, ...] = (VAE,)
+    uses: tuple[str, ...] = ("vae",)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         return (self, state.request.size, state["region"].key, state["images"][0].digest)
@@ -40,7 +37,7 @@ class EncodeKept(Stage):
         for state in states:
             picture, region, size = state["images"][0], state["region"], state.request.size
             kept = ~pixels_anew(picture, region, size)
-            state["kept_moments"] = encode(ctx, VAE, pixels_in(resized(canvas(picture, region), size)) * kept)
+            state["kept_moments"] = encode(ctx, pixels_in(resized(canvas(picture, region), size)) * kept)
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,9 @@ class DrawKept(Stage):
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
-            latents = drawn(state["kept_moments"], state.generator)
-            latents = scaled(ctx.components.wherever(VAE), ctx.configs[VAE], latents)  # [C, h, w]
+            latents = scaled_by(ctx, drawn(state["kept_moments"], state.generator))  # [C, h, w]
             anew = pixels_anew(state["images"][0], state["region"], state.request.size)
-            blocks = F.pixel_unshuffle(anew[None].to(latents), factor(ctx.configs[VAE]))  # [p * p, h, w]
+            blocks = F.pixel_unshuffle(anew[None].to(latents), factor(ctx.configs["vae"]))  # [p * p, h, w]
             state["beside"] = torch.cat([latents, blocks])
 
 

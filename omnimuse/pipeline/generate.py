@@ -300,7 +300,7 @@ class Generate(Loop):
     def _key(self, ctx: Context, state: State, tokens: Sequence[int]) -> Hashable:
         """What promises equal memories of the last piece of `tokens`."""
         read = sha256(array("q", tokens).tobytes()).digest()
-        return (type(self), self.network, ctx.version, self.shown(state), state.adapters((self.network,)), read)
+        return (type(self), self.network, self.shown(state), state.adapters((self.network,)), read)
 
     def _tell(self, state: State, piece: str) -> None:
         working = state.working

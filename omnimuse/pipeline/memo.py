@@ -2,7 +2,7 @@
 
 The runner asks it before it runs a stage that has a key; a loop that reads a text, for what was read of its like.
 Bounded in bytes, and where memory is short in fewer: it gives way to whoever asks for something. The least recently
-used goes first. Keys carry the weights' version, so nothing stale is ever found.
+used goes first.
 """
 
 from __future__ import annotations

@@ -43,17 +43,13 @@ class EncodeSound(Stage):
     """
 
     length: Callable[[Configs], int]
-    vae: str = "vae"
     name: str = "encode sound"
     reads: tuple[str, ...] = ("sounds",)
     writes: tuple[str, ...] = ("sound_moments",)
-
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
+    uses: tuple[str, ...] = ("vae",)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
-        return (self.vae, *(sound.digest for sound in state["sounds"][:1]))
+        return tuple(sound.digest for sound in state["sounds"][:1])
 
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
@@ -61,7 +57,7 @@ class EncodeSound(Stage):
             state["sound_moments"] = self._encode(ctx, sounds[0]) if sounds else None
 
     def _encode(self, ctx: Context, recording: Recording) -> Tensor:
-        vae: Any = ctx.network(self.vae)
+        vae: Any = ctx.network("vae")
         wave = torch.from_numpy(samples_of(recording, vae.config.sampling_rate, vae.config.audio_channels))  # [c, n]
         whole = self.length(ctx.configs) * vae.config.hop
         filled = F.pad(wave[:, :whole], (0, max(0, whole - wave.shape[1])))
@@ -106,21 +102,17 @@ class DecodeAudio(Loop):
     """
 
     window: Window
-    vae: str = "vae"
     piece: int = PIECE
     name: str = "decode"
     reads: tuple[str, ...] = ("latents",)
     writes: tuple[str, ...] = ("sound",)
-
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
+    uses: tuple[str, ...] = ("vae",)
 
     def begin(self, ctx: Context, state: State) -> list[Step]:
         if state.request.params.output_type == "latent":
             return [Step(0)]  # they are handed over as they are
         start, end = self.window(ctx.configs, state.request)
-        vae: Any = ctx.network(self.vae)
+        vae: Any = ctx.network("vae")
         sound = Collected((vae.config.audio_channels, end - start), ctx.send)
         state.working["decode"] = Decoding(start, end, sound)
         if vae.margin is None:
@@ -138,7 +130,7 @@ class DecodeAudio(Loop):
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         if "decode" not in state.working:
             return
-        vae: Any = ctx.network(self.vae)
+        vae: Any = ctx.network("vae")
         decoding: Decoding = state.working["decode"]
         at, piece = self._decode(vae, state["latents"], decoding, step.index)
         decoding.sound.put((slice(None), slice(at, at + piece.shape[1])), piece)

@@ -71,10 +71,9 @@ class Context:
     """What a stage may use besides its states: the live components, their configurations, the place of computation.
 
     Who takes a component out of `components` finds it on the device, until another is taken or the stage ends.
-    `version` changes when weights change, so that remembered stage outputs are never stale. `adapters` are what its
-    networks wear for some requests, `memo` what equal inputs gave before. `send` begins to copy a finished tensor
-    to main memory. What is `lent` lies on that rank alone (`lent.py`). Pictures are decoded by `tiling`, if there is
-    one; by `narrow`, if there is one, or smaller ones where there is no room as they usually are.
+    `adapters` are what its networks wear for some requests, `memo` what equal inputs gave before. `send` begins to copy
+    a finished tensor to main memory. What is `lent` lies on that rank alone (`lent.py`). Pictures are decoded by
+    `tiling`, if there is one; by `narrow`, if there is one, or smaller ones where there is no room as they usually are.
     """
 
     spec: Spec
@@ -84,7 +83,6 @@ class Context:
     device: torch.device
     dtype: torch.dtype
     mesh: Mesh = field(default_factory=Mesh.single)
-    version: int = 0
     adapters: Adapters = field(default_factory=Adapters.none)
     send: Send = send
     memo: Memo = field(default_factory=lambda: Memo(0))

@@ -134,25 +134,21 @@ class Decoding:
 class DecodeVideo(Loop):
     """From the slot `latents` [C, f, h, w] to `video`: float32 [F, 3, H, W] in [0, 1]; the latents if asked for."""
 
-    vae: str = "vae"
     tile_above: int = TILE_ABOVE
     latents: str = "latents"
     name: str = "decode"
     writes: tuple[str, ...] = ("video",)
+    uses: tuple[str, ...] = ("vae",)
     tiles: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.latents,)
 
-    @property
-    def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.vae,)
-
     def begin(self, ctx: Context, state: State) -> list[Step]:
         if state.request.params.output_type == "latent":
             return [Step(0)]  # they are handed over as they are
-        vae, latents = ctx.components[self.vae], state[self.latents]
+        vae, latents = ctx.components["vae"], state[self.latents]
         (_, f, h, w), (span, ratio) = latents.shape, factors(vae.config)
         tiling = ctx.drawing(state.request).tiling
         if tiling is not None and tiling.own:
@@ -185,7 +181,7 @@ class DecodeVideo(Loop):
 
     def tiled(self, ctx: Context, request: Request) -> Size | None:
         tiling, (width, height) = ctx.drawing(request).tiling, request.size
-        tile = tiling.strides if tiling and tiling.own else self.strides(ctx.components.wherever(self.vae))
+        tile = tiling.strides if tiling and tiling.own else self.strides(ctx.components.wherever("vae"))
         asked = tiling is not None or self.whole_clips or width * height > self.tile_above
         return tile if asked and max(width, height) > tile[0] else None
 
@@ -202,7 +198,7 @@ class DecodeVideo(Loop):
 
     def apply(self, ctx: Context, state: State, step: Step, predictions: Mapping[str, Tensor]) -> None:
         if "decode" in state.working:
-            self.decode(ctx.components[self.vae], state.working["decode"], step.index)
+            self.decode(ctx.components["vae"], state.working["decode"], step.index)
 
     def decode(self, vae: Any, decoding: Decoding, index: int) -> None:
         """One step's work."""

@@ -108,7 +108,6 @@ class SeePictures(Stage):
 
     layer: int | None = None
     fit: Fit = as_it_is
-    encoder: str = "image_encoder"
     processor: str = "image_processor"
     name: str = "see pictures"
     reads: tuple[str, ...] = ("images",)
@@ -116,7 +115,7 @@ class SeePictures(Stage):
 
     @property
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (self.encoder, self.processor)
+        return ("image_encoder", self.processor)
 
     def key(self, ctx: Context, state: State) -> Hashable | None:
         params = state.request.params
@@ -125,10 +124,10 @@ class SeePictures(Stage):
     def run(self, ctx: Context, states: Sequence[State]) -> None:
         for state in states:
             images = state["images"]
-            state["seen"] = self._see(ctx, state.request) if images and self.encoder in ctx.configs else None
+            state["seen"] = self._see(ctx, state.request) if images and "image_encoder" in ctx.configs else None
 
     def _see(self, ctx: Context, request: Request) -> Tensor:
-        prepare, network = Preparation.of(ctx.configs.get(self.processor, {})), ctx.network(self.encoder)
+        prepare, network = Preparation.of(ctx.configs.get(self.processor, {})), ctx.network("image_encoder")
         fitted = [self.fit(ctx.configs, request, picture) for picture in request.images]
         pixels = torch.stack([prepare(image) for image in fitted])  # [n, 3, height, width]
         output = network(pixels.to(ctx.device, next(network.parameters()).dtype), output_hidden_states=True)

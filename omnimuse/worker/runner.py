@@ -334,7 +334,7 @@ class Runner:
         with state.opened_for(stage):
             recalls = not state.request.tried or stage.name in TEXTS
             content = stage.key(ctx, state) if recalls else None
-        key: Hashable = (type(stage), content, ctx.version, state.adapters(stage.uses))
+        key: Hashable = (type(stage), content, state.adapters(stage.uses))
         known = None if content is None else self.memo.get(key, state.request.id)
         with self.pipeline.opened(stage, state):
             if known is not None:

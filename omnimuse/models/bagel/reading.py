@@ -93,9 +93,8 @@ class Look(Stage):
         pixels = pixels_in(_sized(shown, how["vit_transform"])).to(ctx.device)
         p = int(how["vit_transform"]["image_stride"])
         rows, columns = (length // p for length in pixels.shape[1:])
-        return vision(patchify(pixels, p, last=True), rows, columns), encode(
-            ctx, "vae", pixels_in(shown)
-        ) if draws else None
+        seen = vision(patchify(pixels, p, last=True), rows, columns)
+        return seen, encode(ctx, pixels_in(shown)) if draws else None
 
 
 def _sized(image: Image.Image, how: Mapping[str, Any]) -> Image.Image:
