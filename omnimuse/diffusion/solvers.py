@@ -94,20 +94,8 @@ class NoMemory:
         """There is nothing to move."""
 
 
-@dataclass(frozen=True)
-class FlowEuler:
-    """Flow matching by Euler's method (velocity predictions), on the levels of a `FlowSchedule`."""
-
-    levels: FlowSchedule = field(default_factory=FlowSchedule)
-    spacing: Spacing = "linear"
-
-    def plan(self, steps: int, tokens: int) -> Schedule:
-        """One evaluation per step."""
-        return self.levels.plan(steps, tokens, spacing=self.spacing)
-
-    def start(self, schedule: Schedule) -> NoMemory:
-        """Euler's method remembers nothing."""
-        return NoMemory()
+class StraightLines:
+    """What solvers of flow matching share, whose predictions are the velocity of a straight line from the noise."""
 
     def scale_noise_start(self, memory: SolverMemory, noise: Tensor) -> Tensor:
         """Sigma starts at 1: the noise itself."""
@@ -123,6 +111,26 @@ class FlowEuler:
         """The sample itself."""
         return sample
 
+    def denoised(self, index: int, schedule: Schedule, sample: Tensor, prediction: Tensor) -> Tensor:
+        """`flow_denoised`."""
+        return flow_denoised(sample, prediction, schedule.sigmas[index])
+
+
+@dataclass(frozen=True)
+class FlowEuler(StraightLines):
+    """Flow matching by Euler's method (velocity predictions), on the levels of a `FlowSchedule`."""
+
+    levels: FlowSchedule = field(default_factory=FlowSchedule)
+    spacing: Spacing = "linear"
+
+    def plan(self, steps: int, tokens: int) -> Schedule:
+        """One evaluation per step."""
+        return self.levels.plan(steps, tokens, spacing=self.spacing)
+
+    def start(self, schedule: Schedule) -> NoMemory:
+        """Euler's method remembers nothing."""
+        return NoMemory()
+
     def step(
         self,
         memory: SolverMemory,
@@ -134,7 +142,3 @@ class FlowEuler:
     ) -> Tensor:
         """`flow_euler`; draws nothing."""
         return flow_euler(sample, prediction, schedule.sigmas[index], schedule.sigmas[index + 1])
-
-    def denoised(self, index: int, schedule: Schedule, sample: Tensor, prediction: Tensor) -> Tensor:
-        """`flow_denoised`."""
-        return flow_denoised(sample, prediction, schedule.sigmas[index])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.diffusion.schedules import Schedule
-from omnimuse.diffusion.solvers import SolverMemory, flow_denoised, flow_noised
+from omnimuse.diffusion.solvers import SolverMemory, StraightLines
 from omnimuse.diffusion.wrapped import DiffusersSolver
 
 _COVERED = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -67,7 +67,7 @@ class UniPCMemory:
 
 
 @dataclass(frozen=True)
-class FlowUniPC:
+class FlowUniPC(StraightLines):
     """UniPC of order 1 or 2, of order 1 in the last step. `levels` plans the noise levels.
 
     Steps in `uncorrected` are left as predicted. The form with B(h) = exp(h) - 1, called bh2.
@@ -95,24 +95,12 @@ class FlowUniPC:
         """Nothing is known yet."""
         return UniPCMemory()
 
-    def scale_noise_start(self, memory: SolverMemory, noise: Tensor) -> Tensor:
-        """Sigma starts at 1: the noise itself."""
-        return noise
-
     def start_late(
         self, memory: SolverMemory, steps: int, schedule: Schedule, clean: Tensor, noise: Tensor
     ) -> tuple[Tensor, int]:
-        """`flow_noised`; one evaluation per step."""
+        """The same, and the first evaluation is remembered."""
         _of(memory).first = steps
-        return flow_noised(clean, noise, schedule.sigmas[steps]), steps
-
-    def scale_input(self, memory: SolverMemory, index: int, schedule: Schedule, sample: Tensor) -> Tensor:
-        """The sample itself."""
-        return sample
-
-    def denoised(self, index: int, schedule: Schedule, sample: Tensor, prediction: Tensor) -> Tensor:
-        """Where the velocity points."""
-        return flow_denoised(sample, prediction, schedule.sigmas[index])
+        return super().start_late(memory, steps, schedule, clean, noise)
 
     def step(
         self,

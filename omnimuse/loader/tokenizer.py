@@ -6,6 +6,7 @@ as long as drawing a small picture. It is called as tokenizers of transformers a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,43 @@ class Tokens:
         return Tokens(self.input_ids.to(device), self.attention_mask.to(device))
 
 
-class PlainTokenizer:
+class Chatting(ABC):
+    """A tokenizer whose chat template is rendered by ours, within bounds: `_chat`, where `_folder` has one."""
+
+    _folder: Path
+    _chat: Chat | None
+
+    @property
+    @abstractmethod
+    def named(self) -> Mapping[str, Any]:
+        """The special tokens, by what a template calls them."""
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tokenize: Literal[False] = False,
+        add_generation_prompt: bool = False,
+        enable_thinking: bool | None = None,
+    ) -> str:
+        """The text of a chat, in which `tools` may be called; ModelError if the checkpoint has no template for it."""
+        if self._chat is None:
+            raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
+        chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        return self._chat.render(
+            {
+                "messages": [dict(message) for message in messages],
+                "tools": None if tools is None else [dict(tool) for tool in tools],
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                **self.named,
+                **chosen,
+            }
+        )
+
+
+class PlainTokenizer(Chatting):
     """The tokenizer in `folder`, for which `suffices` must hold."""
 
     def __init__(self, folder: Path) -> None:
@@ -92,19 +129,9 @@ class PlainTokenizer:
         """The same tokens of `text` as plain numbers; there are no `special` ones that could be added."""
         return list(self._backend.encode(text).ids)
 
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tokenize: Literal[False] = False,
-        add_generation_prompt: bool = False,
-        enable_thinking: bool | None = None,
-    ) -> str:
-        """The text of a chat, in which `tools` may be called; ModelError if the checkpoint has no template for it."""
-        if self._chat is None:
-            raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
-        return self._chat.render(_values(messages, tools, add_generation_prompt, enable_thinking, self._named))
+    @property
+    def named(self) -> Mapping[str, Any]:
+        return self._named
 
     @property
     def size(self) -> int:
@@ -121,8 +148,8 @@ class PlainTokenizer:
         return [self._pad] * count
 
 
-class LibraryTokenizer:
-    """A tokenizer of transformers, `inner`, whose chat template is rendered by ours, within bounds."""
+class LibraryTokenizer(Chatting):
+    """A tokenizer of transformers, `inner`."""
 
     def __init__(self, inner: Any, folder: Path) -> None:
         self.inner, self._folder = inner, folder
@@ -148,20 +175,9 @@ class LibraryTokenizer:
         """The same tokens of `text` as plain numbers, with `special` ones around them where it has such."""
         return list(self.inner(text, add_special_tokens=special, verbose=False).input_ids)
 
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tokenize: Literal[False] = False,
-        add_generation_prompt: bool = False,
-        enable_thinking: bool | None = None,
-    ) -> str:
-        """The text of a chat, in which `tools` may be called; ModelError if the checkpoint has no template for it."""
-        if self._chat is None:
-            raise ModelError(f"{self._folder} has no {TEMPLATE} and no chat_template in {CONFIG}; this model needs one")
-        named = self.inner.special_tokens_map
-        return self._chat.render(_values(messages, tools, add_generation_prompt, enable_thinking, named))
+    @property
+    def named(self) -> Mapping[str, Any]:
+        return self.inner.special_tokens_map
 
     def special(self, name: str) -> str:
         """The token that the checkpoint calls so (`image_token`, say); ModelError where it calls none so."""
@@ -188,25 +204,6 @@ class LibraryTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _values(
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    opened: bool,
-    enable_thinking: bool | None,
-    named: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What a template is given."""
-    chosen = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-    return {
-        "messages": [dict(message) for message in messages],
-        "tools": None if tools is None else [dict(tool) for tool in tools],
-        "documents": None,
-        "add_generation_prompt": opened,
-        **named,
-        **chosen,
-    }
 
 
 def suffices(folder: Path, kind: str) -> bool:
