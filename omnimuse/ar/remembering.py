@@ -226,7 +226,7 @@ class Conditions:
         known = [each.repeat_interleave(shared, dim=2) for each in memories]  # [2, start, N, H]
         return site(q, k, v, self.layout, known=known).flatten(2)
 
-    def attend_ones(self, layer: int, q: Tensor, kv: Tensor, sight: Sight = PLAIN) -> Tensor:
+    def attend_ones(self, layer: int, q: Tensor, kv: Tensor, sight: Sight) -> Tensor:
         """Queries [R, N, H], keys and values [R, 2, heads of keys, H] of a token of each row -> [R, 1, N H].
 
         There may be more than rows; they see something.

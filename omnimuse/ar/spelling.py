@@ -14,7 +14,7 @@ class Spelling:
     Where nobody listens and no text stops it, nothing is sure before the end.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), *, heard: bool = True) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str], *, heard: bool) -> None:
         self._decode, self._stop = decode, tuple(stop)
         self._heard = heard or bool(stop)
         self._ids: list[int] = []

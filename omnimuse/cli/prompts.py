@@ -17,7 +17,7 @@ _MARK = "\ufeff"
 NONE = 'there is no prompt; write one, such as omnimuse generate "a red circle"'
 
 
-def read_prompts(words: list[str], file: Path | None, stdin: TextIO, *, needed: bool = True) -> list[str]:
+def read_prompts(words: list[str], file: Path | None, stdin: TextIO, *, needed: bool) -> list[str]:
     """The prompts from the arguments (`-` stands for the lines of stdin), then those from `file`.
 
     Where none is `needed` for all that is known so far, an empty one stands for none.

@@ -99,7 +99,7 @@ class PredictorFacts:
     groups: int
 
 
-def rope_theta(config: Mapping[str, Any], where: str = WHERE) -> float:
+def rope_theta(config: Mapping[str, Any], where: str) -> float:
     """The base of the rotary frequencies, in the spelling of transformers before 5 or since."""
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):

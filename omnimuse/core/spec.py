@@ -103,7 +103,7 @@ class Frames:
     max_videos: int = 0
     masks_videos: bool = False
 
-    def frames_in(self, seconds: float, fps: float | None, *, too_many: bool = False) -> int:
+    def frames_in(self, seconds: float, fps: float | None, *, too_many: bool) -> int:
         """The number of frames, of those that this model counts in, which lasts nearest to `seconds`; RequestError if
         it makes no such long ones, unless they may be `too_many`.
         """

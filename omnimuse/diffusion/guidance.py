@@ -44,7 +44,7 @@ def cap_norm(pred: Tensor, reference: Tensor, factor: float) -> Tensor:
 
 
 def match_norm_per_token(
-    pred: Tensor, reference: Tensor, patch: int = 1, within: tuple[float, float] = (0.0, math.inf)
+    pred: Tensor, reference: Tensor, patch: int, within: tuple[float, float] = (0.0, math.inf)
 ) -> Tensor:
     """Gives every token of `pred` the norm that it has in `reference`: all channels of `patch` x `patch` latents.
 

@@ -262,7 +262,7 @@ def frames(request: Request) -> int:
     return request.params.num_frames or 1
 
 
-def extent_of(limits: Limits, pipeline: Pipeline, usual: CacheConfig = OFF) -> Extent:
+def extent_of(limits: Limits, pipeline: Pipeline, usual: CacheConfig) -> Extent:
     """That of the requests which a pipeline takes."""
     spec = pipeline.spec
     if issubclass(spec.extra, SpeechParams | AnswerParams):

@@ -36,7 +36,7 @@ _HEADS = re.compile(r"(^|\.)(lm_head|score|classifier|qa_outputs)\.")
 """Heads that an encoder does not need may be left over."""
 
 
-def load_tokenizer(checkpoint: Checkpoint, name: str, part: str = "") -> Any:
+def load_tokenizer(checkpoint: Checkpoint, name: str, part: str) -> Any:
     """The tokenizer or processor `name`; of a processor perhaps the tokenizer alone, its `part` of that name."""
     folder = checkpoint.path(name)
     if part:

@@ -87,7 +87,7 @@ class Sites:
         folder: Path,
         rules: Callable[[], Sequence[Rule]],
         cuts: Mapping[str, Slices],
-        aliases: Sequence[Alias] = (),
+        aliases: Sequence[Alias],
         shares: Mapping[str, Slices] | None = None,
     ) -> None:
         stored = slots(module)

@@ -113,7 +113,7 @@ def _bytes_of(name: str | Path) -> bytes:
     return Path(name).read_bytes()
 
 
-def open_film_mask(given: Any, most: int | None = None) -> Clip | Picture:
+def open_film_mask(given: Any, most: int | None) -> Clip | Picture:
     """A mask over a video: a clip of the first `most` frames of what says of each frame what is drawn anew, or one
     picture (`media.picture.open_mask`) for all of them.
     """

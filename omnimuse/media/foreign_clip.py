@@ -59,9 +59,7 @@ def kind_of(content: bytes) -> str | None:
     return "mpegts" if bytes(packets) == b"GGG" else None
 
 
-async def read_foreign_clip(
-    sandbox: Sandbox, content: bytes, limits: ClipLimits | None = None, tenant: str = ""
-) -> Clip:
+async def read_foreign_clip(sandbox: Sandbox, content: bytes, limits: ClipLimits | None, tenant: str = "") -> Clip:
     """The video in `content`; ClipError if it is none. Cancelling ends the work.
 
     CapacityError when too many files wait, or no child can be started.

@@ -45,7 +45,7 @@ def is_sound(content: bytes) -> bool:
 
 
 async def read_recording(
-    sandbox: Sandbox, content: bytes, limits: RecordingLimits | None = None, tenant: str = ""
+    sandbox: Sandbox, content: bytes, limits: RecordingLimits | None, tenant: str = ""
 ) -> Recording:
     """The sound in `content`; SoundError if it is none. Cancelling ends the work.
 
@@ -63,7 +63,7 @@ async def read_recording(
 
 
 async def read_foreign_track(
-    sandbox: Sandbox, content: bytes, limits: RecordingLimits | None = None, tenant: str = ""
+    sandbox: Sandbox, content: bytes, limits: RecordingLimits | None, tenant: str
 ) -> Recording | None:
     """What is heard in the video in `content`, None where its file has no sound; as `read_recording`, with a `sandbox`
     for videos.

@@ -261,7 +261,7 @@ def decode_piece(vae: Any, decoding: Decoding, index: int) -> None:
         put_piece(decoding, corner, frame, piece, 1 + (frame - 1) * count if frame else 0)
 
 
-def decode_clip(vae: Any, latents: Tensor, least: int = 1) -> Tensor:
+def decode_clip(vae: Any, latents: Tensor, least: int) -> Tensor:
     """Latents [1, C, f, h, w] -> frames [3, F, H, W], mostly in [-1, 1]; sides of less than `least` are repeated."""
     times = [-(-least // side) for side in latents.shape[3:]]
     pixels = vae.decode(latents.repeat(1, 1, 1, *times), return_dict=False)[0][0]

@@ -21,9 +21,7 @@ def url_of(address: Address) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def greeting(
-    address: Address, options: ServeOptions, place: Mapping[str, str], seconds: float, task: str = "text-to-image"
-) -> str:
+def greeting(address: Address, options: ServeOptions, place: Mapping[str, str], seconds: float, task: str) -> str:
     """The page, a curl line and Python lines for a model that does `task`; `place` has its dtype and device."""
     where = f"{place.get('dtype', '')} on {place.get('device', '')}"
     page = "" if isinstance(address, Path) else f"\n  page    {url_of(address)}/"

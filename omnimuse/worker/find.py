@@ -166,7 +166,7 @@ def published_id(folder: Folder, checkpoint: Checkpoint) -> str:
     return REGISTRY.spec(checkpoint.arch).recognise(names_of(folder, checkpoint), checkpoint.configs).id
 
 
-def spec_for(checkpoint: Checkpoint, plugins: Sequence[str] = (), steps: bool | None = None) -> Spec:
+def spec_for(checkpoint: Checkpoint, plugins: Sequence[str], steps: bool | None) -> Spec:
     """The spec of what runs `checkpoint`: a pipeline of one of `plugins` that was asked for, then a family of ours,
     then a pipeline that somebody registered, installed packages among them, then the library whose class the
     checkpoint names. `steps`: whether the engine owns the loop of one that was registered (None: where it can).

@@ -54,7 +54,7 @@ class Forwards:
     gain that may be divided, of steps that are over in any case.
     """
 
-    def __init__(self, ctx: Context, config: ScheduleConfig, clock: Clock, crew: Crew | None = None) -> None:
+    def __init__(self, ctx: Context, config: ScheduleConfig, clock: Clock, crew: Crew | None) -> None:
         self.ctx = ctx
         self.clock = clock
         self.config = config

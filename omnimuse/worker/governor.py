@@ -79,7 +79,7 @@ class Governor:
     One thread drives it.
     """
 
-    def __init__(self, idlers: Idlers, crew: Spares | None = None, signs: Signs | None = None) -> None:
+    def __init__(self, idlers: Idlers, crew: Spares | None, signs: Signs | None = None) -> None:
         self.asleep = False
         self.crew = crew
         self._idlers, self._signs = idlers, signs or Signs()

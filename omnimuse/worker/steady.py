@@ -44,7 +44,6 @@ from omnimuse.quant.linear import QuantizedLinear
 from omnimuse.worker.place import free_bytes
 from omnimuse.worker.steady_shares import steady_layer
 
-ALONE = Mesh.single()
 SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
 
 Key = tuple[int, int, bool, torch.dtype]
@@ -70,9 +69,7 @@ def obstacle(config: Config, device: torch.device) -> str | None:
     return None
 
 
-def choose_tier(
-    config: Config, device: torch.device, networks: dict[Network, DtypePolicy], mesh: Mesh = ALONE
-) -> Choice:
+def choose_tier(config: Config, device: torch.device, networks: dict[Network, DtypePolicy], mesh: Mesh) -> Choice:
     """Make `networks` (on the meta device) invariant if the tier asks for it or may be that by default; the choice.
 
     ConfigError where it was asked for and cannot be. All ranks of `mesh` choose the same, whatever one of them found.

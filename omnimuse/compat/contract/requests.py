@@ -88,7 +88,7 @@ def note_times(state: State, made: Any, pipe: object = None, loops: Collection[s
             note_parts(state, each.stage_durations or {}, loops)
 
 
-def note_parts(state: State, seconds: Mapping[str, float], loops: Collection[str] = ()) -> None:
+def note_parts(state: State, seconds: Mapping[str, float], loops: Collection[str]) -> None:
     """The same of seconds by names that the pipeline gave."""
     state.timed |= {name: seconds[theirs] for theirs, name in apart(seconds, loops).items()}
 

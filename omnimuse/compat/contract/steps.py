@@ -45,7 +45,7 @@ class StepNetwork(Network):
 
     packing: ClassVar = "pad"
 
-    def __init__(self, live: Live, cached: bool = False) -> None:
+    def __init__(self, live: Live, cached: bool) -> None:
         super().__init__()
         self._live = (live,)  # in a tuple, so that its networks are not counted as parts of this one
         self.cached = cached

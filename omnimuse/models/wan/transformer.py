@@ -333,7 +333,7 @@ class WanCrossAttention(WideAttention):
     Where it `sees` pictures, the same queries attend to these beside it, with keys and values of their own.
     """
 
-    def __init__(self, dim: int, heads: int, eps: float, sees: bool = False) -> None:
+    def __init__(self, dim: int, heads: int, eps: float, sees: bool) -> None:
         super().__init__(dim, dim, dim, heads, "cross", eps)
         self.to_image_kv = nn.Linear(dim, 2 * dim) if sees else None
         self.norm_image_k = nn.RMSNorm(dim, eps) if sees else None

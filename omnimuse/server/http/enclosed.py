@@ -81,7 +81,7 @@ class JSONWithFiles(Response):
 
     media_type = "application/json"
 
-    def __init__(self, value: Any, files: Enclosed, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, value: Any, files: Enclosed, headers: Mapping[str, str] | None) -> None:
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._text, self._enclosed = to_json(value), files

@@ -57,7 +57,7 @@ def to_form(wanted: Wanted, tell: bool = True) -> Form:
     return Form(wanted.output.format, wanted.output.quality, tell, wanted.output.speed)
 
 
-def video_form(tell: bool = True) -> Form:
+def video_form(tell: bool) -> Form:
     """The file that a video becomes; there is one."""
     return Form("MP4", tell=tell)
 
