@@ -20,7 +20,7 @@ from omnimuse.components.qwen3_facts import WHERE, Qwen3Config
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import RMSNorm
-from omnimuse.layers.rotary import rotary_table
+from omnimuse.layers.rotary import rotary_table, turn_halves
 from omnimuse.loader.rules import Drop, Rename
 
 RULES: tuple[Rename | Drop, ...] = (
@@ -149,7 +149,7 @@ class Qwen3Heads(nn.Module):
         q = self.q_norm(self.q_proj(x).unflatten(-1, self.heads))
         k = self.k_norm(self.k_proj(x).unflatten(-1, self.heads))
         v = self.v_proj(x).unflatten(-1, self.heads)
-        return _turned(q, cos, sin), _turned(k, cos, sin), v
+        return turn_halves(q, cos, sin), turn_halves(k, cos, sin), v  # rounded where the reference rounds
 
 
 class Qwen3Attention(Qwen3Heads):
@@ -161,9 +161,3 @@ class Qwen3Attention(Qwen3Heads):
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=cond.mask, is_causal=cond.mask is None)
         return self.o_proj(seen.transpose(1, 2).flatten(2))
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (x[i], x[i + H/2]) by its angle, in the dtype of `x`, where the reference rounds, too."""
-    left, right = x.chunk(2, dim=-1)  # [B, S, N, H/2]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)

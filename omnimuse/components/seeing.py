@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from omnimuse.components.answering_facts import VISION
 from omnimuse.components.sights import Seen
+from omnimuse.layers.rotary import turn_halves
 from omnimuse.loader.facts import facts_inside
 
 Grid = tuple[int, int, int]
@@ -220,5 +221,4 @@ def here(table: Tensor, rows: int, columns: int) -> Tensor:
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads [S, N, H], each pair (x[i], x[i + H / 2]) turned by its angle, in float32."""
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
+    return turn_halves(x.float(), cos, sin).to(x.dtype)

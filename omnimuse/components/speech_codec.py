@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from omnimuse.core.errors import ModelError
 from omnimuse.layers.mlp import GatedMLP
 from omnimuse.layers.norm import RMSNorm
-from omnimuse.layers.rotary import rotary_table
+from omnimuse.layers.rotary import rotary_table, turn_halves
 from omnimuse.loader.facts import read_facts
 from omnimuse.loader.rules import Drop, Rename
 
@@ -255,16 +255,11 @@ class WindowedAttention(nn.Module):
 
     def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor, past: Past) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))  # [T, N, H]
-        both = torch.stack([_turned(k, *turns), v]).permute(0, 2, 3, 1)  # [2, N, H, T]
+        both = torch.stack([turn_halves(k, *turns), v]).permute(0, 2, 3, 1)  # [2, N, H, T]
         keys, values = past.join(self, both, self.window - 1).transpose(-1, -2)[:, None]  # [1, N, S, H]
-        q = _turned(q, *turns).transpose(0, 1)[None]  # [1, N, T, H]
+        q = turn_halves(q, *turns).transpose(0, 1)[None]  # [1, N, T, H]
         seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=self.sharing > 1)
         return self.o_proj(seen[0].transpose(0, 1).flatten(1))
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
 class Scale(nn.Module):

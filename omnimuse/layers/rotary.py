@@ -2,7 +2,7 @@
 
 A model computes one table per request with `rotary_table` and turns queries and keys with `rotate` in every
 block. Tables hold real numbers, so that they can be moved and saved like any tensor; they stay float32 in
-every network.
+every network. What turns pairs half a head apart, as language models do, has `turn_halves`.
 
 Letters: B batch, S tokens, N heads, H head dim, A axes.
 """
@@ -73,6 +73,12 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
         (a, b), cos, sin = x.float().unflatten(-1, (-1, 2)).unbind(-1), cosines[..., 0], sines[..., 1]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
     return torch.view_as_real(_turned(x, cosines, sines)).flatten(-2).to(x.dtype)
+
+
+def turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + H/2]) by its angle, in the dtype of `x`: x [*, H], cosines and sines [*, H/2]."""
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
 def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -166,6 +166,11 @@ def stored_tensors(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]
     return {names[key][0]: (tensor, tuple(names[key])) for key, tensor in tensors.items()}
 
 
+def present_tensors(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
+    """Those of them that are there; those of an offloaded module may wait."""
+    return {name: stored for name, stored in stored_tensors(module).items() if not stored[0].is_meta}
+
+
 def place_everywhere(module: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
     """As `place` for all `names` of one tied tensor: they go on sharing it."""
     spots = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omnimuse.core.errors import ConfigError, MemoryShortageError
 from omnimuse.layers.few import FewLinear
-from omnimuse.loader.tensors import stored_tensors
+from omnimuse.loader.tensors import present_tensors
 from omnimuse.offload.host import store_beside
 from omnimuse.offload.parcels import Parcel
 from omnimuse.offload.residency import Residency
@@ -47,7 +47,7 @@ class Rest:
         store = store_beside(self.device, self.folder)
         self._components.leave()
         try:
-            self._parcels = [written(module, store) for module in self._modules() if _here(module)]
+            self._parcels = [written(module, store) for module in self._modules() if present_tensors(module)]
         except BaseException:
             store.close()
             raise
@@ -118,18 +118,13 @@ def end_together(rest: Rest, mesh: Mesh) -> None:
 
 def written(module: nn.Module, store: Store, *, lent: bool = False) -> Parcel:
     """What `module` has on the device, copied to the store; it is still there, until the parcel leaves."""
-    here = _here(module)
+    here = present_tensors(module)
     absent = {name: (_absent(tensor), names) for name, (tensor, names) in here.items()}
     parcel = Parcel(module, absent, store, lent=lent)
     content = store.content(parcel.arena)
     for name, entry in parcel.entries.items():
         entry.of(content).copy_(here[name][0])
     return parcel
-
-
-def _here(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
-    """Its tensors that are on the device; those of an offloaded module may wait already."""
-    return {name: slot for name, slot in stored_tensors(module).items() if not slot[0].is_meta}
 
 
 def _absent(tensor: Tensor) -> Tensor:

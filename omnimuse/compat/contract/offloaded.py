@@ -20,7 +20,7 @@ from omnimuse.compat.vllm_omni.diffusion.offloader.module_collector import Modul
 from omnimuse.compat.vllm_omni.diffusion.offloader.offload_plan import OffloadPlan, get_offload_plan
 from omnimuse.core.config import Choice
 from omnimuse.core.errors import ConfigError
-from omnimuse.loader.tensors import stored_tensors
+from omnimuse.loader.tensors import present_tensors
 from omnimuse.offload.host import store_beside
 from omnimuse.offload.layerwise import LayerwiseOffload
 from omnimuse.offload.parcels import Away
@@ -106,7 +106,7 @@ def _one_at_a_time(label: str, blocks: Sequence[nn.Module]) -> Choice:
 
 
 def _turn(parts: Mapping[str, nn.Module], place: Place, store: Store, passed: Passed) -> None:
-    away = {name: _away(part, place, store, ()).rest for name, part in parts.items() if _held(part)}
+    away = {name: _away(part, place, store, ()).rest for name, part in parts.items() if present_tensors(part)}
     turns = Residency(parts, away)
     for name, parcel in away.items():
         parcel.leave()
@@ -123,14 +123,9 @@ def _store(place: Place, passed: Passed) -> Store:
     return store
 
 
-def _held(module: nn.Module) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
-    """The tensors of a module that wait nowhere yet."""
-    return {name: each for name, each in stored_tensors(module).items() if not each[0].is_meta}
-
-
 def _away(module: nn.Module, place: Place, store: Store, blocks: Sequence[nn.Module]) -> Away:
     """The home of a module that has its weights, which wait there from now on."""
-    stored = _held(module)
+    stored = present_tensors(module)
     absent = {name: (_absent(tensor), names) for name, (tensor, names) in stored.items()}
     home = Away(module, absent, place.device, store, blocks)
     for name, (tensor, _) in stored.items():
