@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import diffusers
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
@@ -254,3 +255,11 @@ def with_scheduler(folder: Path, changed: Path, build: Callable[[Any], Any]) -> 
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     (changed / "model_index.json").write_text(json.dumps(index))
     return changed
+
+
+def assert_drawn_everywhere(folder: Path) -> None:
+    """No tensor of the checkpoint there is left at zero or one, or undrawn."""
+    for path in folder.rglob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            assert tensor.isfinite().all(), name
+            assert tensor.unique().numel() > min(3, tensor.numel() - 1), name

@@ -22,6 +22,7 @@ from omnimuse.loader.tensors import DtypePolicy, construct
 from omnimuse.loader.weights import load_weights, randomise
 from omnimuse.pipeline.tiles import Tiling
 from tests.distance import distance
+from tests.drawn import draw
 
 FLOAT32 = DtypePolicy(torch.float32)
 TOLERANCE = 1e-5
@@ -31,10 +32,6 @@ TOLERANCE = 1e-5
 def _without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def reference(*widths: int, quant: bool = True, attends: bool = True, layers: int = 1) -> Reference:

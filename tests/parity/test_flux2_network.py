@@ -31,13 +31,10 @@ from omnimuse.models.flux2.weights import RULES
 from omnimuse.pipeline.text import HiddenStates
 from tests.checkpoints import flux2, parts
 from tests.distance import distance
+from tests.drawn import draw
 from tests.watch import idle
 
 CHANNELS, WIDTH, GUIDANCE = 4 * flux2.CHANNELS, 3 * flux2.TEXT_WIDTH, 3.5
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["guidance embedding", "none"])

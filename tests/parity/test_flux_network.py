@@ -19,6 +19,7 @@ from omnimuse.models.flux.transformer import FluxConfig, FluxInputs, FluxTransfo
 from omnimuse.models.flux.weights import RULES
 from tests.checkpoints import parts
 from tests.distance import distance
+from tests.drawn import draw
 from tests.watch import idle, watched
 
 TINY = {
@@ -34,10 +35,6 @@ TINY = {
     "axes_dims_rope": [4, 6, 6],
 }
 GUIDANCE = 3.5
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_reference(guidance_embeds: bool) -> FluxTransformer2DModel:

@@ -20,6 +20,7 @@ from omnimuse.models.qwen_image.transformer import QwenConfig, QwenTransformer
 from omnimuse.models.qwen_image.weights import RULES
 from tests.checkpoints import parts, qwen_image
 from tests.distance import distance
+from tests.drawn import draw
 from tests.watch import idle
 
 
@@ -41,10 +42,6 @@ def network(reference: QwenImageTransformer2DModel) -> QwenTransformer:
 def _without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 Case = list[tuple[Tensor, Tensor, Tensor]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from omnimuse.components.speech_codec import RULES, Past, SpeechCodec
 from omnimuse.core.errors import ModelError
 from omnimuse.loader.rules import apply_rules
-from tests.checkpoints.qwen3_tts import CODEC
+from tests.checkpoints.qwen3_tts import CODEC, codec_name
 
 CONFIG = {**CODEC, "codebook_size": 16}
 EVERY = 23
@@ -64,12 +63,6 @@ WAVE: Sequence[float] = (
 """Every so many samples of what `Qwen3TTSTokenizerV2Decoder` of the published code (qwen-tts 0.1.1) makes."""
 
 
-def published(name: str) -> str:
-    """What the published codec calls the tensor that is called so here."""
-    name = re.sub(r"^(quantizer\.rvq_(?:first|rest))\.layers\.(\d+)\.", r"\1.vq.layers.\2._codebook.", name)
-    return "decoder." + re.sub(r"\.mlp\.(gate|up|down)\.", r".mlp.\1_proj.", name)
-
-
 def filled(name: str, shape: tuple[int, ...]) -> Tensor:
     """Numbers that depend on the published name, without the part that it is of, alone."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
@@ -84,7 +77,7 @@ def filled(name: str, shape: tuple[int, ...]) -> Tensor:
 def codec() -> SpeechCodec:
     made = SpeechCodec.from_config({"decoder_config": CONFIG}).requires_grad_(False)
     for name, parameter in made.named_parameters():
-        parameter.copy_(filled(published(name).removeprefix("decoder."), tuple(parameter.shape)))
+        parameter.copy_(filled(codec_name(name).removeprefix("decoder."), tuple(parameter.shape)))
     return made
 
 
@@ -95,7 +88,7 @@ def codes() -> Tensor:
 
 def test_every_tensor_of_the_published_codec_has_its_place(codec: SpeechCodec) -> None:
     for name in codec.state_dict():
-        assert apply_rules(published(name), RULES).name == name
+        assert apply_rules(codec_name(name), RULES).name == name
     for left_out in ("encoder.layers.0.conv.weight", "decoder.quantizer.rvq_rest.input_proj.weight"):
         assert apply_rules(left_out, RULES).name == ""
 

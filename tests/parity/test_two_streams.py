@@ -16,13 +16,10 @@ from omnimuse.layers.rotary import rotary_table
 from omnimuse.loader.tensors import DtypePolicy
 from omnimuse.loader.weights import randomise
 from tests.checkpoints import parts
+from tests.drawn import draw
 
 DIM, HEADS, TEXT, IMAGE = 32, 2, 5, 12
 GATED = Blocks(DIM, HEADS, double=1, single=1, gated="second")
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def theirs(block: nn.Module) -> nn.Module:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from omnimuse.components.causal_video import CausalConv3d, ChannelNorm, Upsample
@@ -18,6 +17,7 @@ from omnimuse.pipeline.clips import encode_pieces
 from omnimuse.pipeline.scaling import scaled
 from tests.checkpoints.wan import deep_vae, vae
 from tests.distance import distance
+from tests.drawn import draw
 
 TOLERANCE = 1e-5
 KINDS = pytest.mark.parametrize("build", [vae, deep_vae], ids=["2.1", "2.2"])
@@ -36,10 +36,6 @@ def pair(build: Callable[[], AutoencoderKLWan]) -> tuple[AutoencoderKLWan, WanAu
         ours = WanAutoencoder.from_config(theirs.config).eval()
     ours.load_state_dict(theirs.state_dict())  # strict: nothing missing, nothing unexpected
     return theirs, ours
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @KINDS

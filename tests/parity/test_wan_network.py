@@ -25,6 +25,7 @@ from omnimuse.models.wan.transformer import WanConfig, WanInputs, WanTransformer
 from omnimuse.models.wan.weights import FLOAT32, RULES
 from tests.checkpoints import parts
 from tests.distance import distance
+from tests.drawn import draw
 from tests.watch import idle
 
 TINY = {
@@ -47,10 +48,6 @@ CONTEXT = 512
 
 Case = list[tuple[Tensor, Tensor, Tensor]]
 """Latents [4, f, h, w], times ([1], or one per frame) and text features [L, 20] of every row."""
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make(sizes: Sequence[tuple[int, int, int, int]], per_frame: bool = False) -> Case:

@@ -19,6 +19,7 @@ from omnimuse.models.z_image.transformer import ZImageConfig, ZImageInputs, ZIma
 from omnimuse.models.z_image.weights import RULES
 from tests.checkpoints import parts
 from tests.distance import distance
+from tests.drawn import draw
 from tests.watch import idle
 
 TINY = {
@@ -32,10 +33,6 @@ TINY = {
     "axes_dims": [4, 6, 6],
     "axes_lens": [160, 32, 32],
 }
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
