@@ -51,11 +51,11 @@ from omnimuse.server.service import Service
 from omnimuse.server.translate.aliases import Talk, Wanted, read
 from omnimuse.server.translate.answers import Made, image_tokens, timed, told
 from omnimuse.server.translate.asks import NOTHING
+from omnimuse.server.translate.parts import address
 from omnimuse.server.translate.values import shown
 
 TASK, EDIT = "text-to-image", "image-to-image"
 PATH = "/v1/chat/completions"
-DETAILS = ("auto", "low", "high", "original")
 ROLES = ("system", "developer", "user", "assistant")
 STYLES = ("images", "parts", "markdown")
 """Where pictures may be: `message.images`, parts of the content, or Markdown in its text."""
@@ -168,7 +168,8 @@ def _said(content: Any, name: str, takes_images: bool) -> Said:
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "image_url" and takes_images:
-            pictures.append(_picture(part.get("image_url"), f"{name}[{index}].image_url"))
+            place = f"{name}[{index}].image_url"
+            pictures.append(address(part.get("image_url"), place, "data:image/png;base64,..."))
             continue
         if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
             reads = "text and pictures" if takes_images else "text"
@@ -199,17 +200,6 @@ def _shown(text: str) -> list[str]:
     """The addresses of the pictures that a text shows in Markdown."""
     apart = {str(url): url for url in text.urls} if isinstance(text, Written) else {}
     return [apart.get(url, url) for url in _MARKDOWN.findall(text)]
-
-
-def _picture(given: Any, name: str) -> Source:
-    """Where a picture is. `detail` says how a language model should look at it; here it is looked at as a whole."""
-    if not isinstance(given, dict) or not isinstance(given.get("url"), str):
-        raise refusal("invalid_value", f'{name} is no object {{"url": "data:image/png;base64,..."}}', name)
-    if others := given.keys() - {"url", "detail"}:
-        raise refusal("unknown_parameter", f"{name} has no field {shown(min(others, key=str))}; it has url", name)
-    if given.get("detail", "auto") not in DETAILS:
-        raise refusal("invalid_value", f"{name}.detail is not known; use one of {', '.join(DETAILS)}", name)
-    return Source(name, url=given["url"])
 
 
 def _check_modalities(wanted: Wanted) -> None:

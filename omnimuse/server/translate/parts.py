@@ -40,7 +40,7 @@ class Shown:
                 "unsupported_task", f"{name} is {kind}, and this model reads {reads} only; leave it out", name
             )
         where, given = f"{name}.{kind}", part.get(kind)
-        source = _sound(given, where) if kind == "input_audio" else _address(given, where)
+        source = _sound(given, where) if kind == "input_audio" else address(given, where)
         self.sources[ours].append(source)
         return {"type": ours}
 
@@ -56,10 +56,12 @@ def able(door: Door) -> list[str]:
     return [kind for kind, most in takes.items() if most]
 
 
-def _address(given: Any, name: str) -> Source:
-    """Where a file is. `detail` says how closely a picture should be looked at; here it is looked at as it is."""
+def address(given: Any, name: str, like: str = "data:...;base64,...") -> Source:
+    """Where a file is, in an URL `like` that. `detail` says how closely a picture should be looked at; here it is
+    looked at as it is.
+    """
     if not isinstance(given, dict) or not isinstance(given.get("url"), str):
-        raise refusal("invalid_value", f'{name} is no object {{"url": "data:...;base64,..."}}', name)
+        raise refusal("invalid_value", f'{name} is no object {{"url": "{like}"}}', name)
     if others := given.keys() - {"url", "detail"}:
         raise refusal("unknown_parameter", f"{name} has no field {shown(min(others, key=str))}; it has url", name)
     if given.get("detail", "auto") not in DETAILS:
