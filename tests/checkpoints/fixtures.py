@@ -6,7 +6,6 @@ Builders are imported when a fixture is first used, so that tests without checkp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +36,6 @@ def z_image_folder(once: Once) -> Path:
     from tests.checkpoints import z_image
 
     return once.folder("ZImagePipeline", z_image.build)
-
-
-@pytest.fixture(scope="session")
-def z_image_turbo_folder(once: Once) -> Path:
-    """The same with the distilled checkpoint's scheduler and folder name, and other weights (read only)."""
-    from tests.checkpoints import z_image
-
-    return once.folder("Z-Image-Turbo", partial(z_image.build, turbo=True, seed=1))
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_what_cannot_be_given_is_refused_with_the_reason(folder: Path) -> None:
 
 
 def test_weights_in_fewer_bits_draw_what_the_weights_that_they_stand_for_draw(
-    folder: Path, plain: list[Tensor], tmp_path: Path
+    folder: Path, plain: list[Tensor]
 ) -> None:
     with running(config(folder, STEPPED, quantize=QuantConfig({"": "int8"}, skip=("*.ff.*",)))) as engine:
         [found] = drawn(engine, WISHES[:1], **FOUR)

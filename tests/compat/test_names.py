@@ -258,7 +258,7 @@ def test_what_code_asks_of_its_surroundings_is_answered_within_a_call() -> None:
         forward_context.get_forward_context()
 
 
-def test_small_parts_do_what_they_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_small_parts_do_what_they_say(caplog: pytest.LogCaptureFixture) -> None:
     assert issubclass(OmniClientError, RequestError)
     assert (HAS_TRITON, triton, tl) == (False, None, None)
     assert SequenceParallelInput(1, 3).split_dim == SequenceParallelOutput(1, 3).gather_dim == 1

@@ -162,7 +162,7 @@ def test_options_mean_what_they_mean_there() -> None:
                 of(**{name: "something"})
 
 
-def test_registrations_are_read_from_the_source(tmp_path: Path) -> None:
+def test_registrations_are_read_from_the_source() -> None:
     package = package_of(COMPOSED)
     assert {each.name for each in package.entries()} > {"SmallPipeline", "MediumEditPipeline", "FluxTransformer2DModel"}
     assert package.values("MediumEditPipeline")["pipeline_name"] == "ComposedMediumEditPipeline"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +88,7 @@ def test_in_bfloat16_an_accelerator_is_as_near_float32_as_the_reference_is(
     check_no_further(subject.family, subject.folder, [each[0] for each in found], output_type)
 
 
-def test_a_step_does_not_make_the_host_wait(subject: Subject, engine_on: Make, tmp_path: Path) -> None:
+def test_a_step_does_not_make_the_host_wait(subject: Subject, engine_on: Make) -> None:
     """torch itself is asked to refuse every wait in the middle of a loop."""
     engine = engine_on(schedule=FAST)
     frames = {"num_frames": 13} if subject.family.wishes[0].params.num_frames else {}

@@ -115,7 +115,7 @@ def test_a_step_cache_and_offload_work_together(subject: Subject, engine_with: M
         assert torch.equal(drawn, expected)
 
 
-def test_random_weights_that_wait_are_those_that_stay(subject: Subject, engine_with: Make, tmp_path: Path) -> None:
+def test_random_weights_that_wait_are_those_that_stay(subject: Subject, tmp_path: Path) -> None:
     pictures = []
     for offload in (OffloadConfig(), OffloadConfig("layers", tmp_path)):
         config = subject.config(offload=offload)

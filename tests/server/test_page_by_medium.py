@@ -91,9 +91,7 @@ def test_the_page_has_the_words_of_what_is_made(browser: Any, site: Running, med
 @pytest.mark.costly(turns=3)
 @browser_only
 @pytest.mark.parametrize("medium", MODELS)
-def test_fingers_reach_all_controls_and_each_has_a_name(
-    browser: Any, site: Running, medium: str, tone: Path, tmp_path: Path
-) -> None:
+def test_fingers_reach_all_controls_and_each_has_a_name(browser: Any, site: Running, medium: str, tone: Path) -> None:
     site.api.capabilities = MODELS[medium]
     with opened(browser, site.url, viewport=PHONE, has_touch=True, is_mobile=True) as page:
         page.locator("#model-name").get_by_text("omnimuse/shapes").wait_for()

@@ -154,7 +154,7 @@ def test_a_class_whose_network_has_no_defaults_is_refused() -> None:
         read_facts_of("HunyuanDiTPipeline")
 
 
-def test_a_checkpoint_tells_more_than_its_class(tmp_path: Path, z_image_folder: Path) -> None:
+def test_a_checkpoint_tells_more_than_its_class(z_image_folder: Path) -> None:
     facts = read_facts_of(str(z_image_folder))
     assert facts.arch == "ZImagePipeline"
     assert facts.config["dim"] == 96

@@ -174,7 +174,7 @@ def test_a_stranger_who_says_nothing_is_not_waited_for_by_others(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["mooncake", "yuanrong"])
 def test_what_is_large_goes_through_the_store_and_is_not_left_there(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch)
     met: SimpleQueue[tuple[str, Connector]] = SimpleQueue()

@@ -6,7 +6,6 @@ import contextlib
 import json
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 
@@ -119,7 +118,7 @@ def test_the_command_line_and_python_tell_it_beside_what_is_chosen(capsys: pytes
     assert rows[0]["value"] == "128x128" and rows[-1]["name"] == "at most"
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_refused() -> None:
     for wanted, words in (("none", "measures nothing; use small"), ("big", "--measure big is not understood")):
         with pytest.raises(ConfigError, match=words):
             measure(PLACE, wanted)

@@ -403,7 +403,7 @@ def test_numbers_that_are_none_are_refused(reader: Reader, tmp_path: Path) -> No
     ],
 )
 def test_numbers_that_are_too_large_for_the_format_of_a_layer_are_refused(
-    reader: Reader, tmp_path: Path, dtype: torch.dtype, large: float, alpha: float, said: str
+    tmp_path: Path, dtype: torch.dtype, large: float, alpha: float, said: str
 ) -> None:
     def style(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
         return with_alpha(torch.tensor(alpha))(name, down, up.sign() * large)

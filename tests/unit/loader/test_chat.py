@@ -105,7 +105,7 @@ def test_a_template_that_cannot_be_parsed_is_told(source: str, words: str) -> No
         Chat(source, "x").render(VALUES)
 
 
-def test_the_process_that_renders_is_locked_in_and_ends_with_its_chat(tmp_path: Path) -> None:
+def test_the_process_that_renders_is_locked_in_and_ends_with_its_chat() -> None:
     before = set(children(os.getpid()))
     chat = Chat(QWEN_CHAT + "{% set a = 1 %}", "x")
     chat.render(VALUES)

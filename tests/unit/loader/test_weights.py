@@ -394,7 +394,7 @@ class Loose(nn.Module):
         self.table = torch.arange(4)
 
 
-def test_a_tensor_outside_buffers_that_stayed_on_meta_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_outside_buffers_that_stayed_on_meta_is_refused() -> None:
     with pytest.raises(ModelError, match=r"without content: table; .*register_buffer"):
         randomise(construct(Loose), 0, "net", F32, "cpu")
 

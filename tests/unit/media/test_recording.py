@@ -157,7 +157,7 @@ def test_a_child_that_was_taken_over_is_not_believed() -> None:
             believed(HEAD.pack(rate, channels) + bytes(size), limits)
 
 
-def test_a_wav_file_of_ours_is_read_back_by_others(tmp_path: Path) -> None:
+def test_a_wav_file_of_ours_is_read_back_by_others() -> None:
     samples = tone(44100, 440, channels=2)
     content = encode_sound(Sound(samples, 44100), "WAV", {"prompt": "rain"})
     read, rate = soundfile.read(io.BytesIO(content), dtype="float32")

@@ -188,7 +188,7 @@ def test_one_child_is_kept_ready_and_each_sees_one_file() -> None:
     assert boxes() <= before
 
 
-def test_nothing_that_a_child_writes_beyond_its_channel_is_kept(tmp_path: Path) -> None:
+def test_nothing_that_a_child_writes_beyond_its_channel_is_kept() -> None:
     script = HEARS + "sys.stderr.write('noise'); print('{\"length\": 1}'); os.write(1, b'{}')"
 
     async def work(box: Sandbox) -> None:

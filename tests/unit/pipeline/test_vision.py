@@ -57,7 +57,7 @@ def test_a_processor_of_fixed_sides_is_shown_all_of_a_picture(size: tuple[int, i
     assert torch.equal(found, processor(photo(*size), return_tensors="pt").pixel_values[0])
 
 
-def test_the_file_that_the_published_processor_writes_is_read(tmp_path: Path) -> None:
+def test_the_file_that_the_published_processor_writes_is_read() -> None:
     processor = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size=32)
     assert Preparation.of(processor.to_dict()) == Preparation(48, (32, 32))
     assert Preparation.of(CLIPImageProcessorPil().to_dict()) == Preparation()

@@ -232,7 +232,7 @@ def test_choices_that_make_no_sense_are_refused_when_they_are_made(wrong: object
     assert words in str(caught.value)
 
 
-def test_a_device_this_machine_lacks_is_refused(z_image_folder: Path) -> None:
+def test_a_device_this_machine_lacks_is_refused() -> None:
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator")
     with pytest.raises(ConfigError, match="use device='cpu'"):
@@ -278,7 +278,7 @@ def test_bfloat16_is_chosen_only_where_it_is_native() -> None:
         choose_dtype(ModelConfig("x"), device, "half")
 
 
-def test_several_ranks_need_torchrun(z_image_folder: Path) -> None:
+def test_several_ranks_need_torchrun() -> None:
     with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2"):
         connect(ParallelConfig(cfg=2))
     with pytest.raises(ConfigError, match="tensor=2 x ulysses=3 needs 6 processes"):
