@@ -131,9 +131,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = with_pools(args, read_config(args))
     found = find(config)
-    sound = found.door.limits.sound
     if not found.spec.converses:
-        other = "generate" if sound is None or sound.speech is None else "speak"
+        other = "generate" if found.door.limits.speech is None else "speak"
         raise ConfigError(f"{args.model} is {found.spec.family}, which does not write; use `omnimuse {other}` with it")
     params = _params(args, found.spec, draws=found.door.limits.draws)
     shown = [

@@ -112,7 +112,7 @@ def about(model: str) -> Row:
         "summary": spec.summary,
         "pictures": [door.limits.min_images, door.limits.max_images],
         "videos": door.limits.max_videos,
-        "sounds": door.limits.sound.max_inputs if door.limits.sound is not None else 0,
+        "sounds": door.limits.max_sounds,
         "defaults": defaults,
         "parameters": [_parameter(part) for part in fields(spec.extra)],
         "library": spec.library,

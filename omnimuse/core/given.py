@@ -64,7 +64,7 @@ def _region(prompt: Mapping[str, Any], images: Sequence[Picture], spec: Spec, ma
 def _sounds(given: Any, spec: Spec, limits: Limits) -> tuple[Recording, ...]:
     if not isinstance(given or (), list | tuple):
         raise RequestError(f"sounds must be a list of sounds, got {type(given).__name__}", "sounds")
-    sounds, most = tuple(given or ()), 0 if limits.sound is None else limits.sound.max_inputs
+    sounds, most = tuple(given or ()), limits.max_sounds
     if sounds and not most:
         raise RequestError(f"{spec.family} starts from no sound; leave out `sounds`", "sounds")
     if len(sounds) > most:

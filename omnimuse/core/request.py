@@ -262,7 +262,7 @@ class Door:
             raise objected(extra, why)
         check_length(extra, self.limits.max_sequence_length)
         check_begun(extra, begun := begun_of(given, tools))
-        check_speech(extra, None if self.limits.sound is None else self.limits.sound.speech, len(came.sounds))
+        check_speech(extra, self.limits.speech, len(came.sounds))
         if isinstance(extra, SoundParams) and params.seconds is not None:
             self._check_window(extra.start, params.seconds)
         made = Request(

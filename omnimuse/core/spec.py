@@ -142,6 +142,16 @@ class Limits(Frames):
     flow: bool = False
     sized: Sizing | None = None
 
+    @property
+    def speech(self) -> Speech | None:
+        """What can be chosen of its speech; None for one that does not speak."""
+        return None if self.sound is None else self.sound.speech
+
+    @property
+    def max_sounds(self) -> int:
+        """How many sounds may come with a prompt."""
+        return 0 if self.sound is None else self.sound.max_inputs
+
 
 def says_nothing(configs: Configs) -> str:
     """Its configurations do not tell a variant from the others."""

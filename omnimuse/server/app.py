@@ -63,11 +63,10 @@ PICTURED = frozenset({chat.PATH, images.EDITS, speech.PATH, videos.PATH, f"{vide
 def build_app(service: Service) -> Starlette:
     """The app that serves `service`."""
     elsewhere = {"/metrics"} if service.options.reach.metrics is not None else set()
-    sound = service.door.limits.sound
     groups: Sequence[ModuleType] = DESCRIBED
     if service.door.spec.writes:
         groups = LISTENING if "audio" in able(service.door) else WRITING
-    elif sound is not None and sound.speech is not None:
+    elif service.door.limits.speech is not None:
         groups = SPEAKING
     elif service.door.spec.converses:
         groups = ALLROUND

@@ -184,10 +184,10 @@ async def open_parts(
 
 def _voices(closings: AsyncExitStack, found: Found, options: ServeOptions) -> Voices | None:
     """Those that are kept for a model that speaks with the voice of a sound; `closings` learns how to close them."""
-    sound = found.door.limits.sound
-    if sound is None or sound.speech is None or not sound.speech.clones:
+    speech = found.door.limits.speech
+    if speech is None or not speech.clones:
         return None
-    voices = Voices(options.data / "voices.sqlite", sound.speech.voices)
+    voices = Voices(options.data / "voices.sqlite", speech.voices)
     closings.push_async_callback(voices.close)
     return voices
 

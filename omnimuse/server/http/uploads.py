@@ -76,8 +76,7 @@ class Uploads:
         sent = (MOST_PIXELS - _BESIDE) // (_RGB * max(1, limits.max_images))
         kept = PictureLimits(keep_pixels=min(sent, limits.max_side**2))
         longest = 0.0 if limits.sound is None else limits.sound.seconds
-        heard = 0 if limits.sound is None else limits.sound.max_inputs
-        sounds = RecordingLimits(keep_bytes=MOST_SAMPLES // max(1, heard))
+        sounds = RecordingLimits(keep_bytes=MOST_SAMPLES // max(1, limits.max_sounds))
         if longest:  # of a model that says no bound, as much is heard as is usual
             sounds = replace(sounds, milliseconds=int(longest * 1000) + 1)
         rules = FetchRules(frozenset(host.lower() for host in options.fetch_hosts))

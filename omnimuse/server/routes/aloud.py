@@ -31,8 +31,7 @@ BOTH = ["text", "audio"]
 def aloud(service: Service, wanted: Wanted) -> Wanted:
     """`wanted` with what it says of sound, as the engine takes it; ApiError 400 for what this model cannot."""
     asked, audio = wanted.talk.modalities, wanted.talk.audio
-    sound = service.door.limits.sound
-    speaks = sound is not None and sound.speech is not None
+    speaks = service.door.limits.speech is not None
     shown_too = service.door.limits.draws and sorted(map(str, asked or ())) == PICTURED
     if asked in (None, [], ["text"]) or shown_too:
         if audio is None:

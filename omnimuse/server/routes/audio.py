@@ -172,9 +172,8 @@ class Sounds:
         wanted = settled(read(fields, "audio", door, form=is_form(request), files=uploads), door)
         check_model(service, wanted.model)
         sources = uploaded(uploads, ())
-        speech = door.limits.sound.speech if door.limits.sound is not None else None
         # To a model that speaks a sound is no beginning, but whose voice it is.
-        task = FROM_SOUND if sources and speech is None else TASK
+        task = FROM_SOUND if sources and door.limits.speech is None else TASK
         check_task(service, task)
         recordings = await read_sounds(service, request, sources) if sources else ()
         stream = wanted.delivery.stream

@@ -69,7 +69,7 @@ def dtypes(service: Service) -> dict[str, str]:
 def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
     """What the model behind `door` can be asked for."""
     limits, spec = door.limits, door.spec
-    speech = None if limits.sound is None else limits.sound.speech
+    speech = limits.speech
     known = [part for part in fields(spec.extra) if speech is None or part.name not in speech.closed]
     extra = {part.name: part.metadata.get("default", part.default) for part in known}
     honoured = door.honoured - {"output_type"} - limits.refuses.keys() - ({"loras"} if not door.adapters else set())
@@ -93,7 +93,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         masks_videos=limits.masks_videos,
         fills=spec.fills,
         max_outputs=MAX_OUTPUTS if pictures or spec.writes else 1,
-        max_sounds=sound.max_inputs if sound is not None else 0,
+        max_sounds=limits.max_sounds,
         min_videos=limits.min_videos,
         max_videos=limits.max_videos,
         max_seconds=sound.seconds if sound is not None else 0.0,

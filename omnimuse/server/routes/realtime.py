@@ -149,8 +149,7 @@ class Conversation:
         if "audio" not in self._kinds:
             raise refusal("unsupported_task", "this model hears nothing; make an item of text", "audio")
         pcm = session.samples(given, "audio")
-        sound = self._door.limits.sound
-        most = MOST_SAMPLES // max(1, 0 if sound is None else sound.max_inputs)
+        most = MOST_SAMPLES // max(1, self._door.limits.max_sounds)
         if len(self._pcm) + len(pcm) > most and self._ear is not None and self._ear.speaks:
             await self._stopped(self._gone + len(self._pcm) // 2)
             self._set(self._settings)

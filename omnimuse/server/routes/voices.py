@@ -47,10 +47,8 @@ OPERATIONS = (
 
 def routes(service: Service) -> list[Route]:
     """The endpoints; none for a model that does not speak."""
-    sound = service.door.limits.sound
-    if sound is None or sound.speech is None:
+    if (speech := service.door.limits.speech) is None:
         return []
-    speech: Speech = sound.speech
 
     async def listed(request: Request) -> Response:
         kept = [] if service.voices is None else await service.voices.listed(request.state.tenant)

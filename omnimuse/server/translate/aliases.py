@@ -290,7 +290,7 @@ def _check_draws_parts(name: str, door: Door, kind: Kind) -> None:
 
 
 def _check_takes_sounds(name: str, door: Door) -> None:
-    if door.limits.sound is None or not door.limits.sound.max_inputs:
+    if not door.limits.max_sounds:
         raise unsupported(name, "this model starts from no sound; leave it out")
 
 

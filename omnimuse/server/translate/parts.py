@@ -50,7 +50,7 @@ def able(door: Door) -> list[str]:
     limits = door.limits
     takes = {
         "image": limits.max_images,
-        "audio": 0 if limits.sound is None else limits.sound.max_inputs,
+        "audio": limits.max_sounds,
         "video": limits.max_videos,
     }
     return [kind for kind, most in takes.items() if most]

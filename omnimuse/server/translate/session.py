@@ -259,8 +259,7 @@ class Item:
 
 def begin(door: Door) -> Settings:
     """The settings of a session that nobody has changed."""
-    speech = None if door.limits.sound is None else door.limits.sound.speech
-    return Settings(aloud=speech is not None, pictured=door.limits.draws)
+    return Settings(aloud=door.limits.speech is not None, pictured=door.limits.draws)
 
 
 def rate_of(door: Door) -> int:
@@ -336,8 +335,7 @@ def samples(given: Any, name: str) -> bytes:
 
 def beyond(items: Sequence[Item], door: Door) -> int:
     """How many of the first `items` are too many, since the model hears and sees only so much at once."""
-    limits = door.limits
-    sounds, images = 0 if limits.sound is None else limits.sound.max_inputs, limits.max_images
+    sounds, images = door.limits.max_sounds, door.limits.max_images
     for index in range(len(items)):
         rest = items[index:]
         if sum(len(i.sounds) for i in rest) <= sounds and sum(len(i.images) for i in rest) <= images:

@@ -58,8 +58,8 @@ class Stages:
         door = found.door
         if door.spec.library:
             return Stages(door, (Theirs("draws", frozenset()),), (OmniDiffusionSamplingParams(),), {})
-        pipeline, sound = pipeline_for(door.spec), door.limits.sound
-        theirs = stages_of(pipeline, found.checkpoint.configs, sound is not None and sound.speech is not None)
+        pipeline = pipeline_for(door.spec)
+        theirs = stages_of(pipeline, found.checkpoint.configs, door.limits.speech is not None)
         made = {
             medium: at
             for medium, slot in pipeline.results.items()
@@ -143,9 +143,7 @@ class Stages:
             prompt["tokens"] = [int(token) for token in ids]
         wanted = prompt.pop("modalities", None)
         if issubclass(kind, AnswerParams):
-            sound = self.door.limits.sound
-            speaks = sound is not None and sound.speech is not None
-            aloud = speaks if wanted is None else "audio" in wanted
+            aloud = self.door.limits.speech is not None if wanted is None else "audio" in wanted
             if unknown := sorted(set(wanted or ()) - {"text", "audio"}):
                 raise RequestError(f"modalities have {unknown}; use text and audio", "modalities")
             found["modalities"] = ("text", "audio") if aloud else ("text",)
