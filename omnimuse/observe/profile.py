@@ -34,6 +34,11 @@ ONE = threading.Lock()
 LASTING = threading.Lock()
 """Held, beside that, while a `Recording` lasts: nobody waits for its end."""
 BUSY = "another engine of this process is being recorded, and torch records one at a time; end that recording first"
+BEGINS, BETWEEN = re.compile(r'"traceEvents":\s*\['), re.compile(r"[\s,]*")
+BASE = re.compile(r'"baseTimeNanoseconds":\s*(\d+)')
+MEMORY = "[memory]"
+LAST, PIECE = 64, 2**20
+"""Bytes at the end of a trace that are looked at, and characters that are compressed at once."""
 
 
 class Recording:
@@ -303,13 +308,6 @@ def _exported(recorded: profile, folder: Path) -> dict[str, Any]:
     except ValueError as problem:  # torch says nothing of a disk that takes a part of it
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from problem
     return content
-
-
-BEGINS, BETWEEN = re.compile(r'"traceEvents":\s*\['), re.compile(r"[\s,]*")
-BASE = re.compile(r'"baseTimeNanoseconds":\s*(\d+)')
-MEMORY = "[memory]"
-LAST, PIECE = 64, 2**20
-"""Bytes at the end of a trace that are looked at, and characters that are compressed at once."""
 
 
 def _alone(path: Path) -> Iterator[str]:
