@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from omnimuse.core.caches import Fits
 from omnimuse.core.errors import RequestError
@@ -16,7 +16,7 @@ from omnimuse.core.guidance import Guidance
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams, TokenParams
 from omnimuse.core.speech import Speech
 
-Configs = Mapping[str, Mapping[str, object]]
+Configs = Mapping[str, Mapping[str, Any]]
 """The configuration of every component of a checkpoint, by component name; under `OPTIONS` what it says besides."""
 
 OPTIONS = "options"

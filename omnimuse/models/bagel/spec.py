@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from omnimuse.components.entries import SCHEDULER, SQUARE, inside_model, longest_of, own_transformer
 from omnimuse.core import scripts
@@ -117,9 +117,9 @@ def _drawn(how: Mapping[str, Any], sizes: Sequence[Size]) -> Size:
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: places of patches are learnt, so there is a longest side."""
-    config = cast(Mapping[str, Any], configs["model"])
+    config = configs["model"]
     multiple = PATCH * factor(configs["vae"])
-    how = cast(Mapping[str, Any], configs["processor"]["vae_transform"])
+    how = configs["processor"]["vae_transform"]
     return Limits(
         size_multiple=multiple,
         max_side=multiple * int(config.get("max_latent_size") or 64),

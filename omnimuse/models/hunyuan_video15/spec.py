@@ -7,10 +7,9 @@ image encoder). The reference takes no scale and, with a picture, no size; here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
 
 from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core.autoencoder import factors
@@ -46,7 +45,7 @@ def guider(configs: Configs) -> Guider:
 
 def target_size(configs: Configs) -> int:
     """The side of a square with as many pixels as a frame should have."""
-    return int(cast(Mapping[str, Any], configs["transformer"]).get("target_size") or TARGET_SIZE)
+    return int(configs["transformer"].get("target_size") or TARGET_SIZE)
 
 
 def begins_with_picture(configs: Configs) -> bool:
@@ -111,7 +110,7 @@ def is_kind(target: int, pictures: bool, guided: bool, few: bool) -> Callable[[C
     """A reason for a checkpoint of that size, that begins with a picture or not, guided or not, of few steps or not."""
 
     def reason(configs: Configs) -> str:
-        own, flow = guider(configs), bool(cast(Mapping[str, Any], configs["transformer"]).get("use_meanflow"))
+        own, flow = guider(configs), bool(configs["transformer"].get("use_meanflow"))
         found = target_size(configs), begins_with_picture(configs), own.enabled and own.guidance_scale > 1, flow
         if found != (target, pictures, guided, few):
             return ""

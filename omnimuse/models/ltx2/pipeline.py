@@ -83,7 +83,7 @@ def connected(read: ReadText) -> Derive:
 
 def part_sizes(configs: Configs, request: Request) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(c, f, h, w) of the video's latents, and (a, l, m) of the sound's, which is as long as the video plays."""
-    vae, video = cast(Mapping[str, Any], configs["audio_vae"]), cast(Mapping[str, Any], configs["transformer"])
+    vae, video = configs["audio_vae"], configs["transformer"]
     second = vae.get("sample_rate", 16_000) / vae.get("mel_hop_length", 160) / SPAN
     assert request.params.fps
     length = max(1, round(frames_of(request) / request.params.fps * second))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 from omnimuse.components.entries import MAX_SIDE, ONE, SCHEDULER, own_transformer
 from omnimuse.core.autoencoder import factors
@@ -54,7 +53,7 @@ def besides(extra: FamilyParams) -> tuple[str, ...]:
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for."""
     span, side = factors(configs["vae"])
-    vocoder = cast(Mapping[str, Any], configs["vocoder"])
+    vocoder = configs["vocoder"]
     return Limits(
         size_multiple=side,
         max_side=MAX_SIDE // side * side,

@@ -5,9 +5,7 @@ Source: the reference pipeline of diffusers (LucyEditPipeline) and its example.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
 
 from omnimuse.core.errors import ModelError
 from omnimuse.core.params import DiffusionParams
@@ -17,7 +15,7 @@ from omnimuse.models.wan import spec as wan
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for; ModelError for a network that sees no video."""
-    drawn, taken = wan.latent_channels(configs), cast(Mapping[str, Any], configs["transformer"]).get("in_channels")
+    drawn, taken = wan.latent_channels(configs), configs["transformer"].get("in_channels")
     if taken != 2 * drawn:
         raise ModelError(
             f"transformer/config.json: in_channels={taken} with out_channels={drawn}; a network that changes a video "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from omnimuse.components.entries import inside_model, own_transformer
 from omnimuse.core.errors import ModelError
@@ -21,8 +21,8 @@ NO_SIDES = "a sound has no sides"
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: its voices and languages, and as much sound as its places are."""
-    config = cast(Mapping[str, Any], configs["model"])
-    codec = cast(Mapping[str, Any], configs["speech_tokenizer"])
+    config = configs["model"]
+    codec = configs["speech_tokenizer"]
     marks = marks_of(config)
     decoder = codec.get("decoder_config") or {}
     if (found := decoder.get("num_quantizers", 16)) != marks.num_code_groups:

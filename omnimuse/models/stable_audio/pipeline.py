@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def window(configs: Configs, request: Request) -> tuple[int, int]:
 
 def latent_shape(configs: Configs, request: Request) -> tuple[int, ...]:
     """[C, latents] of the whole waveform, whatever part of it is asked for."""
-    return int(cast(Any, configs["transformer"]).get("in_channels") or 64), latent_length(configs)
+    return int(configs["transformer"].get("in_channels") or 64), latent_length(configs)
 
 
 def sound_tokens(configs: Configs, request: Request) -> int:

@@ -6,10 +6,8 @@ its whole length of latents; a request asks for a window of that waveform, and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, cast
 
 from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core.guidance import Guidance
@@ -30,22 +28,22 @@ class StableAudioParams(SoundParams):
 
 def hop(configs: Configs) -> int:
     """Samples of one latent."""
-    return prod(cast(Any, configs["vae"]).get("downsampling_ratios") or (2, 4, 4, 8, 8))
+    return prod(configs["vae"].get("downsampling_ratios") or (2, 4, 4, 8, 8))
 
 
 def sample_rate(configs: Configs) -> int:
     """Samples a second."""
-    return int(cast(Mapping[str, Any], configs["vae"]).get("sampling_rate") or 44_100)
+    return int(configs["vae"].get("sampling_rate") or 44_100)
 
 
 def latent_length(configs: Configs) -> int:
     """Latents of the whole waveform."""
-    return int(cast(Mapping[str, Any], configs["transformer"]).get("sample_size") or 1024)
+    return int(configs["transformer"].get("sample_size") or 1024)
 
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for: as many seconds as its latents are, as much text as its tokenizer says."""
-    vae, tokenizer = (cast(Mapping[str, Any], configs[name]) for name in ("vae", "tokenizer"))
+    vae, tokenizer = (configs[name] for name in ("vae", "tokenizer"))
     said = tokenizer.get("model_max_length")
     longest = latent_length(configs) * hop(configs) / sample_rate(configs)
     return Limits(
@@ -59,7 +57,7 @@ def limits(configs: Configs) -> Limits:
 
 def published(configs: Configs) -> str:
     """One checkpoint of this size was published."""
-    transformer = cast(Mapping[str, Any], configs["transformer"])
+    transformer = configs["transformer"]
     size = (latent_length(configs), transformer.get("num_layers", 24), transformer.get("num_attention_heads", 24))
     return "it has the size of the one that is published" if size == (1024, 24, 24) else ""
 

@@ -10,13 +10,12 @@ Letters: C latent channels, f h w latent frames, height, width.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from math import prod
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +52,7 @@ def clean(tokenizer: Any, prompt: str) -> str:
 def is_high_noise(configs: Configs, timestep: float, chosen: float | None = None) -> bool:
     """Whether the step at `timestep` is the first expert's; `chosen` is a boundary in place of the checkpoint's."""
     ratio = boundary_ratio(configs) if chosen is None else chosen
-    train = cast(Mapping[str, Any], configs["scheduler"]).get("num_train_timesteps", 1000)
+    train = configs["scheduler"].get("num_train_timesteps", 1000)
     return ratio is None or timestep >= ratio * train
 
 

@@ -7,10 +7,9 @@ differ in what they say of themselves: `boundary_ratio` (two experts: `transform
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from math import lcm
-from typing import Any, cast
 
 from omnimuse.components.entries import ONE, SCHEDULER, own_transformer
 from omnimuse.core import autoencoder
@@ -34,7 +33,7 @@ def factors(configs: Configs) -> tuple[int, int]:
 
 def patch_size(configs: Configs) -> tuple[int, int, int]:
     """Latent frames, rows and columns of one token."""
-    frames, height, width = cast(Mapping[str, Any], configs["transformer"]).get("patch_size") or (1, 2, 2)
+    frames, height, width = configs["transformer"].get("patch_size") or (1, 2, 2)
     return int(frames), int(height), int(width)
 
 
@@ -49,7 +48,7 @@ def boundary_ratio(configs: Configs) -> float | None:
             f"model_index.json has boundary_ratio={ratio!r} and {'a' if second else 'no'} transformer_2; two experts "
             "need both and one network neither: use the model_index.json that was published with this checkpoint"
         )
-    return None if ratio is None else float(cast(float, ratio))
+    return None if ratio is None else float(ratio)
 
 
 def is_timed(configs: Configs) -> bool:
@@ -59,7 +58,7 @@ def is_timed(configs: Configs) -> bool:
 
 def latent_channels(configs: Configs) -> int:
     """Channels of the latents that are drawn: those that come out of the network."""
-    transformer = cast(Mapping[str, Any], configs["transformer"])
+    transformer = configs["transformer"]
     return int(transformer.get("out_channels") or transformer.get("in_channels") or 16)
 
 
@@ -71,7 +70,7 @@ def pictures(configs: Configs) -> tuple[int, int]:
     """
     if is_timed(configs):
         return 0, 1
-    transformer, drawn = cast(Mapping[str, Any], configs["transformer"]), latent_channels(configs)
+    transformer, drawn = configs["transformer"], latent_channels(configs)
     taken = int(transformer.get("in_channels") or drawn)
     if taken == drawn:
         return 0, 0
@@ -107,7 +106,7 @@ def bounds(configs: Configs, *, images: tuple[int, int], videos: tuple[int, int]
     than it has positions.
     """
     (temporal, spatial), (_, height, width) = factors(configs), patch_size(configs)
-    positions = int(cast(Mapping[str, Any], configs["transformer"]).get("rope_max_seq_len") or 1024)
+    positions = int(configs["transformer"].get("rope_max_seq_len") or 1024)
     multiple = spatial * lcm(height, width)
     (least, most), (least_videos, most_videos) = images, videos
     alone = "this checkpoint has one network for all noise levels; leave it out"

@@ -7,9 +7,7 @@ for both experts, 81 frames of 832x480 pixels, 16 a second.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
 
 from omnimuse.components.entries import own_transformer
 from omnimuse.core.errors import ModelError
@@ -31,7 +29,7 @@ class VaceParams(FamilyParams):
 
 def limits(configs: Configs) -> Limits:
     """What a checkpoint can be asked for; ModelError for a network that is not given what this pipeline gives."""
-    transformer = cast(Mapping[str, Any], configs["transformer"])
+    transformer = configs["transformer"]
     needed = 2 * latent_channels(configs) + factors(configs)[1] ** 2  # what is kept, what is not, which it is
     if (given := transformer.get("vace_in_channels", 96)) != needed:
         raise ModelError(
