@@ -70,8 +70,7 @@ class Row:
 
     def missed(self, seen: Tensor | None, drift: float, growth: float) -> Row:
         """They have not."""
-        counts = {"skips": self.skips + 1, "skipped": self.skipped + 1}
-        return replace(self, seen=seen, drift=drift, growth=growth, **counts)  # type: ignore[arg-type]
+        return replace(self, seen=seen, drift=drift, growth=growth, skips=self.skips + 1, skipped=self.skipped + 1)
 
     def emptied(self) -> Row:
         """After the last step: without tensors. The counts stay."""

@@ -55,7 +55,7 @@ class ReadTalk(Stage):
     def uses(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.tokenizer,)
 
-    def run(self, ctx: Context, states: list[State]) -> None:  # type: ignore[override]
+    def run(self, ctx: Context, states: Sequence[State]) -> None:
         tokenizer = ctx.components[self.tokenizer]
         for state in states:
             tokens = tokens_read(tokenizer, state.request, state["messages"])

@@ -80,10 +80,10 @@ class Patches:
         wide, high = round(width / piece) * piece, round(height / piece) * piece
         if wide * high > self.most:
             shrink = math.sqrt(width * height / self.most)
-            return tuple(max(piece, math.floor(side / shrink / piece) * piece) for side in (width, height))  # type: ignore[return-value]
-        if wide * high < self.least:
+            wide, high = (max(piece, math.floor(side / shrink / piece) * piece) for side in (width, height))
+        elif wide * high < self.least:
             grow = math.sqrt(self.least / (width * height))
-            return tuple(math.ceil(side * grow / piece) * piece for side in (width, height))  # type: ignore[return-value]
+            wide, high = (math.ceil(side * grow / piece) * piece for side in (width, height))
         return wide, high
 
     def __call__(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class WanConfig:
             )
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> WanConfig:
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Read config.json's contents; raises ModelError for a variant that this file does not compute."""
         channels = {"out_channels": config.get("out_channels") or config.get("in_channels")}
         return read_facts(cls, {**config, **channels}, "transformer/config.json", FIXED)

@@ -72,7 +72,7 @@ class WanVaceTransformer(WanTransformer):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> WanVaceTransformer:
-        return cls(VaceConfig.from_dict(config))  # type: ignore[arg-type]
+        return cls(VaceConfig.from_dict(config))
 
     def make_blocks(self, config: WanConfig) -> BlockStack:
         assert isinstance(config, VaceConfig)
