@@ -31,7 +31,7 @@ class Watch(PlainRunner):
 
 def watched(network: Network, *batches: Sequence[Any]) -> list[tuple[Any, ...]]:
     """What the runner of the last stack was given in one forward per batch of rows."""
-    stack, watch = list(network.stacks().values())[-1], Watch()
+    stack, watch = network.last_stack(), Watch()
     before, stack.runner = stack.runner, watch
     for batch in batches:
         network(batch, [Memory(step=row) for row in range(len(batch))])

@@ -171,7 +171,7 @@ def step_caches(engine: Engine) -> Iterator[tuple[str, StepCache, int]]:
         component = components.wherever(name)
         if not isinstance(component, Network):
             continue
-        stack = list(component.stacks().values())[-1]
+        stack = component.last_stack()
         if isinstance(stack.runner, StepCache):  # not where it writes one token after the other
             yield name, stack.runner, len(stack.blocks())
 

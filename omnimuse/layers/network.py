@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, nn
 
 from omnimuse.core.plans import Cutting
-from omnimuse.layers.stack import BlockStack, Memory
+from omnimuse.layers.stack import Block, BlockStack, Memory
 
 
 class Network(nn.Module, ABC):
@@ -40,6 +40,14 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def stacks(self) -> dict[str, BlockStack]:
         """The stacks that run at every step, by name."""
+
+    def all_blocks(self) -> list[Block[Any]]:
+        """The blocks of all stacks, in order."""
+        return [block for stack in self.stacks().values() for block in stack.blocks()]
+
+    def last_stack(self) -> BlockStack:
+        """The last of them, in which most of the time goes: a step cache is around that."""
+        return list(self.stacks().values())[-1]
 
     def plan(self) -> Mapping[str, Cutting]:
         """How ranks may share out the weights: linear layers and norms by pattern, and how each is cut.

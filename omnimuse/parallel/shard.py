@@ -124,7 +124,7 @@ def share_blocks(
     """
     part, found, shards = Cut(axis.index, axis.size), dict(cuts), dict[nn.Module, list[Shard]]()
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    for block in [block for stack in network.stacks().values() for block in stack.blocks()]:
+    for block in network.all_blocks():
         shards[block] = []
         for module in block.modules():
             for key, parameter in list(module.named_parameters(recurse=False)):

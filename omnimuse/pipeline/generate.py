@@ -131,9 +131,7 @@ class Generate(Loop):
 
     def remember(self, ctx: Context, state: State, tokens: int) -> None:
         """Make what remembers, with room for so many `tokens` at first."""
-        network = ctx.components.wherever(self.network)
-        assert isinstance(network, Decoder)
-        state["kv"] = network.memory(tokens, ctx.device)
+        state["kv"] = self._decoder(ctx).memory(tokens, ctx.device)
 
     def tokens(self, ctx: Context, request: Request) -> int:
         return 1
@@ -148,10 +146,8 @@ class Generate(Loop):
         # No token is less than a byte; of the template's own words nothing is known here.
         prompt = len(request.tokens) + sum(len(text.encode()) + TEMPLATE for text in request.texts or (request.prompt,))
         prompt = longest if any(request.counts.values()) else prompt  # what is shown takes nobody knows how many
-        network = ctx.components.wherever(self.network)
-        assert isinstance(network, Decoder)
         tokens = 1 + (chosen.max_tokens or chosen.min_tokens), prompt + most
-        least, most = (min(count, longest) * network.most.token_bytes for count in tokens)
+        least, most = (min(count, longest) * self._decoder(ctx).most.token_bytes for count in tokens)
         return least, most
 
     def ready(self, ctx: Context, state: State) -> bool:
@@ -265,6 +261,12 @@ class Generate(Loop):
         written = tuple(working["tokens"][prompt:])
         state.notes[self.name] = TextWritten(state.output, written, reason, working["reused"])
 
+    def _decoder(self, ctx: Context) -> Decoder:
+        """The network, wherever its weights are."""
+        network = ctx.components.wherever(self.network)
+        assert isinstance(network, Decoder)
+        return network
+
     def _writer(self, ctx: Context) -> Writer | None:
         """Who writes in the place of the network."""
         there = ctx.components.wherever(self.network)
@@ -292,10 +294,8 @@ class Generate(Loop):
         """Keep the piece that was read from `start` on, if all of it is of the prompt."""
         prompt, end = state["prompt_ids"], start + CHUNK
         if end <= len(prompt) and self.shown(state) is not None:
-            network = ctx.components.wherever(self.network)
-            assert isinstance(network, Decoder)
             piece = state["kv"].data[:, :, :, start:end].clone()
-            ctx.memo.put(self._key(ctx, state, prompt[:end]), (piece,), network.most.token_bytes * CHUNK)
+            ctx.memo.put(self._key(ctx, state, prompt[:end]), (piece,), self._decoder(ctx).most.token_bytes * CHUNK)
 
     def _key(self, ctx: Context, state: State, tokens: Sequence[int]) -> Hashable:
         """What promises equal memories of the last piece of `tokens`."""

@@ -151,8 +151,7 @@ def _dress(under: Build) -> None:
     under.wearing.rack.joins = under.mesh.size == 1
     here = under.here
     for name, network in ((name, network) for name, network in under.compiling.items() if name in here):
-        blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
-        inside = {part for block in blocks for part in block.modules()}
+        inside = {part for block in network.all_blocks() for part in block.modules()}
         layers = [path for path, part in network.named_modules() if isinstance(part, LINEAR) and part in inside]
         for path in layers:
             adapt(under.modules, (name, path), under.wearing.rack)

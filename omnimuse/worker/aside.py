@@ -40,17 +40,15 @@ class Aside:
     def __init__(self, network: Network, device: torch.device) -> None:
         self._network, self._device = network, device
         self._store = store_beside(device)
-        stacks = network.stacks().values()
         try:
-            blocks = [block for stack in stacks for block in stack.blocks()]
-            self._parcels = {block: written(block, self._store, lent=True) for block in blocks}
+            self._parcels = {block: written(block, self._store, lent=True) for block in network.all_blocks()}
         except BaseException:
             self._store.close()
             raise
         for parcel in self._parcels.values():
             parcel.leave()
         free_memory(device)
-        for stack in stacks:
+        for stack in network.stacks().values():
             owner, _ = _innermost(stack)
             _set(owner, LayerwiseOffload({block: self._parcels[block] for block in stack.blocks()}))
 

@@ -158,7 +158,7 @@ class Build:
         by_token = self.found.spec.by_token
         found = {name: network for name, network in self.drawing.items() if not by_token}
         for name, network in self.networks.items():
-            if all(block.pieces for stack in network.stacks().values() for block in stack.blocks()):
+            if all(block.pieces for block in network.all_blocks()):
                 found[name] = network
         return found
 
@@ -474,7 +474,7 @@ def _assemble(under: Build) -> Built:
     governor = govern(under.hands.waiting, under.hands.count, under.hands.crew)
     if governor is not None:
         under.resources.callback(governor.close)
-    blocks = min((len(list(each.stacks().values())[-1].blocks()) for each in under.drawing.values()), default=0)
+    blocks = min((len(each.last_stack().blocks()) for each in under.drawing.values()), default=0)
     door = replace(found.door, fits=replace(found.door.fits, blocks=blocks))
     return Built(pipeline, door, tuple(under.choices), under.resources, governor, under.hands.crew)
 

@@ -95,8 +95,7 @@ def _absent(module: nn.Module) -> int:
 
 def blocks_of(module: nn.Module) -> Iterable[nn.Module]:
     """The blocks of a network that runs at every step; of another, none."""
-    stacks = module.stacks().values() if isinstance(module, Network) else ()
-    return [block for stack in stacks for block in stack.blocks()]
+    return module.all_blocks() if isinstance(module, Network) else []
 
 
 def lone_blocks(module: nn.Module) -> list[nn.Module]:

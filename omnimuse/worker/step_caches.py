@@ -20,7 +20,7 @@ def check_cache(under: Build) -> None:
     chosen = under.found.config.cache
     choice = completed(chosen, under.found.door.fits)
     for network in under.drawing.values():
-        if why := too_few(choice, len(list(network.stacks().values())[-1].blocks())):
+        if why := too_few(choice, len(network.last_stack().blocks())):
             raise ConfigError(why)
     if choice != chosen:
         under.choices.append(Choice("step cache", chosen.kind, str(choice), f"what {chosen} means with this model"))
@@ -30,5 +30,5 @@ def step_cache(under: Build) -> None:
     """A step cache around the last stack of each network, where most of the time goes: requests may choose one."""
     choice, fits = under.found.config.cache, under.found.door.fits
     for name, network in under.drawing.items():
-        stack = list(network.stacks().values())[-1]
+        stack = network.last_stack()
         stack.runner = StepCache(choice, fits.of(name), stack.runner)

@@ -29,7 +29,7 @@ def networks(engine: Engine) -> list[Network]:
 
 def test_a_step_cache_watches_what_the_first_block_makes_of_the_step_not_its_input(shared: Engine) -> None:
     for network in networks(shared):
-        first = list(network.stacks().values())[-1].blocks()[0]
+        first = network.last_stack().blocks()[0]
         assert type(first).probe is not Block.probe, f"{type(first).__name__} says nothing of the step"
 
 

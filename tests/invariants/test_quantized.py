@@ -108,7 +108,7 @@ def test_every_linear_layer_of_the_blocks_is_packed(engine_with: Make) -> None:
 
 def check_all_is_packed(network: Network) -> None:
     """The linear layers of its blocks, but for few."""
-    blocks = [block for stack in network.stacks().values() for block in stack.blocks()]
+    blocks = network.all_blocks()
     left = [each for block in blocks for each in block.modules() if isinstance(each, nn.Linear | SteadyLinear)]
     packed = [each for block in blocks for each in block.modules() if isinstance(each, QuantizedLinear)]
     assert packed

@@ -78,7 +78,7 @@ def test_a_wrong_block_is_found_at_its_block(folder: Path, number: int) -> None:
     pipeline, request = engine.runner.pipeline, engine.make_request(Ask(wish.asked, wish.params))
     network = pipeline.ctx.network("transformer")
     assert isinstance(network, Network)
-    spoilt(list(network.stacks().values())[-1].blocks()[number])
+    spoilt(network.last_stack().blocks()[number])
     ours = our_trail(pipeline, request)
     theirs = their_trail(load_theirs(Checkpoint(folder), torch.float32), request, ["transformer"], pipeline.spec)
     engine.close()

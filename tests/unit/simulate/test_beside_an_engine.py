@@ -131,7 +131,7 @@ def both(folder: Path, rate: float, target: float | None) -> tuple[Ends, Ends]:
     kinds = kinds_of(engine)
     network = engine.runner.pipeline.ctx.components["transformer"]
     assert isinstance(network, Network)
-    stack = list(network.stacks().values())[-1]
+    stack = network.last_stack()
     stack.runner = Slow(stack.runner, clock, {kind.steps: kind.step for kind in kinds.values()})
     came = poisson(rate, 20.0, Mix({"small": 2, "large": 1}, seed=3))
     arrivals = [Arrival(each.at, each.kind, target=target) for each in came]

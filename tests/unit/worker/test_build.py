@@ -330,7 +330,7 @@ def test_what_a_start_has_opened_is_closed_when_it_fails_behind_the_last_pass(
             closed.append(self)
             super().close()
 
-    monkeypatch.setattr("omnimuse.worker.build.FileStore", Seen)
+    monkeypatch.setattr("omnimuse.offload.host.FileStore", Seen)
     monkeypatch.setattr(place, Mock(side_effect=ConfigError("no room")))
     with pytest.raises(ConfigError, match="no room"):
         start(replace(config(z_image_folder), offload=OffloadConfig("components")))
