@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from omnimuse.server.errors import CODES, ApiError
+from omnimuse.server.http.pieces import begin, end, write
 
 MEDIA = {
     "png": "image/png",
@@ -111,7 +112,7 @@ class Sent(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; only the head where that was asked for."""
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await begin(self, send)
             if scope["method"] == "HEAD":
                 self._left = 0
             while self._left:
@@ -119,7 +120,7 @@ class Sent(Response):
                 if not chunk:
                     raise OSError("a kept file is shorter than it was")
                 self._left -= len(chunk)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                await write(send, chunk)
+            await end(send)
         finally:
             self._file.close()

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from omnimuse.server.errors import to_json
+from omnimuse.server.http.pieces import begin, end, write
 
 PIECE = 3 * 64 * 1024
 """Bytes of a file that are read at once: a multiple of three, which base64 makes four characters of."""
@@ -90,7 +91,7 @@ class JSONWithFiles(Response):
         """Send it."""
         with self._enclosed:
             self.headers["content-length"] = str(await self._enclosed.length(self._text))
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await begin(self, send)
             async for piece in self._enclosed.pieces(self._text):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+                await write(send, piece)
+            await end(send)

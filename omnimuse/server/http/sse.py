@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from omnimuse.server.errors import ApiError, body, to_json, tried
 from omnimuse.server.http.enclosed import Parcel
+from omnimuse.server.http.pieces import begin, end, write
 from omnimuse.server.http.watch import stop, until_disconnect
 
 Event = tuple[str | None, Any]
@@ -67,10 +68,10 @@ class ByteStream(Response):
             await self._source.aclose()
 
     async def _flow(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await begin(self, send)
         async for piece in self._source:
-            await _write(send, piece)
-        await send({"type": "http.response.body", "body": b""})
+            await write(send, piece)
+        await end(send)
 
 
 class EventStream(Response):
@@ -109,14 +110,14 @@ class EventStream(Response):
     async def _flow(self, send: Send) -> None:
         """The whole response but for comments."""
         async with self._writing:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await begin(self, send)
         while (event := await self._next()) is not None:
             async with self._writing:
                 await self._write(send, event)
         await self._writing.acquire()  # no comment comes behind the end
         if self._done and not self._failed:
-            await _write(send, END)
-        await send({"type": "http.response.body", "body": b""})
+            await write(send, END)
+        await end(send)
 
     async def _next(self) -> Event | None:
         """The next event; None at the end. An error is an event, and the last one."""
@@ -131,12 +132,12 @@ class EventStream(Response):
     async def _write(self, send: Send, event: Event | None) -> None:
         """Send an event, or, for None, a comment."""
         if event is None:
-            await _write(send, ALIVE)
+            await write(send, ALIVE)
         elif isinstance(event[1], Parcel):  # its files are the source's, which closes them when it goes on
             async for piece in event[1].files.pieces(frame(event[0], event[1].value)):
-                await _write(send, piece)
+                await write(send, piece)
         else:
-            await _write(send, frame(*event))
+            await write(send, frame(*event))
         self._told = time.monotonic()
 
     async def _comment(self, send: Send) -> None:
@@ -158,7 +159,3 @@ async def until_gone(receive: Receive, *work: Coroutine[Any, Any, None]) -> None
     finally:
         for task in tasks:
             await stop(task)
-
-
-async def _write(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
