@@ -9,7 +9,7 @@ from typing import Any
 
 from omnimuse.compat.composed.discover import CONFIG, SAMPLING, Named, Package, package_of
 from omnimuse.compat.contract.entries import Entry
-from omnimuse.compat.contract.spec import AT_WORK, multiple
+from omnimuse.compat.contract.spec import AT_WORK, MAX_FRAMES, MAX_PICTURES, MAX_SIDE, MAX_TOKENS, multiple
 from omnimuse.compat.sglang.configs.sample.sampling_params import SamplingParams
 from omnimuse.core.bounds import named
 from omnimuse.core.errors import ModelError
@@ -24,11 +24,6 @@ PIPELINE = "pipeline"
 
 NETWORK = "denoiser"
 """The component through which networks are called in its loop."""
-
-MAX_SIDE = 8192
-MAX_TOKENS = 4096
-MAX_FRAMES = 10_000
-MAX_PICTURES = 16
 
 TASKS: Mapping[str, tuple[str, ...]] = {
     "T2I": ("text-to-image",),

@@ -17,6 +17,7 @@ from omnimuse.compat.composed.make import Live
 from omnimuse.compat.composed.requests import finished, packed, request_of, unpacked
 from omnimuse.compat.composed.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.blocks import Calls
+from omnimuse.compat.contract.steps import TOKEN
 from omnimuse.compat.contract.surroundings import within
 from omnimuse.compat.diffusers.call import Call
 from omnimuse.compat.sglang.runtime.pipelines_core.schedule_batch import OutputBatch, Req
@@ -58,9 +59,6 @@ LABELS: Mapping[type[PipelineStage], str] = {
     DecodingStage: MADE,
 }
 """What stages are called in measurements, by the guide's class from which they derive."""
-
-TOKEN = 16 * 16
-"""Pixels, over frames, that count as one token: such a pipeline tells nobody how many it computes."""
 
 
 class Denoiser(Network):
