@@ -16,9 +16,9 @@ from omnimuse.cache.observe import Observer, Seen, polynomial, ratios
 from omnimuse.cache.stepcache import StepCache
 from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named
 from omnimuse.core.errors import ConfigError, RequestError
+from omnimuse.core.output import Done, Failed
 from omnimuse.core.request import Ask, Door
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import finished
 from omnimuse.layers.network import Network
 
 LEAST = 0.05
@@ -192,9 +192,15 @@ def _spent(watched: dict[str, Observer]) -> int:
 
 def _draw(engine: Engine, ask: Ask) -> Tensor:
     """The finished latents of one request, alone."""
-    [result] = finished(engine, engine.make_request(ask))
-    for medium, latents in result.tensors.items():
-        if medium != "text":
-            found: Tensor = latents
-            return found
-    raise RequestError(f"the answer to {ask.prompt!r:.80} asks for no picture; say what to draw", "prompt")
+    request = engine.make_request(ask)
+    engine.submit(request)
+    while True:
+        for event in engine.tick():
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Done):
+                for medium, latents in event.result.tensors.items():
+                    if medium != "text":
+                        found: Tensor = latents
+                        return found
+                raise RequestError(f"the answer to {ask.prompt!r:.80} asks for no picture; say what to draw", "prompt")

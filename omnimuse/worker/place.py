@@ -50,7 +50,7 @@ def compute_on(device: torch.device) -> None:
         torch.accelerator.set_device_index(device.index)
 
 
-def free_bytes(device: torch.device, processes: int) -> int:
+def free_bytes(device: torch.device, processes: int = 1) -> int:
     """The memory of `device` that this process may still take: of a GPU, what no process has, and what torch keeps here
     for tensors to come; of the machine its part, which is shared by so many `processes`.
     """
