@@ -31,6 +31,7 @@ from omnimuse.quant.linear import QuantizedLinear
 from tests.checkpoints import qwen3, qwen3_omni, talk_and_draw
 from tests.processes import alive, children, kill, wait_gone
 from tests.standin_vllm.rule import next_of
+from tests.waiting import wait_until
 
 PROMPTS = ("a red circle", "two blue squares", "a star")
 HERE = Path(__file__).parents[1] / "standin_vllm"
@@ -116,14 +117,7 @@ def test_it_is_heard_while_it_is_written_and_a_stop_text_ends_it_there(omni: Omn
     stop = pieces[12][1]
     [short] = omni.generate(PROMPTS[0], max_tokens=2000, stop=(stop,), progress=False)
     assert short.text == whole.text[: whole.text.index(stop)] and short.written[0].reason == "stop"
-    until(lambda: "stopped" in told.read_text())
-
-
-def until(met: Any, within: float = 10.0) -> None:
-    end = time.monotonic() + within
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(lambda: "stopped" in told.read_text())
 
 
 def test_where_it_ends_early_the_text_ends(folder: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +132,7 @@ def test_who_is_cancelled_is_not_written_for_any_longer(omni: Omni, told: Path) 
     place, _ = next(stream)
     assert place == 0
     stream.close()
-    until(lambda: "stopped" in told.read_text())
+    wait_until(lambda: "stopped" in told.read_text())
     assert int(told.read_text().split("stopped ")[1].split()[0]) < 1000
     assert len(omni.generate(PROMPTS[2], max_tokens=3, progress=False)[0].written[0].tokens) == 3
 
@@ -296,5 +290,5 @@ def test_it_is_told_while_it_is_written_and_stops_when_it_is_cancelled(theirs: O
         [PROMPTS[0]], {"temperature": 0, "min_tokens": 1500, "max_tokens": 1500}, listen=listen, chunks=True
     )
     threading.Thread(target=lambda: next(stream, None), daemon=True).start()
-    until(lambda: len(count) > 5, 60)
+    wait_until(lambda: len(count) > 5, 60)
     assert len(theirs.generate(PROMPTS[1], max_tokens=4, temperature=0, progress=False)[0].written[0].tokens) == 4

@@ -15,8 +15,9 @@ import pytest
 from omnimuse.server.background import TOO_OFTEN, Background
 from omnimuse.server.jobs.files import Files
 from omnimuse.server.routes.health import unready
-from tests.server.jobs.test_jobs import run, until
+from tests.server.jobs.test_jobs import run
 from tests.server.video_rig import Rig
+from tests.waiting import until
 
 
 class Turns:

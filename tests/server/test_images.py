@@ -6,8 +6,7 @@ import base64
 import io
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from omnimuse.server.openapi import document
 from omnimuse.server.options import Guard, ServeOptions
 from omnimuse.server.routes import chat, files, images, models
 from tests.server.picture_server import MODEL, Running, picture_server
+from tests.waiting import wait_until
 
 PATH = "/v1/images/generations"
 
@@ -55,13 +55,6 @@ def events(response: httpx2.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def spooled(server: Running) -> list[Path]:
@@ -234,7 +227,7 @@ def test_a_full_queue_is_refused_before_any_work_even_for_a_stream(tmp_path: Pat
         server.workers.pace = 0.1
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(post, server, {"prompt": "first"})
-            until(lambda: bool(server.workers.running))
+            wait_until(lambda: bool(server.workers.running))
             for body in ({"prompt": "second"}, {"prompt": "second", "stream": True}):
                 refused = post(server, body)
                 assert refused.status_code == 429
@@ -306,8 +299,8 @@ def test_a_client_that_goes_stops_the_work_within_a_step(slow: Running, stream: 
     with httpx2.Client(timeout=httpx2.Timeout(10, read=0.3)) as client:
         with pytest.raises(httpx2.ReadTimeout):
             client.post(f"{slow.url}{PATH}", json=body)
-    until(lambda: len(slow.workers.cancelled) == before + 1, 3)
-    until(lambda: slow.service.admission.load().count == 0, 3)
+    wait_until(lambda: len(slow.workers.cancelled) == before + 1, 3)
+    wait_until(lambda: slow.service.admission.load().count == 0, 3)
     assert not slow.workers.running
     assert b'omnimuse_cancelled_total{where="running"}' in slow.service.metrics.render()[0]
 
@@ -332,7 +325,7 @@ def test_a_background_request_is_a_job_that_is_asked_for_later(server: Running) 
     assert accepted.headers["location"] == f"/v1/images/{job['id']}"
     assert job["status"] in ("queued", "in_progress")
     url = f"{server.url}/v1/images/{job['id']}"
-    until(lambda: httpx2.get(url).json()["status"] == "completed")
+    wait_until(lambda: httpx2.get(url).json()["status"] == "completed")
     done = httpx2.get(url).json()
     assert (done["progress"], done["object"]) == (100, "image.generation")
     assert done["result"]["data"][0]["seed"] == 4
@@ -348,7 +341,7 @@ def test_a_background_request_is_a_job_that_is_asked_for_later(server: Running) 
 def test_a_failed_job_is_an_answer_with_the_reason(server: Running) -> None:
     job = post(server, {"prompt": "nan", "background": True}).json()
     url = f"{server.url}/v1/images/{job['id']}"
-    until(lambda: httpx2.get(url).json()["status"] == "failed")
+    wait_until(lambda: httpx2.get(url).json()["status"] == "failed")
     answer = httpx2.get(url)
     assert answer.status_code == 200
     assert (answer.json()["error"]["code"], answer.json()["error"]["type"]) == ("numerical_error", "server_error")

@@ -23,6 +23,7 @@ from omnimuse.server.translate.asks import preview_steps
 from omnimuse.worker.pace import Shared
 from tests.server.browser import browser_only, expect, opened
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -45,13 +46,6 @@ def draw(page: Any, prompt: str) -> None:
 
 def thumbs(page: Any, count: int) -> None:
     expect(page.locator("#thumbs li")).to_have_count(count)
-
-
-def until(met: Any) -> None:
-    end = time.monotonic() + 30
-    while not met() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert met()
 
 
 @browser_only
@@ -97,11 +91,11 @@ def test_one_that_goes_on_can_be_cancelled_and_the_server_keeps_nothing(page: An
     page.get_by_text(re.compile(r"Step \d+ of")).wait_for()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("Cancelled.").wait_for()
-    until(lambda: len(server.workers.cancelled) == 1 and not server.workers.running)
+    wait_until(lambda: len(server.workers.cancelled) == 1 and not server.workers.running)
     server.workers.pace = 0.0
     draw(page, "a quick star")
     thumbs(page, 1)
-    until(lambda: not list((server.service.options.data / "files").iterdir()))  # the page has it
+    wait_until(lambda: not list((server.service.options.data / "files").iterdir()))  # the page has it
 
 
 @browser_only
@@ -151,7 +145,7 @@ def test_the_queue_goes_on_after_a_refusal_and_after_a_cancelled_one(page: Any, 
     time.sleep(0.5)
     assert server.workers.cancelled == []
     page.get_by_role("button", name="Cancel").click()
-    until(lambda: server.workers.cancelled)
+    wait_until(lambda: server.workers.cancelled)
     server.workers.pace = 0.0
     thumbs(page, 1)
     expect(page.locator("figcaption")).to_contain_text("second")

@@ -26,6 +26,7 @@ pytest.importorskip("websockets", reason="a server without it has no WebSockets"
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.server.websocket import Events, opened
+from tests.waiting import wait_until
 
 PATH = "/v1/echo"
 
@@ -74,13 +75,6 @@ def echo(**rules: Any) -> Iterator[tuple[Echo, str]]:
         yield made, f"http://127.0.0.1:{port}"
 
 
-def until(check: Any) -> None:
-    end = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def answers(events: Events) -> bool:
     events.say("a", n=1)
     return events.hear() == {"type": "a", "n": 1}
@@ -90,10 +84,10 @@ def test_a_reader_who_does_not_read_pins_what_the_kernel_holds_and_is_cut_off() 
     with echo(stall=0.5) as (route, url):
         with opened(url, PATH, max_queue=1) as stuck, opened(url, PATH) as other:
             stuck.say("flood")
-            until(lambda: route.ended == "ReaderStalled")
+            wait_until(lambda: route.ended == "ReaderStalled")
             assert route.sent < 32 * 2**20
             assert answers(other)
-        until(lambda: not route.open)
+        wait_until(lambda: not route.open)
 
 
 def test_who_says_nothing_for_long_is_let_go_but_not_while_something_is_done_for_him() -> None:
@@ -150,7 +144,7 @@ def test_there_are_no_more_connections_than_allowed_and_each_that_ends_makes_roo
             with opened(url, PATH) as one, opened(url, PATH) as two, opened(url, PATH) as three:
                 assert answers(one) and answers(two) and answers(three)
                 assert refused(url)
-            until(lambda: not route.open)
+            wait_until(lambda: not route.open)
 
 
 def test_a_server_that_ends_takes_none_and_a_page_of_another_site_gets_none() -> None:

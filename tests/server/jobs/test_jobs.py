@@ -24,6 +24,7 @@ from omnimuse.server.errors import ApiError
 from omnimuse.server.jobs.live import BACKLOG, Meter
 from omnimuse.server.jobs.row import Idempotency, Job, Page
 from tests.server.video_rig import MODEL, MP4, STEPS, Rig, make_request, rig
+from tests.waiting import until
 
 SLOW = 0.02
 KEY = Idempotency("key", "body")
@@ -37,11 +38,6 @@ def run(data: Path, act: Callable[[Rig], Awaitable[None]], **choices: object) ->
             await act(parts)
 
     asyncio.run(asyncio.wait_for(main(), 30))
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.005)
 
 
 async def code_of(coroutine: Awaitable[object]) -> str:

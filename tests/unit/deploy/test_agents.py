@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from omnimuse.deploy.scale import Scale
 from omnimuse.deploy.wire import Finished, Form, Ready, encode
 from omnimuse.worker.find import Found, find
 from tests.processes import children
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
@@ -77,12 +78,6 @@ async def agent(port: int, seats: int = 1) -> AsyncIterator[asyncio.Task[None]]:
         task.cancel()
         with suppress(asyncio.CancelledError, EngineDeadError):
             await task
-
-
-async def until(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not what():
-            await asyncio.sleep(0.02)
 
 
 async def draw(pool: Pool, found: Found, steps: int = 3, prompt: str = "a ring") -> Finished:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +37,11 @@ from omnimuse.deploy.wire import Finished, Form, MadeFile, Stepped, Update
 from omnimuse.worker.find import Found, find
 from tests.processes import alive, children, wait_gone
 from tests.server.fake_process import SHARED
+from tests.waiting import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[3]
 FAKE = (sys.executable, str(ROOT / "tests" / "server" / "fake_process.py"))
 PNG = Form("PNG")
-PATIENCE = 90.0  # seconds: this machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +79,6 @@ def made(updates: list[Update]) -> MadeFile:
     last = updates[-1]
     assert isinstance(last, Finished)
     return last.files[0]
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Wait for something to become true."""
-    async with asyncio.timeout(PATIENCE):
-        while not what():
-            await asyncio.sleep(0.02)
 
 
 def spooled(plan: PoolPlan) -> list[str]:
