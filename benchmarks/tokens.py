@@ -14,7 +14,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -99,23 +99,29 @@ def main() -> None:
                 engine.close()
 
 
-def build(
-    folder: Path, width: int, layers: int, count: int, starts: Mapping[str, Start], dtype: str = "float32"
-) -> Sides:
+def build(folder: Path, width: int, layers: int, count: int, starts: Mapping[str, Start]) -> Sides:
     """An engine for each of `starts` over one checkpoint, and `count` prompts that differ and are equally long."""
-    from transformers import AutoTokenizer, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
     qwen3.build(folder, width=width, layers=layers)
-    model = ModelConfig(str(folder), dtype=dtype, device="cpu")
+    sides = opened(folder, count, starts)
+    theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return replace(sides, theirs=theirs.eval())
+
+
+def opened(folder: Path, count: int, starts: Mapping[str, Start]) -> Sides:
+    """The same over the checkpoint in `folder`, without transformers'."""
+    from transformers import AutoTokenizer
+
+    model = ModelConfig(str(folder), dtype="float32", device="cpu")
     engines = {tier: start(chosen(model)) for tier, chosen in starts.items()}
-    theirs: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     tokenizer, chance = AutoTokenizer.from_pretrained(folder), random.Random(SEED)
     words = ["a", "red", "circle", "on", "some", "small", "blue", "square"]
     by_length: dict[int, list[list[int]]] = {}
     for prompt in {" ".join(chance.choices(words, k=12)): None for _ in range(20 * count)}:
         ids = tokenizer(prompt).input_ids
         by_length.setdefault(len(ids), []).append(ids)
-    return Sides(engines, theirs.eval(), max(by_length.values(), key=len)[:count])
+    return Sides(engines, None, max(by_length.values(), key=len)[:count])
 
 
 def measure(sides: Sides, count: int, tokens: int, rounds: int) -> list[list[float]]:

@@ -3,7 +3,7 @@
 Every expert is two linear layers, as any other MLP: so they are packed in fewer bits, and wait outside the device, as
 others do. The arithmetic is that of transformers' `Qwen3OmniMoeThinkerTextSparseMoeBlock`.
 
-Letters: B S of hidden states as they come, T tokens of all, D width, K experts that a token asks.
+Letters: B S of hidden states as they come, T tokens of all, D width, K experts that a token asks, R rows that ask one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ class Experts(nn.Module):
         said = asked.flatten().cpu()  # the one thing that the host waits for
         experts, each = said.unique(return_counts=True)
         places = said.argsort(stable=True).to(x.device, non_blocking=True).split(each.tolist())
+        # One token of each row is [R, 1, D] to experts, too, by which their layers know that few are multiplied.
+        asking = tokens[:, None] if x.shape[1:-1] == (1,) else tokens
         for expert, place in zip(experts.tolist(), places, strict=True):
             token = place // asked.shape[1]
-            found.index_add_(0, token, self.experts[expert](tokens[token]) * weights.view(-1)[place, None])
+            made = self.experts[expert](asking[token]).view(len(token), -1)
+            found.index_add_(0, token, made * weights.view(-1)[place, None])
         return self.total(found).view_as(x)
 
 

@@ -73,8 +73,8 @@ class Abreast(Packing, Reading):
     def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
         return product(x, self.unpack(parts).to(x.dtype))
 
-    def most(self, x: Tensor) -> int:
-        return MOST if x.device.type == "cpu" and x.dtype == torch.bfloat16 else 0
+    def most(self, inputs: int) -> int:
+        return MOST
 
     def few_product(self, x: Tensor, parts: Parts) -> Tensor:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(

@@ -15,7 +15,7 @@ from omnimuse.core.errors import ModelError
 from omnimuse.core.plans import Slices
 from omnimuse.layers.steady import Weighing, tiled
 from omnimuse.quant.packings import PACKINGS, Rows
-from omnimuse.quant.schemes import Divisible, Largest, Packing, Parts, Scheme, own, reading
+from omnimuse.quant.schemes import READ_IN, Divisible, Largest, Packing, Parts, Scheme, own, reading
 
 AT_ONCE = 2**16
 """Numbers that are packed at once: what that takes beside them is small, and so are the gaps that it leaves between
@@ -32,8 +32,9 @@ in: T5 of transformers makes its inputs of that, which would be codes.
 class QuantizedLinear(nn.Module):
     """`nn.Linear` with weights packed by `scheme`, multiplied in `arithmetic`; its outputs are in the format of inputs.
 
-    `heights`: of tiles, if products are cut into some (`layers/steady.py`). Where a rank has some inputs only, these
-    are the `columns` of rows that are packed whole, by `packing`, so that they stand for the floats of one rank;
+    `heights`: of tiles, if products are cut into some (`layers/steady.py`). One that `rounds` makes tokens that are
+    written bfloat16, if its packing is read once for such (`worker/abreast.py`). Where a rank has some inputs only,
+    these are the `columns` of rows that are packed whole, by `packing`, so that they stand for the floats of one rank;
     `largest` asks the others what is largest of a token.
     """
 
@@ -53,6 +54,7 @@ class QuantizedLinear(nn.Module):
         self.scheme = scheme
         self.stands_for = linear.weight.dtype
         self.heights: tuple[int, ...] = ()
+        self.rounds = False
         self.parts: dict[str, str] = {}
         parts = scheme.empty(*linear.weight.shape)  # a rank that has none of the rows has none of these
         self.hold(parts)
@@ -64,9 +66,10 @@ class QuantizedLinear(nn.Module):
     def made(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product, and `bias` added to it."""
         tokens = x.reshape(-1, self.inputs)
-        once = reading(x, self.scheme, any_number=bool(self.heights))  # where company must not matter, it is for all
+        any_number = bool(self.heights)  # where company must not matter, it is for all
+        once = reading(x, self.scheme, rounds=self.rounds, any_number=any_number)
         if once is not None:
-            out = once.few_product(tokens, self.packed)
+            out = once.few_product(tokens.to(READ_IN), self.packed)
         else:
             out = self.scheme.multiply(tokens.to(self.arithmetic), self.packed, self._product)
         if bias is not None:

@@ -37,6 +37,9 @@ EXACT = 1024
 LEAST = torch.finfo(torch.float32).tiny
 """The least scale, of which one part is still a number."""
 
+READ_IN = torch.bfloat16
+"""The format of tokens for which torch's kernels read packed weights once; of any other these are slow."""
+
 
 class Packing(Protocol):
     """One way in which weights are packed."""
@@ -90,12 +93,12 @@ class Reading(ABC):
     """
 
     @abstractmethod
-    def most(self, x: Tensor) -> int:
-        """Up to how many rows like x [R, 1, K] that is faster; 0 where it is not there for such."""
+    def most(self, inputs: int) -> int:
+        """Up to how many rows [R, 1, K] of so many inputs that is faster; 0 where it is not there for such."""
 
     @abstractmethod
     def few_product(self, x: Tensor, parts: Parts) -> Tensor:
-        """x [R, K] times the weights -> [R, N] in the format of x, or in float32."""
+        """x [R, K], in `READ_IN`, times the weights -> [R, N] in that format, or in float32."""
 
 
 def held(tensor: Tensor, cut: Slices) -> Tensor:
@@ -149,9 +152,8 @@ class Int8(Scaled, Reading):
             return whole_product(whole, weight) * size * scale.t()
         return scaled_product(x, weight, scale, product)
 
-    def most(self, x: Tensor) -> int:
-        fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % 32 == 0  # else it reads too far
-        return 8 if fits and not self.dynamic else 0
+    def most(self, inputs: int) -> int:
+        return 8 if inputs % 32 == 0 and not self.dynamic else 0  # of others it reads too far
 
     def few_product(self, x: Tensor, parts: Parts) -> Tensor:
         weight, scale = parts["weight"], parts["weight_scale"]
@@ -302,13 +304,15 @@ def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, product: Product) -
     return product(x, weight.to(x.dtype)) * scale.t()
 
 
-def reading(x: Tensor, packing: Packing, *, any_number: bool = False) -> Reading | None:
-    """What reads packed weights once for x [..., K], if that is there: for rows of one token each, where they are few
-    or may be `any_number`.
+def reading(x: Tensor, packing: Packing, *, rounds: bool = False, any_number: bool = False) -> Reading | None:
+    """What reads packed weights once for x [..., K], if that is there: for rows of one token each, in bfloat16 or such
+    as it `rounds` to that, where they are few or may be `any_number`.
     """
     if x.shape[1:-1] != (1,) or not isinstance(packing, Reading):
         return None
-    most = packing.most(x)
+    if x.device.type != "cpu" or not (rounds or x.dtype == READ_IN):
+        return None
+    most = packing.most(x.shape[-1])
     return packing if most and (any_number or len(x) <= most) else None
 
 

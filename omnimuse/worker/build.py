@@ -47,7 +47,7 @@ from omnimuse.parallel.mesh import SEQUENCE, Mesh
 from omnimuse.parallel.shard import ShardRunner
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Context
-from omnimuse.worker.abreast import lay_abreast, tell_abreast
+from omnimuse.worker.abreast import choose_reading, lay_abreast
 from omnimuse.worker.adapters import adapters_of
 from omnimuse.worker.allocator import keep_memory
 from omnimuse.worker.compiler import prepare
@@ -141,6 +141,11 @@ class Build:
         """The modules whose weights are on this rank: all but those that another one alone has."""
         rank = self.mesh.rank
         return {name: module for name, module in self.modules.items() if self.held.lent.get(name, rank) == rank}
+
+    @property
+    def dtype_asked(self) -> bool:
+        """Whether somebody has said in which number format networks compute."""
+        return self.found.config.model.dtype != "auto" or bool(Environment.read().dtype)
 
     @property
     def compiles(self) -> bool:
@@ -430,7 +435,7 @@ SHAPES: tuple[Pass, ...] = (
     tiles,
     tier,
     shard,
-    tell_abreast,
+    choose_reading,
 )
 WEIGHTS: tuple[Pass, ...] = (offload, load, lay_abreast, compile_blocks, rank_runners, step_cache, start_writer)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -97,17 +98,19 @@ ACCEPTED = 1
 """The layer that the talker hears of pictures and sounds from: one that deepstack adds to."""
 
 
-def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen3OmniMoeConfig:
-    """That of the checkpoint, whose tokens have these `ids`."""
+def configuration(ids: Callable[[str], int], vocabulary: int, thinker: Mapping[str, Any]) -> Qwen3OmniMoeConfig:
+    """That of the checkpoint, whose tokens have these `ids`, and its `thinker` this besides."""
+    thinker = {**THINKER, **thinker}
+    width = thinker["hidden_size"]
     media = {f"{kind}_token_id": ids(f"<|{kind}_pad|>") for kind in ("audio", "image", "video")}
     starts = {f"{name}_token_id": ids(f"<|{name}|>") for name in ("audio_start", "audio_end", "vision_start")}
     marks = ("pad", "bos", "eos_token", "think", "nothink", "think_bos", "think_eos")
     codec = {f"codec_{name}_id": CODES + number for number, name in enumerate(marks)}
     return Qwen3OmniMoeConfig(
         thinker_config={
-            "text_config": {**THINKER, "vocab_size": vocabulary},
-            "vision_config": VISION,
-            "audio_config": HEARING,
+            "text_config": {**thinker, "vocab_size": vocabulary},
+            "vision_config": {**VISION, "out_hidden_size": width},
+            "audio_config": {**HEARING, "output_dim": width},
             "user_token_id": ids("user"),
             **media,
             **starts,
@@ -116,7 +119,7 @@ def configuration(ids: Callable[[str], int], vocabulary: int) -> Qwen3OmniMoeCon
             "text_config": {**TALKER, "vocab_size": CODES + MARKS},
             "code_predictor_config": {**PREDICTOR, "vocab_size": CODES},
             "num_code_groups": 4,
-            "thinker_hidden_size": THINKER["hidden_size"],
+            "thinker_hidden_size": width,
             "accept_hidden_layer": ACCEPTED,
             "speaker_id": VOICES,
             "spatial_merge_size": VISION["spatial_merge_size"],
@@ -144,13 +147,21 @@ def tamed(model: Any) -> None:
     model.talker.codec_head.weight[model.config.talker_config.codec_eos_token_id] = 0
 
 
-def build(folder: Path, *, speaks: bool = True, wide: bool = False, accepted: int = ACCEPTED) -> Path:
+def build(
+    folder: Path,
+    *,
+    speaks: bool = True,
+    wide: bool = False,
+    accepted: int = ACCEPTED,
+    thinker: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
     """Writes the checkpoint into `folder` and returns it; one that does not speak has no talker. In a `wide` one heads
-    of the talker share no keys, so that ranks can share them out. It hears what comes behind so many layers.
+    of the talker share no keys, so that ranks can share them out. It hears what comes behind so many layers. What else
+    the `thinker` is to be is in the words of its configuration.
     """
     tokenizer = begun(folder, MARKED, PREPARING)
     with quiet("transformers"):
-        config = configuration(tokenizer.convert_tokens_to_ids, len(tokenizer))
+        config = configuration(tokenizer.convert_tokens_to_ids, len(tokenizer), thinker)
         config.enable_audio_output = speaks
         config.talker_config.accept_hidden_layer = accepted
         if wide:

@@ -1,4 +1,6 @@
-"""Weights of four bits that are laid for the tokens of what writes: where that is done, and what stays the same."""
+"""Packed weights that are read once for the tokens of what writes: in which layers, by whose word, and what stays the
+same.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from omnimuse.core.config import Config, ModelConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import finished, start
+from omnimuse.layers.steady import trial
 from omnimuse.quant.abreast import Abreast, outputs_together
 from omnimuse.quant.linear import quantized_layers
 from omnimuse.worker.explain import explain
@@ -87,14 +92,103 @@ def test_laid_weights_stand_for_what_those_of_float32_do(folder: Path) -> None:
             assert (laid.scheme.unpack(laid.packed) - floats).norm() < 2**-8 * floats.norm()
 
 
-@pytest.mark.parametrize(("dtype", "told"), [("bfloat16", "four bits read once"), ("float32", "floats")])
-def test_explain_tells_of_how_many_layers_four_bits_are_read_once_or_would_be(
-    folder: Path, dtype: str, told: str
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "told"),
+    [("bfloat16", "read once"), ("auto", "read once"), ("float32", "floats"), ("float16", "floats")],
+)
+@pytest.mark.usefixtures("_no_units")
+def test_explain_tells_of_how_many_layers_packed_weights_are_read_once_or_would_be(
+    folder: Path, dtype: str, told: str, scheme: str
 ) -> None:
-    [found] = [choice for choice in explain(chosen(folder, dtype=dtype)) if choice.name == "model tokens"]
-    assert (found.topic, found.value) == ("quantize", told)
-    with started(chosen(folder)) as engine:
+    [found] = [choice for choice in explain(chosen(folder, dtype, scheme)) if choice.name == "model tokens"]
+    assert found.topic == "quantize"
+    assert found.value == (told if told == "floats" else f"{BITS[scheme]} bits read once")
+    with started(chosen(folder, scheme=scheme)) as engine:
         assert found.reason.startswith(f"{len(is_laid(engine))} layers: ")
-    assert ("dtype=bfloat16" in found.reason) == (dtype == "float32")
-    others = explain(chosen(folder, dtype=dtype, offload=OffloadConfig("components")))
-    assert "model tokens" not in {choice.name for choice in others}
+    assert ("dtype=auto" in found.reason) == (told == "floats")
+    assert ("is rounded to bfloat16" in found.reason) == (dtype == "auto")
+    others = explain(chosen(folder, dtype, scheme, offload=OffloadConfig("components")))
+    assert ("model tokens" in {choice.name for choice in others}) == (scheme == "int8"), "what moves is not laid"
+
+
+BITS = {"int4": "four", "int8": "eight"}
+
+
+@pytest.fixture
+def _no_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor computes bfloat16 slowly."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.delenv("OMNIMUSE_DTYPE", raising=False)
+
+
+def rounding(engine: Engine) -> list[bool]:
+    """Of every packed layer, whether it rounds the tokens that are written."""
+    network = engine.runner.pipeline.ctx.network("model")
+    return [layer.rounds for layer in quantized_layers(network).values()]
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.usefixtures("_no_units")
+def test_where_nobody_asked_for_a_format_and_bfloat16_is_slow_written_tokens_alone_are_rounded_to_it(
+    folder: Path, scheme: str
+) -> None:
+    """In any company they are the same, and after sleep; what a prompt is made of is not rounded."""
+    prompts, network = ("a circle", "a red circle on a blue square", "some small red square", "on"), "model"
+    with started(chosen(folder, "auto", scheme)) as engine, started(chosen(folder, "float32", scheme)) as other:
+        assert engine.runner.pipeline.ctx.dtype == torch.float32
+        assert set(rounding(engine)) == {True} and set(rounding(other)) == {False}
+        assert set(is_laid(engine)) == {scheme == "int4"} and not any(is_laid(other))
+        alone = [written(engine, prompt)[0] for prompt in prompts]
+        assert written(engine, *prompts) == alone and len(set(alone)) == len(prompts)
+        engine.sleep()
+        engine.wake_up()
+        assert set(rounding(engine)) == {True} and written(engine, *prompts) == alone
+        layers = (quantized_layers(each.runner.pipeline.ctx.network(network)) for each in (engine, other))
+        for ours, theirs in zip(*(found.values() for found in layers), strict=True):
+            x = trial(4, ours.inputs)
+            exact = x @ ours.scheme.unpack(ours.packed).t()
+            assert far(ours(x[:, None])[:, 0], exact) > 1e-4 > far(ours(x[None])[0], exact), "a prompt of four tokens"
+            assert far(ours(x[:, None])[:, 0], exact) < 0.006
+            assert far(theirs(x[:, None])[:, 0], x @ theirs.scheme.unpack(theirs.packed).t()) < 1e-5
+
+
+def far(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("told", "environment", "dtype", "rounds", "laid"),
+    [
+        pytest.param({"avx512_bf16": True}, "", torch.bfloat16, False, True, id="units"),
+        pytest.param({}, "float32", torch.float32, False, False, id="environment says float32"),
+        pytest.param({}, "bfloat16", torch.bfloat16, False, True, id="environment says bfloat16"),
+        pytest.param({}, "", torch.float32, True, True, id="neither"),
+    ],
+)
+def test_what_the_processor_has_and_the_environment_says_decides_what_is_rounded(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, bool],
+    environment: str,
+    dtype: torch.dtype,
+    rounds: bool,
+    laid: bool,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: told)
+    monkeypatch.setenv("OMNIMUSE_DTYPE", environment)
+    with started(chosen(folder, "auto")) as engine:
+        assert engine.runner.pipeline.ctx.dtype == dtype
+        assert (set(rounding(engine)), set(is_laid(engine))) == ({rounds}, {laid})
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+@pytest.mark.usefixtures("_no_units")
+def test_where_torch_has_no_fast_kernel_nothing_is_rounded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    with started(chosen(folder, "auto", scheme)) as engine:
+        assert not any(rounding(engine)) and not any(is_laid(engine))
+    told = {choice.name: choice for choice in explain(chosen(folder, "auto", scheme))}
+    assert "read once" not in "".join(map(str, [told.get("model tokens")]))
