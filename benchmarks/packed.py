@@ -10,6 +10,7 @@ Time is processor seconds; with one thread these are the clock's.
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,14 +64,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = checkpoint(Path(folder) / "random", args.width, args.layers, args.experts)
         sides = opened(made, max([1, *args.batches]), names)
-        long = [replace(sides, prompts=[(sides.prompts[0] * count)[:count]]) for count in args.prompts]
-        cases = [(str(count), sides, count, args.tokens, count * args.tokens) for count in args.batches]
-        cases += [(f"prompt of {count}", side, 1, 1, count) for count, side in zip(args.prompts, long, strict=True)]
-        for told, side, count, tokens, all_tokens in cases:
-            first, *found = seconds(side, [base, *others], count, tokens, args.rounds)
+        cases = [(str(count), count, args.tokens, 0) for count in args.batches]
+        cases += [(f"prompt of {length}", 1, 1, length) for length in args.prompts]
+        for told, count, tokens, length in cases:
+            first, *found = seconds(sides, [base, *others], count, tokens, args.rounds, length)
             ratios = [median(one / base for one, base in zip(each, first, strict=True)) for each in found]
             spoken = " | ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(f"| {told} | {all_tokens / median(first):.1f} | {spoken} |", flush=True)
+            print(f"| {told} | {(length or count * tokens) / median(first):.1f} | {spoken} |", flush=True)
         for engine in sides.engines.values():
             engine.close()
 
@@ -89,9 +89,17 @@ def start_of(schedule: ScheduleConfig, dtype: str, scheme: str) -> Start:
     return lambda model: Config(replace(model, dtype=dtype), schedule=schedule, quantize=quantize)
 
 
-def seconds(sides: Sides, names: Sequence[str], count: int, tokens: int, rounds: int) -> list[list[float]]:
-    """What `count` answers take of each engine, by round, after one that warms up."""
-    turns = [[sides.ours(name, count, tokens)[0] for name in names] for _ in range(rounds + 1)]
+def seconds(
+    sides: Sides, names: Sequence[str], count: int, tokens: int, rounds: int, length: int = 0
+) -> list[list[float]]:
+    """What `count` answers take of each engine, by round, after one that warms up. Of a `length` prompts are others in
+    every round, as none reads again what it remembers.
+    """
+    turns = []
+    for number in range(rounds + 1):
+        chance = random.Random(number)
+        asked = replace(sides, prompts=[chance.choices(sides.prompts[0], k=length)]) if length else sides
+        turns.append([asked.ours(name, count, tokens)[0] for name in names])
     return [list(each) for each in zip(*turns[1:], strict=True)]
 
 

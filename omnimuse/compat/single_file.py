@@ -31,6 +31,7 @@ from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.identity import write_name
 from omnimuse.loader.packed import new_folder, save_in_shards
 from omnimuse.loader.tensors import construct
+from omnimuse.loader.weights import refuse_no_numbers
 from omnimuse.media.destination import check_new_folder
 from omnimuse.quant.packings import Rows
 
@@ -58,6 +59,9 @@ READER = (
 
 OTHERS = "another file, or the model that it belongs to"
 """What can be done about a file that does not fit, whoever asked."""
+
+FILE_AGAIN = "get the file again, or use another one"
+"""The same about one that fits and is damaged."""
 
 Contents = dict[str, Tensor | Rows]
 
@@ -91,7 +95,12 @@ def convert(
     networks = [name for name in like.components if like.has_weights(name)]
     if component is not None and component not in networks:
         raise RequestError(f"{like.folder} has no network {component!r}; use one of {', '.join(networks)}", "component")
-    found, notes = _find_networks(file, like, networks, ours, component)
+    if like.flat:
+        raise ModelError(f"{file} cannot become a {like.arch}: {FOLDERS if like.files is None else LAYOUTS}")
+    content = read_file(file)
+    found, notes = _find_networks(file, content, like, networks, ours, component)
+    for weights in found.values():
+        _refuse_no_numbers(file, content, weights)
     with new_folder(target) as part:
         _write(part, like, found, linked)
         write_name(part / INDEX, published)
@@ -126,16 +135,18 @@ def kind_of(file: Path) -> str:
 
 
 def _find_networks(
-    file: Path, like: Checkpoint, networks: Sequence[str], ours: Mapping[str, Component], component: str | None
+    file: Path,
+    content: Content,
+    like: Checkpoint,
+    networks: Sequence[str],
+    ours: Mapping[str, Component],
+    component: str | None,
 ) -> tuple[dict[str, Contents], tuple[str, ...]]:
     """The weights of every one of the `networks` of `like`, or of that `component`, that the file holds, as the library
     names them, and what is to be said of them.
     """
     names = networks if component is None else [component]
-    if like.flat:
-        raise ModelError(f"{file} cannot become a {like.arch}: {FOLDERS if like.files is None else LAYOUTS}")
-    content, found, why = read_file(file), dict[str, Contents](), list[str]()
-    tensors = content.tensors
+    found, why, tensors = dict[str, Contents](), list[str](), content.tensors
     if is_of_llama_cpp(content):
         readers = readers_in(file, content, like, names, ours)
         notes = [f"{name}: {note}" for name, each in readers.items() for note in each.notes]
@@ -169,6 +180,19 @@ def _find_networks(
     if len(twins) > 1:
         raise RequestError(f"{file} fits {' and '.join(sorted(twins))}; say which it is with --component", "component")
     return found, ()
+
+
+def _refuse_no_numbers(file: Path, content: Content, weights: Contents) -> None:
+    """ModelError where one of the `weights` that were made of the file is NaN or infinite, with the file's own name for
+    it. What else is in a file may be anything.
+    """
+    try:
+        for name, each in weights.items():
+            refuse_no_numbers(file, name, each, again=FILE_AGAIN)
+    except ModelError:
+        for name in content.tensors:
+            refuse_no_numbers(file, name, content.one(name), again=FILE_AGAIN)
+        raise
 
 
 def _is_compound(tensors: Tensors) -> bool:

@@ -53,8 +53,12 @@ class Content:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of what the tensor `name` stands for."""
+        return tuple(self.one(name).shape)
+
+    def one(self, name: str) -> Tensor | Rows:
+        """What the file holds by that name."""
         tensor = self.tensors[name]
-        return self.packed[int(tensor.real[0, 0])].shape if tensor.dtype == MARK else tuple(tensor.shape)
+        return self.packed[int(tensor.real[0, 0])] if tensor.dtype == MARK else tensor
 
     def resolved(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Rows]:
         """`tensors` that were made of these, with packed weights in the place of marks.

@@ -79,7 +79,7 @@ def load_weights(
                 piece, name = plan.pieces[source], ties[plan.pieces[source].target]
                 space = filling.space(name)
                 for into, content in _read(Source(handle, source, stored[source]), space, piece, cuts.get(name)):
-                    refuse_no_numbers(path, source, content.scales() if isinstance(content, Rows) else content)
+                    refuse_no_numbers(path, source, content)
                     put(content, into)
                     size += content.nbytes
     filling.finish()
@@ -145,16 +145,19 @@ def _mistyped(formats: Mapping[str, torch.dtype], stored: Mapping[str, Stored]) 
     return tuple(found)
 
 
-def refuse_no_numbers(path: Path, name: str, tensor: Tensor) -> None:
-    """ModelError for NaN and infinity. Their sum tells in a fraction of the time of copying them; large numbers may
-    have an infinite one, too, so then each is looked at.
+def refuse_no_numbers(
+    path: Path, name: str, content: Tensor | Rows, *, again: str = f"{AGAIN}, or use another revision of it"
+) -> None:
+    """ModelError for NaN and infinity, of packed rows in what others are multiplied by. Their sum tells in a fraction
+    of the time of copying them; large numbers may have an infinite one, too, so then each is looked at.
     """
+    tensor = content.scales() if isinstance(content, Rows) else content
     if not tensor.is_floating_point() or isfinite(tensor.sum().item()) or bool(tensor.isfinite().all()):
         return
     count = int((~tensor.isfinite()).sum())
     raise ModelError(
         f"{path}: {count} of the {tensor.numel()} numbers of {name} are NaN or infinite, so every result would be; the "
-        f"file was damaged or saved from a training that had failed: {AGAIN}, or use another revision of it"
+        f"file was damaged or saved from a training that had failed: {again}"
     )
 
 

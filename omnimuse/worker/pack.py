@@ -88,10 +88,12 @@ def _contents(under: Build, names: Sequence[str]) -> Iterator[tuple[str, Tensor 
     """Every tensor in the files that some components share; packed, where its layer is."""
     checkpoint, stored = under.found.checkpoint, dict[str, Stored]()
     layers: dict[str, tuple[Piece, QuantizedLinear]] = {}
+    read = set[str]()
     for name in names:
         module = under.modules[name]
         rules = rules_of(under.found.spec.components[name], checkpoint, name, module)
         stored, plan, _ = matched(checkpoint.weights(name), slots(module), rules)
+        read |= plan.pieces.keys()
         ours = {f"{path}.weight": layer for path, layer in quantized_layers(module).items()}
         layers |= {source: (piece, ours[piece.target]) for source, piece in plan.pieces.items() if piece.target in ours}
     schemes = {packing: key for key, packing in PACKINGS.items()}
@@ -99,6 +101,8 @@ def _contents(under: Build, names: Sequence[str]) -> Iterator[tuple[str, Tensor 
         with opened(path) as handle:
             for source in (source for source, each in stored.items() if each.path == path):
                 content = Source(handle, source, stored[source]).whole()
+                if source in read:
+                    refuse_no_numbers(path, source, content)
                 if source not in layers or isinstance(content, Rows):
                     yield source, content
                     continue
@@ -108,7 +112,6 @@ def _contents(under: Build, names: Sequence[str]) -> Iterator[tuple[str, Tensor 
                         f"{source} is columns of {piece.target}, which cannot be packed without the rest; name its "
                         "layer in --quantize-skip"
                     )
-                refuse_no_numbers(path, source, content)
                 yield source, packed_as(schemes[layer.scheme], content)
 
 

@@ -15,6 +15,7 @@ import torch
 from diffusers import GGUFQuantizationConfig
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from gguf import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.cli import main
@@ -242,12 +243,34 @@ def test_tensors_of_another_size_than_they_stand_for_are_refused(
         read_file(file)
 
 
-def test_no_number_as_a_scale_is_refused_with_the_name(z_image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["layers.0.attention.qkv.weight", "layers.1.ffn_norm1.weight"])
+def test_what_is_no_number_is_not_converted_and_told_by_the_name_that_the_file_has(
+    z_image_folder: Path, tmp_path: Path, broken: str
+) -> None:
+    """Packed or not."""
     named = original(weights(z_image_folder / "transformer"))
-    named["layers.0.attention.qkv.weight"] = named["layers.0.attention.qkv.weight"] * float("nan")
+    named[broken] = named[broken] * float("nan")
     with np.errstate(all="ignore"):
-        file = write(tmp_path / "a.gguf", named, lambda n, t: "Q8_0" if t.ndim == 2 and "attention" in n else "F32")
+        file = write(tmp_path / "a.gguf", named, eight)
+    told = rf"a\.gguf: .* numbers of {broken} are NaN or infinite.*get the file again, or use another one"
+    with pytest.raises(ModelError, match=told):
+        convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_components()["ZImagePipeline"])
+    assert not (tmp_path / "made").exists()
+
+
+def test_no_number_as_a_scale_is_refused_with_the_name(z_image_folder: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.gguf", original(weights(z_image_folder / "transformer")), eight)
     convert(file, Checkpoint(z_image_folder), tmp_path / "made", ours=our_components()["ZImagePipeline"])
-    assert any(each.parts for each in stored_in(tmp_path / "made" / "transformer").values())
+    stored = stored_in(tmp_path / "made" / "transformer")["layers.0.attention.to_q.weight"]
+    with opened(stored.path) as handle:
+        about = handle.metadata()
+    tensors = load_file(stored.path)
+    tensors[stored.parts["weight"]][0, :2] = 0xFF  # the scale of a block, in float16
+    save_file(tensors, stored.path, about)
     with pytest.raises(ModelError, match=r"numbers of layers.0.attention.to_q.weight are NaN or infinite"):
         start(Subject(z_image.FAMILIES[0], tmp_path / "made").config())
+
+
+def eight(name: str, tensor: Tensor) -> str:
+    """The format of a tensor in a file in which products of attention have 8 bits."""
+    return "Q8_0" if tensor.ndim == 2 and "attention" in name else "F32"

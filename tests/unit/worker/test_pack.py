@@ -165,11 +165,13 @@ def test_what_cannot_be_packed_is_refused_and_leaves_nothing(z_image_folder: Pat
         pack_checkpoint(config(z_image_folder, {"": "int8"}), Path("/proc/small"))
     z_image.build(tmp_path / "broken")
     [file] = (tmp_path / "broken" / "transformer").glob("*.safetensors")
-    tensors = load_file(file)
-    tensors["layers.1.feed_forward.w1.weight"][0, 0] = float("inf")
-    save_file(tensors, file)
-    with pytest.raises(ModelError, match=r"1 of the .* numbers of layers.1.feed_forward.w1.weight are NaN or infinite"):
-        pack_checkpoint(config(tmp_path / "broken", {"": "int8"}), tmp_path / "small")
+    for name in ("layers.1.feed_forward.w1.weight", "layers.1.attention.norm_q.weight"):  # packed, and as it is
+        save_file(tensors := load_file(file), saved := file.with_suffix(".saved"))
+        tensors[name].view(-1)[0] = float("inf")
+        save_file(tensors, file)
+        with pytest.raises(ModelError, match=rf"1 of the .* numbers of {name} are NaN or infinite"):
+            pack_checkpoint(config(tmp_path / "broken", {"": "int8"}), tmp_path / "small")
+        saved.rename(file)
     with pytest.raises(RequestError, match="in the model's own folder"):
         pack_checkpoint(config(tmp_path / "broken", {"": "int8"}), tmp_path / "broken" / "small")
     with pytest.raises(RequestError, match="exists"):
