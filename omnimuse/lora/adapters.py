@@ -6,7 +6,7 @@ inside of `wearing`; the networks know nothing of it. Used by the engine's threa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple, NoReturn
@@ -145,20 +145,21 @@ class Adapters:
             return known is not None and known.stamp == self._stamp(lora.source)
         return False
 
-    def within(self, most: int, worn: Container[Adapter]) -> None:
-        """Remember no more than `most` bytes beside what is `worn`: the one that was not asked for the longest goes
-        first.
+    def within(self, most: int | None, worn: Collection[Adapter]) -> None:
+        """Remember no more than `most` bytes (None: as many as ever) beside what is `worn`: the one that was not asked
+        for the longest goes first. Of sets that compiled layers have joined as many stay as there is room for then.
         """
         idle = [(named, adapter) for named, (_, adapter) in self._known.items() if adapter not in worn]
         left = sum({adapter.id: adapter.nbytes for _, adapter in idle}.values())
-        # Where there is nothing to let go of, what is worn would be joined anew.
-        if idle and left + self._rack.nbytes > most:
-            self._rack.forget()
+        if most is not None and left > most and idle:
+            self._rack.forget()  # who is let go of may be part of it
         for named, adapter in idle:
-            if left <= most:
-                return
+            if most is None or left <= most:
+                break
             del self._known[named]
             left -= 0 if any(each is adapter for _, each in self._known.values()) else adapter.nbytes
+        free = self.limit - self.nbytes
+        self._rack.keep(free if most is None else min(free, most - left), {each.id for each in worn})
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -244,6 +245,7 @@ class Adapters:
                 f"{told_bytes(self.limit)}; try again when they are done",
                 retry_after=1.0,
             )
+        self._rack.keep(min(self._rack.room, self.limit - taken - size), self._rack.wanted)
 
 
 def _refuse(source: str) -> NoReturn:

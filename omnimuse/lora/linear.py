@@ -6,7 +6,7 @@ alone does, to the bit; the layer's weights are never touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -15,19 +15,25 @@ from torch import Tensor, nn
 
 from omnimuse.lora.adapter import Joined, Product, Site, Worn
 
+Keys = tuple[tuple[str, float], ...]
+"""A set of adapters, by what rows must have equal: adapters by name, since who wears them keeps them alive."""
+
 
 class Rack:
     """What the layers of one engine's networks wear at this moment: nothing, outside of `Adapters.wearing`.
 
     `compiled` are those of compiled blocks. What these wear is `joined` while they run, one product for each, so that
     the compiled code is the same for every set of adapters; but where it `joins` none, as such requests run past it.
+    Sets that are worn in turns stay joined, as far as there is room (`keep`).
     """
 
     def __init__(self) -> None:
         self.worn: tuple[Worn, ...] = ()
         self.compiled: dict[Site, Adapted] = {}
         self.joins = True
-        self._last: tuple[tuple[tuple[str, float], ...], Mapping[Site, Joined]] = ((), {})
+        self._sets: dict[Keys, Mapping[Site, Joined]] = {}  # the one worn last is last
+        self.room = 0
+        self.wanted: Container[str] = ()
 
     def full(self) -> bool:
         """Whether there is anything."""
@@ -40,16 +46,23 @@ class Rack:
 
     @property
     def nbytes(self) -> int:
-        """The memory of the last set that was joined."""
-        return sum(tensor.nbytes for joined in self._last[1].values() for tensor in joined)
+        """The memory of all sets that are joined."""
+        return sum(map(_nbytes, self._sets.values()))
 
     def forget(self) -> None:
-        """Let go of the last set that was joined."""
-        self._last = (), {}
+        """Let go of all sets that are joined."""
+        self._sets.clear()
+
+    def keep(self, room: int, wanted: Container[str]) -> None:
+        """From now on joined sets have so much room, beside the largest of adapters that are `wanted`, by name: that
+        one is counted with what wears it.
+        """
+        self.room, self.wanted = max(0, room), wanted
+        self._let_go()
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """For the length of a `with` block compiled layers find what they wear joined. The last set is remembered.
+        """For the length of a `with` block compiled layers find what they wear joined. That is remembered.
 
         An adapter that is for no layer of this process is not worn meanwhile: there is nothing of it to join.
         """
@@ -66,11 +79,39 @@ class Rack:
         """Let compiled layers find what is worn joined, if anything is."""
         if not self.worn:
             return
-        if self._last[0] != (keys := tuple(each.key for each in self.worn)):  # by name: who wears them keeps them alive
-            self._last = (), {}  # its memory first
-            self._last = keys, {site: layer.join(self.worn) for site, layer in self.compiled.items()}
-        for site, joined in self._last[1].items():
+        keys = tuple(each.key for each in self.worn)
+        found = self._sets.pop(keys, None)
+        if found is None:
+            self._let_go(self._size())  # its memory first
+            found = {site: layer.join(self.worn) for site, layer in self.compiled.items()}
+        self._sets[keys] = found
+        for site, joined in found.items():
             self.compiled[site].peg.joined = joined
+
+    def _size(self) -> int:
+        """What a set of what is worn takes."""
+        products: dict[Site, list[Product]] = {}
+        for each in self.worn:
+            for site, some in each.adapter.products.items():
+                products.setdefault(site, []).extend(some)
+        return self.joined_bytes(products)
+
+    def _let_go(self, coming: int = 0) -> None:
+        """Let go of sets until there is room for the others, and for one of so many bytes that comes: first of those
+        that nobody wants, then of the one worn last, as sets that are worn in turns come again the later.
+        """
+        sizes = {keys: _nbytes(each) for keys, each in self._sets.items()}
+        wanted = [keys for keys in sizes if all(name in self.wanted for name, _ in keys)]
+        going = [*(keys for keys in sizes if keys not in wanted), *reversed(wanted)]
+        while going:
+            counted = max([coming, *(sizes[keys] for keys in wanted if keys in sizes)])
+            if coming + sum(sizes.values()) - counted <= self.room:
+                return
+            del self._sets[going[0]], sizes[going.pop(0)]
+
+
+def _nbytes(joined: Mapping[Site, Joined]) -> int:
+    return sum(tensor.nbytes for each in joined.values() for tensor in each)
 
 
 @dataclass(eq=False)

@@ -19,8 +19,8 @@ class Remembered:
     def within(self, most: int | None) -> None:
         """So many bytes of it (None: as many as ever) beside what these have; adapters go first."""
         self._ctx.memo.within(most, self._jobs)
-        if most is not None:
-            self._ctx.adapters.within(most - self._ctx.memo.bytes, worn_by(self._states.values()))
+        left = None if most is None else most - self._ctx.memo.bytes
+        self._ctx.adapters.within(left, worn_by(self._states.values()))
 
     def forget(self) -> None:
         """Let go of all that nobody in progress has."""

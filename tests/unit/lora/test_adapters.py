@@ -199,6 +199,44 @@ def test_compiled_layers_keep_what_they_wear_joined_where_there_is_nothing_to_le
     assert joined(-SIZE) is not first, "who is let go of may be part of what was joined"
 
 
+def test_sets_that_are_worn_in_turns_stay_joined_as_far_as_adapters_have_room(shelf: Shelf, net: Net) -> None:
+    rack, site = Rack(), ("transformer", "layer")
+    adapters = Adapters(partial(adapt, {site[0]: net}), shelf.read, shelf.stamp, limit=99 * SIZE, rack=rack)
+    sets = [adapters.fetch([Lora("a")]), adapters.fetch([Lora("bb", 0.5)]), adapters.fetch([Lora("a"), Lora("bb")])]
+    layer = net.get_submodule(site[1])
+    assert isinstance(layer, Adapted)
+    rack.compiled[site] = layer
+    size = rack.joined_bytes(sets[0][0].adapter.products)
+
+    def made(most: int | None, *turns: int, wanted: int = 2) -> list[Joined]:
+        """What is joined for these sets, one after the other."""
+        adapters.within(most, {each.adapter for each in sets[-1][:wanted]})
+        found = list[Joined]()
+        for turn in turns:
+            with adapters.wearing(sets[turn]), rack.joining():
+                assert layer.peg.joined is not None
+                found.append(layer.peg.joined)
+        return found
+
+    first = made(None, 0, 1, 2)
+    assert len({id(each) for each in first}) == 3
+    assert all(ours is theirs for ours, theirs in zip(made(None, 0, 1, 2), first, strict=True))
+    assert rack.nbytes == sum(tensor.nbytes for each in first for tensor in each)
+    assert made(0, 0)[0] is first[0] and rack.nbytes == size, "one always stays"
+    again = made(size, 0, 1, 0, 1, 0)
+    assert again[0] is again[2] is again[4] and again[1] is again[3], "there is room for one more"
+    turns = made(size, 0, 1, 2, 0, 1, 2)
+    assert turns[0] is turns[3] is again[0] and turns[1] is not turns[4], "of three in turns one has it"
+    rack.forget()
+    again = made(size, 0, 1)
+    assert made(size, 0, wanted=1)[0] is again[0], "of the other nobody has use, and there is room"
+    assert made(0, 0, wanted=1)[0] is again[0] and rack.nbytes == size
+    assert made(None, 1, wanted=1)[0] is not again[1], "which goes where there is none"
+    adapters.limit = adapters.nbytes + size - 1
+    turns = made(None, 0, 1, 0, 1)
+    assert turns[0] is not turns[2] and rack.nbytes == size, "no more than adapters may take"
+
+
 def test_who_asks_for_what_is_worn_just_now_is_given_it_though_it_was_to_make_room(
     room_for: Make, shelf: Shelf
 ) -> None:
