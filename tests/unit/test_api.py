@@ -19,7 +19,7 @@ from PIL import Image
 
 from omnimuse import AsyncOmni, Config, DiffusionParams, Done, ModelConfig, Omni, Preview, Progress, Result
 from omnimuse.api import configure, explain, warm
-from omnimuse.core.config import QuantConfig, ScheduleConfig
+from omnimuse.core.config import CacheConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import (
     CapacityError,
     ConfigError,
@@ -469,6 +469,8 @@ def test_what_an_engine_cannot_be_given_is_refused_with_what_it_can() -> None:
     ("short", "said"),
     [
         ({"quantize": 8}, "quantize=8 is not allowed; use a text or None"),
+        ({"cache": 0.2}, "cache=0.2 is not allowed; use a text or None"),
+        ({"cache": "fst"}, "cache='fst' is not known; did you mean 'fast'"),
         ({"plugin": [3]}, r"plugin=\[3\] is not allowed; use a text or a list of texts or None"),
         ({"deploy": 3}, "deploy=3 is not allowed; use a text or a pathlib.Path or None"),
         ({"parallel": 2}, "parallel=2 is no ParallelConfig; write ParallelConfig"),
@@ -507,6 +509,19 @@ def test_short_choices_go_into_the_configuration_and_leave_the_rest() -> None:
     found = configure("omnimuse/shapes", base, {"quantize": "transformer=int8-dynamic"})
     assert found.quantize.schemes == {"transformer": "int8-dynamic"}
     assert found.model == ModelConfig("omnimuse/shapes", device="cpu")
+
+
+def test_a_step_cache_is_a_short_choice_which_requests_may_replace() -> None:
+    assert configure("m", None, {"cache": "dbcache,first=2"}).cache == CacheConfig("dbcache", first=2)
+    base = Config(ModelConfig("m"), cache=CacheConfig("fast"))
+    assert configure("m", base, {"cache": None}).cache == base.cache
+    assert configure("m", base, {"cache": "none"}).cache.off
+    with Omni("omnimuse/shapes", cache="fast") as subject:
+        usual, own, none = (
+            subject.generate("a red circle", seed=7, num_inference_steps=8, progress=False, **said)[0].images[0]
+            for said in ({}, {"cache": "fast"}, {"cache": "none"})
+        )
+    assert usual == own != none
 
 
 def test_a_deploy_file_and_what_lies_over_it_are_short_choices(tmp_path: Path) -> None:
