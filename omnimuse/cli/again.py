@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from omnimuse.cli.app import option_of, read_options
-from omnimuse.cli.engine import RANKS, engine_names
+from omnimuse.cli.engine import NOTHING, RANKS, engine_names, read_files
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import MOST_LORAS
+from omnimuse.core.loras import MOST_LORAS, Lora, loras_of
+from omnimuse.loader.adapter_file import find_file
 
 LONGEST = 110
 """Characters of a line that says everything itself; a longer one lets the file speak."""
@@ -88,18 +90,9 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
     if args.source is None:
         return args
     settings = read_settings(args.source)
-    if settings.get("images") and not args.image:
-        raise RequestError(f"{args.source} was drawn from a picture, which is not in it; give it with --image", "image")
-    if settings.get("mask") and args.mask is None:
-        raise RequestError(f"{args.source} was drawn with a mask, which is not in it; give it with --mask", "mask")
-    if settings.get("videos") and not args.video:
-        raise RequestError(f"{args.source} was made from a video, which is not in it; give it with --video", "video")
-    if settings.get("sounds") and not args.audio:
-        raise RequestError(f"{args.source} was made from a sound, which is not in it; give it with --audio", "audio")
-    if settings.get("loras") and not args.lora:
-        worn = f"adapters{_worn(settings['loras'])}"
-        raise RequestError(f"{args.source} was drawn with {worn}, which are not in it; give them with --lora", "lora")
-    words = words_of(settings, args.source)
+    worn = [] if args.lora else _bundled(settings.get("loras"))
+    words = [*words_of(settings, args.source), *(f"--lora={lora}" for lora in worn)]
+    _check_apart({**settings, "loras": None} if worn else settings, args)
     if args.size is not None:
         words = [word for word in words if not word.startswith(("--width=", "--height="))]
     if args.quality is not None:
@@ -111,11 +104,93 @@ def completed(args: argparse.Namespace) -> argparse.Namespace:
     return whole
 
 
-def _worn(loras: object) -> str:
+def _check_apart(settings: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """RequestError where the command line does not say what a file was made with that is not in it."""
+    for name, apart in _APART.items():
+        said, given = settings.get(name), getattr(args, apart.option)
+        if name == "files" and isinstance(said, Mapping) and given != [NOTHING]:
+            said, given = {part: file for part, file in said.items() if part not in read_files(given)}, None
+        if said and not given:
+            named = apart.named(said)[:MOST_LORAS]
+            what = apart.what.format(f" ({', '.join(named)})" if named else "")
+            like = f" ({', '.join(found)})" if name == "loras" and (found := _like(settings)) else ""
+            raise RequestError(f"{args.source} was {what}{like}{apart.without}", apart.option)
+
+
+def _worn(loras: object) -> list[str]:
     """What settings say of adapters, by name and scale; nothing where they say it otherwise than we do."""
-    listed = [each for each in loras if isinstance(each, dict)] if isinstance(loras, list) else []
-    named = [f"{each.get('name')!r:.80} at {each.get('scale')!r:.20}" for each in listed]
-    return f" ({', '.join(named[:MOST_LORAS])})" if named else ""
+    return [f"{each.get('name')!r:.80} at {each.get('scale')!r:.20}" for each in _listed(loras, dict)]
+
+
+def _files(files: object) -> list[str]:
+    """The same of files, by the components that they are for."""
+    return [f"{part!s:.40}={file!s:.80}" for part, file in files.items()] if isinstance(files, Mapping) else []
+
+
+def _packages(plugins: object) -> list[str]:
+    return [f"{each:.80}" for each in _listed(plugins, str)]
+
+
+def _listed(said: object, kind: type) -> list[Any]:
+    return [each for each in said if isinstance(each, kind)] if isinstance(said, list) else []
+
+
+def _bundled(loras: object) -> Sequence[Lora]:
+    """The adapters that settings name, where each of them comes with a demo model, so that it is here, too."""
+    try:
+        found = loras_of(loras) or ()
+    except RequestError:
+        return ()
+    return found if all(lora.bundled for lora in found) else ()
+
+
+def _like(settings: Mapping[str, Any]) -> list[str]:
+    """Options for those that come with the model and are called as what was worn."""
+    found = []
+    for each in _listed(settings.get("loras"), dict):
+        try:
+            [lora] = loras_of(each | {"name": f"{settings.get('model')}/{PurePath(str(each.get('name'))).stem}"}) or ()
+            if lora.bundled:
+                find_file(lora.source)
+                found.append(f"--lora {quoted_word(str(lora))}")
+        except RequestError:
+            continue
+    return found
+
+
+class Apart(NamedTuple):
+    """What a picture was made with that is not in its file: the option that gives it, in words, what names it in
+    settings, and how to do without.
+    """
+
+    option: str
+    what: str
+    named: Callable[[object], list[str]] = lambda said: []
+    without: str = ""
+
+
+_APART: Mapping[str, Apart] = MappingProxyType(
+    {
+        "images": Apart("image", "drawn from a picture, which is not in it; give it with --image"),
+        "mask": Apart("mask", "drawn with a mask, which is not in it; give it with --mask"),
+        "videos": Apart("video", "made from a video, which is not in it; give it with --video"),
+        "sounds": Apart("audio", "made from a sound, which is not in it; give it with --audio"),
+        "loras": Apart(
+            "lora",
+            "drawn with adapters{}, which are not in it; give them with --lora",
+            _worn,
+            f", or draw without by --lora {NOTHING}",
+        ),
+        "files": Apart(
+            "component",
+            "drawn with weights of other files{}, which are not in it; give them with --component NAME=FILE",
+            _files,
+            f", or draw with the model's own by --component {NOTHING}",
+        ),
+        "plugins": Apart("plugin", "drawn by packages{}, which are not in it; name them with --plugin", _packages),
+    }
+)
+"""By the name of the setting that tells of it."""
 
 
 def read_settings(file: Path) -> dict[str, Any]:

@@ -38,10 +38,9 @@ from typing import Any, Protocol, TextIO
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
 from omnimuse.cli.job import NAMES, read_size
-from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_adapters, read_deadline
 from omnimuse.core.calls import Call, Splitter
 from omnimuse.core.errors import CapacityError, ConfigError, MemoryShortageError, NumericalError, RequestError, reason
-from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams, WatchParams
 from omnimuse.core.request import Ask
@@ -167,7 +166,7 @@ def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionPa
     if args.voice is not None and args.output is None and issubclass(spec.extra, AnswerParams):
         raise ConfigError(f"--voice {args.voice} is of an answer that is spoken; say with -o reply.wav where that goes")
     width, height = read_size(args.size)
-    params = DiffusionParams(args.steps, args.guidance, width=width, height=height, loras=loras_of(args.lora))
+    params = DiffusionParams(args.steps, args.guidance, width=width, height=height, loras=read_adapters(args.lora))
     if args.output is None and args.voice is None and not spec.writes:
         return replace(params, extra={**chosen, "modalities": ("text",)})  # it could draw as well
     if args.hear_videos:

@@ -113,7 +113,7 @@ def _add_model_options(engine: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME=FILE",
         help="the weights of this component are in that *.gguf or *.safetensors file, such as text_encoder=Qwen3.gguf"
-        " (docs/quantization.md); may be given several times",
+        f" (docs/quantization.md); may be given several times; {NOTHING}: all are the model's own",
     )
 
 
@@ -156,6 +156,8 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+NOTHING = "none"
+"""In the place of what an option names: nothing of that, whatever a file of settings or the environment has."""
 RANKS = (
     ("tensor", "--tensor-parallel-size", "each hold a part of every block's weights"),
     ("ulysses", "--ulysses-degree", "each compute a part of the tokens, and attend with some heads"),
@@ -259,6 +261,8 @@ def read_config(args: argparse.Namespace) -> Config:
 def read_files(texts: Sequence[str]) -> dict[str, str]:
     """The files of components, by their names; ConfigError for a text that names no file, or one component twice."""
     found = dict[str, str]()
+    if list(texts) == [NOTHING]:
+        return found
     for text in texts:
         name, _, file = text.partition("=")
         if not name or not file:

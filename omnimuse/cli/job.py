@@ -21,10 +21,9 @@ from omnimuse.cli.app import option_of
 from omnimuse.cli.engine import read_config, with_pools
 from omnimuse.cli.plot import KINDS, check_place
 from omnimuse.cli.prompts import NONE, read_prompts
-from omnimuse.cli.terms import Terms, check_adapters, read_deadline
+from omnimuse.cli.terms import Terms, check_adapters, read_adapters, read_deadline
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.loras import loras_of
 from omnimuse.core.params import DiffusionParams
 from omnimuse.media.destination import check_destination, destination, free_names, next_number, numbered
 from omnimuse.media.formats import COMPRESSION, PICTURES, WRITTEN
@@ -327,7 +326,7 @@ def read_params(args: argparse.Namespace) -> DiffusionParams:
         flow_shift=args.flow_shift,
         boundary_ratio=args.boundary_ratio,
         scheduler=args.scheduler,
-        loras=loras_of(args.lora),
+        loras=read_adapters(args.lora),
     )
 
 

@@ -95,6 +95,7 @@ class Outcome:
         if number not in self._rows:
             settings = {
                 "model": self.job.config.model.model,
+                **self.job.config.model.told,
                 **told(self.job.prompts[number]),
                 **settings_of(result),
                 **place,

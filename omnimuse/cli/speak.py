@@ -24,11 +24,10 @@ from omnimuse.cli.engine import add_engine_options, add_pool_options, read_confi
 from omnimuse.cli.job import Shown
 from omnimuse.cli.outcome import Record, print_json, print_spent, print_warnings, settings_of, spent_of, told
 from omnimuse.cli.plot import KINDS, check_place, plot
-from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_deadline
+from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_adapters, read_deadline
 from omnimuse.cli.timing import Clock, recorded
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, OmnimuseError
-from omnimuse.core.loras import loras_of
 from omnimuse.core.output import Chunk, Event
 from omnimuse.core.params import DiffusionParams, SpeechParams
 from omnimuse.core.request import Ask
@@ -102,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     text = sys.stdin.read().strip() if args.text == "-" else args.text
     seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     extra = SpeechParams(**{name: getattr(args, name) for name in OPTIONS}, ref_text=args.like_text)
-    params = DiffusionParams(seed=seed, loras=loras_of(args.lora), extra=extra)
+    params = DiffusionParams(seed=seed, loras=read_adapters(args.lora), extra=extra)
     prompt = {"prompt": text, "sounds": [] if args.like is None else [open_sound(args.like)]}
     ask = Ask(prompt, params, deadline=read_deadline(args.deadline))
     found.door.make_request(ask, now=0.0, fresh_seed=0)  # refused before anything is loaded
@@ -171,7 +170,8 @@ def _say(config: Config, ask: Ask, file: Path, speed: float, shown: Shown) -> tu
         clock.reach("draw")
         [result] = made
         assert not isinstance(ask.prompt, str)
-        settings = {"model": model, **told(ask.prompt), **settings_of(result), "seed": result.seeds[0], **engine.place}
+        settings = {"model": model, **config.model.told, **told(ask.prompt), **settings_of(result), **engine.place}
+        settings |= {"seed": result.seeds[0]}
         settings |= {"speed": speed} if speed != 1 else {}
         [[spoken]] = result.parts
         spoken = Part(spoken.medium, at_speed(spoken.data, speed))

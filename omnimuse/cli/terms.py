@@ -5,12 +5,14 @@ all of it is wanted. Shared by the commands that make a request.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from omnimuse.cli.engine import NOTHING
 from omnimuse.core.effort import EFFORT, LEVELS, UNSAID, steps_of
 from omnimuse.core.errors import RequestError
-from omnimuse.core.loras import loras_of
+from omnimuse.core.loras import Lora, loras_of
 from omnimuse.core.params import DiffusionParams
 
 if TYPE_CHECKING:
@@ -53,8 +55,21 @@ class Terms:
 def add_adapters(parser: argparse._ActionsContainer, what: str) -> None:
     """Adapters to do `what` with."""
     parser.add_argument(
-        "--lora", action="append", metavar="FILE[:SCALE]", help=f"an adapter to {what} with; or several"
+        "--lora",
+        action="append",
+        metavar="FILE[:SCALE]",
+        help=f"an adapter to {what} with; or several; {NOTHING} is to wear none (docs/lora.md)",
     )
+
+
+def read_adapters(words: Sequence[str] | None) -> tuple[Lora, ...] | None:
+    """The adapters of `--lora`; RequestError for what names none."""
+    if words is not None and NOTHING in words:
+        if len(words) > 1:
+            other = next(word for word in words if word != NOTHING)
+            raise RequestError(f"--lora {NOTHING} is to wear none, and --lora {other} is one; leave one out", "lora")
+        return None
+    return loras_of(words)
 
 
 def check_adapters(params: DiffusionParams) -> None:

@@ -5,7 +5,7 @@ One prompt is told word by word. Pictures of a model that draws beside its text 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -138,7 +138,8 @@ def _row(job: Job, drawing: Drawing, result: Result) -> Record:
         from omnimuse.media.finished import save
 
         file = _free(job, _pictured(job, drawing))
-        settings: Mapping[str, Any] = {"model": job.config.model.model, "prompt": result.prompt, "seed": drawing.seed}
+        model = job.config.model
+        settings = {"model": model.model, **model.told, "prompt": result.prompt, "seed": drawing.seed}
         save([picture], file, settings, replace=job.naming.overwrite, quality=job.naming.compression)
         row["files"].append(str(file))
     return row

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.deadlines import classes
@@ -53,6 +53,15 @@ class ModelConfig:
         check_kinds(self, "model")
         _one_of("dtype", self.dtype, ("auto", *DTYPES))
         _one_of("load", self.load, ("weights", "dummy"))
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What files say of whatever else made them: those of components, by the last part of their names, and
+        packages.
+        """
+        named = {name: PurePath(file).name for name, file in self.files.items()}
+        said: dict[str, Any] = {"files": named, "plugins": [PurePath(plugin).name for plugin in self.plugins]}
+        return {name: value for name, value in said.items() if value}
 
 
 @dataclass(frozen=True)

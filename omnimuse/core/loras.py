@@ -25,6 +25,7 @@ SOURCES = ("source", "path", "name")
 """What the field of a dict may be called that says which adapter is meant."""
 OTHERS = ("scale", "component")
 """Its other fields."""
+_BUNDLED = re.compile(r"omnimuse/[^/]+/[^/.]+")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Lora:
     source: str
     scale: float = 1.0
     component: str = ""
+
+    def __str__(self) -> str:
+        """The text that `read_lora` reads."""
+        return f"{self.component}{'=' if self.component else ''}{self.source}:{self.scale:g}"
+
+    @property
+    def bundled(self) -> bool:
+        """Whether its name is the same on every machine, if there is such an adapter."""
+        return bool(_BUNDLED.fullmatch(self.source))
 
 
 Loras = Sequence["Lora | str | PurePath | Mapping[str, Any]"]
@@ -92,8 +102,11 @@ def component_of(target: str | None) -> str:
 
 
 def told(loras: Sequence[Lora]) -> list[dict[str, Any]]:
-    """What files and answers say of adapters: the last part of their names, their scales, and what they are for."""
-    named = [(lora, {"name": PurePath(lora.source).name, "scale": lora.scale}) for lora in loras]
+    """What files and answers say of adapters: the last part of their names (of bundled ones the whole), their scales,
+    and what they are for.
+    """
+    names = [lora.source if lora.bundled else PurePath(lora.source).name for lora in loras]
+    named = [(lora, {"name": name, "scale": lora.scale}) for lora, name in zip(loras, names, strict=True)]
     return [{**about, "component": lora.component} if lora.component else about for lora, about in named]
 
 

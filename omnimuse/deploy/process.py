@@ -131,7 +131,7 @@ class Worker:
         from omnimuse.deploy.results import Spool
 
         background = self._engine()
-        about = {"model": model_name(self.settings.config), **background.place}
+        about = {"model": model_name(self.settings.config), **self.settings.config.model.told, **background.place}
         self._spool = Spool(self.settings.spool, self.settings.name, about)
         warm_up(background, self.settings.warm_up)
         self._background = background

@@ -215,6 +215,33 @@ def test_no_file_has_where_a_component_lies_and_the_line_that_reads_it_does() ->
     assert line == "omnimuse generate --from a.png --component text_encoder=mine.gguf"
 
 
+def test_a_file_tells_which_others_made_it_and_is_not_drawn_again_without_them(tmp_path: Path) -> None:
+    network, decoder = ["--component", "transformer=/home/me/z.gguf"], ["--component", "vae=v.safetensors"]
+    plugin, again = ["--plugin", "my_package"], ["--from", f"{tmp_path}/a.png"]
+    drawn(job(["a star", *network, *decoder, *plugin, "-o", f"{tmp_path}/a.png"]))
+    settings = read_settings(tmp_path / "a.png")
+    assert settings["files"] == {"transformer": "z.gguf", "vae": "v.safetensors"}
+    assert settings["plugins"] == ["my_package"]
+    lacking = [
+        ([], r"weights of other files \(transformer=z.gguf, vae=v.safetensors\).* --component NAME=FILE, or .* none$"),
+        (decoder, r"weights of other files \(transformer=z.gguf\), which are not in it"),
+        ([*network, *decoder], r"drawn by packages \(my_package\), which are not in it; name them with --plugin"),
+    ]
+    for given, said in lacking:
+        with pytest.raises(RequestError, match=said):
+            job([*again, *given])
+    assert job([*again, *network, *decoder, *plugin]).config.model.told == {
+        name: settings[name] for name in ("files", "plugins")
+    }
+    assert job([*again, *plugin, "--component", "none"]).config.model.files == {}
+
+
+def test_no_adapters_are_worn_where_none_is_what_is_named() -> None:
+    assert job(["x", "--lora", "none"]).params.loras is None
+    with pytest.raises(RequestError, match=r"--lora none is to wear none, and --lora a:1 is one"):
+        job(["x", "--lora", "none", "--lora", "a:1"])
+
+
 def test_the_line_that_explains_a_model_has_what_was_chosen_for_its_engine() -> None:
     given = {"seed": ("--seed", "7"), "plugin": ("--plugin", "my_package"), "device": ("--device", "cpu")}
     assert explained("a folder", given) == 'omnimuse explain "a folder" --plugin my_package --device cpu'

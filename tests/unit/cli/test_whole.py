@@ -105,6 +105,21 @@ def test_a_choice_beside_from_changes_that_and_nothing_else(
     assert {**before, "prompt": "a ring", "height": 32} == after
 
 
+def test_a_picture_with_bundled_adapters_is_drawn_again_with_them_or_by_choice_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night = ["--lora", "omnimuse/shapes/night:0.5"]
+    with chdir(tmp_path):
+        assert main(["generate", "a red circle", "--steps", "3", *SEED, *night, "-o", "a.png"]) == 0
+        assert main(["generate", "a red circle", "--steps", "3", *SEED, "-o", "without.png"]) == 0
+        assert main(["generate", "--from", "a.png", "-o", "b.png"]) == 0
+        assert main(["generate", "--from", "a.png", "--lora", "none", "-o", "c.png"]) == 0
+        assert read_settings(Path("b.png")) == read_settings(Path("a.png"))
+        assert "loras" not in read_settings(Path("c.png"))
+        drawn = {name: Image.open(f"{name}.png").tobytes() for name in ("a", "b", "c", "without")}
+    assert drawn["a"] == drawn["b"] != drawn["c"] == drawn["without"]
+
+
 def test_what_the_environment_chose_is_in_the_file_which_then_counts_before_it(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +151,21 @@ def test_what_the_environment_chose_is_in_the_file_which_then_counts_before_it(
             {"prompt": "x", "loras": [{"name": "night", "scale": 0.5}, {"name": "ink", "scale": 1.0}]},
             "was drawn with adapters ('night' at 0.5, 'ink' at 1.0), which are not in it; give them with --lora",
         ),
+        (
+            {"prompt": "x", "model": "omnimuse/shapes", "loras": [{"name": "night.safetensors", "scale": 0.5}]},
+            "give them with --lora (--lora omnimuse/shapes/night:0.5), or draw without by --lora none",
+        ),
+        (
+            {"prompt": "x", "model": "omnimuse/shapes", "loras": [{"name": "/etc/x", "scale": 0.5}]},
+            "give them with --lora, or draw without by --lora none",
+        ),
+        ({"prompt": "x", "loras": [{"name": "omnimuse/shapes/../x"}]}, "('omnimuse/shapes/../x' at None)"),
+        ({"prompt": "x", "loras": [{"name": "omnimuse/shapes/x"}]}, "the adapter omnimuse/shapes/x is not bundled"),
+        (
+            {"prompt": "x", "files": {"transformer": "z.gguf"}},
+            "was drawn with weights of other files (transformer=z.gguf), which are not in it",
+        ),
+        ({"prompt": "x", "files": "z.gguf"}, "was drawn with weights of other files, which are not in it"),
         ({"prompt": "x", "loras": ["night"]}, "was drawn with adapters, which are not in it; give them with --lora"),
         ({"prompt": "x", "images": ["0123"]}, "was drawn from a picture, which is not in it; give it with --image"),
         ({"prompt": "x", "extra": {"output_type": "latent"}}, "--set output_type cannot be chosen here"),

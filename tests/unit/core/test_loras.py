@@ -87,6 +87,9 @@ def test_a_registered_name_may_have_a_colon_at_its_end() -> None:
 def test_of_a_file_only_the_last_part_of_its_name_is_told() -> None:
     about = {"name": "a.safetensors", "scale": 0.5}
     assert told([Lora("/home/somebody/a.safetensors", 0.5)]) == [about]
+    assert told([Lora("omnimuse/shapes/night", 0.5)]) == [{"name": "omnimuse/shapes/night", "scale": 0.5}]
+    for lora in (Lora("a"), Lora("a:b/c", 0.3, "transformer_2"), Lora("omnimuse/shapes/night", -1e-3)):
+        assert loras_of(str(lora)) == (lora,)
     found = told([Lora("/home/somebody/a.safetensors", 0.5, "transformer_2")])
     assert found == [{**about, "component": "transformer_2"}] and loras_of(found) == (
         Lora("a.safetensors", 0.5, "transformer_2"),
