@@ -27,17 +27,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what came from where."""
-    from omnimuse.compat.single_file import convert, kind_of
+    from omnimuse.compat.single_file import convert, like_of
     from omnimuse.loader.checkpoint import Checkpoint
     from omnimuse.loader.resolve import resolve
     from omnimuse.worker.find import our_components, published_id
 
-    model = args.like or kind_of(args.file)
-    folder = resolve(model)
+    folder = resolve(args.like) if args.like else like_of(args.file)
     like = Checkpoint(folder.path)
     ours, published = our_components().get(like.arch, {}), published_id(folder, like)
     made = convert(args.file, like, args.output, args.component, ours=ours, published=published)
-    print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {model}")
+    print(f"{made.folder}: {', '.join(made.from_file)} from {args.file.name}, the rest from {folder.id}")
     for note in made.notes:
         print(f"  {note}")
     print(f"try: omnimuse generate 'a red circle' -m {made.folder}")

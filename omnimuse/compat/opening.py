@@ -23,7 +23,7 @@ from omnimuse.core.spec import Component
 from omnimuse.loader.checkpoint import Checkpoint
 from omnimuse.loader.files import SINGLE
 from omnimuse.loader.hub import Hub
-from omnimuse.loader.resolve import Folder, resolve
+from omnimuse.loader.resolve import Folder
 
 logger = logging.getLogger("omnimuse.compat.opening")  # as `__main__` it would have another name
 PLACE = "omnimuse-files"
@@ -116,7 +116,7 @@ def _of_text(text: str) -> dict[str, dict[str, Component]]:
 
 def make(job: Job, cache: Path, ours: Mapping[str, Mapping[str, Component]]) -> tuple[str, ...]:
     """Make the folder of `job` in `cache`, unless somebody else does at this moment; what is to be said of the file."""
-    from omnimuse.compat.single_file import convert, kind_of
+    from omnimuse.compat.single_file import convert, like_of
 
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w") as lock:
@@ -125,8 +125,8 @@ def make(job: Job, cache: Path, ours: Mapping[str, Mapping[str, Component]]) -> 
             if job.component:
                 like, place = Checkpoint(job.folder), cache / _kept_name(job.folder)
             else:
-                model = kind_of(job.file)
-                like, place = Checkpoint(resolve(model).path), cache / f"models--{model.replace('/', '--')}"
+                found = like_of(job.file)
+                like, place = Checkpoint(found.path), cache / f"models--{found.id.replace('/', '--')}"
             place.mkdir(exist_ok=True)
             target, component = place / job.name, job.component or None
             return convert(job.file, like, target, component, linked=True, ours=ours.get(like.arch, {})).notes

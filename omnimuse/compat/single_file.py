@@ -30,6 +30,7 @@ from omnimuse.loader.files import PICKLES, few, read_json
 from omnimuse.loader.fits import NAME as MEASURED
 from omnimuse.loader.identity import write_name
 from omnimuse.loader.packed import new_folder, save_in_shards
+from omnimuse.loader.resolve import Folder, resolve
 from omnimuse.loader.tensors import construct
 from omnimuse.loader.weights import refuse_no_numbers
 from omnimuse.media.destination import check_new_folder
@@ -132,6 +133,20 @@ def kind_of(file: Path) -> str:
             f"`omnimuse convert {file.name} --like MODEL -o FOLDER`, and use the folder"
         )
     return str(place["pretrained_model_name_or_path"])
+
+
+def like_of(file: Path) -> Folder:
+    """The published checkpoint of the kind that `file` is of; ModelError that says what else can be done where it is
+    neither here nor comes from the hub.
+    """
+    model = kind_of(file)
+    try:
+        return resolve(model)
+    except ModelError as problem:
+        raise ModelError(
+            f"{file} is by its names like {model}, which would give the rest: {problem}. If it is of another model, "
+            f"say of which with `omnimuse convert {file.name} --like MODEL -o FOLDER`, and use the folder"
+        ) from problem.__cause__
 
 
 def _find_networks(

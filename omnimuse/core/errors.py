@@ -7,6 +7,7 @@ the value received, what is allowed and what to do; `reason` says why the system
 from __future__ import annotations
 
 import errno
+import json
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk has no room left, or none for us."""
@@ -91,5 +92,13 @@ def refused(error: OSError, path: object) -> OSError:
 
 
 def reason(error: BaseException) -> str:
-    """Why, for a message that has the file's name: of an error of the system its words alone, of others their text."""
+    """Why, for a message that has the file's name: of an error of the system its words alone, of what is no text or no
+    JSON where, of others their text.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is no UTF-8: byte {error.start} cannot be read"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

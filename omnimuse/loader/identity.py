@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ TAUGHT = "training.json"
 
 NAME = "_name_or_path"
 """Where the configurations of libraries say of what published checkpoint they are."""
+
+SHORTEST, NEAR, MOST = 4, 0.8, 100
+"""Letters of a word that may be a known one misspelt, how much of both is to be alike, and how many are looked at."""
 
 _CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)")
 
@@ -66,9 +70,14 @@ class Taught:
         """Why this request, though legal, may not give what a person hopes for; `params` may be incomplete."""
         doubts = []
         known = [word for words in self.words.values() for word in words]
-        said = set(re.findall(r"\w+", prompt.casefold()))
-        if known and not any(form in said for word in known for form in (word, word + "s", word + "es")):
+        forms = [form for word in known for form in (word, word + "s", word + "es")]
+        likely = [form for word in known for form in (word, word + "s")]
+        said = dict.fromkeys(re.findall(r"\w+", prompt.casefold()))
+        if known and not said.keys() & set(forms):
             doubts.append(f"the prompt has none of the words that this model knows; it draws {self.draws}")
+        for word in [word for word in said if word not in forms][:MOST]:
+            if len(word) >= SHORTEST and (near := get_close_matches(word, likely, n=1, cutoff=NEAR)):
+                doubts.append(f"this model does not know the word {word!r:.40}; did you mean {near[0]!r}?")
         odd = [side for side in (params.width, params.height) if side not in (None, self.side)]
         if self.side and odd:
             doubts.append(

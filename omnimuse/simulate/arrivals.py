@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, reason
 
 
 @dataclass(frozen=True)
@@ -71,4 +71,5 @@ def trace(path: Path) -> Iterator[Arrival]:
         made = [Arrival(**row) for row in rows]
         return iter(sorted(made, key=lambda arrival: arrival.at))
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ConfigError(f"--trace {path} is not understood: {type(error).__name__} {error}") from None
+        why = f"it lacks {error}" if isinstance(error, LookupError) else reason(error)
+        raise ConfigError(f"--trace {path} is not understood: {why}") from None

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import ConfigError, reason
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_table(path: Path) -> Table:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no table of what work takes ({error}); `--measure` writes one") from None
+        raise ConfigError(f"{path} is no table of what work takes ({reason(error)}); `--measure` writes one") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} is no table of what work takes; `--measure` writes one")
     try:

@@ -303,7 +303,11 @@ def test_a_call_of_a_tool_is_shown_and_the_talk_goes_on_with_what_came_of_it(tmp
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("{}", "holds no list of functions"), ("[", "cannot be read"), ('["f"]', "this model calls no tools")],
+    [
+        ("{}", "holds no list of functions"),
+        ("[", "cannot be read: it is no JSON at line 1, column 2"),
+        ('["f"]', "this model calls no tools"),
+    ],
 )
 def test_a_file_of_tools_that_is_none_is_refused_before_the_model_is_loaded(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, says: str

@@ -179,6 +179,21 @@ def test_what_a_file_is_of_is_told_by_its_names_and_shapes(
         kind_of(file)
 
 
+@pytest.mark.costly
+def test_a_file_whose_likeness_cannot_be_had_is_told_to_be_converted_like_another(
+    z_image_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(weights(z_image_folder / "transformer"), file)
+    for done in (
+        generate(tmp_path, file, tmp_path / "x.png"),
+        python(tmp_path, "-m", "omnimuse", "convert", str(file), "-o", str(tmp_path / "made")),
+    ):
+        assert done.returncode == 2 and "like Tongyi-MAI/Z-Image-Turbo, which would give the rest" in done.stderr
+        assert "`omnimuse convert a.safetensors --like MODEL -o FOLDER`" in done.stderr
+    assert not (tmp_path / "made").exists()
+
+
 def test_an_adapter_is_told_to_be_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is an adapter and no model; .* --lora"):
         kind_of(write(tmp_path / "a.safetensors", {"blocks.0.to_q": (4, 4)}))

@@ -67,6 +67,20 @@ def test_a_checkpoint_whose_files_changed_is_another(checkpoint: Checkpoint, tmp
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"auto": \n"a\n"}', r"this model \(it is no JSON at line 2, column 3\); measure the model again"),
+        (b'{"auto": "\xff"}', r"\(it is no UTF-8: byte 10 cannot be read\)"),
+        (b"[" * 100_000, r"\(it is nested too deep\)"),
+    ],
+)
+def test_what_is_wrong_with_a_damaged_file_is_said_in_our_words(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(ModelError, match=said):
+        read_fits(tmp_path / NAME)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"coefficients": []},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import chdir
@@ -16,6 +17,9 @@ from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.worker.find import Found, find
 from tests.checkpoints import flux, wan, z_image
+from tools.train_shapes import film
+from tools.train_shapes.captions import caption
+from tools.train_shapes.data import draw_scene
 
 BUNDLED = Path(omnimuse.__file__).parent / "bundled/shapes"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -128,8 +132,21 @@ def test_a_prompt_without_a_word_of_the_model_and_a_size_it_never_saw_are_doubte
         assert taught.doubts(prompt, DiffusionParams(width=128, height=128)) == []
     [words] = taught.doubts("a cat in the rain", DiffusionParams())
     assert words.startswith("the prompt has none of the words that this model knows; it draws shapes: circle, square")
+    assert taught.doubts("A cirle, two sqaures and a red ring", DiffusionParams()) == [
+        "this model does not know the word 'cirle'; did you mean 'circle'?",
+        "this model does not know the word 'sqaures'; did you mean 'squares'?",
+    ]
     [size] = taught.doubts("a star", DiffusionParams(width=256))
     assert size == "this model learned from pictures of 128x128 only; at other sizes it draws badly"
+
+
+def test_no_word_that_a_demo_model_was_taught_is_taken_for_another_misspelt() -> None:
+    rng = random.Random(7)
+    still, moving = found("omnimuse/shapes").taught, found("omnimuse/shapes-film").taught
+    assert still is not None and moving is not None
+    for _ in range(300):
+        assert still.doubts(caption(draw_scene(rng), rng), DiffusionParams()) == []
+        assert moving.doubts(film.caption(film.draw_film(rng), rng), DiffusionParams()) == []
 
 
 @pytest.mark.parametrize("kind", ["ZImageImg2ImgPipeline", "ZImageInpaintPipeline"])

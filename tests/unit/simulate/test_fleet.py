@@ -82,12 +82,15 @@ def test_a_trace_is_read_line_by_line_or_from_what_bench_wrote(tmp_path: Path) -
     assert [each.kind for each in trace(lines)] == ["large", "small"]
     lines.write_text(json.dumps({"rows": [{"due": 0.5, "kind": "small", "status": 200}]}, indent=1))
     assert list(trace(lines)) == [Arrival(0.5, "small")]
-    for nonsense in ("nonsense", "[" * 100_000):
+    for nonsense, why in (("nonsense", "it is no JSON at line 1, column 1"), ("[" * 100_000, "it is nested too deep")):
         lines.write_text(nonsense)
-        with pytest.raises(ConfigError, match=r"--trace .* is not understood"):
+        with pytest.raises(ConfigError, match=rf"--trace .* is not understood: {why}"):
             trace(lines)
-        with pytest.raises(ConfigError, match="is no table of what work takes"):
+        with pytest.raises(ConfigError, match=rf"is no table of what work takes \({why}\)"):
             read_table(lines)
+    lines.write_text(json.dumps({"rows": [{"kind": "small"}]}, indent=1))
+    with pytest.raises(ConfigError, match=r"is not understood: it lacks 'due'"):
+        trace(lines)
 
 
 def test_a_trace_may_name_classes_of_deadlines() -> None:
