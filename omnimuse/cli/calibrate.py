@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from omnimuse.cli.engine import add_engine_options, read_config
 from omnimuse.cli.job import read_size
@@ -34,6 +35,7 @@ from omnimuse.media.destination import check_destination
 if TYPE_CHECKING:
     from omnimuse.engine.calibrate import Calibration, Trial
 
+HEAD = ("choice", "blocks run", "difference")
 DIFFERENCE = 0.005
 """How far latents may be from exact ones, as a part of them, the median of the prompts: what pictures of the demo model
 bear by its grader (`docs/quality.md`).
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
     engine = start(config)
     try:
-        found = calibrate(engine, asks, args.difference, _tell)
+        found = calibrate(engine, asks, args.difference, _teller(sys.stderr))
     finally:
         engine.close()
     about = {
@@ -120,20 +122,21 @@ def run(args: argparse.Namespace) -> int:
     finally:  # where the disk refuses, what was found is told all the same
         thresholds = thresholds_of(found.fits)
         told = about | {"auto": found.fits.auto, "thresholds": thresholds, "file": kept}
-        print(json.dumps(told, indent=1) if args.json else text(found, args.difference, kept))
+        seen = one_place(sys.stdout, sys.stderr)
+        print(json.dumps(told, indent=1) if args.json else text(found, args.difference, kept, seen))
     return 0
 
 
-def text(found: Calibration, difference: float, place: str | None) -> str:
-    """What was found, for people, and where it was written to."""
-    rows = [("choice", "blocks run", "difference"), *map(_row, found.trials)]
+def text(found: Calibration, difference: float, place: str | None, seen: bool = False) -> str:
+    """What was found, for people, and where it was written to; without the trials that were `seen` one by one."""
+    rows = [] if seen else [HEAD, *map(_row, found.trials)]
     polynomial = ", ".join(f"{value:.4g}" for value in found.fits.tea.coefficients)
     told = [
         (kind, f"threshold {threshold:g}{_doubt(kind, threshold, found.trials, difference)}")
         for kind, threshold in thresholds_of(found.fits).items()
     ]
     told += [("polynomial", polynomial), ("auto", found.fits.auto), ("written to", place or "nowhere")]
-    return f"{columns(rows)}\n\n{columns(told)}"
+    return f"{columns(rows)}\n\n{columns(told)}" if rows else f"\n{columns(told)}"
 
 
 def thresholds_of(fits: Fits) -> dict[str, float]:
@@ -157,5 +160,22 @@ def _row(trial: Trial) -> Sequence[str]:
     return trial.choice, f"{trial.work:.2f}", f"{trial.difference:.3f}"
 
 
-def _tell(trial: Trial) -> None:
-    print(columns([_row(trial)]), file=sys.stderr, flush=True)
+def _teller(stream: TextIO) -> Callable[[Trial], None]:
+    """What tells of trials as they are made, in columns that nearly every choice fits in."""
+    heads = [HEAD]
+
+    def tell(trial: Trial) -> None:
+        for row in (*heads, _row(trial)):
+            print("  {:40}  {:10}  {}".format(*row), file=stream, flush=True)
+        heads.clear()
+
+    return tell
+
+
+def one_place(*streams: TextIO) -> bool:
+    """Whether what is written to these is read in one place, such as a terminal."""
+    try:
+        first, *others = (stream.fileno() for stream in streams)
+        return all(os.path.sameopenfile(first, other) for other in others)
+    except (OSError, ValueError):  # one is no file
+        return False

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 from omnimuse.cache.observe import Seen
 from omnimuse.cli import main
-from omnimuse.cli.calibrate import text
+from omnimuse.cli.calibrate import one_place, text
 from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named, completed
 from omnimuse.engine.calibrate import Calibration, Trial, best, candidates, suited
 from omnimuse.loader.fits import read_fits
@@ -70,6 +70,26 @@ def test_what_was_found_is_told_where_the_disk_does_not_keep_it(
     told = capsys.readouterr()
     assert "polynomial" in told.out and told.out.endswith("written to  nowhere\n")
     assert f"No space left on device: {tmp_path / 'found.json'}" in told.err
+
+
+def test_what_reads_both_streams_is_told_every_trial_once(
+    z_image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["calibrate", str(z_image_folder), "a circle", "--size", "32x32", "--steps", "2", "--dtype", "float32"]
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal, open(os.dup(theirs), "w") as other, (tmp_path / "errors").open("w") as errors:
+        for name, stream in (("stdout", terminal), ("stderr", other)):
+            monkeypatch.setattr(f"sys.{name}", stream)
+        assert one_place(terminal, other) and not one_place(terminal, errors)
+        assert main([*words, "-o", str(tmp_path / "found.json")]) == 0
+    told = os.read(ours, 2**20).decode().splitlines()
+    os.close(ours)
+    trials = json.loads((tmp_path / "found.json").read_text())["measured"]["trials"]
+    for trial in trials:
+        assert len([line for line in told if line.split()[:1] == [trial["choice"]]]) == 1
+    assert [line.split() for line in told if "blocks run" in line] == [["choice", "blocks", "run", "difference"]]
+    assert told.index("") > max(told.index(line) for line in told if trials[-1]["choice"] in line)
+    assert any(line.startswith("  polynomial") for line in told)
 
 
 def test_a_mask_for_another_number_of_steps_is_refused_before_anything_is_drawn(
@@ -140,6 +160,8 @@ def test_a_kind_that_skipped_nothing_keeps_its_threshold_and_people_are_told_wha
     found = suited(Fits(TeaFit((1.0,), 0.15)), trials, 0.1)
     assert (found.tea.threshold, found.dbcache, found.magcache) == (0.15, 0.1, 0.01)
     told = text(Calibration(replace(found, auto="none"), tuple(trials)), 0.1, None).splitlines()
+    shorter = text(Calibration(replace(found, auto="none"), tuple(trials)), 0.1, None, seen=True)
+    assert shorter.splitlines() == told[-7:] and told[-7] == ""
     assert told[-6:-3] == [
         "  teacache    threshold 0.15, not measured: nothing was skipped; take more steps",
         "  dbcache     threshold 0.1",
