@@ -4,10 +4,14 @@ It draws a few prompts without a cache, fits TeaCache's polynomial and MagCache'
 choices, the presets among them, and keeps the one that runs the fewest blocks of those that change latents by no more
 than --difference. What is found goes into a folder of this user, where every start finds it; a file cache.json in the
 model's own folder comes first. Prompts should be like those that will be drawn, and a dozen: a few easy ones let
-any choice look good, and what a model has not learnt changes at random and lets none through.
+any choice look good, and what a model has not learnt changes at random and lets none through. Each is drawn by the same
+parameters and from the same pictures, videos or sounds, which are named as for `omnimuse generate`; the first by
+--seed (0), each further one by the next.
 
 examples:
   omnimuse calibrate omnimuse/shapes
+  omnimuse calibrate ./my-edit "make it night" "paint it in oil" --image street.png
+  omnimuse calibrate ./my-films "a fox in the snow" "a street at night" --frames 17 --size 480x272
   omnimuse calibrate ./my-model "a fox in the snow" "a street at night" --steps 28 -o ./my-model/cache.json
 """
 
@@ -18,21 +22,22 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from omnimuse.cli.engine import add_engine_options, read_config
-from omnimuse.cli.job import read_size
+from omnimuse.cli.generate import add_picture_options, draws_alone
+from omnimuse.cli.job import Wanted, read_wanted
 from omnimuse.cli.plot import check_place
 from omnimuse.cli.table import columns
 from omnimuse.core.caches import OFF, Fits
 from omnimuse.core.errors import ConfigError, RequestError
-from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask
 from omnimuse.media.destination import check_destination
 
 if TYPE_CHECKING:
+    from omnimuse.core.request import Door
     from omnimuse.engine.calibrate import Calibration, Trial
 
 HEAD = ("choice", "blocks run", "difference")
@@ -57,10 +62,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `omnimuse calibrate`."""
     parser.add_argument("model", metavar="MODEL", help="a bundled model, a folder or a hub id")
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to draw (default: a dozen of ours)")
-    drawn = parser.add_argument_group("what is drawn")
-    drawn.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: the model's own)")
-    drawn.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's own)")
-    drawn.add_argument("--seed", type=int, default=0, metavar="N", help="of the first prompt, the next adds 1 (0)")
+    add_picture_options(parser)
+    add_engine_options(parser)
+    draws_alone(parser)
     parser.add_argument(
         "--difference",
         type=float,
@@ -69,49 +73,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how far latents may be from those without a cache, as a part of them, the median of the prompts "
         f"(default: {DIFFERENCE})",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here, and nowhere else: a *.json")
+    parser.add_argument(
+        "-o", "--output", dest="place", type=Path, metavar="FILE", help="write here, and nowhere else: a *.json"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file of -o, if there is one")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    add_engine_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, fit, try, write."""
     if not 0 < args.difference < float("inf"):
         raise RequestError(f"--difference {args.difference} is not allowed; use a number above 0", "difference")
-    width, height = read_size(args.size)
     config = read_config(args)
     if config.cache != OFF:
         raise ConfigError(f"--cache {config.cache} chooses what is to be found out; leave it out")
     if config.parallel.ranks > 1:
         raise ConfigError(f"a model is measured by one process, not by {config.parallel}; leave the ranks out")
-    asks = [
-        Ask(text, DiffusionParams(num_inference_steps=args.steps, width=width, height=height, seed=args.seed + number))
-        for number, text in enumerate(args.prompts or PROMPTS)
-    ]
-    if not all(ask.prompt for ask in asks):
-        raise RequestError("a prompt is empty; say what to draw", "prompt")
-    if args.output is not None:
-        check_place("output", args.output, (".json",), args.overwrite)
+    args.prompts = args.prompts or [*PROMPTS]
+    wanted = read_wanted(args, sys.stdin)
+    if args.place is not None:
+        check_place("output", args.place, (".json",), args.overwrite)
     from omnimuse.loader.fits import place_of, write_fits
     from omnimuse.worker.find import find
 
     found_model = find(config)
-    place = args.output or place_of(found_model.checkpoint)
+    place = args.place or place_of(found_model.checkpoint)
     check_destination(place, (".json",))
     from omnimuse.engine.calibrate import calibrate, unmeasured
     from omnimuse.engine.local import start
 
     if why := unmeasured(found_model.door):
         raise ConfigError(f"{args.model} cannot be measured: {why}")
-
+    asks, adjusted = asks_of(wanted, found_model.door)
+    for line in adjusted:
+        print(line, file=sys.stderr)
     engine = start(config)
     try:
         found = calibrate(engine, asks, args.difference, _teller(sys.stderr))
     finally:
         engine.close()
     about = {
-        "prompts": [ask.prompt for ask in asks],
+        "prompts": [prompt["prompt"] for prompt in wanted.prompts],
         "difference": args.difference,
         "trials": [asdict(trial) for trial in found.trials],
     }
@@ -125,6 +127,19 @@ def run(args: argparse.Namespace) -> int:
         seen = one_place(sys.stdout, sys.stderr)
         print(json.dumps(told, indent=1) if args.json else text(found, args.difference, kept, seen))
     return 0
+
+
+def asks_of(wanted: Wanted, door: Door) -> tuple[list[Ask], list[str]]:
+    """What is drawn behind `door`, as often as was `wanted`, each with the next seed, and what was adjusted of it."""
+    params, adjusted = wanted.behind(door)
+    if params.cache is not None:
+        raise ConfigError(f"--set cache={params.cache} chooses what is to be found out; leave it out")
+    drawn = [prompt for prompt in wanted.prompts for _ in range(params.num_outputs_per_prompt or 1)]
+    seeds = range(params.seed or 0, (params.seed or 0) + len(drawn))
+    return [
+        Ask(prompt, replace(params, seed=seed, num_outputs_per_prompt=1))
+        for prompt, seed in zip(drawn, seeds, strict=True)
+    ], adjusted
 
 
 def text(found: Calibration, difference: float, place: str | None, seen: bool = False) -> str:

@@ -29,6 +29,7 @@ from omnimuse.media.destination import check_destination, destination, free_name
 from omnimuse.media.formats import COMPRESSION, PICTURES, WRITTEN
 
 if TYPE_CHECKING:
+    from omnimuse.core.request import Door
     from omnimuse.worker.find import Found
 
 DEFAULT_MODEL = "omnimuse/shapes"
@@ -90,6 +91,41 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is asked of a model: prompts with what comes beside them, one set of parameters for all, and its terms."""
+
+    prompts: list[dict[str, Any]]
+    params: DiffusionParams
+    terms: Terms = Terms()
+
+    def behind(self, door: Door) -> tuple[DiffusionParams, list[str]]:
+        """The parameters that this means behind `door`, and what was adjusted of them; RequestError where a prompt is
+        refused there, or an adapter is not there. No torch, no weights.
+        """
+        from omnimuse.core.request import Ask
+
+        params = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
+        params = self.terms.with_frames(self.terms.with_steps(params, door), door)
+        params, told = door.adjusted(params) if self.terms.adjust else (params, [])
+        for prompt in self.prompts:
+            if door.spec.prompted and not prompt["prompt"]:
+                raise RequestError(NONE, "prompt")
+            door.make_request(Ask(prompt, params, deadline=self.terms.deadline), now=0.0, fresh_seed=0)
+        check_adapters(params)
+        return params, told
+
+    def _with_cfg_scale(self, true_cfg: bool) -> DiffusionParams:
+        """The parameters with `--cfg-scale` put where this model has its classifier-free guidance."""
+        if (scale := self.terms.cfg_scale) is None:
+            return self.params
+        name = "true_cfg_scale" if true_cfg else "guidance_scale"
+        if getattr(self.params, name) is not None:
+            raise RequestError(f"--cfg-scale and {option_of(name)} are one choice with this model; leave one out", name)
+        chosen = DiffusionParams(true_cfg_scale=scale) if true_cfg else DiffusionParams(guidance_scale=scale)
+        return replace(chosen.over(self.params), extra=self.params.extra)
+
+
+@dataclass(frozen=True)
 class Job:
     """Prompts, one set of parameters for all of them, and every picture, video or sound that is to be made, in order.
 
@@ -132,7 +168,6 @@ class Job:
         `found` is the model, if it was found already. ModelError or RequestError if it is incomplete, would refuse a
         prompt or makes something else; ConfigError without the library that writes such files.
         """
-        from omnimuse.core.request import Ask
         from omnimuse.media.finished import check_file
         from omnimuse.worker.find import find
 
@@ -140,17 +175,8 @@ class Job:
         if found.spec.writes:
             raise ConfigError(f"{found.folder.id} writes text, and this is for what draws")
         door, taught = found.door, found.taught
-        job = self._with_cfg_scale("true_cfg_scale" in door.spec.supported)
-        job = replace(job, params=job.terms.with_frames(job.terms.with_steps(job.params, door), door))
-        told: list[str] = []
-        if job.terms.adjust:
-            params, told = door.adjusted(job.params)
-            job = replace(job, params=params)
-        for prompt in job.prompts:
-            if door.spec.prompted and not prompt["prompt"]:
-                raise RequestError(NONE, "prompt")
-            door.make_request(Ask(prompt, job.params, deadline=job.terms.deadline), now=0.0, fresh_seed=0)
-        check_adapters(job.params)
+        params, told = Wanted(self.prompts, self.params, self.terms).behind(door)
+        job = replace(self, params=params)
         medium = door.spec.medium
         check_file(job.path(medium), medium)
         job.naming.check_compression(job.path(medium))
@@ -221,16 +247,6 @@ class Job:
             "resume",
         )
 
-    def _with_cfg_scale(self, true_cfg: bool) -> Job:
-        """This job with `--cfg-scale` put where this model has its classifier-free guidance."""
-        if (scale := self.terms.cfg_scale) is None:
-            return self
-        name = "true_cfg_scale" if true_cfg else "guidance_scale"
-        if getattr(self.params, name) is not None:
-            raise RequestError(f"--cfg-scale and {option_of(name)} are one choice with this model; leave one out", name)
-        chosen = DiffusionParams(true_cfg_scale=scale) if true_cfg else DiffusionParams(guidance_scale=scale)
-        return replace(self, params=replace(chosen.over(self.params), extra=self.params.extra))
-
 
 def _place(file: Path) -> Path:
     """Which entry of which folder is written, however it is spelled; a link is replaced and not followed."""
@@ -239,15 +255,37 @@ def _place(file: Path) -> Path:
 
 def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
     """The job that the options ask for; RequestError or ConfigError where they make no sense."""
-    from omnimuse.media.clip import open_changed, open_film_mask
     from omnimuse.media.finished import suffixes
-    from omnimuse.media.picture import open_mask, open_picture
-    from omnimuse.media.recording import open_sound
 
     args = completed(args)
     quality = read_compression(args.compression)
     naming = Naming(args.output, args.format, args.overwrite, args.resume, args.first, quality)
     _check_naming(naming)
+    wanted = read_wanted(args, stdin)
+    check_destination(named(naming, "image"), (*suffixes(), WRITTEN))
+    if args.plot is not None:
+        check_place("plot", args.plot, KINDS, args.overwrite)
+    if args.profile is not None:
+        check_place("profile", args.profile, (".gz",), args.overwrite)
+    args.model = args.model or DEFAULT_MODEL
+    return Job(
+        config=with_pools(args, read_config(args)),
+        prompts=wanted.prompts,
+        params=wanted.params,
+        naming=naming,
+        shown=Shown(args.preview, args.json, args.quiet, args.plot, args.profile),
+        words=args.words,
+        given=args.given,
+        terms=wanted.terms,
+    )
+
+
+def read_wanted(args: argparse.Namespace, stdin: TextIO) -> Wanted:
+    """What is drawn, by the options of `add_picture_options`: all the commands that draw ask so."""
+    from omnimuse.media.clip import open_changed, open_film_mask
+    from omnimuse.media.picture import open_mask, open_picture
+    from omnimuse.media.recording import open_sound
+
     if args.number < 1:
         raise RequestError(f"-n {args.number} makes no picture; use at least 1", "num_outputs_per_prompt")
     shared: dict[str, Any] = {} if args.negative is None else {"negative_prompt": args.negative}
@@ -265,22 +303,8 @@ def plan(args: argparse.Namespace, stdin: TextIO) -> Job:
         shared["sounds"] = [open_sound(path) for path in args.audio]
     said = read_prompts([*args.prompts, *args.prompt], args.file, stdin, needed=not args.image)
     prompts = [{"prompt": text, **shared} for text in said]
-    check_destination(named(naming, "image"), (*suffixes(), WRITTEN))
-    if args.plot is not None:
-        check_place("plot", args.plot, KINDS, args.overwrite)
-    if args.profile is not None:
-        check_place("profile", args.profile, (".gz",), args.overwrite)
-    args.model = args.model or DEFAULT_MODEL
-    return Job(
-        config=with_pools(args, read_config(args)),
-        prompts=prompts,
-        params=with_settings(read_params(args), [*args.set, *began]),
-        naming=naming,
-        shown=Shown(args.preview, args.json, args.quiet, args.plot, args.profile),
-        words=args.words,
-        given=args.given,
-        terms=Terms(args.adjust, args.cfg_scale, args.quality, read_deadline(args.deadline)),
-    )
+    params = with_settings(read_params(args), [*args.set, *began])
+    return Wanted(prompts, params, Terms(args.adjust, args.cfg_scale, args.quality, read_deadline(args.deadline)))
 
 
 def named(naming: Naming, medium: str) -> Path:

@@ -17,11 +17,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from omnimuse.cli.engine import add_engine_options, add_pool_options
-from omnimuse.cli.generate import add_file_options, add_picture_options, add_shown_options
+from omnimuse.cli.engine import add_engine_options
+from omnimuse.cli.generate import add_picture_options, draws_alone
 from omnimuse.cli.job import plan
 from omnimuse.cli.table import columns
-from omnimuse.cli.terms import add_deadline
 from omnimuse.core.errors import RequestError
 
 PROMPT = "a red circle on a blue background"
@@ -34,11 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help=f"what to draw (default: {PROMPT!r})")
     add_picture_options(parser)
     add_engine_options(parser)
-    unsaid = argparse.ArgumentParser()
-    for add in (add_file_options, add_deadline, add_shown_options, add_pool_options):
-        add(unsaid)
-    usual = vars(unsaid.parse_args([])) | {"dtype": "float32", "prompt": [], "file": None, "source": None}
-    parser.set_defaults(**usual)  # a job has them all
+    draws_alone(parser, dtype="float32")
     parser.add_argument(
         "--tolerance",
         type=float,

@@ -203,4 +203,6 @@ def _draw(engine: Engine, ask: Ask) -> Tensor:
                     if medium != "text":
                         found: Tensor = latents
                         return found
-                raise RequestError(f"the answer to {ask.prompt!r:.80} asks for no picture; say what to draw", "prompt")
+                raise RequestError(
+                    f"the answer to {request.prompt!r:.80} asks for no picture; say what to draw", "prompt"
+                )

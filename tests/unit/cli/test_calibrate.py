@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,10 +17,15 @@ from PIL import Image, ImageChops
 
 from omnimuse.cache.observe import Seen
 from omnimuse.cli import main
-from omnimuse.cli.calibrate import one_place, text
+from omnimuse.cli.calibrate import asks_of, one_place, text
+from omnimuse.cli.job import Wanted
 from omnimuse.core.caches import PRESETS, Fits, TeaFit, cache_named, completed
+from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Door
 from omnimuse.engine.calibrate import Calibration, Trial, best, candidates, suited
 from omnimuse.loader.fits import read_fits
+from tests.checkpoints.wishes import photo
+from tests.fakes import SPEC
 
 
 @pytest.mark.costly(turns=3)
@@ -120,6 +126,11 @@ def test_a_pipeline_of_a_library_is_refused_with_the_caches_that_it_may_have(
         (["--steps", "1"], "at least 2"),
         (["--size", "33x32"], "multiple"),
         ([""], "a prompt is empty"),
+        (["--set", "cache=fast"], "--set cache=fast chooses what is to be found out; leave it out"),
+        (["--quality", "lovely"], "--quality lovely is not known"),
+        (["--frames", "5"], "num_frames=5"),
+        (["--image", "none.png"], "there is no picture none.png"),
+        (["-n", "0"], "makes no picture"),
         (["-o", "pyproject.toml"], "use one of .json"),
         (["-o", "/proc/x.json"], "choose another place"),
     ],
@@ -132,6 +143,39 @@ def test_what_cannot_be_measured_is_refused(
     assert main(["calibrate", str(z_image_folder), *where, *sizes, *words]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arch", "words", "said"),
+    [
+        ("FluxFillPipeline", [], "0 pictures were given; this model needs at least 1 (--image)"),
+        ("FluxFillPipeline", ["--image", "a.png"], "--mask"),
+        ("LucyEditPipeline-Dev", [], "0 videos were given; this model needs at least 1 (--video)"),
+        ("WanPipeline-2.1-I2V", ["--seconds", "1000"], "seconds=1e+03 is too long for this model"),
+    ],
+)
+def test_what_a_model_does_not_draw_is_refused_before_its_weights_are_looked_at(
+    tiny: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arch: str,
+    words: list[str],
+    said: str,
+) -> None:
+    folder = shutil.copytree(tiny(arch), tmp_path / "model")
+    for file in folder.glob("*/*.safetensors"):
+        file.write_bytes(b"nothing that could be loaded")
+    photo(32, 32).save(tmp_path / "a.png")
+    with chdir(tmp_path):
+        assert main(["calibrate", str(folder), *words, "-o", "cache.json"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_prompt_is_drawn_as_often_as_wanted_each_time_with_the_next_seed() -> None:
+    wanted = Wanted([{"prompt": "a"}, {"prompt": "b"}], DiffusionParams(seed=7, num_outputs_per_prompt=2))
+    asks, _ = asks_of(wanted, Door.of(SPEC, {}, "fake"))
+    assert [(ask.prompt["prompt"], ask.params.seed) for ask in asks] == [("a", 7), ("a", 8), ("b", 9), ("b", 10)]
+    assert {ask.params.num_outputs_per_prompt for ask in asks} == {1}
 
 
 def test_the_choice_that_runs_the_fewest_blocks_within_the_difference_is_taken() -> None:
