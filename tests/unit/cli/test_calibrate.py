@@ -128,7 +128,7 @@ def test_a_pipeline_of_a_library_is_refused_with_the_caches_that_it_may_have(
         ([""], "a prompt is empty"),
         (["--set", "cache=fast"], "--set cache=fast chooses what is to be found out; leave it out"),
         (["--quality", "lovely"], "--quality lovely is not known"),
-        (["--frames", "5"], "num_frames=5"),
+        (["--frames", "5"], "num_frames means nothing to z_image"),
         (["--image", "none.png"], "there is no picture none.png"),
         (["-n", "0"], "makes no picture"),
         (["-o", "pyproject.toml"], "use one of .json"),
@@ -148,10 +148,10 @@ def test_what_cannot_be_measured_is_refused(
 @pytest.mark.parametrize(
     ("arch", "words", "said"),
     [
-        ("FluxFillPipeline", [], "0 pictures were given; this model needs at least 1 (--image)"),
-        ("FluxFillPipeline", ["--image", "a.png"], "--mask"),
-        ("LucyEditPipeline-Dev", [], "0 videos were given; this model needs at least 1 (--video)"),
-        ("WanPipeline-2.1-I2V", ["--seconds", "1000"], "seconds=1e+03 is too long for this model"),
+        ("FluxFillPipeline", [], "0 pictures were given; flux_fill needs at least 1 (--image)"),
+        ("FluxFillPipeline", ["--image", "a.png"], "nothing says which; give a mask or a pad"),
+        ("LucyEditPipeline-Dev", [], "0 videos were given; lucy_edit needs at least 1 (--video)"),
+        ("WanPipeline-2.1-I2V", ["--seconds", "1000"], "seconds=1000 is too long for this model"),
     ],
 )
 def test_what_a_model_does_not_draw_is_refused_before_its_weights_are_looked_at(
