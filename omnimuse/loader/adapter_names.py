@@ -7,7 +7,7 @@ file here; `adapters.py` finds them in a network. Names only; no torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,10 @@ OTHERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"hada_"), "LoHa (Hadamard products)"),
     (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA (low-rank products with magnitudes of their own)"),
     (re.compile(r"lora_mid|lora_C"), "LoCon with a core tensor"),
+    (
+        re.compile(r"\.(query|key)_norm\.scale$"),
+        "an adapter that controls by pictures, whose network is wider (use the whole model that was published with it)",
+    ),
     (re.compile(r"\.set_weight$"), "whole weights beside low-rank products"),
     (
         re.compile(r"\.experts(\.base_layer)*\.lora_[AB]"),
@@ -53,12 +57,14 @@ MAIN = ("model.diffusion_model.", "diffusion_model.", "unet.")
 UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
 """The same, in names with underscores for dots."""
 READERS = (
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("lora_te3_", "text_encoder_3"),
-    ("lora_te_", "text_encoder"),
+    (re.compile(r"lora_te1_|text_encoders\.clip_l\.transformer\."), "CLIP", 0, "text_encoder"),
+    (re.compile(r"lora_te2_|text_encoders\.clip_g\.transformer\."), "CLIP", 1, "text_encoder_2"),
+    (re.compile(r"lora_te3_|text_encoders\.\w*t5\w*\.transformer\."), "T5", 0, "text_encoder_3"),
+    (re.compile(r"lora_te_|text_encoders\.\w+\.transformer\."), "", 0, "text_encoder"),
 )
-"""Text encoders, in names with underscores for dots."""
+"""Text encoders: how names of their layers begin with Kohya, with underscores for dots, and with ComfyUI; which of a
+pipeline's readers of that kind it is, in the order of their names, and if there is none, what it is usually called.
+"""
 BESIDE = (("text_embedding_projection.", "connectors"),)
 """What the first published code of a model calls a part that is a component of a pipeline."""
 
@@ -101,15 +107,17 @@ def bare(name: str) -> str:
     return name.removeprefix("base_model.model.")
 
 
-def layer_of(name: str, components: Sequence[str]) -> Layer:
-    """Whose the layer `name` is, of a pipeline with these `components`."""
+def layer_of(name: str, components: Mapping[str, str]) -> Layer:
+    """Whose the layer `name` is, of a pipeline with these `components`, by name the classes that they are of."""
     name = bare(name)
     for begin in UNDERSCORED:
         if name.startswith(begin):
             return Layer("", name.removeprefix(begin).lstrip("_"), flat=True)
-    for begin, component in READERS:
-        if name.startswith(begin):
-            return Layer(component, name.removeprefix(begin), flat=True)
+    for begins, kind, place, usual in READERS:
+        if match := begins.match(name):
+            readers = sorted(each for each, of in components.items() if each.startswith("text_encoder") and kind in of)
+            component = readers[place] if kind and place < len(readers) else usual
+            return Layer(component, name[match.end() :], flat=match[0].startswith("lora"))
     for begin, component in (*((main, "") for main in MAIN), *BESIDE):
         if name.startswith(begin):
             return Layer(component, name.removeprefix(begin))

@@ -5,6 +5,7 @@ Of a file whose names and shapes `adapters.py` has compared; the same without nu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -16,9 +17,12 @@ from torch import Tensor
 
 from omnimuse.loader.adapter_file import refusal
 from omnimuse.loader.adapter_names import Role
+from omnimuse.loader.differences import listed
 from omnimuse.loader.sites import Linears, Outputs
 from omnimuse.loader.weights import refuse_no_numbers
 from omnimuse.lora.adapter import Product
+
+log = logging.getLogger(__name__)
 
 BIASES: tuple[Role, ...] = ("bias", "shift")
 
@@ -33,6 +37,45 @@ class Bound:
     tensors: Mapping[Role, str]
     component: str
     outputs: tuple[Outputs, ...]
+
+    @property
+    def count(self) -> int:
+        """How many outputs."""
+        return sum(each.count for each in self.outputs)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether there is nothing of it but a difference of the bias."""
+        return self.tensors.keys() == {"shift"}
+
+
+def once(source: str, bound: Mapping[str, Bound]) -> dict[str, Bound]:
+    """What is `bound`, every output of a layer by one name of the file: a name of what others name part by part, as
+    some trainers write it beside those, is left out, and of two for the same the one that is longer stays.
+
+    RequestError where two overlap otherwise.
+    """
+    kept = dict[str, Bound]()
+    taken = dict[tuple[str, str, bool], list[tuple[int, int, str]]]()  # of what a layer multiplies by, and of its bias
+    for name in sorted(bound, key=lambda name: (bound[name].count, "." not in name, -len(name))):
+        each = bound[name]
+        places = [(taken.setdefault((each.component, out.path, each.shifts), []), out) for out in each.outputs]
+        shared = [
+            (min(stop, out.stop) - max(start, out.start), other)
+            for spans, out in places
+            for start, stop, other in spans
+            if start < out.stop and out.start < stop
+        ]
+        others = listed(sorted({other for _, other in shared}))
+        if shared and sum(count for count, _ in shared) < each.count:
+            raise refusal(source, f"has {name} and {others} for the same outputs; get it again")
+        if shared:
+            log.warning("adapter %s: %s is left out, as the file has that by %s, too", source, name, others)
+            continue
+        for spans, out in places:
+            spans.append((out.start, out.stop, name))
+        kept[name] = each
+    return {name: kept[name] for name in bound if name in kept}
 
 
 class Numbers(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from omnimuse.core.errors import ModelError, RequestError
 from omnimuse.loader.adapter_file import find_file, refusal, stamp
 from omnimuse.loader.adapter_names import DIFFERENCE, Role, bare, layer_of, named, other_kind
-from omnimuse.loader.adapter_numbers import BIASES, Bound, Numbers, Shapes, Stored, products_of
+from omnimuse.loader.adapter_numbers import BIASES, Bound, Numbers, Shapes, Stored, once, products_of
 from omnimuse.loader.adapter_settings import Strength, strength_of, strengths
 from omnimuse.loader.differences import listed
 from omnimuse.loader.files import AGAIN
@@ -35,7 +36,8 @@ _HALVES: frozenset[Role] = frozenset(("down", "up", "bias"))
 class Reader:
     """Makes adapters of files for a pipeline whose components have these `sites`; `main` are those that draw.
 
-    With a `folder` only files in it are read. The components are parts of those that they are `within`.
+    With a `folder` only files in it are read. The components are parts of those that they are `within`, and of classes
+    called as `kinds` says.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Reader:
         device: torch.device,
         folder: Path | None = None,
         within: frozenset[str] = frozenset(),
+        kinds: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._sites = sites
+        self._kinds = {name: kinds.get(name, "") for name in sites}
         self._within = within
         self._main = tuple(main)
         self._device = device
@@ -128,7 +132,7 @@ class Reader:
             raise refusal(source, f"has {kind}; low-rank products, and whole differences of linear layers, are worn")
         if unknown:
             raise self._unbound(source, unknown, len(layers))
-        return bound
+        return once(source, bound)
 
     def _find(self, name: str, among: Sequence[str]) -> tuple[str, tuple[Outputs, ...]] | None:
         """The component and the outputs that the layer `name` is about, one of those `among` the networks that draw;
@@ -136,7 +140,7 @@ class Reader:
 
         Networks in one set of files are told apart by names that begin there as components of a pipeline do elsewhere.
         """
-        layer = layer_of(name, tuple(self._sites))
+        layer = layer_of(name, self._kinds)
         said = layer.component in among or layer.component not in ("", *self._main)
         for component in [layer.component] if said else among[:1]:
             if component in self._sites and (found := self._sites[component].find(layer.name, flat=layer.flat)):
@@ -168,7 +172,7 @@ def _check(
     source: str, layer: str, bound: Bound, shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str]
 ) -> None:
     """RequestError where the tensors of a layer are of other shapes or formats than its products have."""
-    outputs, inputs = sum(each.count for each in bound.outputs), bound.outputs[0].inputs
+    outputs, inputs = bound.count, bound.outputs[0].inputs
     whole = shapes.get(bound.tensors.get("whole", ""))
     if whole is not None and whole != (outputs, inputs):
         raise refusal(

@@ -78,7 +78,7 @@ def adapters_of(under: Build) -> Adapters:
     invariant = any((choice.name, choice.value) == ("tier", "invariant") for choice in under.choices)
     return Adapters(
         partial(adapt, under.modules),
-        Reader(sites, main, under.device, config.lora.folder),
+        Reader(sites, main, under.device, config.lora.folder, kinds=_kinds(under)),
         partial(stamp, folder=config.lora.folder),
         limit=config.lora.memory,
         alone=invariant,
@@ -111,12 +111,17 @@ def _of_others(under: Build, wardrobe: Wardrobe) -> Adapters:
     folder = under.found.config.lora.folder
     return Adapters(
         wardrobe.dress,
-        Reader(wardrobe.sites, wardrobe.main, under.device, folder, wardrobe.within),
+        Reader(wardrobe.sites, wardrobe.main, under.device, folder, wardrobe.within, _kinds(under)),
         partial(stamp, folder=folder),
         limit=under.found.config.lora.memory,
         obstacle=obstacle(under),
         rack=under.wearing.rack,
     )
+
+
+def _kinds(under: Build) -> dict[str, str]:
+    """The class of every component, as its checkpoint says."""
+    return {name: kind for name, (_, kind) in under.found.checkpoint.components.items()}
 
 
 def _shares(under: Build, name: str) -> dict[str, Slices]:

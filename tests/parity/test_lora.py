@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +13,14 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse import Config, ModelConfig, Omni
 from omnimuse.core.loras import Lora
 from tests.checkpoints.adapters import (
     RANK,
+    Layers,
     Style,
     kohya,
     layers_of,
@@ -167,6 +170,13 @@ Z_IMAGE = of_two_blocks(
     ("layers.*.attention.out", "layers.*.attention.to_out.0", ""),
     ("layers.*.feed_forward.w1", "layers.*.feed_forward.w1", ""),
 )
+Z_IMAGE_TWICE = {
+    **Z_IMAGE,
+    **of_two_blocks(
+        *((f"layers.*.attention.to.{part}", f"layers.*.attention.to_{part}", "") for part in "qkv"),
+        ("layers.*.attention.to_out.0", "layers.*.attention.to_out.0", ""),
+    ),
+}
 QWEN_IMAGE = {
     name: (name,)
     for name in (
@@ -271,11 +281,23 @@ def with_whole_end(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
     return {"diffusion_model.head.head.diff": up @ down, **{key: tensors[key] for key in tensors if "lora" not in key}}
 
 
+CLIP_L = "text_encoders.clip_l.transformer."
 AITOOLKIT, UNSCALED = peft("diffusion_model."), kohya(alpha=float(RANK))
 
 
 def xlabs(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
     return {f"{name}.down.weight": down, f"{name}.up.weight": up}
+
+
+def dotted(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    begin = f"diffusion_model.{name}"
+    return {f"{begin}.lora.down.weight": down, f"{begin}.lora.up.weight": up, f"{begin}.alpha": torch.tensor(3.0)}
+
+
+def comfy(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
+    """As ComfyUI names those of a CLIP."""
+    layer = CLIP_L + name
+    return {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(2.0)}
 
 
 def family_named(name: str) -> Family:
@@ -301,6 +323,7 @@ def sizes(folder: Path, whole: Whole) -> dict[str, tuple[int, int]]:
         pytest.param("WanPipeline-2.1-I2V", {**WAN, "head.head": ("proj_out",)}, with_whole_end, id="wan-distilled"),
         pytest.param("WanPipeline-2.1-I2V", WAN, kohya(), id="wan-kohya"),
         pytest.param("ZImagePipeline", Z_IMAGE, kohya(), id="zimage-kohya"),
+        pytest.param("ZImagePipeline", Z_IMAGE_TWICE, dotted, id="zimage-twice"),
         pytest.param("QwenImagePipeline", QWEN_IMAGE, kohya(), id="qwen-image-kohya"),
         pytest.param("LTX2Pipeline", LTX_2, AITOOLKIT, id="ltx2-aitoolkit"),
     ],
@@ -348,16 +371,67 @@ def test_a_whole_layer_is_what_its_parts_are(tmp_path: Path, tiny: Tiny, name: s
     assert distance(found, plain) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["FluxPipeline-dev", "StableDiffusion3Pipeline-3"])
-def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(tmp_path: Path, tiny: Tiny, name: str) -> None:
+def of_attention(folder: Path, component: str) -> dict[str, tuple[int, int]]:
+    """The layers of a text encoder that attend."""
+    return {
+        name: size for name, size in layers_of(folder, component).items() if re.search(r"self_attn|SelfAttention", name)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        pytest.param("FluxPipeline-dev", peft("text_encoder."), id="flux"),
+        pytest.param("FluxPipeline-dev", kohya("lora_te1_"), id="flux-kohya"),
+        pytest.param("FluxPipeline-dev", comfy, id="flux-comfy"),
+        pytest.param("StableDiffusion3Pipeline-3", peft("text_encoder."), id="sd3"),
+    ],
+)
+def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(
+    tmp_path: Path, tiny: Tiny, name: str, style: Style
+) -> None:
     family = family_named(name)
     folder = tiny(family.name)
-    layers = {layer: size for layer, size in layers_of(folder, "text_encoder").items() if "self_attn" in layer}
-    adapters, wishes = {write(tmp_path / "a.safetensors", layers, peft("text_encoder.")): 0.9}, [family.wishes[0]]
+    layers = of_attention(folder, "text_encoder")
+    adapters, wishes = {write(tmp_path / "a.safetensors", layers, style): 0.9}, [family.wishes[0]]
     [expected] = theirs(family, folder, tmp_path / "changed", wishes, adapters)
     [found], [plain] = ours(folder, wishes, adapters), ours(folder, wishes, {})
     assert distance(found, expected) <= TOLERANCE
     assert distance(found, plain) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "begins"),
+    [
+        ("FluxPipeline-dev", "text_encoder_2", ("text_encoder_2.", "lora_te3_", "text_encoders.t5xxl.transformer.")),
+        ("ChromaPipeline", "text_encoder", ("text_encoder.", "lora_te3_", "text_encoders.t5xxl.transformer.")),
+        ("StableDiffusion3Pipeline-3", "text_encoder", ("lora_te1_", CLIP_L)),
+        ("StableDiffusion3Pipeline-3", "text_encoder_2", ("lora_te2_", "text_encoders.clip_g.transformer.")),
+        ("StableDiffusion3Pipeline-3", "text_encoder_3", ("text_encoder_3.", "lora_te3_")),
+    ],
+)
+def test_what_the_reference_does_not_take_for_a_text_encoder_is_what_weights_with_it_in_them_make(
+    tmp_path: Path, tiny: Tiny, name: str, component: str, begins: tuple[str, ...]
+) -> None:
+    family = family_named(name)
+    folder, wishes = tiny(family.name), [family.wishes[0]]
+    layers = of_attention(folder, component)
+    [expected] = family.reference(with_products(folder, tmp_path / "changed", component, layers, 0.9), wishes, "latent")
+    for begin in begins:
+        style = kohya(begin, alpha=float(RANK)) if begin.startswith("lora_") else peft(begin)
+        [found] = ours(folder, wishes, {write(tmp_path / "a.safetensors", layers, style): 0.9})
+        assert distance(found, expected) <= TOLERANCE
+    assert distance(*ours(folder, wishes, {}), expected) > 1e-4
+
+
+def with_products(folder: Path, changed: Path, component: str, layers: Layers, scale: float) -> Path:
+    """A copy of the checkpoint in `folder` to whose `component` those products are added that `write` makes."""
+    [file] = shutil.copytree(folder, changed).glob(f"{component}/*.safetensors")
+    tensors = load_file(file)
+    for name, (down, up) in products(layers).items():
+        tensors[f"{name}.weight"] += scale * up @ down
+    save_file(tensors, file, {"format": "pt"})
+    return changed
 
 
 @pytest.mark.parametrize("begins", ["connectors.", "text_embedding_projection."])

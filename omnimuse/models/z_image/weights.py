@@ -28,6 +28,7 @@ RULES: tuple[Rename | Fuse, ...] = (
 
 ALIASES: tuple[Alias, ...] = (
     Alias(r"(\w+)\.(\d+)\.attention\.qkv", tuple(rf"\1.\2.attention.to_{part}" for part in "qkv")),
+    Alias(r"(\w+)\.(\d+)\.attention\.to\.([qkv])", (r"\1.\2.attention.to_\3",)),
     Alias(r"(\w+)\.(\d+)\.attention\.out", (r"\1.\2.attention.to_out.0",)),
     Alias(r"x_embedder", ("all_x_embedder.2-1",)),
     Alias(r"final_layer\.(linear|adaLN_modulation\.1)", (r"all_final_layer.2-1.\1",)),

@@ -126,6 +126,20 @@ def test_a_layer_that_an_adapter_has_whole_is_given_out_to_those_that_the_checkp
     assert torch.allclose(whole(reader(str(file)).products, "stack.0.qk", 10, 8), up @ down, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "again",
+    [{"double.0.qk": (10, 8)}, {"lora_unet_double_0_qk": (10, 8), "lora_unet_blocks_0_out": (8, 6)}],
+)
+def test_a_layer_that_a_file_names_twice_is_worn_once(
+    reader: Reader, tmp_path: Path, caplog: pytest.LogCaptureFixture, again: Layers
+) -> None:
+    file = write(tmp_path / "a.safetensors", {**LAYERS, **again}, peft(""))
+    found, (fused, last) = reader(str(file)).products, expected()
+    assert torch.allclose(whole(found, "stack.0.qk", 10, 8), fused, atol=1e-6)
+    assert torch.allclose(whole(found, "stack.0.final", 8, 6), last, atol=1e-6)
+    assert all(f"{name} is left out, as the file has that by blocks.0." in caplog.text for name in again)
+
+
 @pytest.mark.parametrize("called", ["lora_B.bias", "diff_b"])
 def test_a_bias_of_the_up_matrix_is_added_too(reader: Reader, tmp_path: Path, called: str) -> None:
     name, (down, up) = next(iter(products(LAYERS).items()))
@@ -324,6 +338,19 @@ def refused(reader: Reader, source: Path) -> str:
     assert caught.value.param == "loras"
     assert str(source) in str(caught.value)
     return str(caught.value)
+
+
+def test_a_layer_that_a_file_names_whole_and_in_part_is_refused_by_both_names(reader: Reader, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", {"blocks.0.to_q": (6, 8), "double.0.qk": (10, 8)}, peft(""))
+    assert "has double.0.qk and blocks.0.to_q for the same outputs" in refused(reader, file)
+
+
+def test_an_adapter_that_controls_is_called_that(reader: Reader, tmp_path: Path) -> None:
+    tensors = peft("")("blocks.0.out", *products(LAYERS)["blocks.0.out"])
+    save_file({**tensors, "double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(4)}, tmp_path / "a.safetensors")
+    assert "is an adapter that controls by pictures, whose network is wider" in refused(
+        reader, tmp_path / "a.safetensors"
+    )
 
 
 def test_an_adapter_that_fits_in_part_says_which_layers_there_are(reader: Reader, tmp_path: Path) -> None:
@@ -569,4 +596,37 @@ def test_a_name_tells_the_role_of_a_tensor(tensor: str, found: Named | None) -> 
     ],
 )
 def test_a_name_tells_whose_layer_it_is(name: str, found: Layer) -> None:
-    assert layer_of(name, ["transformer", "text_encoder"]) == found
+    assert layer_of(name, {"transformer": "Net", "text_encoder": "CLIPTextModel"}) == found
+
+
+ONE = {"transformer": "Net", "image_encoder": "CLIPVisionModel", "text_encoder": "T5EncoderModel"}
+TWO = {"transformer": "Net", "text_encoder_2": "T5EncoderModel", "text_encoder": "CLIPTextModel"}
+THREE = {
+    "text_encoder_3": "T5EncoderModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "text_encoder": "CLIPTextModelWithProjection",
+}
+OTHER = {"transformer": "Net", "text_encoder": "Gemma2Model"}
+T5 = [(ONE, "text_encoder"), (TWO, "text_encoder_2"), (THREE, "text_encoder_3")]
+
+
+@pytest.mark.parametrize(
+    ("begins", "components"),
+    [
+        ("lora_te_", [(each, "text_encoder") for each in (ONE, TWO, THREE, OTHER)]),
+        ("lora_te1_", [(each, "text_encoder") for each in (ONE, TWO, THREE, OTHER)]),
+        ("lora_te2_", [(each, "text_encoder_2") for each in (ONE, TWO, THREE)]),
+        ("lora_te3_", T5),
+        ("text_encoders.clip_l.transformer.", [(TWO, "text_encoder"), (THREE, "text_encoder")]),
+        ("text_encoders.clip_g.transformer.", [(THREE, "text_encoder_2")]),
+        (
+            "text_encoders.t5xxl.transformer.",
+            [(ONE, "text_encoder"), (TWO, "text_encoder_2"), (THREE, "text_encoder_3")],
+        ),
+        ("text_encoders.gemma2_2b.transformer.", [(OTHER, "text_encoder")]),
+    ],
+)
+def test_trainers_name_text_encoders_by_their_kind(begins: str, components: list[tuple[dict[str, str], str]]) -> None:
+    flat = begins.startswith("lora_")
+    for known, component in components:
+        assert layer_of(f"{begins}a.b", known) == Layer(component, "a.b", flat=flat)
