@@ -14,15 +14,16 @@ from omnimuse.worker.warm_up import describe, warm_up_ask
 
 if TYPE_CHECKING:
     from omnimuse.deploy.pools import Pools
-    from omnimuse.engine.local import Background
+    from omnimuse.engine.local import Background as OneEngine
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0  # seconds that it may take; compiling takes most of them
 
 
-def warm_up(background: Background | Pools, wanted: str, patience: float = PATIENCE) -> None:
-    """Draw what `wanted` names, so that the first request finds everything in place; at most `patience` seconds.
+def warm_up(background: OneEngine | Pools, wanted: str, patience: float = PATIENCE) -> None:
+    """Draw what `wanted` names, so that the first request finds everything in place, and of an engine small ones of its
+    kind, where it is larger than these, so that what it takes is known; at most `patience` seconds.
 
     What goes wrong is logged and ends nothing: a request of another size may well be drawn. But ConfigError for a
     choice that no request can be drawn with.
@@ -30,6 +31,8 @@ def warm_up(background: Background | Pools, wanted: str, patience: float = PATIE
     ask = warm_up_ask(wanted, background.door)
     if ask is None:
         return
+    from omnimuse.engine.local import Background
+
     events: SimpleQueue[Event] = SimpleQueue()
     began, request = time.monotonic(), background.make_request(ask)
     background.submit(request, events.put)
@@ -37,6 +40,8 @@ def warm_up(background: Background | Pools, wanted: str, patience: float = PATIE
     seconds = time.monotonic() - began
     if isinstance(last, Done):
         logger.info("warming up with %s, %.1f s", what, seconds)
+        if isinstance(background, Background):
+            background.learn(request, lambda: time.monotonic() < began + patience)
         return
     if isinstance(last, Failed) and isinstance(last.error, ConfigError):
         raise last.error

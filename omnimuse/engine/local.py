@@ -31,6 +31,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door, Recording, Request
 from omnimuse.core.spec import Limits
 from omnimuse.engine.engine import Engine, follow
+from omnimuse.engine.foretelling import Unwanted, drawn
 from omnimuse.engine.wearing import try_on
 from omnimuse.media.image import to_image
 from omnimuse.media.recording import samples_of
@@ -219,6 +220,21 @@ class Errand(Generic[T]):
             self.done.set_exception(error)
 
 
+def learn(engine: Engine, request: Request, wanted: Callable[[], bool]) -> None:
+    """Draw small ones of the kind of `request`, for which nobody waits, as long as they are `wanted`, so that what it
+    takes is known before others ask for the like; comes between two ticks.
+    """
+
+    def draw(small: Request) -> bool:
+        tried = replace(small, id=f"{request.id}-tried")
+        return drawn(engine.alone(tried, wanted=lambda: wanted() and not engine.stopping)[-1])
+
+    if engine.runner.hand.all and engine.foretelling.can_learn(request):
+        with suppress(Unwanted):
+            engine.foretelling.learn(request, draw)
+            engine.reckon()
+
+
 class Background:
     """Makes an engine and drives it on one thread of its own; every event of a request goes to its listener.
 
@@ -346,6 +362,10 @@ class Background:
     def try_on(self, loras: Sequence[Lora]) -> None:
         """Read what requests are to wear, before any does; RequestError, or CapacityError, for what none can wear."""
         self.between_ticks(partial(try_on, self.engine, loras)).result()
+
+    def learn(self, request: Request, wanted: Callable[[], bool]) -> None:
+        """Have small ones of its kind drawn, as long as they are `wanted`."""
+        self.between_ticks(partial(learn, self.engine, request, wanted)).result()
 
     def close(self) -> None:
         """Stop the thread and free the engine; requests in flight fail. Safe to call twice."""

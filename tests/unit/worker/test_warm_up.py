@@ -7,18 +7,20 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from omnimuse.core.caches import cache_named
+from omnimuse.core.config import Config, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Door
 from omnimuse.core.spec import Configs, Limits
 from omnimuse.deploy.warming import warm_up
 from omnimuse.engine.engine import Engine
-from omnimuse.engine.local import Background
+from omnimuse.engine.local import Background, start
 from omnimuse.layers.stack import Memory
 from omnimuse.offload.residency import Residency
 from omnimuse.worker.warm_up import describe, warm_up_ask
@@ -136,6 +138,20 @@ def test_a_warm_up_is_logged_with_what_it_took(log: Log) -> None:
     [line] = log.records
     assert line.levelname == "INFO"
     assert re.fullmatch(r"warming up with 8x8, 1 step, \d+\.\d s", line.getMessage())
+
+
+def test_what_others_of_its_kind_take_is_known_where_a_warm_up_is_large_enough(z_image_folder: Path) -> None:
+    engine = start(Config(ModelConfig(str(z_image_folder), dtype="float32", device="cpu")))
+    background = Background(lambda: engine)
+    try:
+        asked = engine.make_request(Ask("another", DiffusionParams(width=640, height=768, num_inference_steps=1)))
+        warm_up(background, "small")
+        background.learn(asked, lambda: False)
+        assert not engine.foretelling.kinds, "nothing is smaller, and what nobody wants is not drawn"
+        warm_up(background, "576x544")
+        assert engine.foretelling.takes(asked, 0) > 0
+    finally:
+        background.close()
 
 
 def test_no_warm_up_is_not_logged(log: Log) -> None:
