@@ -253,6 +253,9 @@ def otherwise(name: str) -> list[Asked]:
 
 
 BESIDES: list[Asked] = [
+    (Z, ParallelConfig(tensor=2), ALL_CACHES),
+    (FLUX, ParallelConfig(ring=2), ALL_CACHES),
+    (QWEN, ParallelConfig(cfg=2), ALL_CACHES),
     (FLUX, ParallelConfig(ulysses=2), WORN),
     (QWEN, ParallelConfig(cfg=2), WORN),
     (Z, ParallelConfig(ulysses=2), PACKED_AND_WORN),
