@@ -1,11 +1,12 @@
 """Measure a running server under load. `serve` asks any OpenAI-compatible server for pictures or, with --task, for
-answers in a chat or for speech.
+pictures that change one (edits), videos, sounds, answers in a chat or speech.
 
 The load is open (--rate: requests come at random moments, however slow the server is) or closed (--concurrency: each
 client asks again when it has its picture; one that got none first waits for Retry-After, or 1 s). What is printed (of
-answers and sounds where it says pictures, by --task):
+what --task asks for where it says pictures):
   latency        from the moment a request was due (open) or sent (closed) to the last byte of its answer, connecting
-                 included; pictures only. p99 is the least of them that 99 % do not exceed
+                 included; pictures only. p99 is the least of them that 99 % do not exceed. A video is a job, which is
+                 asked for every 50 ms, or with --stream told by events; it ends with its file, and is then removed
   throughput     pictures a second, from the first request due at 0 s to the last answer
   goodput        the same, counting only pictures within --slo (all of them if it is not given)
   first preview  like latency, to the first partial picture, or piece, of a stream (--stream)
@@ -14,7 +15,7 @@ answers and sounds where it says pictures, by --task):
   refused        answers 429, and 503 where no work had begun; their times are from sending to the last byte
   failed         every other answer without a picture, a broken connection, and --timeout
   wasted         work that was taken on but failed or came after --slo: its part of all that was taken on, which what
-                 is refused, wrong (4xx) or unreached is not, weighed by megapixels x steps
+                 is refused, wrong (4xx) or unreached is not, weighed by megapixels x frames x steps
   sent late      how long after they were due requests left this machine; if that is much, it measures itself
 
 examples:
@@ -22,6 +23,7 @@ examples:
   omnimuse bench serve --url http://127.0.0.1:9000 --rate 2 --duration 60 --slo 5 --json load.json
   omnimuse bench serve --mix "128x128@10:3,64x64@4:1" --stream --duration 30
   omnimuse bench serve --task chat --tokens 100 --stream --concurrency 8 --requests 100
+  omnimuse bench serve --task videos --mix 64x64x9@4 --image made --requests 8 --blocks
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import argparse
 import asyncio
 import json
 import math
+import mimetypes
 import re
 import sys
 from collections import Counter
@@ -37,15 +40,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from omnimuse.cli.bench_asks import TASKS
-from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, Watch, find_model, run_load
-from omnimuse.cli.plot import check_place
+from omnimuse.cli.bench_asks import MADE, TASKS, Task, data_url
+from omnimuse.cli.bench_http import Target
+from omnimuse.cli.bench_serve import Entry, Load, Outcome, Watch, find_model, run_load
+from omnimuse.cli.plot import KINDS, check_place, plot
 from omnimuse.cli.table import columns
 from omnimuse.cli.terms import read_deadline
 from omnimuse.core.amounts import told_bytes
-from omnimuse.core.errors import RequestError
+from omnimuse.core.errors import RequestError, reason
 from omnimuse.simulate.figures import Figures, spread
 
 LATE = 0.05
@@ -71,11 +75,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--mix",
         default="auto",
         metavar="KINDS",
-        help="what to ask for: SIZE[@STEPS][:WEIGHT], several with commas; auto is the server's own size",
+        help="what to ask for: SIZE[@STEPS][:WEIGHT], several with commas; auto is the server's own size, and that of"
+        " a video may have frames: 64x64x9",
     )
     load.add_argument("--steps", type=int, metavar="N", help="steps of each picture, where --mix says none")
     load.add_argument("--task", choices=TASKS, default="pictures", help="what is asked for (default: pictures)")
-    load.add_argument("--tokens", type=int, metavar="N", help="of each answer or sound, at most")
+    load.add_argument(
+        "--image",
+        metavar="FILE",
+        help="what edits change (default: made) and videos begin with; made draws stripes, others for every prompt",
+    )
+    load.add_argument("--video", metavar="FILE", help="what videos start from")
+    load.add_argument("--tokens", type=int, metavar="N", help="of each answer or speech, at most")
     load.add_argument("--stream", action="store_true", help="ask for 3 previews of each picture, or for pieces")
     load.add_argument("--timeout", type=float, default=600, metavar="S", help="a client waits so long (default: 600)")
     load.add_argument(
@@ -90,7 +101,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="ask what every block and every step takes, and show it (ours)",
     )
     shown.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and every request to FILE")
-    shown.add_argument("--overwrite", action="store_true", help="replace the file of --json, if there is one")
+    shown.add_argument("--plot", type=Path, metavar="FILE", help="draw the times of each answer, as a picture")
+    shown.add_argument("--overwrite", action="store_true", help="replace the files of --json and --plot")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,12 +112,16 @@ def run(args: argparse.Namespace) -> int:
         _above_zero("--slo", args.slo)
     if args.json is not None:
         check_place("json", args.json, (".json",), args.overwrite)
+    if args.plot is not None:
+        check_place("plot", args.plot, KINDS, args.overwrite)
     outcomes, load = asyncio.run(measure(target, load, sys.stderr))
     figures = summarize(outcomes, args.slo)
     figures |= {"url": str(target), "model": load.model, "load": describe(load)}
     print(text(figures))
     if args.json is not None:
         write(args.json, figures, outcomes, replace=args.overwrite)
+    if args.plot is not None:
+        plot(drawn(outcomes), args.plot, args.overwrite, "request")
     return 0 if figures["ok"] else 1
 
 
@@ -149,15 +165,17 @@ def read_load(args: argparse.Namespace) -> Load:
     for name, value in options.items():
         if value is not None:
             _above_zero(name, value)
-    drawn, file = args.task == "pictures", TASKS[args.task].file
-    if others := [name for name, given in (("mix", args.mix != "auto"), ("steps", args.steps)) if given and not drawn]:
-        raise RequestError(f"--{others[0]} is of pictures, and --task {args.task} asks for none", others[0])
-    if drawn and args.tokens is not None:
-        raise RequestError("--tokens is of answers and sounds; say --steps, or give --task", "tokens")
-    if file and args.blocks and not args.stream:
+    task = TASKS[args.task]
+    for name, given in (("mix", args.mix != "auto"), ("steps", args.steps), ("tokens", args.tokens)):
+        if given and name not in task.takes:
+            raise RequestError(f"--{name} is of no use with --task {args.task}, which knows {_known(task)}", name)
+    if task.file and args.blocks and not args.stream:
         raise RequestError("--blocks needs --stream here: a sound by itself cannot tell what it took", "blocks")
+    mix = read_mix(args.mix, args.steps)
+    if not task.kept and (wrong := next((entry.name for entry in mix if entry.frames), None)):
+        raise RequestError(f"--mix {wrong} has frames, which --task videos alone asks for", "mix")
     return Load(
-        mix=read_mix(args.mix, args.steps),
+        mix=mix,
         rate=args.rate,
         concurrency=args.concurrency or 1,
         seconds=30.0 if args.duration is None and args.requests is None else args.duration,
@@ -170,11 +188,39 @@ def read_load(args: argparse.Namespace) -> Load:
         blocks=args.blocks,
         task=args.task,
         tokens=args.tokens,
+        shown=read_shown(args, task),
     )
 
 
-_KIND = re.compile(r"(?:auto|([1-9]\d{0,4})x([1-9]\d{0,4}))(?:@([1-9]\d{0,4}))?(?::(\d{1,9}(?:\.\d{1,9})?))?")
-"""One part of a mix: width, height, steps and weight."""
+def _known(task: Task) -> str:
+    return ", ".join(f"--{name}" for name in (*sorted(task.takes), *task.shown)) or "none of these"
+
+
+def read_shown(args: argparse.Namespace, task: Task) -> dict[str, str]:
+    """What comes with every prompt, by medium: an address that has the file itself, or `MADE`."""
+    given = {"image": args.image, "video": args.video}
+    said = {medium: file for medium, file in given.items() if file is not None}
+    if others := [medium for medium in said if medium not in task.shown]:
+        raise RequestError(f"--{others[0]} is of no use with --task {args.task}, which knows {_known(task)}", others[0])
+    if task.needs and not said:
+        said = {next(iter(task.shown)): task.needs}
+    return {medium: file if (medium, file) == ("image", MADE) else _file(medium, file) for medium, file in said.items()}
+
+
+def _file(medium: str, file: str) -> str:
+    kind = mimetypes.guess_type(file)[0] or ""
+    if not kind.startswith(f"{medium}/"):
+        raise RequestError(f"--{medium} {file} does not end as a file of that kind does", medium)
+    try:
+        return data_url(Path(file).read_bytes(), kind)
+    except OSError as error:
+        raise RequestError(f"--{medium} {file} cannot be read: {reason(error)}", medium) from None
+
+
+_KIND = re.compile(
+    r"(?:auto|([1-9]\d{0,4})x([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?)(?:@([1-9]\d{0,4}))?(?::(\d{1,9}(?:\.\d{1,9})?))?"
+)
+"""One part of a mix: width, height, frames, steps and weight."""
 
 
 def read_mix(words: str, otherwise: int | None = None) -> tuple[Entry, ...]:
@@ -184,14 +230,15 @@ def read_mix(words: str, otherwise: int | None = None) -> tuple[Entry, ...]:
     entries = []
     for word in words.split(","):
         match = _KIND.fullmatch(word.strip())
-        if match is None or (match[4] is not None and float(match[4]) == 0):
+        if match is None or (match[5] is not None and float(match[5]) == 0):
             raise RequestError(
                 f"--mix {word.strip()!r} is not SIZE[@STEPS][:WEIGHT] with numbers above 0; "
                 "write it like 128x128@10:3 or auto",
                 "mix",
             )
-        width, height, steps = (None if part is None else int(part) for part in match.group(1, 2, 3))
-        entries.append(Entry(word.strip().split(":")[0], width, height, steps or otherwise, float(match[4] or 1)))
+        width, height, frames, steps = (None if part is None else int(part) for part in match.group(1, 2, 3, 4))
+        name = word.strip().split(":")[0]
+        entries.append(Entry(name, width, height, steps or otherwise, float(match[5] or 1), frames))
     if len({entry.name for entry in entries}) < len(entries):
         raise RequestError(f"--mix {words} names one kind twice; add their weights", "mix")
     return tuple(entries)
@@ -213,6 +260,7 @@ def describe(load: Load) -> Figures:
         "requests": load.requests,
         "mix": {entry.name: entry.weight for entry in load.mix},
         "tokens": load.tokens,
+        "shown": sorted(load.shown),
         "stream": load.stream,
         "timeout": load.timeout,
         "deadline": load.deadline,
@@ -276,9 +324,21 @@ def _spreads_of_all(told: Sequence[Mapping[str, Sequence[float]]]) -> Figures:
     return {name: spread([one for each in told for one in each.get(name, ())]) for name in names}
 
 
-def _most(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _most(told: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
     names = dict.fromkeys(name for each in told for name in each)
-    return {name: max(each[name] for each in told if name in each) for name in names}
+    return {name: max(max(each[name]) for each in told if name in each) for name in names}
+
+
+def drawn(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What `plot` draws of good answers: a bar for each, and for every block what it took of the requests in all."""
+    good = [o for o in outcomes if o.kind == "ok"]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{o.entry.name}, due at {o.due:.3g} s", "timings": o.stages, "steps": o.steps, "bytes": o.bytes_}
+        for o in good
+    ]
+    names = dict.fromkeys(name for o in good for name in o.blocks)
+    blocks = {name: [o.blocks[name] for o in good if name in o.blocks] for name in names}
+    return {"seconds": {}, "results": [*(row | {"blocks": {}} for row in rows), {"timings": {}, "blocks": blocks}]}
 
 
 def _wasted(accepted: Sequence[Outcome], within: Sequence[Outcome]) -> Figures:

@@ -1,9 +1,8 @@
 """Load on a server: what `omnimuse bench serve` sends, how it measures, and nothing about how it is shown.
 
-A small HTTP/1.1 client on asyncio streams asks any OpenAI-compatible server for pictures, or for what else
-`bench_asks.py` knows, at given moments (open loop) or by a given number of clients (closed loop), and notes for each
-request when it was due, sent, answered and how it ended. Every request has a connection of its own, whose making is
-part of its time. No library beyond Python's own.
+Asks any OpenAI-compatible server for pictures, or for what else `bench_asks.py` knows, at given moments (open loop) or
+by a given number of clients (closed loop), and notes for each request when it was due, sent, answered and how it ended.
+Every request has a connection of its own (`bench_http.py`), whose making is part of its time.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ import asyncio
 import json
 import os
 import random
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from omnimuse.cli.bench_asks import TASKS
-from omnimuse.core.errors import ConfigError, RequestError, plain
+from omnimuse.cli.bench_http import Answer, Target, exchange
+from omnimuse.core.errors import ConfigError, plain
 
 STARTED = frozenset({"worker_lost", "insufficient_memory", "numerical_error", "worker_crash"})
 """Error codes of work that had begun: with status 503, too, they are failures and no refusals."""
@@ -29,59 +28,29 @@ NO_CONNECTION = "no_connection"
 """The code of requests that never reached the server."""
 LONGEST = 400
 """Characters of a server's message that are kept."""
+WAITING = frozenset({"queued", "in_progress"})
+"""What a job says of itself while it has not ended."""
+POLL, REMOVING = 0.05, 5.0
+"""Seconds: after which a job is asked for again, and that its removal may take."""
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "pink")
 SHAPES = ("circle", "square", "star", "ring", "triangle")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One kind of picture in the mix; without a size or steps the server's own are taken."""
+    """One kind of picture or video in the mix; without a size, frames or steps the server's own are taken."""
 
     name: str
     width: int | None = None
     height: int | None = None
     steps: int | None = None
     weight: float = 1.0
+    frames: int | None = None
 
     @property
     def work(self) -> float:
-        """Megapixels x steps, by which wasted work is weighed (what is not known counts as 1)."""
-        return (self.width or 1000) * (self.height or 1000) / 1e6 * (self.steps or 1)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where the server is; `prefix` is the path up to and including /v1."""
-
-    host: str
-    port: int
-    prefix: str = "/v1"
-    secure: bool = False
-    key: str = ""
-
-    @staticmethod
-    def read(url: str, key: str) -> Target:
-        """The server at `url`, with or without the /v1; RequestError if that is no http or https address."""
-        try:
-            parts = urlsplit(url if "//" in url else f"http://{url}")
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-        if host is None or parts.scheme not in ("http", "https"):
-            raise RequestError(f"--url {url} is not an address; write it like http://127.0.0.1:8000", "url")
-        secure = parts.scheme == "https"
-        path = parts.path.rstrip("/")
-        return Target(
-            host, port or (443 if secure else 80), path if path.endswith("/v1") else f"{path}/v1", secure, key
-        )
-
-    @property
-    def authority(self) -> str:
-        """Host and port, as in an address."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{'https' if self.secure else 'http'}://{self.authority}{self.prefix}"
+        """Megapixels x frames x steps, by which wasted work is weighed (what is not known counts as 1)."""
+        return (self.width or 1000) * (self.height or 1000) / 1e6 * (self.frames or 1) * (self.steps or 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +58,8 @@ class Load:
     """What to send. `rate` (requests a second, open loop) or `concurrency` (clients, closed loop) is set, and
     `seconds` or `requests` or both end it; `timeout` is how long a client waits, in seconds. With a `deadline` requests
     say after how many their answer is of no use, or the name of a class. With `blocks` they ask what every block and
-    step took. `task` is what is asked for (`TASKS`), `tokens` how many of an answer or a sound at most.
+    step took. `task` is what is asked for (`TASKS`), `tokens` how many of an answer or a sound at most, and `shown`
+    what comes with each prompt, by medium.
     """
 
     mix: tuple[Entry, ...]
@@ -105,6 +75,7 @@ class Load:
     blocks: bool = False
     task: str = "pictures"
     tokens: int | None = None
+    shown: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,8 +84,9 @@ class Outcome:
 
     `status` is 0 if there was no answer; `code` says what was wrong, and is empty for a good one, and `message` is what
     the server said of that. As far as the server tells them, `stages` are the seconds of each, `steps` those of each of
-    its steps, `blocks` those of every block of a network; `bytes_` are the most bytes that were held when a stage, a
-    step of it or a run of a block was done, by the same names, and `held` the most MiB that the worker held at all.
+    its steps, `blocks` those of every block of a network; `bytes_` are the bytes that were held when a stage or each
+    step of it was done, or the most after a run of a block, by the same names, and `held` the most MiB that the worker
+    held at all.
     """
 
     entry: Entry
@@ -129,7 +101,7 @@ class Outcome:
     stages: Mapping[str, float] = field(default_factory=dict)
     steps: Mapping[str, Sequence[float]] = field(default_factory=dict)
     blocks: Mapping[str, float] = field(default_factory=dict)
-    bytes_: Mapping[str, float] = field(default_factory=dict)
+    bytes_: Mapping[str, Sequence[float]] = field(default_factory=dict)
     held: float | None = None
 
     @property
@@ -236,11 +208,10 @@ class Client:
                 outcome = replace(outcome, status=a.status, retry_after=a.retry_after)
                 if a.status == 200 and a.headers.get("content-type", "").startswith("text/event-stream"):
                     outcome = await self._follow(outcome, a)
+                elif a.status == 200 and self._task.kept:
+                    outcome = await self._job(outcome, json.loads(await a.read()))
                 else:
-                    content = await a.read()
-                    code, message = self._judge(a.status, content)
-                    outcome = replace(outcome, ended=self.now(), code=code, message=message)
-                    outcome = outcome if code or self._task.file else _told(outcome, content)
+                    outcome = self._whole(outcome, await a.read())
         except TimeoutError:
             outcome = replace(outcome, code="timeout")
         except (OSError, EOFError):
@@ -250,11 +221,13 @@ class Client:
         return outcome if outcome.ended else replace(outcome, ended=self.now())
 
     def _request(self, entry: Entry, prompt: str) -> tuple[str, str, bytes, dict[str, str]]:
-        fields = self._task.fields(prompt)
+        fields = self._task.fields(prompt) | self._task.showing(self._load.shown, prompt)
         if self._load.model:
             fields["model"] = self._load.model
         if entry.width is not None:
             fields["size"] = f"{entry.width}x{entry.height}"
+        if entry.frames is not None:
+            fields["num_frames"] = entry.frames
         if entry.steps is not None:
             fields["num_inference_steps"] = entry.steps
         if self._load.deadline is not None:
@@ -280,36 +253,85 @@ class Client:
             if not isinstance(event, dict):
                 continue
             there = there or self._task.has(event)
+            body = event.get(self._task.kept) or event
             if self._task.begun(event) and outcome.previewed is None:
                 outcome = replace(outcome, previewed=self.now())
             elif self._task.ended(event):
-                outcome, code = _told(replace(outcome, ended=self.now()), data), "" if there else "invalid_answer"
-            elif event.get("error"):
-                code, message = _complaint(event, "stream_error")
+                outcome, code = _told(replace(outcome, ended=self.now()), body), "" if there else "invalid_answer"
+            elif isinstance(body, dict) and body.get("error"):
+                code, message = _complaint(body, "stream_error")
                 return replace(outcome, ended=self.now(), code=code, message=message)
         return replace(outcome, ended=self.now(), code=code)
 
-    def _judge(self, status: int, content: bytes) -> tuple[str, str]:
+    async def _job(self, outcome: Outcome, job: object) -> Outcome:
+        """The outcome of a job that was accepted: good once its file has come. It is removed, whatever became of it."""
+        if not isinstance(job, dict) or not isinstance(job.get("id"), str):
+            return replace(outcome, code="invalid_answer")
+        path = f"{self._task.path}/{quote(job['id'], safe='')}"
+        try:
+            outcome = await (self._watched if self._load.stream else self._polled)(outcome, path)
+            if outcome.code:
+                return outcome
+            async with self._get(f"{path}/content") as answer:
+                content = await answer.read()
+            code, message = self._judge(answer.status, content, file=True)
+            return replace(outcome, status=answer.status, ended=self.now(), code=code, message=message)
+        finally:
+            with suppress(OSError, EOFError, ValueError, TimeoutError):
+                async with asyncio.timeout(REMOVING), exchange(self._target, "DELETE", path, b"", {}) as answer:
+                    await answer.read()
+
+    async def _polled(self, outcome: Outcome, path: str) -> Outcome:
+        """The outcome of a job at `path` once it tells that it has ended."""
+        while True:
+            async with self._get(path) as answer:
+                content = await answer.read()
+            outcome = replace(outcome, status=answer.status)
+            told = json.loads(content) if answer.status == 200 else {}
+            if not isinstance(told, dict) or told.get("error") or told.get("status") not in WAITING:
+                return self._whole(outcome, content)
+            await asyncio.sleep(POLL)
+
+    async def _watched(self, outcome: Outcome, path: str) -> Outcome:
+        """The same, by the events that it tells."""
+        async with self._get(f"{path}/events") as answer:
+            outcome = replace(outcome, status=answer.status)
+            if answer.status == 200:
+                return await self._follow(outcome, answer)
+            return self._whole(outcome, await answer.read())
+
+    def _get(self, path: str) -> AbstractAsyncContextManager[Answer]:
+        return exchange(self._target, "GET", path, b"", {})
+
+    def _whole(self, outcome: Outcome, content: bytes) -> Outcome:
+        """The outcome of an answer that is not a stream."""
+        code, message = self._judge(outcome.status, content, file=self._task.file)
+        outcome = replace(outcome, ended=self.now(), code=code, message=message)
+        return outcome if code or self._task.file else _told(outcome, json.loads(content))
+
+    def _judge(self, status: int, content: bytes, *, file: bool) -> tuple[str, str]:
         """What is wrong with an answer, in a code and the server's words; empty if it is what was asked for."""
         if status != 200:
             try:
                 return _complaint(json.loads(content), f"http_{status}")
             except (ValueError, RecursionError):
                 return f"http_{status}", ""
-        if self._task.file:
+        if file:
             return "" if content else "invalid_answer", ""
-        return self._task.judge(json.loads(content)), ""
+        body = json.loads(content)
+        if self._task.kept and isinstance(body, dict) and body.get("error"):
+            return _complaint(body, "invalid_answer")
+        return self._task.judge(body), ""
 
 
-def _told(outcome: Outcome, content: bytes) -> Outcome:
+def _told(outcome: Outcome, told: object) -> Outcome:
     """`outcome` with what a good answer says of where its time and memory went."""
-    body = json.loads(content)
+    body = told if isinstance(told, dict) else {}
     stages = {name.removesuffix("_s"): took for name, took in _numbers(body.get("timings")).items()}
     held = body.get("peak_memory_mb")
     held = held if isinstance(held, int | float) else None
     steps, blocks = _lists(body.get("steps")), _numbers(body.get("block_timings"))
-    bytes_ = {stage: max(each) for stage, each in _lists(body.get("bytes")).items()}
-    bytes_ |= _numbers(body.get("block_bytes"))
+    bytes_ = _lists(body.get("bytes")) | {name: [most] for name, most in _numbers(body.get("block_bytes")).items()}
     return replace(outcome, stages=stages, steps=steps, blocks=blocks, bytes_=bytes_, held=held)
 
 
@@ -351,107 +373,3 @@ async def find_model(target: Target, timeout: float = 10.0) -> str:
         return str(listed[0]["id"]) if answer.status == 200 else ""
     except (ValueError, LookupError, TypeError, RecursionError):
         return ""
-
-
-# -- HTTP ----------------------------------------------------------------------------------------------------------
-
-
-class Answer:
-    """An answer whose head has come; its body is read once, by `read` or `events`."""
-
-    def __init__(self, status: int, headers: dict[str, str], reader: asyncio.StreamReader) -> None:
-        self.status, self.headers, self._reader = status, headers, reader
-
-    @property
-    def retry_after(self) -> float:
-        """Seconds after which to try again, 1 where nothing is said."""
-        with suppress(ValueError):
-            return min(120.0, max(0.0, float(self.headers.get("retry-after", 1.0))))
-        return 1.0
-
-    async def read(self) -> bytes:
-        """The whole body."""
-        return b"".join([part async for part in self._parts()])
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """The data of each server-sent event; comments and names are left out."""
-        data: list[bytes] = []
-        async for line in self._lines():
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data)
-                data = []
-
-    async def _lines(self) -> AsyncIterator[bytes]:
-        rest = bytearray()
-        async for part in self._parts():
-            looked = len(rest)
-            rest += part
-            while (end := rest.find(b"\n", looked)) >= 0:
-                yield bytes(rest[:end]).rstrip(b"\r")
-                del rest[: end + 1]
-                looked = 0
-
-    async def _parts(self) -> AsyncIterator[bytes]:
-        if self.headers.get("transfer-encoding", "").lower() == "chunked":
-            while size := int((await self._line()).split(b";")[0], 16):
-                yield await self._reader.readexactly(size)
-                await self._reader.readexactly(2)
-            return
-        said = self.headers.get("content-length")
-        left = None if said is None else int(said)
-        while left is None or left > 0:
-            part = await self._reader.read(2**16 if left is None else min(left, 2**16))
-            if not part and left is not None:
-                raise EOFError(f"the answer broke off {left} bytes before its end")
-            if not part:
-                return
-            left = None if left is None else left - len(part)
-            yield part
-
-    async def _line(self) -> bytes:
-        line = await self._reader.readline()
-        if not line:
-            raise EOFError("the answer broke off between two chunks")
-        return line
-
-
-@asynccontextmanager
-async def exchange(
-    target: Target, method: str, path: str, body: bytes, headers: dict[str, str]
-) -> AsyncIterator[Answer]:
-    """Send a request over a connection of its own and give its answer, whose body is still to be read.
-
-    OSError, EOFError or ValueError if there is no answer, or none in HTTP.
-    """
-    context = ssl.create_default_context() if target.secure else None
-    reader, writer = await asyncio.open_connection(target.host, target.port, ssl=context)
-    try:
-        head = {"host": target.authority, "connection": "close", "content-length": str(len(body))}
-        if target.key:
-            head["authorization"] = f"Bearer {target.key}"
-        lines = [f"{method} {target.prefix}{path} HTTP/1.1", *(f"{k}: {v}" for k, v in (head | headers).items())]
-        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-        await writer.drain()
-        yield await _read_head(reader)
-    finally:
-        writer.transport.abort()  # the answer has been read, or is not wanted; there is nothing left to say
-        with suppress(OSError):
-            await writer.wait_closed()
-
-
-async def _read_head(reader: asyncio.StreamReader) -> Answer:
-    status = 100
-    while 100 <= status < 200:  # interim answers say nothing yet
-        words = (await reader.readline()).split(maxsplit=2)
-        if not words:
-            raise EOFError("the server closed the connection without an answer")
-        if len(words) < 2 or not words[0].startswith(b"HTTP/"):
-            raise ValueError("the answer is not HTTP")
-        status = int(words[1])
-        headers = {}
-        while line := (await reader.readline()).strip():
-            name, _, value = line.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
-    return Answer(status, headers, reader)

@@ -45,7 +45,7 @@ def bars_of(record: Mapping[str, Any]) -> list[Bar]:
     whole = {name: seconds for name, seconds in record["seconds"].items() if name != "total"}
     there = [row for row in record["results"] if row["timings"]]
     rows = [(str(row["prompt"]), row["timings"], row["steps"], row["bytes"]) for row in there]
-    return [("the command", whole, {}, {}), *rows[:MOST]]
+    return [*([("the command", whole, {}, {})] if whole else []), *rows[:MOST]]
 
 
 def blocks_of(record: Mapping[str, Any]) -> dict[str, Sequence[float]]:
@@ -66,16 +66,19 @@ def held_of(record: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def plot(record: Mapping[str, Any], path: Path, replace: bool = False) -> None:
-    """Write the picture to `path`, whose ending says of which kind; FileExistsError if it must not `replace` a file."""
+def plot(record: Mapping[str, Any], path: Path, replace: bool = False, one: str = "run") -> None:
+    """Write the picture to `path`, whose ending says of which kind; FileExistsError if it must not `replace` a file.
+
+    What blocks have several times of is called `one`.
+    """
     from PIL import Image, ImageDraw
 
     bars, blocks = bars_of(record), blocks_of(record)
     below = EDGE + GAP * 2 * len(bars)
     picture = Image.new("RGB", (WIDTH, below + LINE * (len(blocks) + 1 if blocks else 0) + EDGE), "white")
     pen = ImageDraw.Draw(picture)
-    _draw_blocks(pen, below, blocks)
-    longest = max(sum(parts.values()) for _, parts, *_ in bars) or 1.0
+    _draw_blocks(pen, below, blocks, one)
+    longest = max((sum(parts.values()) for _, parts, *_ in bars), default=0.0) or 1.0
     most = max((count for *_, held in bars for every in held.values() for count in every), default=0)
     for number, (name, parts, steps, held) in enumerate(bars):
         top = EDGE + GAP * 2 * number
@@ -106,13 +109,13 @@ def plot(record: Mapping[str, Any], path: Path, replace: bool = False) -> None:
     write_whole(path, content.getvalue(), replace=replace)
 
 
-def _draw_blocks(pen: ImageDraw, top: int, blocks: Mapping[str, Sequence[float]]) -> None:
+def _draw_blocks(pen: ImageDraw, top: int, blocks: Mapping[str, Sequence[float]], one: str) -> None:
     """A line for every block from `top` on: its name, what it took in all as a bar, and how often it ran."""
     if not blocks:
         return
     longest = max(map(sum, blocks.values())) or 1.0
     wide = max(int(pen.textlength(_plain(name))) for name in blocks) + 2 * EDGE
-    pen.text((EDGE, top), "blocks: milliseconds in all, and of one run", fill="black")
+    pen.text((EDGE, top), f"blocks: milliseconds in all, and of one {one}", fill="black")
     for number, (name, runs) in enumerate(blocks.items(), 1):
         at, took = top + LINE * number, sum(runs)
         told = f"{1000 * took:.4g} ms, {len(runs)} x {1000 * took / len(runs):.3g}"

@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omnimuse.cli.bench import read_mix
-from omnimuse.cli.bench_serve import Target as Server
+from omnimuse.cli.bench_http import Target as Server
 from omnimuse.cli.engine import read_deadlines
 from omnimuse.cli.plot import check_place
 from omnimuse.cli.scale import add_scale_options, read_scale

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import TextIO
 
-from omnimuse.cli.bench_serve import Entry, Load, Outcome, Target, find_model, run_load
+from omnimuse.cli.bench_http import Target
+from omnimuse.cli.bench_serve import Entry, Load, Outcome, find_model, run_load
 from omnimuse.core.errors import ConfigError, RequestError
 from omnimuse.simulate.table import Kind, Table
 
@@ -62,7 +63,7 @@ async def measure(target: Target, mix: Sequence[Entry], samples: int, stderr: Te
 
 async def _kind(asker: Asker, entry: Entry) -> tuple[Kind, float]:
     """One kind, and what its steps take in company, of what they take alone."""
-    if entry.width is None or entry.height is None or entry.steps is None or entry.steps < 2:
+    if entry.width is None or entry.height is None or entry.frames or entry.steps is None or entry.steps < 2:
         raise RequestError(
             f"--mix {entry.name}: to be measured a kind needs a size and steps, such as 128x128@10", "mix"
         )

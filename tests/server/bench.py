@@ -8,7 +8,7 @@ import io
 from typing import Any
 
 from omnimuse.cli import bench
-from omnimuse.cli.bench_serve import Target
+from omnimuse.cli.bench_http import Target
 
 
 def measured(url: str, *words: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from omnimuse.media.sound import Sound, encode_sound
 from tests.checkpoints import stable_audio
 from tests.checkpoints.families import FAMILIES
 from tests.checkpoints.wishes import Wish
+from tests.server.bench import measured
 from tests.server.whole_server import Answer, WholeServer
 
 ASKED = {"input": "two green stars", "num_inference_steps": 3, "guidance_scale": 4.0, "seed": 7}
@@ -144,6 +145,18 @@ def test_a_stream_and_a_job_tell_what_every_block_took_and_a_file_cannot(server:
     error = server.ask("/v1/audio/generate", asked).json["error"]
     assert (error["code"], error["param"]) == ("unsupported_parameter", "block_timings")
     assert f"a job at {JOBS}, tells it" in error["message"]
+
+
+@pytest.mark.parametrize("words", [(), ("--stream", "--blocks")])
+def test_a_bench_of_sounds_counts_those_that_came_and_tells_where_their_time_went(
+    server: WholeServer, words: tuple[str, ...]
+) -> None:
+    figures = measured(server.url, "--task", "sounds", "--steps", "3", "--requests", "2", *words)
+    assert (figures["sent"], figures["ok"], figures["first_preview"]["count"]) == (2, 2, 2 * bool(words))
+    steps = {name: told["count"] for name, told in figures["steps"].items()}
+    assert steps == ({"denoise": 2 * 3} if words else {})
+    assert any(name.startswith("transformer.") for name in figures["blocks"]) == bool(words)
+    assert figures["bytes"].keys() >= figures["blocks"].keys()
 
 
 def test_a_job_is_followed_fetched_listed_and_removed(server: WholeServer) -> None:

@@ -30,6 +30,7 @@ from omnimuse.media.sandbox import Question, Sandbox
 from omnimuse.server.http.uploads import Uploads
 from omnimuse.server.options import ServeOptions
 from tests.processes import wait_gone
+from tests.server.bench import measured
 from tests.server.picture_server import MODEL, Running, picture_server, shapes
 from tests.server.whole_server import WholeServer
 from tests.unit.media.boxes import HANGS, speaking
@@ -180,6 +181,13 @@ def test_progress_of_an_edit_has_a_name_of_its_own(server: Running) -> None:
     text = post(server, TEAL, stream="true", progress="true").text
     names = {line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")}
     assert names == {"image_edit.progress", "image_edit.completed"}
+
+
+@pytest.mark.parametrize("words", [(), ("--stream",)])
+def test_a_bench_of_edits_shows_a_picture_with_every_prompt(server: Running, words: tuple[str, ...]) -> None:
+    figures = measured(server.url, "--task", "edits", "--mix", "128x128@4", "--requests", "3", *words)
+    assert (figures["ok"], figures["first_preview"]["count"]) == (3, 3 * len(words)), figures["messages"]
+    assert figures["stages"]["denoise"]["count"] == 3
 
 
 def test_an_edit_may_answer_with_links(server: Running) -> None:

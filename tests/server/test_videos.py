@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from omnimuse.media.video import Video, encode_video
 from omnimuse.server.openapi import document
 from omnimuse.server.routes import videos
 from tests.server.asgi import Answer, Client, call, scope
+from tests.server.bench import measured
 from tests.server.fake_workers import FakeWorkers
 from tests.server.video_rig import MODEL, Rig, listening, rig
 
@@ -474,6 +475,38 @@ def test_a_file_cannot_tell_what_every_block_took(tmp_path: Path) -> None:
         assert "block_timings" in await made(parts, {"block_timings": True})
 
     run(tmp_path, act)
+
+
+@pytest.mark.parametrize("words", [(), ("--stream",)])
+def test_a_bench_of_videos_counts_the_jobs_that_were_done_and_leaves_none(tmp_path: Path, words: Sequence[str]) -> None:
+    async def act(parts: Rig) -> None:
+        async with listening(parts.app) as url:
+            asked = ("--task", "videos", "--mix", "64x32x9@4", "--image", "made", "--requests", "3", "--blocks", *words)
+            figures = await asyncio.to_thread(measured, url, *asked)
+            wrong = await asyncio.to_thread(measured, url, "--task", "videos", "--requests", "1")
+        assert (figures["ok"], figures["first_preview"]["count"]) == (3, 3 * len(words)), figures["messages"]
+        assert figures["stages"]["denoise"]["count"] == 3
+        assert all(
+            each.blocks and each.params.num_frames == 9 and len(each.images) == 1 for each in parts.workers.started
+        )
+        assert (wrong["ok"], wrong["errors"]) == (0, {"missing_parameter": 1}), "no picture came with it"
+        assert (parts.spooled(), parts.kept()) == ([], [])
+
+    run(tmp_path, act, pictures=(1, 1))
+
+
+def test_a_bench_tells_a_job_that_failed_from_one_that_takes_too_long(tmp_path: Path) -> None:
+    async def act(parts: Rig) -> None:
+        async with listening(parts.app) as url:
+            asked = (url, "--task", "videos", "--requests", "1")
+            late = await asyncio.to_thread(measured, *asked, "--steps", "900", "--timeout", "0.5")
+            assert not parts.workers.running, "what nobody waits for is stopped"
+            parts.workers.fail["background"] = NumericalError("the output is NaN")
+            failed = [await asyncio.to_thread(measured, *asked, *words) for words in ((), ("--stream",))]
+        assert late["errors"] == {"timeout": 1}
+        assert [each["messages"] for each in failed] == [{"numerical_error": {"the output is NaN": 1}}] * 2
+
+    run(tmp_path, act, pace=SLOW)
 
 
 def test_a_video_at_once_stops_when_its_client_goes(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from subprocess import PIPE
 
 import pytest
 import uvicorn
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -28,7 +30,10 @@ from starlette.routing import Route
 
 from omnimuse.cli import bench, main
 from omnimuse.cli.bench import read_load, read_mix, spread, summarize
-from omnimuse.cli.bench_serve import Client, Entry, Load, Outcome, Target, choices
+from omnimuse.cli.bench_asks import TASKS
+from omnimuse.cli.bench_http import Target
+from omnimuse.cli.bench_serve import Client, Entry, Load, Outcome, choices
+from omnimuse.cli.plot import GAP, LINE
 from omnimuse.core.errors import RequestError
 
 FAST, SLOW = 0.02, 0.25
@@ -335,6 +340,8 @@ PICTURE = {"type": "image_generation.completed", "b64_json": ""}
         ("chat", (PIECE, WORD), "invalid_answer"),
         ("speech", (DELTA, DONE), "invalid_answer"),
         ("speech", (DELTA, DELTA | {"audio": "QQ=="}, DONE), ""),
+        ("sounds", ({"type": "audio.delta", "audio": ""}, {"type": "audio.done"}), "invalid_answer"),
+        ("sounds", ({"type": "audio.delta", "audio": "QQ=="}, {"type": "audio.done"}), ""),
         ("pictures", (LOOK, PICTURE), "invalid_answer"),
         ("pictures", (LOOK, PICTURE | {"b64_json": "QQ=="}), ""),
     ],
@@ -364,6 +371,18 @@ def test_the_command_prints_the_figures_and_writes_them_whole(
     assert "load.json is there already; choose another name, or --overwrite" in capsys.readouterr().err
     file.write_text("{}")
     assert main(["bench", "serve", *words, "--overwrite"]) == 0 and json.loads(file.read_text())["ok"] == 3
+
+
+def test_the_times_of_every_good_answer_are_drawn_and_of_none_nothing_is(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["bench", "serve", "--url", server.url, "--requests", "3", "--mix", "64x64", "--blocks", "--plot"]
+    assert main([*words, str(tmp_path / "a.png")]) == 0
+    assert main([*words[:-1], "--steps", "13", "--plot", str(tmp_path / "none.png")]) == 1
+    with Image.open(tmp_path / "a.png") as many, Image.open(tmp_path / "none.png") as none:
+        assert many.height - none.height == 3 * 2 * GAP + 2 * LINE, "three bars, and one block below its head"
+    assert main([*words, str(tmp_path / "a.txt")]) == main([*words, str(tmp_path / "a.png")]) == 2
+    assert "a.png is there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -406,6 +425,7 @@ def test_the_mix_is_read() -> None:
         Entry("auto@4", None, None, 4, 1.0),
         Entry("auto"),
     )
+    assert read_mix("64x32x9@4:2") == (Entry("64x32x9@4", 64, 32, 4, 2.0, 9),)
     assert [each.steps for each in read_load(options("--mix", "64x64@4,auto", "--steps", "2")).mix] == [4, 2]
 
 
@@ -443,6 +463,14 @@ def test_a_mix_that_makes_no_sense_is_refused(words: str) -> None:
         ("--tokens", "5"),
         ("--task", "chat", "--tokens", "0"),
         ("--task", "chat", "--mix", "64x64"),
+        ("--task", "sounds", "--mix", "64x64"),
+        ("--task", "sounds", "--blocks"),
+        ("--task", "videos", "--tokens", "5"),
+        ("--mix", "64x64x9"),
+        ("--image", "made"),
+        ("--task", "edits", "--video", "film.mp4"),
+        ("--task", "edits", "--image", "nowhere.png"),
+        ("--task", "videos", "--image", "picture.txt"),
         ("--task", "chat", "--steps", "4"),
         ("--task", "speech", "--blocks"),
     ],
@@ -450,6 +478,20 @@ def test_a_mix_that_makes_no_sense_is_refused(words: str) -> None:
 def test_a_load_that_makes_no_sense_is_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(RequestError):
         read_load(options(*words))
+
+
+def test_what_comes_with_a_prompt_is_a_file_of_people_s_or_stripes_that_differ(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"a film")
+    shown = read_load(options("--task", "videos", "--video", str(film), "--image", "made")).shown
+    fields = [TASKS["videos"].showing(shown, prompt) for prompt in ("a ring", "a star", "a ring")]
+    assert fields[0]["video"] == {"video_url": "data:video/mp4;base64,YSBmaWxt"}
+    assert fields[0] == fields[2] != fields[1]
+    assert read_load(options("--task", "edits")).shown == {"image": "made"}
+    [picture] = TASKS["edits"].showing({"image": "made"}, "a ring")["images"]  # type: ignore[misc, attr-defined]
+    content = base64.b64decode(picture["image_url"].partition(",")[2])
+    with Image.open(io.BytesIO(content)) as opened:
+        assert (opened.format, opened.size, len(opened.getcolors() or ())) == ("PNG", (256, 256), 8)
 
 
 @pytest.mark.parametrize(
