@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from omnimuse.attention.backends.sdpa import Sdpa
 from omnimuse.attention.layout import Layout
-from omnimuse.core.errors import ConfigError
+from omnimuse.core.errors import UnsupportedError
 from omnimuse.core.plans import Cut, Grouped
 
 
@@ -130,10 +130,10 @@ class Attention(Heads):
         Without a layout the tensors are an ordinary batch, q [B, S, N, H] and k, v [B, K, N, H]. With one
         they are packed by it; `kv_layout` is the layout of k and v where it differs (cross attention). True
         in a boolean mask means "attend"; a mask needs rows of equal length, otherwise ValueError, and a backend that
-        takes one, otherwise ConfigError. What ranks share may see, besides, what all of them have (`Spread`).
+        takes one, otherwise UnsupportedError. What ranks share may see, besides, what all of them have (`Spread`).
         """
         if mask is not None and self.maskless is not None:
-            raise ConfigError(
+            raise UnsupportedError(
                 f"attention backend {self.backend.name!r} cannot attend at role {self.role!r}, which is given a mask: "
                 f"{self.maskless}; start with --attention.per_role.{self.role}.backend sdpa"
             )

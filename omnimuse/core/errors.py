@@ -21,6 +21,10 @@ class ConfigError(OmnimuseError):
     """A choice made when the engine starts cannot be honoured."""
 
 
+class UnsupportedError(ConfigError):
+    """A request needs what a choice made when the engine started cannot do; others may be served."""
+
+
 class RequestError(OmnimuseError):
     """A request cannot be served as asked; `param` names the field that is wrong."""
 

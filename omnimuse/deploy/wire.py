@@ -25,6 +25,7 @@ MAX_MESSAGE = 64 * 2**20
 
 KINDS = (
     errors.ConfigError,
+    errors.UnsupportedError,
     errors.RequestCancelled,
     errors.DeadlineError,
     errors.ModelError,

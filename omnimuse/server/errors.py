@@ -50,6 +50,7 @@ CODES: dict[str, Code] = {
     "unknown_parameter": Code(400, _BAD, "no such field exists"),
     "unsupported_parameter": Code(400, _BAD, "the field is known, and this model or server does not honour it"),
     "conflicting_parameters": Code(400, _BAD, "two fields contradict each other"),
+    "unsupported_by_server": Code(400, _BAD, "the work needs what this server was started without"),
     "unsupported_task": Code(400, _BAD, "this model does not do this kind of work"),
     "invalid_image": Code(400, _BAD, "a picture that was sent is none, or is damaged"),
     "invalid_audio": Code(400, _BAD, "a sound that was sent is none, or is damaged"),
@@ -97,6 +98,8 @@ CODES: dict[str, Code] = {
     "deadline_exceeded": Code(504, "timeout_error", "the deadline passed before the work was done"),
 }
 """Every code a client can meet. Stable: clients compare these words."""
+NOTED = frozenset({"internal_error", "model_error", "unsupported_by_server"})
+"""Those of what no client caused, which the log has as a whole."""
 
 
 class ApiError(Exception):
@@ -192,7 +195,7 @@ async def tried(work: Awaitable[T], name: str) -> T | ApiError:
         return await work
     except Exception as error:
         told = to_api_error(error)
-        if told.code in ("internal_error", "model_error"):
+        if told.code in NOTED:
             logger.error("%s failed", name, exc_info=error)
         return told
 
@@ -270,6 +273,7 @@ _RULES: tuple[tuple[type[core.OmnimuseError], str], ...] = (
     (core.DeadlineError, "deadline_exceeded"),
     (core.RequestCancelled, "cancelled"),
     (core.RequestError, "invalid_value"),
+    (core.UnsupportedError, "unsupported_by_server"),
     (core.AdaptersFullError, "adapters_full"),
     (core.CapacityError, "queue_full"),
     (core.PoisonError, "worker_crash"),

@@ -36,7 +36,7 @@ from omnimuse.compat.vllm_omni.diffusion.layers.adalayernorm import (
 from omnimuse.compat.vllm_omni.diffusion.layers.rope import RotaryEmbedding, apply_rope_to_qk
 from omnimuse.compat.vllm_omni.model_executor.layers.timestep_embedding import timestep_embedding
 from omnimuse.core.config import AttentionConfig, ParallelConfig
-from omnimuse.core.errors import ConfigError, ModelError
+from omnimuse.core.errors import ConfigError, ModelError, UnsupportedError
 from omnimuse.parallel.mesh import Mesh
 
 
@@ -100,7 +100,7 @@ def test_a_mask_that_its_backend_does_not_take_is_refused_at_the_start_or_as_it_
     assert torch.equal(site(q, q, q), Attention(2, 8)(q, q, q))
     masked = AttentionMetadata(attn_mask=torch.tensor([[1, 1, 0]]))
     advice = "'unmasked' cannot attend at role 'theirs.text', .*: it knows none; start with --attention.per_role.theirs"
-    with pytest.raises(ConfigError, match=advice):
+    with pytest.raises(UnsupportedError, match=advice):
         site(q, q, q, masked)
     bind(site, AttentionConfig("unmasked", {"theirs.text": "sdpa"}))
     assert torch.equal(site(q, q, q, masked), Attention(2, 8)(q, q, q, masked))

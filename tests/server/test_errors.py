@@ -28,6 +28,7 @@ from omnimuse.server.errors import (
     scrub,
     to_api_error,
     to_json,
+    tried,
 )
 
 TYPES = {
@@ -64,6 +65,7 @@ def subclasses(kind: type[core.OmnimuseError]) -> set[type[core.OmnimuseError]]:
         (core.NumericalError("NaN"), 500, "numerical_error"),
         (core.StorageError("full disk"), 503, "storage_full"),
         (core.ConfigError("wrong"), 500, "internal_error"),
+        (core.UnsupportedError("a mask"), 400, "unsupported_by_server"),
         (MemoryError(), 503, "insufficient_memory"),
         (HTTPException(404), 404, "not_found"),
         (HTTPException(405, headers={"Allow": "GET"}), 405, "method_not_allowed"),
@@ -85,6 +87,18 @@ def test_what_is_full_says_in_another_process_too_when_to_come_again() -> None:
     for kind in (core.CapacityError, core.AdaptersFullError):
         told = of_ended(ended("a", kind("full", 3.0)))
         assert type(told) is kind and told.retry_after == 3.0
+
+
+def test_what_this_server_cannot_do_is_told_with_what_to_start_it_with_and_kept_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def draw() -> None:
+        raise of_ended(ended("a", core.UnsupportedError("no mask at role 'self'; start with --attention sdpa")))
+
+    told = asyncio.run(tried(draw(), "request a"))
+    assert isinstance(told, ApiError) and told.headers == {"x-should-retry": "false"}
+    assert told.message == "no mask at role 'self'; start with --attention sdpa"
+    assert [line.message for line in caplog.records] == ["request a failed"]
 
 
 def test_a_request_error_names_the_field_that_is_wrong() -> None:

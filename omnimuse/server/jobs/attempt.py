@@ -21,7 +21,7 @@ from omnimuse.core.errors import EngineDeadError, RequestError, StorageError
 from omnimuse.core.request import Request
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.wire import Finished, Grown, MadeFile, Spelt, Update, unpack
-from omnimuse.server.errors import ApiError, body, refusal, to_api_error
+from omnimuse.server.errors import NOTED, ApiError, body, refusal, to_api_error
 from omnimuse.server.jobs.files import Files, new_job_file_id
 from omnimuse.server.jobs.live import Live
 from omnimuse.server.jobs.row import Job, Outcome, Trouble
@@ -121,7 +121,7 @@ class Attempts:
             told = storage_full(error)
         else:
             told = to_api_error(cast(Exception, error))
-        if told.code in ("internal_error", "model_error"):
+        if told.code in NOTED:
             logger.error("job %s failed", live.job.id, exc_info=error)
         said = body(told)["error"]
         job, now = replace(live.job, progress=live.meter.percent), self._rules.now()
