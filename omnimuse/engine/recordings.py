@@ -42,6 +42,8 @@ class Recordings:
         is recorded, while another engine of this process is.
         """
         self._check()
+        if self._runner.writers:
+            log.warning("what vLLM writes is computed in a process of its own, of which a recording has nothing")
         self._recorder.start()
         self._tell(TickPlan(record=True))
         self._runner.blocks.recorded = True

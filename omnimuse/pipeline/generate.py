@@ -38,6 +38,7 @@ TEMPLATE = 64
 """Tokens that a chat template may add to a message."""
 ROOM = 64
 """Tokens that a memory has room for beyond the prompt, at first."""
+UNSEEN = "no times of the blocks of {} are told: vLLM computes them in a process of its own"
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Generate(Loop):
         if (writer := self._writer(ctx)) is not None:
             how, seed = state.working["how"], state.request.seed(state.output)
             state["kv"], state.working["reused"] = None, 0
+            if state.request.blocks:
+                state.said.append(UNSEEN.format(self.network))
             state.working["writing"] = writer.begin(prompt, state.working["most"], how, seed)
             return [Step(0)]
         self.remember(ctx, state, len(prompt) + min(ROOM, state.working["most"]))

@@ -137,6 +137,18 @@ def test_who_is_cancelled_is_not_written_for_any_longer(omni: Omni, told: Path) 
     assert len(omni.generate(PROMPTS[2], max_tokens=3, progress=False)[0].written[0].tokens) == 3
 
 
+def test_that_blocks_are_computed_elsewhere_is_said_where_they_are_asked_for(
+    omni: Omni, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [plain] = omni.generate(PROMPTS[0], max_tokens=2, progress=False)
+    omni.times_blocks = True
+    with omni.recording(tmp_path / "trace.json.gz"):
+        [told] = omni.generate(PROMPTS[0], max_tokens=2, progress=False)
+    assert not told.blocks and plain.warnings == []
+    assert [said for said in told.warnings if "of the blocks of model are told: vLLM" in said], told.warnings
+    assert "of which a recording has nothing" in caplog.text
+
+
 def test_what_is_refused_there_fails_alone(omni: Omni) -> None:
     refused, other = omni.generate(["very", PROMPTS[2]], max_tokens=3, progress=False)
     assert isinstance(refused.error, RequestError) and "does not like it" in str(refused.error)

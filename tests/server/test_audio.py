@@ -153,8 +153,9 @@ def test_a_bench_of_sounds_counts_those_that_came_and_tells_where_their_time_wen
 ) -> None:
     figures = measured(server.url, "--task", "sounds", "--steps", "3", "--requests", "2", *words)
     assert (figures["sent"], figures["ok"], figures["first_preview"]["count"]) == (2, 2, 2 * bool(words))
-    steps = {name: told["count"] for name, told in figures["steps"].items()}
-    assert steps == ({"denoise": 2 * 3} if words else {})
+    assert {name: told["count"] for name, told in figures["steps"].items() if name == "denoise"} == (
+        {"denoise": 2 * 3} if words else {}
+    )
     assert any(name.startswith("transformer.") for name in figures["blocks"]) == bool(words)
     assert figures["bytes"].keys() >= figures["blocks"].keys()
 
