@@ -13,9 +13,7 @@ from omnimuse.core.bounds import object_in
 from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.caches import CacheConfig
 from omnimuse.core.config import Config, ContractConfig
-from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
-from omnimuse.core.names import backend_of
 
 
 def add_contract_options(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +48,6 @@ def with_contract(args: argparse.Namespace, config: Config) -> Config:
         if config.cache != CacheConfig("none"):
             raise ConfigError("--cache-backend and --cache both choose the step cache; leave one out")
         config = replace(config, cache=documented(backend, settings))
-    named = Environment.read().attention
-    if named and config.attention.default == "auto":
-        config = replace(config, attention=replace(config.attention, default=backend_of(named)))
     if args.max_num_seqs is not None:
         if args.max_num_seqs < 1:
             raise ConfigError(f"--max-num-seqs {args.max_num_seqs} is not allowed; use at least 1")

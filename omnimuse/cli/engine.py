@@ -32,10 +32,13 @@ from omnimuse.core.config import (
     WriterConfig,
 )
 from omnimuse.core.deadlines import CLASSES
+from omnimuse.core.environment import Environment
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.names import backend_of
 
 MOST_GIB = 2**20
+AUTO = "auto"
+"""What `--attention` says where nobody says anything."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -242,7 +245,7 @@ def read_config(args: argparse.Namespace) -> Config:
     files = read_files(args.component)
     return Config(
         ModelConfig(args.model, args.dtype, args.device, args.load, args.defaults_of, tuple(args.plugin), files),
-        attention=read_attention(args.attention, *args.attention_role, over=_over(args)),
+        attention=_attention(args),
         cache=read_cache(args.cache, args.teacache),
         quantize=QuantConfig.of(args.quantize, args.quantize_skip),
         offload=OffloadConfig(args.offload, args.offload_folder),
@@ -327,13 +330,15 @@ def engine_names() -> list[str]:
 
 
 def with_pools(args: argparse.Namespace, config: Config) -> Config:
-    """`config`, with the stages where the deploy file says, if one was given."""
+    """`config`, with the stages where the deploy file says, if one was given; ConfigError for a recording of such."""
     if args.deploy is None:
         if args.strategy is not None:
             raise ConfigError(f"--strategy {args.strategy} lies over a deploy file; name that with --deploy")
         return config
-    from omnimuse.deploy.placing import read_deploy
+    from omnimuse.deploy.placing import NO_ENGINE, read_deploy
 
+    if vars(args).get("profile") is not None:  # of whichever command records, before anything is loaded
+        raise ConfigError(f"--profile cannot be: {NO_ENGINE}")
     return replace(config, deploy=read_deploy(args.deploy, args.strategy))
 
 
@@ -365,26 +370,35 @@ SAID_IN = "said_in"
 """Where options have, by destination, how much the place counts in which they were said: the command line most."""
 
 
-def _over(args: argparse.Namespace) -> int:
-    """How much more the option of roles of attention counts than that of all."""
+def _attention(args: argparse.Namespace) -> AttentionConfig:
+    """The backends that were said; where none was for all roles, that of another engine's variable.
+
+    The option of roles counts more than that of all, or less, by the places in which they were said.
+    """
     ranks: Mapping[str, int] = vars(args).get(SAID_IN, {})
-    return ranks.get("attention_role", 0) - ranks.get("attention", 0)
+    over = ranks.get("attention_role", 0) - ranks.get("attention", 0)
+    text = args.attention if "attention" in ranks or args.attention != AUTO else None
+    otherwise = backend_of(Environment.read().attention or AUTO)
+    return read_attention(text, *args.attention_role, over=over, otherwise=otherwise)
 
 
-def read_attention(text: str, *roles: str, over: int = 0) -> AttentionConfig:
-    """`sdpa` or `sdpa,cross=reference`: one default, then exceptions by role or category; `roles` are exceptions, too,
-    which count so much more (`over`) than those, or less. `TORCH_SDPA` is `sdpa`, and `fa` is `flash_attn_2`.
+def read_attention(text: str | None, *roles: str, over: int = 0, otherwise: str = AUTO) -> AttentionConfig:
+    """`sdpa` or `sdpa,cross=reference`: one default (or `otherwise`), then exceptions by role or category; `roles` are
+    exceptions, too, which count so much more (`over`) than those, or less. `TORCH_SDPA` is `sdpa`, and `fa` is
+    `flash_attn_2`.
     """
     chosen, by = dict[str, str](), dict[str, str]()
     forms = {"--attention": "NAME or NAME,role=NAME", "--attention-role": "ROLE=NAME, or --attention for all roles"}
-    for option, words in (("--attention", text), *(("--attention-role", each) for each in roles)):
-        said = f"{option} {shlex.quote(words)}"
+    said = [("--attention", text)] if text is not None else []
+    said += [("--attention-role", each) for each in roles]
+    for option, words in said:
+        shown = f"{option} {shlex.quote(words)}"
         for part in words.split(","):
             role, is_role, backend = (piece.strip() for piece in part.rpartition("="))
             if not backend or bool(role) != bool(is_role) or (option == "--attention-role" and not role):
-                raise ConfigError(f"{said} is not understood; write {forms[option]}")
+                raise ConfigError(f"{shown} is not understood; write {forms[option]}")
             if role in chosen and (over == 0 or by[role] == option):
-                raise ConfigError(f"{said} says twice what {role or 'all roles'} take; leave one out")
+                raise ConfigError(f"{shown} says twice what {role or 'all roles'} take; leave one out")
             if role not in chosen or over > 0:
                 chosen[role], by[role] = backend_of(backend), option
-    return AttentionConfig(chosen.pop("", "auto"), chosen)
+    return AttentionConfig(chosen.pop("", otherwise), chosen)

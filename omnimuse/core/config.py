@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from omnimuse.core.attention import AttentionConfig as AttentionConfig
 from omnimuse.core.caches import CacheConfig as CacheConfig
 from omnimuse.core.deadlines import classes
 from omnimuse.core.errors import ConfigError
@@ -62,17 +63,6 @@ class ModelConfig:
         named = {name: PurePath(file).name for name, file in self.files.items()}
         said: dict[str, Any] = {"files": named, "plugins": [PurePath(plugin).name for plugin in self.plugins]}
         return {name: value for name, value in said.items() if value}
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """The attention backend: one default, and exceptions by role or role category."""
-
-    default: str = "auto"
-    per_role: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_kinds(self, "attention")
 
 
 @dataclass(frozen=True)
@@ -377,7 +367,8 @@ class Config:
             writer = WriterConfig(pool.writer or "own", pool.python)  # type: ignore[arg-type]  # checked when it is made
         except ConfigError as error:
             raise self.deploy.wrong_of(pool.name, error) from None
-        return replace(self, deploy=deploy, model=model, writer=writer, parallel=pool.parallel)
+        attention = pool.attention.over(self.attention)
+        return replace(self, deploy=deploy, model=model, writer=writer, parallel=pool.parallel, attention=attention)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ SETTINGS: Mapping[str, Foreign] = MappingProxyType(
         **_refused("a step cache is of a whole model: choose it with `--cache`", "cache_config", {}),
         **_refused(
             "choose it for all stages with `--attention`",
-            "attention_backend diffusion_attention_backend attention_config diffusion_attention_config",
+            "attention_backend attention_config",
         ),
         **_refused("choose it for all stages with `--vae-tiling`", "vae_use_tiling", False),
         **_refused("choose it for all stages with `--offload`", "enable_cpu_offload enable_layerwise_offload", False),

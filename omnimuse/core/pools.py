@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from itertools import accumulate, chain
 from typing import Any
 
+from omnimuse.core.attention import AttentionConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.ranks import ParallelConfig
 
@@ -33,8 +34,8 @@ class PoolConfig:
     several with commas between them, one for every rank of a replica, or of all; empty: where the engine would. `dtype`
     is the number format in which they do, empty: that of the engine. What comes in is carried by `connector`, and at
     most `window` requests are in one replica that have not left it. Those of a pool that is `elsewhere` are started by
-    the launcher, on other machines. Who writes there, and with which Python that runs, say `writer` and `python`;
-    empty: as the engine would.
+    the launcher, on other machines. Who writes there, and with which Python that runs, say `writer` and `python`, and
+    which backends attend, `attention`; empty: as the engine would.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PoolConfig:
     writer: str = ""
     python: str = ""
     parallel: ParallelConfig = ParallelConfig()
+    attention: AttentionConfig = AttentionConfig()
 
     def __post_init__(self) -> None:
         if not self.name or not all(letter.isalnum() or letter in "-_" for letter in self.name):

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from omnimuse.core.amounts import told_bytes
+from omnimuse.core.attention import AttentionConfig, attention_of
 from omnimuse.core.errors import ConfigError, reason
 from omnimuse.core.foreign import SETTINGS, note_of
 from omnimuse.core.pools import REST, DeployConfig, PoolConfig
@@ -29,10 +30,13 @@ from omnimuse.deploy.strategies import STRATEGIES, with_strategy
 
 log = logging.getLogger(__name__)
 
+NO_ENGINE = (
+    "a model in pools has no one engine to record, to put to sleep or to look into; leave the deploy file out for that"
+)
 LARGEST = 2**20
 """Bytes of a file, at most."""
 OURS = ("name", "stages", "tracks", "replicas", "device", "devices", "dtype", "connector", "window", "elsewhere",
-        "parallel")  # fmt: skip
+        "parallel", "attention")  # fmt: skip
 WRITER = ("writer", "python")
 CARRIERS = {
     "SharedMemoryConnector": "shared_memory",
@@ -84,6 +88,8 @@ DEGREES = {
 """What they call the axes along which ranks of a stage share work."""
 FOLLOWING = ("use_hsdp", "hsdp_shard_size", "sequence_parallel_size")
 """What they say of the ranks that share tokens."""
+ATTENDING = ("diffusion_attention_config", "diffusion_attention_backend")
+"""How they say which backends attend in a stage."""
 
 
 class _Once(yaml.SafeLoader):
@@ -172,7 +178,18 @@ def _pool(entry: Mapping[str, Any]) -> PoolConfig:
         writer=_text(entry, "writer", "", where),
         python=_text(entry, "python", "", where),
         parallel=_parallel(_mapping(entry, "parallel", where), f"{where}parallel: "),
+        attention=_attention(entry, where, "attention"),
     )
+
+
+def _attention(entry: Mapping[str, Any], where: str, key: str, name: str = "") -> AttentionConfig:
+    """Which backends attend there, by a mapping, or all sites by a `name`."""
+    said, one = entry.get(key), entry.get(name)
+    if said is not None and one is not None:
+        raise ConfigError(f"{where}{key} and {name} choose the same; leave one out")
+    if one is not None:
+        return attention_of({"default": one}, f"{where}{name}: ")
+    return attention_of(said or {}, f"{where}{key}: ")
 
 
 def _parallel(given: Mapping[str, Any], where: str) -> ParallelConfig:
@@ -237,8 +254,9 @@ def _foreign(
         if entry.get("stage_id", number) != number:
             raise ConfigError(f"{where}stages have the numbers 0, 1, ... in their order; this is number {number}")
         engine, place = _mapping(entry, "engine_args", where), _mapping(entry, "runtime", where)
-        _note(entry, VOID, (*PLACED, RANKS, *DEGREES, *FOLLOWING), where, void)
-        _note(engine, {}, ("max_num_seqs", DTYPE, RANKS, *DEGREES, *FOLLOWING), f"{where}engine_args: ", void)
+        _note(entry, VOID, (*PLACED, RANKS, *ATTENDING, *DEGREES, *FOLLOWING), where, void)
+        known = ("max_num_seqs", DTYPE, RANKS, *ATTENDING, *DEGREES, *FOLLOWING)
+        _note(engine, {}, known, f"{where}engine_args: ", void)
         _note(place, {}, ("process", "devices", "num_replicas"), f"{where}runtime: ", void)
         ranked = [_mapping(part, RANKS, where) for part in (engine, entry)]
         for part in ranked:
@@ -257,6 +275,7 @@ def _foreign(
                 connector=_carrier(entry, carriers, where),
                 window=_number(said, "max_num_seqs", PoolConfig.window, where),
                 parallel=_ranks(said, where),
+                attention=_attention(said, where, *ATTENDING),
                 **held,
             )
         )

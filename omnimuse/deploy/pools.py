@@ -41,6 +41,7 @@ from omnimuse.deploy.connectors import Blob
 from omnimuse.deploy.foretelling import Foretelling
 from omnimuse.deploy.frames import AnyFrame, Close, Credit, Hold, Open, Put, Said
 from omnimuse.deploy.group import Ears, Group, Seat
+from omnimuse.deploy.placing import NO_ENGINE
 from omnimuse.deploy.routing import least_loaded
 from omnimuse.deploy.wire import Ended, of_ended, pack
 from omnimuse.worker.find import find
@@ -51,9 +52,6 @@ from omnimuse.worker.part import parts
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-NO_ENGINE = (
-    "a model in pools has no one engine to record, to put to sleep or to look into; leave the deploy file out for that"
-)
 UNTIMED = (
     "so many times what a request takes alone, which no process of a pool knows; use seconds, or a class that means "
     "some (ScheduleConfig.deadlines)"

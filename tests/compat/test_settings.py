@@ -17,6 +17,7 @@ from omnimuse.attention import selection
 from omnimuse.cli.app import parser_of
 from omnimuse.cli.contract import with_contract
 from omnimuse.cli.engine import read_config
+from omnimuse.cli.layered import read_layered
 from omnimuse.cli.serve import chosen as serving
 from omnimuse.compat.contract.entries import ENTRIES
 from omnimuse.compat.contract.make import config_of as told_to
@@ -68,6 +69,7 @@ CHOSEN: dict[str, tuple[Any, Any]] = {
     "auxiliary_text_encoder": (None, "some/folder"),
     "max_num_seqs": (Config(ModelConfig("m")).schedule.max_running, 2),
     "diffusion_attention_backend": ("AUTO", "TORCH_SDPA"),
+    "diffusion_attention_config": ({}, {"per_role": {"self": "TORCH_SDPA"}}),
     "stage_configs_path": (None, "examples/pools.yaml"),
     "deploy_config": (None, "examples/pools.yaml"),
     "strategy_config": (None, "some/strategy.yaml"),
@@ -223,6 +225,38 @@ def test_every_door_takes_the_names_that_both_guides_have_of_attention_backends(
     assert sglang.config_of({"model_path": "m", "attention_backend": theirs}).attention.default == ours
     monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", theirs)
     assert served("").attention.default == chosen().attention.default == ours
+
+
+def test_backends_are_said_by_role_in_each_form_that_the_guide_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for roles in ({"self": "TORCH_SDPA"}, {"self": {"backend": "TORCH_SDPA", "extra": None}}):
+        said = {"default": "SAGE_ATTN", "per_role": roles}
+        assert chosen(diffusion_attention_config=said).attention == AttentionConfig("sage", {"self": "sdpa"})
+        without = chosen(diffusion_attention_backend="FLASH_ATTN", diffusion_attention_config={"per_role": roles})
+        assert without.attention == AttentionConfig("flash_attn_2", {"self": "sdpa"})
+    both = {"diffusion_attention_backend": "FLASH_ATTN", "diffusion_attention_config": {"default": "SAGE_ATTN"}}
+    assert "are two; leave one out" in str(outcome(**both))
+    told = str(outcome(diffusion_attention_config={"per_role": {"self": {"backend": "SAGE_ATTN", "quant": "fp8"}}}))
+    assert told == "diffusion_attention_config: per_role: self: 'quant' is not honoured; allowed are backend"
+    monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "FLASH_ATTN")
+    assert chosen(diffusion_attention_config={"default": "auto"}).attention.default == "auto"
+    assert chosen(diffusion_attention_config={"per_role": {}}).attention.default == "flash_attn_2"
+
+
+@pytest.mark.parametrize("command", ["serve", "generate", "speak", "chat", "explain"])
+def test_a_backend_of_the_environment_is_that_of_every_command_where_nobody_says_one(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*words: str, **environment: str) -> AttentionConfig:
+        model = ["-m", "m"] if command in ("generate", "speak") else ["m"]
+        args = read_layered(parser_of(command), parser_of(command, quiet=True), [*model, *words], environment)
+        args.model = "m"
+        return read_config(args).attention
+
+    monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "TORCH_SDPA")
+    assert read() == AttentionConfig("sdpa")
+    assert read("--attention", "auto").default == read(ATTENTION="auto").default == "auto", "that was said, too"
+    assert read("--attention", "cross=reference") == AttentionConfig("sdpa", {"cross": "reference"})
+    assert read("--attention-role", "cross=reference") == AttentionConfig("sdpa", {"cross": "reference"})
 
 
 def test_the_environment_names_the_attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:

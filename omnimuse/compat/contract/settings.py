@@ -50,6 +50,9 @@ OPTIONS: tuple[Setting, ...] = (
     ),
     Setting("max_num_seqs", "how many outputs are made at a time"),
     Setting("diffusion_attention_backend", "the backend of every attention site"),
+    Setting(
+        "diffusion_attention_config", "backends by role: `default` and `per_role`, each a name, or `{backend: NAME}`"
+    ),
     Setting("stage_configs_path", "a file of `stage_args`, or of ours, that spreads a model over processes"),
     Setting("deploy_config", "the same, also of `stages`"),
     Setting("strategy_config", "beside a file of `stages`, how many ranks and replicas these have"),
@@ -151,8 +154,8 @@ FLAGS: tuple[Setting, ...] = (
 ENVIRONMENT: tuple[Setting, ...] = (
     Setting(
         "DIFFUSION_ATTENTION_BACKEND",
-        "the backend of every site where none is chosen: `TORCH_SDPA`, `FLASH_ATTN`, `SAGE_ATTN` or `AUTO`, which are "
-        "`sdpa`, `flash_attn_2`, `sage` and `auto`",
+        "of every command and of the guide's `Omni`, the backend of every site where none is chosen: `TORCH_SDPA`, "
+        "`FLASH_ATTN`, `SAGE_ATTN` or `AUTO`, which are `sdpa`, `flash_attn_2`, `sage` and `auto`",
     ),
     Setting("VLLM_LOGGING_LEVEL", "not read: loggers are those of Python's `logging`", refused=True),
     Setting("VLLM_TRACE_FUNCTION", "not read: `--debug` shows where an error came from", refused=True),

@@ -159,6 +159,15 @@ def test_what_loads_a_model_spreads_it_as_files_say(command: str, tmp_path: Path
         replicas("--strategy", str(strategy))
 
 
+@pytest.mark.parametrize("command", ["generate", "speak"])
+def test_a_recording_of_what_is_spread_is_refused_before_anything_is_loaded(command: str, tmp_path: Path) -> None:
+    deploy, trace = tmp_path / "deploy.yaml", tmp_path / "trace.json.gz"
+    deploy.write_text(STAGES)
+    args = parser_of(command).read(["a star", "-m", "m", "--deploy", str(deploy), "--profile", str(trace)])
+    with pytest.raises(ConfigError, match="--profile cannot be: a model in pools has no one engine"):
+        with_pools(args, read_config(args))
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [

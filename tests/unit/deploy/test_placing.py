@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from omnimuse.core.config import AttentionConfig, Config, ModelConfig
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.pools import DeployConfig, PoolConfig, parts_of
 from omnimuse.core.ranks import ParallelConfig
@@ -163,6 +164,20 @@ def test_a_pool_says_its_ranks_and_where_those_of_each_replica_are() -> None:
     assert [alike.device_of(replica) for replica in range(2)] == ["cuda:0,cuda:1"] * 2
     [apart] = of("pools: [{name: a, stages: [x], replicas: 2, devices: '0,1'}]").pools
     assert [apart.device_of(replica) for replica in range(2)] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("within", ["{said}", "engine_args: {{{said}}}"])
+def test_a_stage_of_another_engine_says_which_backends_attend_in_it(within: str) -> None:
+    said = within.format(said="diffusion_attention_config: {default: TORCH_SDPA, per_role: {self: {backend: fa}}}")
+    first, second = read(yaml.safe_load(f"stages: [{{stage_id: 0, {said}}}, {{stage_id: 1}}]")).pools
+    assert first.attention == AttentionConfig("sdpa", {"self": "flash_attn_2"})
+    whole = Config(ModelConfig("m"), attention=AttentionConfig("flex", {"cross": "xformers", "self": "sage"}))
+    everywhere = {"cross": "xformers", "self": "flash_attn_2"}
+    assert whole.of_pool(first, 0).attention == AttentionConfig("sdpa", everywhere)
+    assert whole.of_pool(second, 0).attention == whole.attention
+    alone = read(yaml.safe_load("stages: [{stage_id: 0, diffusion_attention_backend: SAGE_ATTN}]")).pools
+    ours = read(yaml.safe_load("pools: [{name: all, stages: '*', attention: {default: sage}}]")).pools
+    assert alone[0].attention == ours[0].attention == AttentionConfig("sage")
 
 
 def test_a_file_of_one_stage_is_one_pool_with_everything() -> None:

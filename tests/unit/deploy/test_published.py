@@ -214,8 +214,7 @@ FILES = {
     ),
     "wan22_quant_attention": Published(
         "WanPipeline",
-        newer("0", {"diffusion_attention_config": {"per_role": {}}}),
-        "with `--attention`",
+        newer("0", {"diffusion_attention_config": {"per_role": {"self": {"backend": "SAGE_ATTN"}}}}),
     ),
     "hunyuan_video_15_dit_fp8": Published(
         "HunyuanVideo15Pipeline", newer("0", {"vae_use_tiling": True}, dtype="bfloat16"), "with `--vae-tiling`"
@@ -305,7 +304,6 @@ MENDED: Mapping[str, Callable[[Content], Content]] = {
     "stage_configs/qwen_image_3stage": in_pools(
         "encode prompt, encode negative prompt, encode image, draw image latents, init latents", "denoise", "decode"
     ),
-    "wan22_quant_attention": without("diffusion_attention_config"),
     "hunyuan_video_15_dit_fp8": without("vae_use_tiling"),
 }
 """What the refusal of a file says to do, done."""

@@ -13,6 +13,7 @@ from omnimuse.compat.contract.names import TABLE
 from omnimuse.compat.contract.spec import ContractParams
 from omnimuse.compat.vllm_omni.diffusion.data import DiffusionParallelConfig
 from omnimuse.compat.vllm_omni.inputs.data import OmniDiffusionSamplingParams
+from omnimuse.core.attention import attention_of
 from omnimuse.core.cache_names import documented, polynomial
 from omnimuse.core.config import (
     AttentionConfig,
@@ -73,6 +74,7 @@ class EngineOptions(_Sharing, _Memory, total=False):
     auxiliary_text_encoder: str
     max_num_seqs: int
     diffusion_attention_backend: str
+    diffusion_attention_config: Mapping[str, Any]
     stage_configs_path: str
     deploy_config: str
     strategy_config: str
@@ -95,9 +97,7 @@ def config_of(model: str, options: EngineOptions) -> Config:
             options.get("device", "auto"),
             plugins=(plugin,) if isinstance(plugin, str) else tuple(plugin),
         ),
-        attention=AttentionConfig(
-            _backend(options.get("diffusion_attention_backend") or Environment.read().attention or "AUTO")
-        ),
+        attention=_attention(options),
         cache=documented(backend, settings),
         offload=_offload(options),
         compile=CompileConfig(compiled),  # type: ignore[arg-type]
@@ -141,6 +141,20 @@ def _deploy(options: EngineOptions) -> DeployConfig:
     if strategy:
         raise ConfigError(f"strategy_config={strategy!r} lies over a deploy file; name that as deploy_config")
     return DeployConfig()
+
+
+def _attention(options: EngineOptions) -> AttentionConfig:
+    """Which backends attend: as is said by role, or for all sites, or by the environment where no default is."""
+    backend, config = options.get("diffusion_attention_backend"), options.get("diffusion_attention_config")
+    usual = _backend(backend or Environment.read().attention or "AUTO")
+    if config is None:
+        return AttentionConfig(usual)
+    made = attention_of(config, "diffusion_attention_config: ")
+    if config.get("default") is None:
+        return replace(made, default=usual)
+    if backend:
+        raise ConfigError(f"diffusion_attention_backend={backend!r} and a default by role are two; leave one out")
+    return made
 
 
 def _backend(name: str) -> str:
