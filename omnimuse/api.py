@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -196,17 +196,8 @@ class Omni:
 
         RequestError where no such file can be written, CapacityError within another recording of this process.
         """
-        from omnimuse.engine.recordings import recording
-
-        path = Path(path)
-        check_destination(path, (".gz",))
-        if not self._recorded.acquire(blocking=False):
-            raise CapacityError("this engine is being recorded already; end that recording first")
-        try:
-            with recording(self.engine.recordings, self._background.between_ticks, path):
-                yield
-        finally:
-            self._recorded.release()
+        with _recording(self._background, self._recorded, Path(path)):
+            yield
 
     def sleep(self) -> int:
         """Let every weight leave the device until `wake_up`; how many bytes did. Requests wait meanwhile."""
@@ -273,6 +264,8 @@ class AsyncOmni:
         **short: Unpack[Short],
     ) -> None:
         self.config = configure(model, config, short)
+        self.times_blocks = False  # as in `Omni`; an `ask` may want it for one request
+        self._recorded = Lock()
         self._background = _driven(self.config)
 
     async def generate(
@@ -301,7 +294,7 @@ class AsyncOmni:
         opened = await asyncio.to_thread(with_sources, given_as(prompt, tools), chosen, watched=watched)
         beside = {"previews": previews, "chunks": chunks, "deadline": deadline}
         said: dict[str, Any] = {name: value for name, value in beside.items() if value is not None}
-        wanted = replace(base, prompt=opened, params=chosen, **said)
+        wanted = replace(base, prompt=opened, params=chosen, blocks=base.blocks or self.times_blocks, **said)
         wanted, changes = _adjusted(driven.door, wanted) if adjust else (wanted, [])
         request = driven.make_request(wanted)
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
@@ -328,6 +321,38 @@ class AsyncOmni:
     def engine(self) -> Engine:
         """The engine itself, for those who look inside; its thread alone may tick it."""
         return self._background.engine
+
+    @property
+    def place(self) -> dict[str, str]:
+        """The dtype and the device that this engine computes with."""
+        return self._background.place
+
+    @asynccontextmanager
+    async def recording(self, path: Path | str) -> AsyncIterator[None]:
+        """As `Omni.recording`, for the length of an `async with` block."""
+        import asyncio
+
+        whole = _recording(self._background, self._recorded, Path(path))
+        begun = asyncio.create_task(asyncio.to_thread(whole.__enter__))
+        try:
+            await asyncio.shield(begun)
+            yield
+        finally:  # of one that is cancelled while it begins, too
+            await asyncio.wait([begun])
+            if begun.exception() is None:
+                await asyncio.to_thread(whole.__exit__, None, None, None)
+
+    async def sleep(self) -> int:
+        """Let every weight leave the device until `wake_up`; how many bytes did. Requests wait meanwhile."""
+        import asyncio
+
+        return await asyncio.to_thread(self._background.between_ticks(self.engine.sleep).result)
+
+    async def wake_up(self) -> None:
+        """Bring the weights back, to the bit."""
+        import asyncio
+
+        await asyncio.to_thread(self._background.between_ticks(self.engine.wake_up).result)
 
     async def close(self) -> None:
         """Stop the thread and free everything; requests in flight fail with EngineClosedError."""
@@ -372,6 +397,21 @@ def warm(model: str | Path, *, config: Config | None = None, loras: Loras | None
     from omnimuse.engine.warm import warm as warm_here
 
     return warm_here(configure(model, config, {}), loras)
+
+
+@contextmanager
+def _recording(driven: Background | Pools, recorded: Lock, path: Path) -> Iterator[None]:
+    """What an engine computes meanwhile, recorded in `path`, one recording at a time."""
+    from omnimuse.engine.recordings import recording
+
+    check_destination(path, (".gz",))
+    if not recorded.acquire(blocking=False):
+        raise CapacityError("this engine is being recorded already; end that recording first")
+    try:
+        with recording(driven.engine.recordings, driven.between_ticks, path):
+            yield
+    finally:
+        recorded.release()
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> tuple[bool, list[Prompt]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -26,9 +27,10 @@ from omnimuse.core.request import Ask
 from omnimuse.core.step_masks import MASKS, step_mask
 from omnimuse.engine.local import start
 from omnimuse.loader.components import quiet
+from omnimuse.worker.blocks import named_blocks
 from tests.checkpoints.foreign import Foreign, foreign
 from tests.distance import distance
-from tests.invariants.conftest import config, run
+from tests.invariants.conftest import config, drain, results, run, submit
 from tests.second_device import SecondDevice, moved
 
 Folder = Callable[[str], Path]
@@ -94,6 +96,32 @@ def test_two_outputs_in_turns_are_each_what_cache_dit_gives_and_one_without_is_u
             assert distance(output, librarys(entry, folder, seed, choice)) < ROUNDING
         assert distance(found[choice], found["none"]) > 100 * ROUNDING
     assert torch.equal(after.output, found["none"])
+
+
+@here
+def test_every_run_of_a_block_that_cache_dit_does_not_skip_is_told_and_nothing_else_is_drawn(
+    foreign_folder: Folder,
+) -> None:
+    entry = foreign("LTXPipeline")
+    asked, params = wish(entry, num_outputs_per_prompt=1)
+    asks = [Ask(asked, replace(params, cache=choice), blocks=True) for choice in ("none", CHOICES[0])]
+    ran: list[str] = []
+    with closing(start(config(foreign_folder(entry.arch)))) as engine:
+        plain = run(engine, *(replace(ask, blocks=False) for ask in asks))
+        components = engine.runner.pipeline.ctx.components
+        for component in components:
+            for name, block in named_blocks(component, components.wherever(component)):
+                block.register_forward_hook(lambda *_, name=name: ran.append(name))
+        found = []
+        for ask, expected in zip(asks, plain, strict=True):
+            ran.clear()
+            [id_] = submit(engine, ask)
+            [result] = results(engine, drain(engine), [id_])
+            assert torch.equal(result.output, expected)
+            assert {name: len(runs) for name, runs in result.blocks.items()} == Counter(ran)
+            found.append(Counter(name for name in ran if name.startswith("transformer.")))
+    exact, cached = found
+    assert cached.keys() == exact.keys() and cached.total() < exact.total()
 
 
 @here

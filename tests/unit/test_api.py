@@ -384,6 +384,42 @@ def test_the_async_face_adjusts_what_an_ask_and_keywords_say_together(config: Co
         asyncio.run(draw(adjust=False))
 
 
+def test_the_async_face_times_blocks_records_sleeps_and_wakes(config: Config, tmp_path: Path) -> None:
+    async def drawn(subject: AsyncOmni) -> Result:
+        async for event in subject.generate("a circle", SMALL):
+            if isinstance(event, Done):
+                return event.result
+        raise AssertionError("the events ended without the result")
+
+    async def run() -> tuple[Result, Result, int]:
+        async with AsyncOmni(config.model.model, config=config) as subject:
+            plain, subject.times_blocks = await drawn(subject), True
+            async with subject.recording(tmp_path / "trace.json.gz"):
+                with pytest.raises(CapacityError, match="recorded already"):
+                    async with subject.recording(tmp_path / "inner.json.gz"):
+                        pytest.fail("it began")
+                told = await drawn(subject)
+            asleep = await subject.sleep()
+            waiting = asyncio.create_task(drawn(subject))
+            await asyncio.sleep(0.2)
+            assert not waiting.done() and subject.place["device"] == "cpu"
+            await subject.wake_up()
+            assert (await waiting).blocks
+            begins = asyncio.create_task(subject.recording(tmp_path / "left.json.gz").__aenter__())
+            await asyncio.sleep(0)
+            begins.cancel()  # while it begins
+            await asyncio.wait([begins])
+            async with subject.recording(tmp_path / "next.json.gz"):
+                pass
+            return plain, told, asleep
+
+    plain, told, asleep = asyncio.run(run())
+    assert not plain.blocks and told.blocks["transformer.layers.0"] and asleep > 0
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert {"step 1 of 2", "transformer.layers.0"} <= {event["name"] for event in events}
+    assert (tmp_path / "next.json.gz").exists()
+
+
 def test_leaving_the_async_iterator_cancels_the_request(config: Config) -> None:
     async def run() -> tuple[int, bool]:
         async with AsyncOmni(config.model.model, config=config) as subject:
