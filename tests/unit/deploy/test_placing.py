@@ -169,12 +169,14 @@ def test_a_pool_says_its_ranks_and_where_those_of_each_replica_are() -> None:
 @pytest.mark.parametrize("within", ["{said}", "engine_args: {{{said}}}"])
 def test_a_stage_of_another_engine_says_which_backends_attend_in_it(within: str) -> None:
     said = within.format(said="diffusion_attention_config: {default: TORCH_SDPA, per_role: {self: {backend: fa}}}")
-    first, second = read(yaml.safe_load(f"stages: [{{stage_id: 0, {said}}}, {{stage_id: 1}}]")).pools
+    deploy = read(yaml.safe_load(f"stages: [{{stage_id: 0, {said}}}, {{stage_id: 1}}]"))
+    first, second = deploy.pools
     assert first.attention == AttentionConfig("sdpa", {"self": "flash_attn_2"})
-    whole = Config(ModelConfig("m"), attention=AttentionConfig("flex", {"cross": "xformers", "self": "sage"}))
+    usual = AttentionConfig("flex", {"cross": "xformers", "self": "sage"})
+    whole = Config(ModelConfig("m"), attention=usual, deploy=deploy)
     everywhere = {"cross": "xformers", "self": "flash_attn_2"}
     assert whole.of_pool(first, 0).attention == AttentionConfig("sdpa", everywhere)
-    assert whole.of_pool(second, 0).attention == whole.attention
+    assert whole.of_pool(second, 0).attention == usual
     alone = read(yaml.safe_load("stages: [{stage_id: 0, diffusion_attention_backend: SAGE_ATTN}]")).pools
     ours = read(yaml.safe_load("pools: [{name: all, stages: '*', attention: {default: sage}}]")).pools
     assert alone[0].attention == ours[0].attention == AttentionConfig("sage")
