@@ -247,9 +247,8 @@ def test_a_backend_of_the_environment_is_that_of_every_command_where_nobody_says
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(*words: str, **environment: str) -> AttentionConfig:
-        model = ["-m", "m"] if command in ("generate", "speak") else ["m"]
+        model = ["m", *(["-m", "m"] if command in ("generate", "speak") else [])]
         args = read_layered(parser_of(command), parser_of(command, quiet=True), [*model, *words], environment)
-        args.model = "m"
         return read_config(args).attention
 
     monkeypatch.setenv("DIFFUSION_ATTENTION_BACKEND", "TORCH_SDPA")
