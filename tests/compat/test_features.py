@@ -4,6 +4,7 @@ its name. A feature of `docs/features.md` of a guest there is a case here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from omnimuse.core.config import Config, HostConfig, ScheduleConfig
 from omnimuse.core.output import Done, Preview, Result
@@ -31,10 +32,10 @@ from tests.compat.test_adapters import compile_with
 from tests.compiling import Counter
 from tests.dist.test_all_at_once import LONG
 from tests.distance import distance
-from tests.invariants.conftest import drain, nap, outputs, run, submit, tick, with_params
+from tests.invariants.conftest import check_attention, drain, modules, nap, outputs, run, submit, tick, with_params
 from tests.invariants.test_quantized import FAR
 from tests.ranks import play
-from tests.unit.tools.test_features_page import rows_of
+from tests.unit.tools.test_features_page import told as told_on_page
 from tools.feature_guests import ASKED_OF_GUESTS, VISITING, Visit
 from tools.feature_list import ATTENTION, PACKED_FILES, SCHEMES, Feature, measured
 from tools.features_page import Cell, asked, attempt, ranks, topics
@@ -190,10 +191,11 @@ def test_two_ranks_draw_what_one_draws_or_are_refused_by_their_name(
 @cache
 def promised() -> Mapping[tuple[str, str], str]:
     """What the page says of guests, in a word for each and each feature."""
-    names, heads = {guest.name for guest in VISITING}, [each.name for each in ASKED_OF_GUESTS]
-    rows = [row for row in rows_of("`") if row[0].strip("`") in names and len(row) == 1 + len(heads)]
+    head, *rows = told_on_page()[3][0]
     return {
-        (row[0].strip("`"), head): cell.split()[0] for row in rows for head, cell in zip(heads, row[1:], strict=True)
+        (row[0].strip("`"), name): cell.rpartition(" ")[0]
+        for row in rows
+        for name, cell in zip(head[1:], row[1:], strict=True)
     }
 
 
@@ -286,10 +288,14 @@ def times_blocks(visitor: Visitor, feature: Feature, folder: Path) -> None:
 
 
 def records(visitor: Visitor, feature: Feature, folder: Path) -> None:
+    """The blocks that a request is told of have their names in the trace, whoever is told of none."""
     with visitor.engine() as plain:
+        timed, _ = told(visitor, replace(visitor.asks()[0], blocks=True), plain)
         plain.recordings.begin()
         told(visitor, visitor.asks()[0], plain)
-        assert all(trace.stat().st_size for trace in plain.recordings.end(folder / "trace.json.gz"))
+        [trace] = plain.recordings.end(folder / "trace.json.gz")
+    named = {str(event.get("name")) for event in json.loads(trace.read_bytes())["traceEvents"]}
+    assert timed.blocks and named.issuperset(timed.blocks)
 
 
 def sleeps(visitor: Visitor, feature: Feature, folder: Path) -> None:
@@ -320,14 +326,10 @@ def waits(visitor: Visitor, feature: Feature, folder: Path) -> None:
         assert any(weight.is_meta for part in modules(made) for weight in part.parameters())
 
 
-def modules(made: Engine) -> list[nn.Module]:
-    components = made.runner.pipeline.ctx.components
-    return [part for name in components if isinstance(part := components.wherever(name), nn.Module)]
-
-
 def attends(visitor: Visitor, feature: Feature, folder: Path) -> None:
     with visitor.engine(feature) as made:
         same(visitor, run(made, *visitor.asks()), NEAR)
+        check_attention(made, feature.topics["attention"])
 
 
 def skips(visitor: Visitor, feature: Feature, folder: Path) -> None:

@@ -10,10 +10,11 @@ from queue import SimpleQueue
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnimuse.ar.kv import KV
-from omnimuse.core.config import Config, ModelConfig, ScheduleConfig
+from omnimuse.attention.layer import Attention
+from omnimuse.core.config import AttentionConfig, Config, ModelConfig, ScheduleConfig
 from omnimuse.core.output import Done, Event, Failed, Result
 from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
@@ -144,6 +145,20 @@ def blocks_of(engine: Engine) -> Iterator[list[str]]:
         for stack in network.stacks().values() if isinstance(network, Network) else ():
             paths = {id(part): path for path, part in network.named_modules()}
             yield [f"{name}.{paths[id(block)]}" for block in stack.blocks()]
+
+
+def modules(engine: Engine) -> list[nn.Module]:
+    """Its components that are modules, wherever their weights are."""
+    components = engine.runner.pipeline.ctx.components
+    return [each for name in components if isinstance(each := components.wherever(name), nn.Module)]
+
+
+def check_attention(engine: Engine, asked: AttentionConfig) -> None:
+    """That every site of attention, whichever component has it, is computed by what was asked for it."""
+    sites = [part for each in modules(engine) for part in each.modules() if isinstance(part, Attention)]
+    by_category = [asked.per_role.get(site.category or "", asked.default) for site in sites]
+    chosen = [asked.per_role.get(site.role, name) for site, name in zip(sites, by_category, strict=True)]
+    assert sites and [site.backend.name for site in sites] == chosen, "a site attends in another way than was chosen"
 
 
 def runs_of_blocks(engine: Engine, result: Result) -> int:

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from omnimuse.attention.layer import Attention
 from omnimuse.core.config import AttentionConfig, CompileConfig, HostConfig, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import ModelError
 from omnimuse.core.machine import cores
@@ -44,6 +43,7 @@ from tests.checkpoints.wishes import photo
 from tests.invariants.conftest import (
     Subject,
     blocks_of,
+    check_attention,
     drain,
     of,
     outputs,
@@ -79,13 +79,6 @@ def crowded(subject: Subject) -> Iterator[Engine]:
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
     return bool((a - b).norm() <= tolerance * b.norm())
-
-
-def attending(engine: Engine) -> list[Attention]:
-    """Every site of attention, whichever component has it."""
-    components = engine.runner.pipeline.ctx.components
-    found = [each for name in components if isinstance(each := components.wherever(name), torch.nn.Module)]
-    return [site for component in found for site in component.modules() if isinstance(site, Attention)]
 
 
 def test_every_registered_architecture_has_a_tiny_checkpoint_here() -> None:
@@ -386,10 +379,7 @@ def test_attention_backends_agree_and_are_chosen_per_role(
     asks, engine = subject.asks(), engine_with(attention=attention)
     for plain, found in zip(run(shared, *asks), run(engine, *asks), strict=True):
         assert close(found, plain)
-    sites = attending(engine)
-    by_category = [attention.per_role.get(site.category or "", attention.default) for site in sites]
-    chosen = [attention.per_role.get(site.role, name) for site, name in zip(sites, by_category, strict=True)]
-    assert sites and [site.backend.name for site in sites] == chosen, "a site attends in another way than was chosen"
+    check_attention(engine, attention)
 
 
 @pytest.mark.crossed
