@@ -22,6 +22,8 @@ COLOURS = {
     "steps": "#4c78a8",
     "caches": "#f58518",
     "weights": "#54a24b",
+    "files": "#72b7b2",
+    "tiles": "#eeca3b",
     "adapters": "#9d755d",
     "compiled": "#e45756",
     "pairs": "#b279a2",

@@ -18,11 +18,12 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from math import inf, log
 from pathlib import Path
 from statistics import mean, median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from omnimuse import Ask, Config, DiffusionParams, ModelConfig
 from omnimuse.cache.row import Row
 from omnimuse.cli.calibrate import DIFFERENCE
 from omnimuse.core.caches import PRESETS, Fits, cache_named, completed
-from omnimuse.core.config import QUANT, CompileConfig, QuantConfig
+from omnimuse.core.config import LEAST_TILE, QUANT, CompileConfig, DecodeConfig, QuantConfig
 from omnimuse.core.output import Done, Failed, Result
 from omnimuse.engine.calibrate import calibrate, fit
 from omnimuse.engine.engine import Engine
@@ -44,6 +45,8 @@ from omnimuse.layers.native import native_bfloat16
 from omnimuse.loader.resolve import resolve
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.worker.find import find
+from tests.checkpoints.gguf_file import of_32
+from tests.checkpoints.packed import FILES, in_ggufs
 from tools.train_shapes.data import SIZE
 from tools.train_shapes.film_grade import FilmTask, as_frames, draw_film_tasks, judge_film_task
 from tools.train_shapes.grade import Task, draw_tasks, judge_task
@@ -62,6 +65,18 @@ STEPS = 20
 LIKE = (12, 47)
 """How many prompts a model is calibrated with, and the seed that they are drawn by: others than the graded ones."""
 FORECASTS = ("dbcache", "taylorseer")
+PACKED = {**FILES, "GGUF": partial(in_ggufs, kind_of=of_32)}
+"""How files are packed; of blocks of 256, which gguf does not make, these models' rows are hardly any."""
+FILED = {
+    "GGUF files, blocks of 32": "GGUF",
+    "bitsandbytes files, `nf4`": "bitsandbytes",
+    "bitsandbytes files, 8 bits": "bitsandbytes, 8 bits",
+    "torchao files, 8 bits": "torchao",
+    "`fp8` files, by blocks": "fp8 files",
+    "`fp8` files, scaled": "scaled fp8",
+}
+ENCODED = "transformer=int8,text_encoder=int8"
+TILES = f"tiles of {LEAST_TILE} pixels"
 RIGHT = (0, 40, 60, 70, 80, 90, 95, 98, 100)
 """Shares of right pictures, in percent, that the picture's axis may name."""
 
@@ -70,7 +85,8 @@ RIGHT = (0, 40, 60, 70, 80, 90, 95, 98, 100)
 class Choice:
     """One way to draw: how the engine is started, and what requests ask for. `calibrated` caches know what was measured
     of the model. `adapters` are styles, at a `rank` (0: of those which come with the model); what is drawn with them is
-    judged as they have it.
+    judged as they have it. `files` that are packed so are made of the model's own; `tile` is the side of the tiles that
+    pictures are decoded in.
     """
 
     group: str
@@ -82,6 +98,8 @@ class Choice:
     steps: int | None = None
     adapters: tuple[str, ...] = ()
     rank: int = 0
+    files: str = ""
+    tile: int | None = None
 
     def config(self, model: str) -> Config:
         """The engine's configuration."""
@@ -89,6 +107,7 @@ class Choice:
             ModelConfig(model, dtype=self.dtype, device="cpu"),
             compile=CompileConfig("blocks" if self.compiled else "none"),
             quantize=QuantConfig.of(self.quantize),
+            decode=DecodeConfig(self.tile is not None, self.tile),
         )
 
     def asked(self, exact: DiffusionParams) -> DiffusionParams:
@@ -112,6 +131,9 @@ def choices() -> dict[str, Choice]:
     found |= {f"`{cache}`": Choice("caches", cache=cache) for cache in caches}
     found |= {f"`{cache}`, calibrated": Choice("caches", cache=cache, calibrated=True) for cache in calibrated}
     found |= {f"`{scheme}`": Choice("weights", quantize=scheme) for scheme in QUANT}
+    found |= {"`int8`, the text encoder too": Choice("weights", quantize=ENCODED)}
+    found |= {name: Choice("files", files=how) for name, how in FILED.items()}
+    found |= {TILES: Choice("tiles", tile=LEAST_TILE)}
     found |= {
         "`bfloat16`": Choice("weights", dtype="bfloat16"),
         **{
@@ -173,8 +195,8 @@ class Figures:
 
     `score` is the share of right pictures or videos, in percent; `pixels` how far they are from exact ones with the
     same adapters, of 255; `count` of how many. `right` has a 1 for every prompt that is right, a 0 for the others;
-    `source` is what all this was measured of, and `processor` on what. Earlier figures have none of these, and of
-    adapters no `pixels`.
+    `source` is what all this was measured of, and `processor` on what. Earlier figures do not tell by which processor,
+    and of adapters no `pixels`. What was `judged` again later, by that processor, has speed and memory of before.
     """
 
     speed: float
@@ -186,6 +208,7 @@ class Figures:
     right: str = ""
     source: str = ""
     processor: str = ""
+    judged: str = ""
 
     def against(self, exact: Figures) -> str:
         """How many prompts are right here and wrong exactly, and the other way round; empty where nobody knows."""
@@ -217,6 +240,20 @@ class Subject:
     like: Sequence[Task] | Sequence[FilmTask]
 
     @cached_property
+    def packed(self) -> TemporaryDirectory[str]:
+        """Where the model is with files that are packed, for as long as this is."""
+        return TemporaryDirectory()
+
+    def folder(self, choice: Choice) -> str:
+        """That of the model, with such files as `choice` has."""
+        if not choice.files:
+            return self.model
+        made = Path(self.packed.name) / choice.files
+        if not made.exists():
+            PACKED[choice.files](resolve(self.model).path, made)
+        return str(made)
+
+    @cached_property
     def fits(self) -> Fits:
         """What `omnimuse calibrate` finds with prompts like these."""
         engine = start(Choice(EXACT).config(self.model))
@@ -226,20 +263,21 @@ class Subject:
 
     def engine(self, choice: Choice) -> Engine:
         """One that draws by `choice`."""
-        engine = start(choice.config(self.model))
+        engine = start(choice.config(self.folder(choice)))
         if choice.calibrated:
             fit(engine, self.fits)
         return engine
 
     def source(self, choice: Choice) -> str:
-        """What figures of `choice` are measured of: a digest of weights, adapters and what caches go by, and what its
-        cache means. Figures of another source are stale.
+        """What figures of `choice` are measured of: a digest of weights, how files pack them, adapters and what caches
+        go by, and what its cache means. Figures of another source are stale.
         """
         fits = self.fits if choice.calibrated else find(choice.config(self.model)).door.fits
         cache, digest = completed(cache_named(choice.cache), fits), sha256()
         for file in sorted(resolve(self.model).path.rglob("*.safetensors")):
             if file.parent.name != "loras":
                 digest.update(file.read_bytes())
+        digest.update(choice.files.encode())
         for style in choice.adapters:
             plan = replace(plan_of(shipped(style)), rank=choice.rank)
             digest.update(f"{plan}".encode() if choice.rank else shipped(style).read_bytes())
@@ -261,6 +299,10 @@ def main() -> None:
         "these weights and adapters and of what caches now mean"
     )  # fmt: skip
     parser.add_argument(
+        "--judge", action="store_true", help="only judge what is drawn, of choices that have speed and memory already: "
+        "what a processor without units for it draws alike, but slower"
+    )  # fmt: skip
+    parser.add_argument(
         "--kept", type=Path, metavar="FOLDER", help="exact pictures are kept here, for a run that goes on"
     )
     parser.add_argument("--subject", choices=SUBJECTS, help="only this model")
@@ -278,7 +320,8 @@ def main() -> None:
         subject = make()
         if args.missing:
             some = missing(some, there, subject)
-        for each, figures in measure(subject, some, args.kept and args.kept / f"{name}.npy"):
+        before = {each: Figures(**there[each]) for each in some if each in there} if args.judge else None
+        for each, figures in measure(subject, some, args.kept and args.kept / f"{name}.npy", before):
             there[each] = asdict(figures)
             file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     write_page(args.docs)
@@ -323,14 +366,21 @@ def _chosen(name: str, choice: Choice, only: Sequence[str] | None) -> bool:
 
 
 def suited(wanted: Mapping[str, Choice], subject: str) -> dict[str, Choice]:
-    """Those of a subject: an adapter is of one model."""
+    """Those of a subject: an adapter is of one model, and videos are no larger than a tile."""
     return {
-        name: it for name, it in wanted.items() if all(STYLES[style].model == MODELS[subject] for style in it.adapters)
+        name: it
+        for name, it in wanted.items()
+        if all(STYLES[style].model == MODELS[subject] for style in it.adapters) and not (it.tile and subject == "film")
     }
 
 
-def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -> Iterator[tuple[str, Figures]]:
-    """Every wanted choice beside exact drawing, one after the other; what is drawn exactly is `kept`."""
+def measure(
+    subject: Subject, wanted: Mapping[str, Choice], kept: Path | None, before: Mapping[str, Figures] | None = None
+) -> Iterator[tuple[str, Figures]]:
+    """Every wanted choice beside exact drawing, one after the other; what is drawn exactly is `kept`. Of those that
+    have figures of `before`, where that is given, speed and memory stay, and the others are left out.
+    """
+    wanted = wanted if before is None else {name: it for name, it in wanted.items() if name in before}
     if not wanted:
         return
     base = Choice(EXACT)
@@ -343,7 +393,7 @@ def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -
     for name, choice in wanted.items():
         engine = exact if choice == base else subject.engine(choice)
         base_tally = Tally(weights=held(exact))
-        tally = timed(exact, engine, subject, choice, base_tally)
+        tally = Tally() if before else timed(exact, engine, subject, choice, base_tally)
         alike = choice.exactly
         if alike not in worn:
             dressed = subject.engine(base)  # whose layers are no longer those of the one that is timed
@@ -352,24 +402,26 @@ def measure(subject: Subject, wanted: Mapping[str, Choice], kept: Path | None) -
         itself = replace(choice, group=EXACT) == alike
         made = worn[alike] if itself else drawn(engine, subject, choice.asked(subject.exact))
         judged(subject, choice, worn[alike], made, tally)
-        ratio = median(a / b for a, b in zip(base_tally.seconds, tally.seconds, strict=True))
-        size = (tally.weights + tally.kept) / base_tally.weights
-        found = Figures(
-            round(ratio, 3),
-            round(size, 3),
-            round(100 * mean(tally.right), 2),
-            round(mean(tally.pixels), 3),
-            len(subject.tasks),
-            len(tally.seconds),
-            "".join(f"{right:d}" for right in tally.right),
-            subject.source(choice),
-            processor(),
+        found = replace(
+            replace(before[name], judged=processor()) if before else costs(base_tally, tally),
+            score=round(100 * mean(tally.right), 2),
+            pixels=round(mean(tally.pixels), 3),
+            count=len(subject.tasks),
+            right="".join(f"{right:d}" for right in tally.right),
+            source=subject.source(choice),
         )
         print(name, found, flush=True)
         yield name, found
         if engine is not exact:
             engine.close()
     exact.close()
+
+
+def costs(exact: Tally, tally: Tally) -> Figures:
+    """The figures of what was timed, before anything is judged."""
+    ratio = median(a / b for a, b in zip(exact.seconds, tally.seconds, strict=True))
+    size = (tally.weights + tally.kept) / exact.weights
+    return Figures(round(ratio, 3), round(size, 3), 0.0, None, 0, len(tally.seconds), processor=processor())
 
 
 def timed(exact: Engine, engine: Engine, subject: Subject, choice: Choice, known: Tally) -> Tally:
@@ -482,7 +534,7 @@ def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
     lines = [
         "`python -m benchmarks.quality`, float32 on a CPU where nothing else is said. Won is what is right and was",
         "wrong where it was drawn exactly with the same adapters, lost the other way round, and pixels differ from",
-        "those; rows of earlier runs do not tell:",
+        "those; where nothing stands, an earlier run did not tell:",
     ]
     every, heads = choices(), "speed-up | memory | right | won, lost | pixels differ, of 255"
     for subject, found in figures.items():
@@ -499,11 +551,9 @@ def tables(figures: Mapping[str, Mapping[str, Figures]]) -> str:
         for kind in sorted({each.processor for each in found.values()} - {""}):
             named = "; ".join(name for name, each in found.items() if each.processor == kind)
             lines += ["", f"By {kind}: {named}."]
-        if early := [name for name, each in found.items() if not each.source]:
-            lines += [
-                "",
-                f"Of earlier runs, of which is not known that weights and caches were these: {'; '.join(early)}.",
-            ]
+        for kind in sorted({each.judged for each in found.values()} - {""}):
+            named = "; ".join(name for name, each in found.items() if each.judged == kind)
+            lines += ["", f"With speed and memory of an earlier run, and all else by {kind}: {named}."]
     for subject, found in figures.items():
         if left := [name for name in suited(choices(), subject) if name not in found]:
             lines += ["", f"Not measured yet on the {SUBJECTS[subject]}: {'; '.join(left)}."]

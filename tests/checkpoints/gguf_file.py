@@ -64,10 +64,15 @@ def write(
 
 def usual(name: str, tensor: Tensor) -> str:
     """As such files are: what has no whole blocks, or is no matrix, in floats; several formats side by side."""
+    if tensor.ndim == 2 and tensor.shape[1] % 256 == 0 and "pad_token" not in name:
+        return "Q6_K" if "layers.1." in name else "Q4_K"
+    return of_32(name, tensor)
+
+
+def of_32(name: str, tensor: Tensor) -> str:
+    """So, in blocks of 32 alone, which gguf packs: what they stand for is near the weights."""
     if tensor.ndim != 2 or tensor.shape[1] % 32 or "pad_token" in name:
         return "F32" if tensor.ndim <= 2 else "F16"
-    if tensor.shape[1] % 256 == 0:
-        return "Q6_K" if "layers.1." in name else "Q4_K"
     last = "to_v" in name or ".v." in name
     return "BF16" if "_embedder" in name else "Q5_0" if last else "Q4_0" if "att" in name else "Q8_0"
 

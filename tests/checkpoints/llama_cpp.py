@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig
 
 from tests.checkpoints import gguf_file
@@ -66,11 +67,11 @@ def architecture(folder: Path) -> str:
     return ARCHITECTURES.get(text_config(folder).model_type, "")
 
 
-def write(path: Path, folder: Path, kind: str = "") -> Path:
+def write(path: Path, folder: Path, kind: str = "", kind_of: Callable[[str, Tensor], str] = gguf_file.usual) -> Path:
     """The encoder in `folder`, in several formats, as of its own architecture or that `kind`."""
     config = text_config(folder)
     tensors = named(weights(folder), config)
-    return gguf_file.write(path, tensors, gguf_file.usual, kind or architecture(folder), facts(config))
+    return gguf_file.write(path, tensors, kind_of, kind or architecture(folder), facts(config))
 
 
 def named(library: Tensors, config: Any) -> Tensors:

@@ -30,6 +30,8 @@ from tests.checkpoints.single_file import Tensors, weights
 
 Found = dict[str, Tensors]
 """What weights stand for, by component and name."""
+KindOf = Callable[[str, Tensor], str]
+"""The format in which a GGUF file has a tensor."""
 
 
 BEGIN = ("transformer", "unet", "model", "speech")
@@ -83,19 +85,19 @@ def in_files(how: str, write: Callable[[Path, Tensors], tuple[Path, Tensors]], f
     return found
 
 
-def in_gguf(path: Path, tensors: Tensors) -> tuple[Path, Tensors]:
+def in_gguf(path: Path, tensors: Tensors, kind_of: KindOf = gguf_file.usual) -> tuple[Path, Tensors]:
     """In blocks of several formats."""
-    file = gguf_file.write(path.with_name(f"{path.name}.gguf"), tensors, gguf_file.usual)
+    file = gguf_file.write(path.with_name(f"{path.name}.gguf"), tensors, kind_of)
     return file, gguf_file.exact(file)
 
 
-def in_ggufs(folder: Path, made: Path) -> Found:
+def in_ggufs(folder: Path, made: Path, kind_of: KindOf = gguf_file.usual) -> Found:
     """So, and the encoders of texts as llama.cpp writes them, of kinds that it knows."""
-    found = in_files("GGUF", in_gguf, folder, made.with_name(f"{made.name}-drawing"))
+    found = in_files("GGUF", partial(in_gguf, kind_of=kind_of), folder, made.with_name(f"{made.name}-drawing"))
     like = Checkpoint(made.with_name(f"{made.name}-drawing"))
     for name in encoders(like):
         if like.components[name][0] == "transformers" and llama_cpp.architecture(place := like.path(name)):
-            file = llama_cpp.write(made.with_name(f"{made.name}-{name}.gguf"), place)
+            file = llama_cpp.write(made.with_name(f"{made.name}-{name}.gguf"), place, kind_of=kind_of)
             found[name] = llama_cpp.stands_for(file, place)
             like = Checkpoint(
                 convert(file, like, made.with_name(f"{made.name}-of-{name}"), name, ours=ours_of(like)).folder
