@@ -9,20 +9,26 @@ from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.frontier import RADIUS, Panel, Point, frontier, labels, placed, write_svg
 from benchmarks.quality import (
     BEGIN,
+    ENCODED,
     END,
     EXACT,
+    FILED,
     FORECASTS,
     SUBJECTS,
+    TILES,
     Choice,
     Figures,
     Subject,
     choices,
+    drawn,
+    measure,
     missing,
     panels,
     processor,
@@ -36,6 +42,8 @@ from omnimuse.core.config import QUANT, Config, ModelConfig
 from omnimuse.core.params import DiffusionParams
 from omnimuse.loader.resolve import resolve
 from omnimuse.worker.place import choose_dtype
+from tests.checkpoints.packed import FILES
+from tools.train_shapes.data import SIZE
 from tools.train_shapes.grade import draw_tasks
 from tools.train_shapes.lora import shipped
 
@@ -67,9 +75,22 @@ def default(units: bool) -> Choice:
 @pytest.mark.parametrize("units", [False, True], ids=["float32", "bfloat16"])
 def test_no_default_approximation_lies_more_than_a_point_below_exact_drawing(subject: str, units: bool) -> None:
     [name] = [name for name, choice in choices().items() if replace(choice, group="defaults") == default(units)]
-    score, exact = (FIGURES[subject][each].score for each in (name, EXACT))
-    assert score is not None and exact is not None
+    rows = [FIGURES[subject][each] for each in (name, EXACT)]
+    assert all(each.source for each in rows), "what a default rests on is of known weights"
+    score, exact = (each.score for each in rows)
     assert score >= exact - WITHIN, f"{name} is a default and {exact - score:.1f} points below exact drawing"
+
+
+def test_what_is_taken_unasked_where_memory_is_short_is_graded_and_the_page_says_what_it_costs() -> None:
+    """Tiles of half a side, and of half of that, down to these (`tests/unit/worker/test_room.py`)."""
+    exactly = few("demo").engine(choices()[EXACT])
+    sides = [tiling.pixels for tiling in exactly.runner.pipeline.ctx.tilings if tiling.pixels < SIZE]
+    exactly.close()
+    assert sides == [choices()[TILES].tile]
+    found, exact = FIGURES["demo"][TILES], FIGURES["demo"][EXACT]
+    assert found.source and exact.source
+    assert found.score >= exact.score - WITHIN, f"tiles are {exact.score - found.score:.1f} points below exact drawing"
+    assert f"and {TILES}, where" in " ".join((DOCS / "quality.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -102,24 +123,62 @@ def test_what_is_not_measured_is_named_on_the_page() -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_what_is_on_the_page_was_measured_of_the_weights_adapters_and_caches_of_today(subject: str) -> None:
-    """As far as rows tell it; thresholds that were calibrated are found again by calibrating alone."""
-    told = {name: each for name, each in FIGURES[subject].items() if each.source and not choices()[name].calibrated}
+    """Thresholds that were calibrated are found again by calibrating alone: of those rows, that they tell it."""
+    assert not [name for name, each in FIGURES[subject].items() if not each.source]
+    told = {name: each for name, each in FIGURES[subject].items() if not choices()[name].calibrated}
     assert EXACT in told
     today = subjects(2, 1)[subject]()
     assert {name: today.source(choices()[name]) for name in told} == {name: each.source for name, each in told.items()}
 
 
-def test_a_table_says_by_which_processor_its_rows_are_and_which_tell_nothing() -> None:
+def test_a_table_says_by_which_processor_its_rows_are_and_which_do_not_tell_it() -> None:
     rows = {
         EXACT: Figures(1.0, 1.0, 75.0, 0.0, 4, 1, "1101", "abc off", "one kind"),
         "14 steps": Figures(1.4, 1.0, 75.0, 0.5, 4, 1, "1101", "abc off", "another"),
-        "10 steps": Figures(1.9, 1.0, 75.0, 0.5, 4, 1),
+        "10 steps": Figures(1.9, 1.0, 75.0, 0.5, 4, 1, "1101", "abc off"),
+        "`bfloat16`": Figures(1.3, 0.5, 75.0, 0.5, 4, 1, "1101", "abc off", "", "one kind"),
         "7 steps": Figures(2.0, 1.0, 75.0, 0.5, 4, 1, "1101", "abc off", "one kind"),
     }
     page = tables({"demo": rows})
     assert "By one kind: exact; 7 steps." in page and "By another: 14 steps." in page
-    assert "not known that weights and caches were these: 10 steps." in page
+    assert "By which processor is not known: 10 steps; `bfloat16`." in page
+    assert "With speed and memory of an earlier run, and all else by one kind: `bfloat16`." in page
     assert processor() and "units for bfloat16" in processor()
+
+
+def few(subject: str, steps: int = 2) -> Subject:
+    """Two prompts of it, in few steps."""
+    whole = subjects(4 if subject == "film" else 2, 1)[subject]()
+    return replace(whole, exact=replace(whole.exact, num_inference_steps=steps))
+
+
+def test_what_is_only_judged_keeps_its_speed_and_memory() -> None:
+    name, before = "`int4`", Figures(7.0, 0.125, 50.0, None, 9, 8, "", "", "another kind")
+    wanted = {each: choices()[each] for each in (name, "`fp8`")}
+    [(told, found)] = measure(few("demo"), wanted, None, {name: before})  # who has no speed yet is left out
+    assert told == name
+    kept = (found.speed, found.memory, found.timed, found.processor)
+    assert kept == (7.0, 0.125, 8, "another kind")
+    assert (found.count, len(found.right), found.judged) == (2, 2, processor())
+    assert found.pixels and found.score == 50.0 * found.right.count("1")
+    assert found.source == few("demo").source(choices()[name])
+
+
+@pytest.mark.costly(turns=3)
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_packed_files_are_made_of_the_models_own_and_draw_near_it(subject: str) -> None:
+    """Nearer than any other picture of the model is, and not the same."""
+    small = few(subject, steps=4)
+    every = {name: choices()[name] for name in (EXACT, *FILED)}
+    made = dict[str, np.ndarray]()
+    for name, choice in every.items():
+        engine = small.engine(choice)
+        made[name] = np.stack(drawn(engine, small, small.exact)).astype(np.float32)
+        engine.close()
+    exact = made.pop(EXACT)
+    apart = {name: float(np.abs(each - exact).mean()) for name, each in made.items()}
+    assert len({subjects(2, 1)[subject]().source(choice) for choice in every.values()}) == len(every)
+    assert min(apart.values()) > 0 and max(apart.values()) < np.abs(exact[0] - exact[1]).mean() / 4, apart
 
 
 def test_what_wears_adapters_is_plotted_by_itself() -> None:
@@ -134,8 +193,9 @@ def test_what_wears_adapters_is_plotted_by_itself() -> None:
 def test_there_are_choices_of_every_kind() -> None:
     every = choices().values()
     assert {*PRESETS, *FORECASTS, "auto"} <= {choice.cache for choice in every}
-    assert {choice.quantize for choice in every} == {"", *QUANT}
-    assert {"steps", "adapters", "compiled", "pairs"} <= {choice.group for choice in every}
+    assert {choice.quantize for choice in every} == {"", *QUANT, ENCODED}
+    assert {choice.files for choice in every} == {"", *FILES}
+    assert {"steps", "adapters", "compiled", "pairs", "tiles"} <= {choice.group for choice in every}
 
 
 def test_the_page_and_its_picture_are_made_from_the_figures() -> None:
