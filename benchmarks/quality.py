@@ -22,9 +22,11 @@ from functools import cached_property, partial
 from hashlib import sha256
 from math import inf, log
 from pathlib import Path
+from shutil import rmtree
 from statistics import mean, median
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -240,15 +242,17 @@ class Subject:
     like: Sequence[Task] | Sequence[FilmTask]
 
     @cached_property
-    def packed(self) -> TemporaryDirectory[str]:
+    def packed(self) -> Path:
         """Where the model is with files that are packed, for as long as this is."""
-        return TemporaryDirectory()
+        made = Path(mkdtemp())
+        finalize(self, rmtree, made, ignore_errors=True)
+        return made
 
     def folder(self, choice: Choice) -> str:
         """That of the model, with such files as `choice` has."""
         if not choice.files:
             return self.model
-        made = Path(self.packed.name) / choice.files
+        made = self.packed / choice.files
         if not made.exists():
             PACKED[choice.files](resolve(self.model).path, made)
         return str(made)

@@ -15,7 +15,7 @@ from PIL import Image
 from omnimuse import Omni
 from omnimuse.loader.resolve import list_local, resolve
 from tests.checkpoints.qwen3 import generated
-from tools.train_shapes.chat_grade import HELD_SHARE, Answered, answered, grade
+from tools.train_shapes.chat_grade import HELD_SHARE, Answered, answered, grade, main
 from tools.train_shapes.talk import Talk, held_talks
 
 MODEL, PICTURES = "omnimuse/shapes-chat", "omnimuse/shapes"
@@ -45,6 +45,20 @@ def test_it_asks_for_what_is_wished_for_and_shows_it(omni: Omni) -> None:
     report = grade(answer, list(held_talks(12, HELD_SHARE)))
     assert report.right >= 0.8, report.failures
     assert report.shown >= 0.7, report.failures
+
+
+@pytest.mark.costly("the demo model that talks", turns=3)
+def test_its_grader_asks_a_packed_one_that_asks_for_what_is_wished_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report, asked = tmp_path / "report.json", [MODEL, "--quantize", "int8", "--count", "6"]
+    monkeypatch.setattr("sys.argv", ["chat_grade", *asked, "--json", str(report)])
+    packed = list[str]()
+    monkeypatch.setattr("omnimuse.Omni", lambda model, **how: packed.append(how["quantize"]) or Omni(model, **how))
+    assert main() == 0
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert (packed, told["count"]) == (["int8"], 6)
+    assert told["right"] >= 0.8 and told["shown"] >= 0.6, told["failures"]
 
 
 @pytest.mark.costly("the demo model that talks", turns=3)

@@ -1,6 +1,6 @@
 """The yard-stick of the chat model: wishes that training never saw, its answers, and the pictures that come with them.
 
-    python -m tools.train_shapes.chat_grade omnimuse/bundled/shapes-chat [--count 200]
+    python -m tools.train_shapes.chat_grade omnimuse/bundled/shapes-chat [--count 200] [--quantize int8]
 
 An answer is right if it is a sentence with one mark whose prompt names every colour and shape that was asked for, and
 how two things stand; whether the picture shows them, the demo model's judge says.
@@ -86,13 +86,13 @@ def shows(picture: Image.Image, wanted: Wanted) -> bool:
     return judge(picture, wanted.scene, wanted.backed, place).right
 
 
-def by_omnimuse(model: str) -> Callable[[Sequence[Talk]], list[Answered]]:
-    """Answers of the engine."""
+def by_omnimuse(model: str, dtype: str = "float32", quantize: str = "") -> Callable[[Sequence[Talk]], list[Answered]]:
+    """Answers of the engine, on a CPU."""
 
     def answer(talks: Sequence[Talk]) -> list[Answered]:
         from omnimuse import Omni
 
-        with Omni(model) as omni:
+        with Omni(model, dtype=dtype, quantize=quantize, device="cpu") as omni:
             return answered(omni, talks)
 
     return answer
@@ -123,9 +123,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="omnimuse/bundled/shapes-chat", help="the model's folder")
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantize", default="", help="packed as `omnimuse --quantize` says")
     parser.add_argument("--json", type=Path, help="write the report to this file")
     options = parser.parse_args()
-    report = grade(by_omnimuse(options.model), list(held_talks(options.count, HELD_SHARE)))
+    answer = by_omnimuse(options.model, options.dtype, options.quantize)
+    report = grade(answer, list(held_talks(options.count, HELD_SHARE)))
     print("\n".join(report.failures))
     print(f"right answers   {report.right:6.1%} of {report.count}\n  word for word {report.exact:6.1%}")
     print(f"right pictures  {report.shown:6.1%}")
