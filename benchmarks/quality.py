@@ -68,7 +68,7 @@ LIKE = (12, 47)
 """How many prompts a model is calibrated with, and the seed that they are drawn by: others than the graded ones."""
 FORECASTS = ("dbcache", "taylorseer")
 PACKED = {**FILES, "GGUF": partial(in_ggufs, kind_of=of_32)}
-"""How files are packed; of blocks of 256, which gguf does not make, these models' rows are hardly any."""
+"""How files are packed; blocks of 256 gguf does not make, and few rows of these models would be whole ones."""
 FILED = {
     "GGUF files, blocks of 32": "GGUF",
     "bitsandbytes files, `nf4`": "bitsandbytes",
