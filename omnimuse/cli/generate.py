@@ -132,14 +132,14 @@ def add_shown_options(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--quiet", action="store_true", help="print nothing but the names of the files, as they appear")
 
 
-def draws_alone(parser: argparse.ArgumentParser, **usual: Any) -> None:
+def draws_alone(parser: argparse.ArgumentParser) -> None:
     """The command draws by `add_picture_options` and writes none of it into files: what a job has besides is as if
-    nobody had said anything of it, or as it is `usual`.
+    nobody had said anything of it.
     """
     unsaid = argparse.ArgumentParser()
     for add in (add_file_options, add_deadline, add_shown_options, add_pool_options):
         add(unsaid)
-    parser.set_defaults(**vars(unsaid.parse_args([])) | {"prompt": [], "file": None, "source": None} | usual)
+    parser.set_defaults(**vars(unsaid.parse_args([])) | {"prompt": [], "file": None, "source": None})
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:

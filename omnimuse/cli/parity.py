@@ -33,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help=f"what to draw (default: {PROMPT!r})")
     add_picture_options(parser)
     add_engine_options(parser)
-    draws_alone(parser, dtype="float32")
+    draws_alone(parser)
+    parser.set_defaults(dtype="float32")
     parser.add_argument(
         "--tolerance",
         type=float,
