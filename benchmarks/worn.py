@@ -50,7 +50,7 @@ def main() -> None:
         ]
         engine = start(Config(ModelConfig(str(folder), "float32", "cpu"), compile=CompileConfig("blocks")))
         sides = [files[:1] * args.answers, files]
-        turns = [[seconds(engine, side, args.tokens) for side in sides] for _ in range(args.rounds + 1)][1:]
+        turns = [[seconds(engine, side, args.tokens) for side in sides] for _ in range(args.rounds + 2)][2:]  # compiled
         engine.close()
     ratio = median(own / one for one, own in turns)
     print(f"| answers | one adapter for all, s | one each |\n|---|---|---|\n| {args.answers} ", end="")

@@ -21,7 +21,9 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.pipeline.state import State
 from omnimuse.pipeline.talking import Talking
+from omnimuse.quant.abreast import outputs_together
 from omnimuse.quant.linear import quantized_layers
+from omnimuse.worker.explain import explain
 from omnimuse.worker.pack import pack_checkpoint
 from tests.carrying import three
 from tests.checkpoints.families import ANSWERERS, SPEAKERS, WRITERS
@@ -124,6 +126,22 @@ def test_in_bfloat16_it_is_alone_in_company_to_the_bit(teller: Teller, folder: P
     chosen = ModelConfig(str(folder), dtype="bfloat16", device="cpu")
     asked = config(folder, schedule=schedule, quantize=QuantConfig(schemes))
     check_company(teller, replace(asked, model=chosen))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_where_nobody_asks_for_a_format_packed_weights_tell_in_company_what_they_tell_alone_to_the_bit(
+    teller: Teller, folder: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor that is slow at bfloat16, to which tokens of what is read once are rounded."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    monkeypatch.delenv("OMNIMUSE_DTYPE", raising=False)
+    schedule = ScheduleConfig(tier="invariant", strict_slots=True, company="always")
+    asked = config(folder, schedule=schedule, quantize=QuantConfig({"": scheme}))
+    asked = replace(asked, model=ModelConfig(str(folder), device="cpu"))
+    told = [choice.value for choice in explain(asked) if choice.topic == "quantize" and choice.name.endswith(" tokens")]
+    assert set(told) <= {f"{'eight' if scheme == 'int8' else 'four'} bits read once"}
+    assert told or scheme == "int4" or not outputs_together(), "layers of tiny networks are too narrow for four bits"
+    check_company(teller, asked)
 
 
 def test_likeliest_tokens_that_come_in_one_stride_are_those_that_come_one_by_one(

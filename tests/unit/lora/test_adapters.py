@@ -229,8 +229,8 @@ def test_sets_that_are_worn_in_turns_stay_joined_as_far_as_adapters_have_room(sh
     assert turns[0] is turns[3] is again[0] and turns[1] is not turns[4], "of three in turns one has it"
     rack.forget()
     again = made(size, 0, 1)
-    assert made(size, 0, wanted=1)[0] is again[0], "of the other nobody has use, and there is room"
-    assert made(0, 0, wanted=1)[0] is again[0] and rack.nbytes == size
+    assert made(SIZE + size, 0, wanted=1)[0] is again[0] and rack.nbytes == 2 * size, "nobody wants the other"
+    assert made(SIZE, 0, wanted=1)[0] is again[0] and rack.nbytes == size
     assert made(None, 1, wanted=1)[0] is not again[1], "which goes where there is none"
     adapters.limit = adapters.nbytes + size - 1
     turns = made(None, 0, 1, 0, 1)

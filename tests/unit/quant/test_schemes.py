@@ -85,6 +85,24 @@ def test_a_token_that_is_written_is_multiplied_by_what_reads_packed_weights_once
         assert error(alone.float(), expected) < 0.005
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_layer_that_rounds_reads_tokens_in_float32_once_too_and_no_prompt(scheme: str) -> None:
+    """What it makes of them is what it makes of the same tokens in bfloat16; of a prompt nothing is rounded."""
+    if scheme == "int4" and not outputs_together():
+        pytest.skip("torch has no fast kernel for four bits on this processor")
+    packed, x = layer(scheme, normal(64, 128), normal(64, seed=2)), normal(6, 1, 128, seed=1)
+    packed = abreast(packed) if scheme == "int4" else packed
+    exact = F.linear(x, packed.scheme.unpack(packed.packed), packed.bias)
+    assert error(packed(x), exact) < 1e-6
+    packed.rounds = True
+    found = packed(x)
+    assert found.dtype == torch.float32 and 1e-4 < error(found, exact) < 0.005
+    once = reading(x, packed.scheme, rounds=True)
+    assert once is not None and packed.bias is not None
+    assert torch.equal(found[:, 0], once.few_product(x[:, 0].bfloat16(), packed.packed) + packed.bias)
+    assert error(packed(x.transpose(0, 1)), exact.transpose(0, 1)) < 1e-6, "six tokens of one row"
+
+
 FASTER = pytest.mark.skipif(not outputs_together(), reason="torch has no fast kernel for four bits on this processor")
 
 

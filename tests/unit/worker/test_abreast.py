@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from omnimuse.components.experts import Experts
 from omnimuse.core.config import Config, ModelConfig, OffloadConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.params import DiffusionParams, make_params
 from omnimuse.core.request import Ask
@@ -20,9 +21,10 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import finished, start
 from omnimuse.layers.steady import trial
 from omnimuse.quant.abreast import Abreast, outputs_together
-from omnimuse.quant.linear import quantized_layers
+from omnimuse.quant.linear import QuantizedLinear, quantized_layers
+from omnimuse.quant.schemes import Parts
 from omnimuse.worker.explain import explain
-from tests.checkpoints import qwen3
+from tests.checkpoints import qwen3, qwen3_omni
 
 pytestmark = pytest.mark.skipif(not outputs_together(), reason="torch has no fast kernel for four bits here")
 LAYERS = 2
@@ -192,3 +194,43 @@ def test_where_torch_has_no_fast_kernel_nothing_is_rounded(
         assert not any(rounding(engine)) and not any(is_laid(engine))
     told = {choice.name: choice for choice in explain(chosen(folder, "auto", scheme))}
     assert "read once" not in "".join(map(str, [told.get("model tokens")]))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.usefixtures("_no_units")
+def test_experts_that_written_tokens_ask_read_their_four_bits_once_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """And make floats of them for prompts alone. In company they say what they say alone."""
+    wide = {"hidden_size": 128, "moe_intermediate_size": 64, "num_hidden_layers": LAYERS}
+    folder = qwen3_omni.build(tmp_path / "model", speaks=False, thinker=wide)
+    forward, unpack = Experts.forward, Abreast.unpack
+    asking, seen, made = list[int](), set[int](), set[int]()
+
+    def watched(self: Experts, x: Tensor) -> Tensor:
+        asking.append(x.shape[1])
+        seen.add(x.shape[1])
+        found = forward(self, x)
+        asking.pop()
+        return found
+
+    def counted(self: Abreast, parts: Parts) -> Tensor:
+        made.update(asking)
+        return unpack(self, parts)
+
+    monkeypatch.setattr(Experts, "forward", watched)
+    monkeypatch.setattr(Abreast, "unpack", counted)
+    prompts = ("a circle", "a red circle on a blue square", "some small red square")
+    with started(chosen(folder, dtype)) as engine:
+        assert {name for name, layer in experts(engine).items() if not isinstance(layer.scheme, Abreast)} == set()
+        alone = [written(engine, prompt)[0] for prompt in prompts]
+        assert written(engine, *prompts) == alone and len(set(alone)) == len(prompts)
+    assert 1 in seen and made == seen - {1} and made
+
+
+def experts(engine: Engine) -> dict[str, QuantizedLinear]:
+    """Their layers, by name."""
+    network = engine.runner.pipeline.ctx.network("model")
+    found = {name: layer for name, layer in quantized_layers(network).items() if ".experts." in name}
+    assert len(found) == 2 * 4 * LAYERS
+    return found
