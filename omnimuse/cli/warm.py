@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from omnimuse.cli.engine import add_engine_options, read_config
-from omnimuse.cli.terms import add_adapters, check_adapters
+from omnimuse.cli.terms import add_adapters, check_adapters, read_adapters
 from omnimuse.core.config import Config
-from omnimuse.core.loras import Loras, loras_of
+from omnimuse.core.loras import Loras
 from omnimuse.core.params import DiffusionParams
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, ask: Warm | None = None) -> int:
     """Compile, and say what was new; `ask` is `omnimuse.api.warm` unless a test passes another."""
-    loras = loras_of(args.lora)
+    loras = read_adapters(args.lora)
     check_adapters(DiffusionParams(loras=loras))
     warmed = (ask or warm)(read_config(args), loras)
     if args.json:

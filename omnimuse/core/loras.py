@@ -84,7 +84,8 @@ def loras_of(given: Any, registered: Mapping[str, str] | None = None) -> tuple[L
     names = [] if registered is None else list(registered)
     if len(listed) > MOST_LORAS:
         raise RequestError(f"{len(listed)} adapters were asked for; use at most {MOST_LORAS} at once", "loras")
-    found = tuple(_checked(Lora(each) if each in names else _lora(each)) for each in listed)
+    called = "path" if registered is None else "name"
+    found = tuple(_checked(Lora(each) if each in names else _lora(each, called)) for each in listed)
     named = [(lora.source, lora.component) for lora in found]
     for source, component in named:
         if named.count((source, component)) > 1:
@@ -117,7 +118,8 @@ def _registered(lora: Lora, files: Mapping[str, str]) -> Lora:
     return replace(lora, source=files[lora.source])
 
 
-def _lora(given: Any) -> Lora:
+def _lora(given: Any, called: str) -> Lora:
+    """What a person wrote, where that which says which adapter is meant is `called` so."""
     if isinstance(given, Lora):
         return given
     if isinstance(given, str):
@@ -125,13 +127,14 @@ def _lora(given: Any) -> Lora:
     if isinstance(given, PurePath):
         return Lora(str(given))
     if not isinstance(given, Mapping):
-        raise RequestError(f"an adapter is a file's name, or a dict of path and scale, got {given!r:.80}", "loras")
+        one = "a file's name" if called == "path" else "a name"
+        raise RequestError(f"an adapter is {one}, or a dict of {called} and scale, got {given!r:.80}", "loras")
     named = [name for name in SOURCES if given.get(name) is not None]
     unknown = sorted(str(name) for name in given if name not in (*SOURCES, *OTHERS))
     if unknown or len(named) != 1:
-        wrong = f"the field {unknown[0]!r}" if unknown else f"{' and '.join(named) or 'no path'}"
-        also = "perhaps a scale and the component that it is for"
-        raise RequestError(f"an adapter has one path, {also}; this one has {wrong}", "loras")
+        wrong = f"the field {unknown[0]!r:.80}" if unknown else f"{' and '.join(named) or f'no {called}'}"
+        also = "perhaps a scale, and the component that it is for"
+        raise RequestError(f"an adapter has one {called}, {also}; this one has {wrong}", "loras")
     scale, component, source = given.get("scale"), given.get("component"), given[named[0]]
     source = str(source) if isinstance(source, PurePath) else source
     return Lora(source, 1.0 if scale is None else scale, "" if component is None else component)

@@ -61,6 +61,14 @@ _OURS: dict[str, str] = {
 MEANINGS: Mapping[str, str] = MappingProxyType({name: ours for ours, names in _OURS.items() for name in names.split()})
 """Another program's name -> ours; all with underscores, in lower case."""
 
+_STARTED = (
+    "quantize quantize_skip dtype device offload attention compile kernels tier company plugin component threads room"
+    " lora_memory deploy strategy tensor_parallel_size ulysses_degree ring_degree cfg_parallel_size"
+    " pipeline_parallel_size hsdp_shard_size vae_patch_parallel_size vae_tiling vae_slicing writer"
+)
+STARTED = frozenset(_STARTED.split())
+"""What is chosen when an engine starts, and for no request by itself: options of `omnimuse serve`, with underscores."""
+
 BACKENDS: Mapping[str, str] = MappingProxyType(
     {
         "auto": "auto",
@@ -109,6 +117,12 @@ ABSENT: Mapping[str, str] = MappingProxyType({name: why for why, names in _ABSEN
 def backend_of(name: str) -> str:
     """Our name of an attention backend that another program may have called so, in whichever case."""
     return BACKENDS.get(name.lower(), name)
+
+
+def started(name: str) -> str:
+    """The option of `omnimuse serve` that chooses what is called `name`; empty for what is nothing of the kind."""
+    ours = MEANINGS.get(_plain(name), _plain(name))
+    return f"--{ours.replace('_', '-')}" if ours in STARTED else ""
 
 
 def absent(name: str) -> str:

@@ -137,6 +137,13 @@ def test_an_option_that_chooses_nothing_is_taken_where_it_changes_nothing(
         assert f"{name}=7 is not honoured here" in str(outcome(**{name: 7}))
 
 
+@pytest.mark.parametrize("name", sorted(names.STARTED))
+def test_what_a_request_is_told_to_choose_at_the_start_is_an_option_of_the_server(name: str) -> None:
+    options = {word for action in parser_of("serve").actions() for word in action.option_strings}
+    assert names.started(name) in options
+    assert all(names.started(other) == names.started(name) for other, ours in names.MEANINGS.items() if ours == name)
+
+
 def served(line: str) -> Config:
     """What `omnimuse serve MODEL` and those words choose."""
     args = parser_of("serve").read(["omnimuse/shapes", *line.split()])

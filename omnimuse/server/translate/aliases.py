@@ -14,7 +14,7 @@ from typing import Any
 
 from omnimuse.core.calls import NO_TOOLS
 from omnimuse.core.effort import LEVELS, UNSAID, steps_of
-from omnimuse.core.names import absent, meant
+from omnimuse.core.names import absent, meant, started
 from omnimuse.core.params import DiffusionParams, GenerationParams, SoundParams, SpeechParams
 from omnimuse.core.request import Door
 from omnimuse.media.formats import COMPRESSION, TEXT
@@ -253,6 +253,9 @@ def _unknown(name: str, wire: str, kind: Kind, door: Door) -> ApiError:
         return refusal("unknown_parameter", f"{shown_name} belongs to the model: put it in `extra_params`", name[:80])
     able = {entry.name: entry.target for entry in TABLE[kind] if entry.target}
     near = meant(wire[:80], [name for name, target in able.items() if target not in _PARAMS - door.honoured])
+    if option := started(wire[:80]):
+        why = f"it is chosen when the server starts, for all requests: `omnimuse serve MODEL {option}`"
+        return refusal("unsupported_parameter", f"{shown_name} is not supported: {why}", name[:80])
     if why := absent(wire[:80]):
         return refusal("unsupported_parameter", f"{shown_name} is not supported: {why}", name[:80])
     hint = f"; did you mean {near!r}?" if near else "; the fields are listed at /openapi.json"
