@@ -11,6 +11,7 @@ examples:
 
   omnimuse chat ./Qwen3-0.6B --tools tools.json
   omnimuse chat ./Qwen3-0.6B --lora ./my-adapter:0.8
+  echo "What is a heron?" | omnimuse chat ./Qwen3-0.6B --json --plot where.png
 
 With --tools, a JSON list of functions as OpenAI has them, an answer may ask for one; it is shown, and nothing is
 carried out: `/answer TEXT` is what came of the first call that waits for that, and the model goes on after the last.
@@ -26,6 +27,7 @@ if it had not been said; the exit code is 1 then.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,12 +37,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from omnimuse.cli.app import STOPPED, STOPS, stopped
+from omnimuse.cli.app import told as why
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
-from omnimuse.cli.job import NAMES, read_size
+from omnimuse.cli.job import NAMES, Shown, read_size
+from omnimuse.cli.outcome import Record, print_json, print_spent
+from omnimuse.cli.plot import plot
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_adapters, read_deadline
+from omnimuse.cli.timing import Clock, add_told, read_told, recorded
+from omnimuse.cli.writing import row_of
 from omnimuse.core.calls import Call, Splitter
-from omnimuse.core.errors import CapacityError, ConfigError, MemoryShortageError, NumericalError, RequestError, reason
+from omnimuse.core.errors import (
+    CapacityError,
+    ConfigError,
+    MemoryShortageError,
+    NumericalError,
+    OmnimuseError,
+    RequestError,
+    reason,
+)
 from omnimuse.core.output import Chunk, Event, Part, Result
 from omnimuse.core.params import AnswerParams, DiffusionParams, GenerationParams, WatchParams
 from omnimuse.core.request import Ask
@@ -68,6 +84,8 @@ class Setting:
     shown: Sequence[Mapping[str, Any]] = field(default=())
     files: Mapping[str, Path] = field(default_factory=dict)
     tools: Sequence[Any] = field(default=())
+    rows: list[Record] = field(default_factory=list)  # what came of every line so far, for programs
+    clock: Clock = field(default_factory=Clock)
 
 
 class Engine(Protocol):
@@ -119,10 +137,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_deadline(parser)
     add_engine_options(parser)
     add_pool_options(parser)
+    add_told(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the person ends it."""
+    clock = Clock()
     from omnimuse.api import Omni
     from omnimuse.media.finished import check_file
     from omnimuse.media.prompts import with_sources
@@ -150,10 +170,41 @@ def run(args: argparse.Namespace) -> int:
     for medium, file in files.items():
         check_file(file, medium)
     check_adapters(params)
+    told = read_told(args)
     prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
+    setting = Setting(args.system, args.seed, deadline, prompt, shown, files, tools, clock=clock)
+    clock.reach("import")
+    code, wrong, out = 1, "", io.StringIO() if told.as_json else sys.stdout
     with Omni(args.model, config=config) as engine:
-        setting = Setting(args.system, args.seed, deadline, prompt, shown, files, tools)
-        return talk(engine, params, sys.stdin, sys.stdout, setting)
+        clock.reach("load")
+        engine.times_blocks = told.blocks
+        try:
+            with recorded(told.profile, engine, clock):
+                try:
+                    code = talk(engine, params, sys.stdin, out, setting)
+                finally:
+                    clock.reach("wait")
+        except STOPS as stop:
+            wrong = stopped(stop)
+            code = STOPPED[wrong]
+        except (OSError, OmnimuseError) as error:  # such as a full disk: what was said is told all the same
+            if not setting.rows or not (told.as_json or told.blocks):
+                raise
+            code, wrong = 1, why(error)
+    _tell({"model": args.model, "results": setting.rows, "seconds": clock.seconds()}, told)
+    if wrong:
+        print(f"omnimuse: {wrong}", file=sys.stderr)
+    return code
+
+
+def _tell(record: Record, told: Shown) -> None:
+    """All of a talk as JSON, or where its time went, if that is asked for; on stderr, as stdout has the talk."""
+    if told.as_json:
+        print_json(record, sys.stdout)
+    elif told.blocks and record["results"]:
+        print_spent(record, sys.stderr, "talking")
+    if told.plot is not None:
+        plot(record, told.plot)
 
 
 def _params(args: argparse.Namespace, spec: Spec, *, draws: bool) -> DiffusionParams:
@@ -280,34 +331,51 @@ def _answer(
         if isinstance(event, Chunk) and event.medium == "text":
             tell(taking.add(event.data) if setting.tools else [event.data])
 
+    setting.clock.reach("wait")
     prompt = {"messages": said, "tools": setting.tools} if setting.tools else said
     answers = engine.stream([prompt], params, listen=show, chunks=True, seed=setting.seed, deadline=setting.deadline)
     try:
         with closing(answers):  # type: ignore[type-var]
             for _, result in answers:
+                row = row_of(result, _asked(said[-1]), next(iter(result.seeds), setting.seed or 0))
+                setting.rows.append(row)
                 if result.error is not None:
                     raise result.error
                 tell(taking.end())
+                row["calls"] = [{"name": call.name, "arguments": call.arguments} for call in taking.calls]
                 for part in result.parts[0]:
                     if part.medium in setting.files:
-                        out.write(_kept(result, part, setting.files[part.medium], shown=out.isatty()))
+                        file = _kept(result, part, setting.files[part.medium])
+                        row["files"].append(str(file))
+                        out.write(_shown(part, file, result.seeds[0], pictured=out.isatty()))
                 for warning in result.warnings:
                     out.write(f"\n[{warning}]")
     except KeyboardInterrupt:
         out.write(" [stopped]")
+    finally:
+        setting.clock.reach("draw")
     out.write("\n")
     return "".join(pieces), taking.calls
 
 
-def _kept(result: Result, part: Part, asked: Path, *, shown: bool) -> str:
-    """Write the sound or the picture of an answer into a file that is free; a word about it, and the picture if that
-    can be `shown`.
-    """
+def _asked(message: Mapping[str, Any]) -> str:
+    """The text of a message."""
+    content = message["content"]
+    return str(content if isinstance(content, str) else content[-1]["text"])
+
+
+def _kept(result: Result, part: Part, asked: Path) -> Path:
+    """Write the sound or the picture of an answer into a file that is free."""
     from omnimuse.media.finished import save
 
     [file] = free_names(asked, 1)
     save([part], file, {"prompt": result.prompt, "seed": result.seeds[0]})
+    return file
+
+
+def _shown(part: Part, file: Path, seed: int, *, pictured: bool) -> str:
+    """A word about that file, and the picture if that can be shown."""
     if part.medium == "audio":
         return f"\n[{file}  {part.data.seconds:.2f} s]"
     width, height = part.data.size
-    return f"\n{in_blocks(part.data) if shown else ''}[{file}  {width}x{height}, seed {result.seeds[0]}]"
+    return f"\n{in_blocks(part.data) if pictured else ''}[{file}  {width}x{height}, seed {seed}]"

@@ -23,9 +23,9 @@ from omnimuse.cli.app import told as why
 from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
 from omnimuse.cli.job import Shown
 from omnimuse.cli.outcome import Record, print_json, print_spent, print_warnings, settings_of, spent_of, told
-from omnimuse.cli.plot import KINDS, check_place, plot
+from omnimuse.cli.plot import plot
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_adapters, read_deadline
-from omnimuse.cli.timing import Clock, recorded
+from omnimuse.cli.timing import Clock, add_told, read_told, recorded
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, OmnimuseError
 from omnimuse.core.output import Chunk, Event
@@ -74,12 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_deadline(parser)
     add_engine_options(parser)
     add_pool_options(parser)
-    shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    shown.add_argument("--plot", type=Path, metavar="FILE", help=f"draw where its time went ({', '.join(KINDS)})")
-    shown.add_argument(
-        "--profile", type=Path, metavar="FILE.json.gz", help="record every operation, for Perfetto; slower meanwhile"
-    )
+    add_told(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,11 +103,7 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.output, "audio")
     check_speed(args.speed)
     check_adapters(params)
-    shown = Shown(as_json=args.json, plot=args.plot, profile=args.profile)
-    if shown.plot is not None:
-        check_place("plot", shown.plot, KINDS, args.overwrite)
-    if shown.profile is not None:
-        check_place("profile", shown.profile, (".gz",), args.overwrite)
+    shown = read_told(args, args.overwrite)
     [file] = [args.output] if args.overwrite else free_names(args.output, 1)
     record, wrong = _say(config, ask, file, args.speed, shown)
     _tell(record, shown)

@@ -1,12 +1,18 @@
-"""What a command spends its time on: seconds by name, and a recording of what is computed."""
+"""What a command spends its time on: seconds by name, and a recording of what is computed. And the options of commands
+that say something aloud, or talk, by which it is told.
+"""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
+
+from omnimuse.cli.job import Shown
+from omnimuse.cli.plot import KINDS, check_place
 
 
 class Recorder(Protocol):
@@ -14,6 +20,25 @@ class Recorder(Protocol):
 
     def recording(self, path: Path) -> AbstractContextManager[None]:
         """What is computed in a `with` block, recorded into that file."""
+
+
+def add_told(parser: argparse.ArgumentParser) -> None:
+    """How it is told where the time went."""
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    shown.add_argument("--plot", type=Path, metavar="FILE", help=f"draw where its time went ({', '.join(KINDS)})")
+    shown.add_argument(
+        "--profile", type=Path, metavar="FILE.json.gz", help="record every operation, for Perfetto; slower meanwhile"
+    )
+
+
+def read_told(args: argparse.Namespace, overwrite: bool = False) -> Shown:
+    """What these options ask for; RequestError where a file cannot be written."""
+    if args.plot is not None:
+        check_place("plot", args.plot, KINDS, overwrite)
+    if args.profile is not None:
+        check_place("profile", args.profile, (".gz",), overwrite)
+    return Shown(as_json=args.json, plot=args.plot, profile=args.profile)
 
 
 class Clock:

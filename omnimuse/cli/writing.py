@@ -121,15 +121,22 @@ def _kept(job: Job) -> bool:
     return job.naming.output is not None and job.drawings[0].file.suffix.lower() == WRITTEN
 
 
-def _row(job: Job, drawing: Drawing, result: Result) -> Record:
-    """What came of one text, for programs; its files are written."""
-    row: Record = {"prompt": result.prompt, "seed": drawing.seed, "text": "", "files": [], "warnings": result.warnings}
+def row_of(result: Result, prompt: str, seed: int) -> Record:
+    """What came of one text, for programs, but for the names of its files."""
+    row: Record = {"prompt": prompt, "seed": seed, "text": "", "files": [], "warnings": result.warnings}
     row |= spent_of(result)
     if result.error is not None:
         return row | {"error": describe(result.error)}
     [written] = result.written
     row |= {"text": result.text, "tokens": len(written.tokens), "reason": written.reason, "error": None}
-    row |= {"prompt_tokens": result.prompt_tokens}
+    return row | {"prompt_tokens": result.prompt_tokens}
+
+
+def _row(job: Job, drawing: Drawing, result: Result) -> Record:
+    """The same, and its files are written."""
+    row = row_of(result, result.prompt, drawing.seed)
+    if row["error"]:
+        return row
     if _kept(job):
         file = _free(job, drawing.file)
         write_whole(file, f"{result.text}\n".encode(), replace=job.naming.overwrite)

@@ -148,6 +148,37 @@ def test_a_plot_and_a_recording_show_where_the_time_of_a_text_went_beside_the_te
     assert {"step 1", "model.layers.0", "aten::linear"} <= names
 
 
+def test_a_talk_is_told_as_json_and_its_time_as_a_plot_and_a_recording(
+    folder: Path, omni: Omni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, trace = tmp_path / "time.png", tmp_path / "trace.json.gz"
+    command = ["chat", str(folder), "--dtype", "float32", "--device", "cpu", "--temperature", "0", "--max-tokens", "6"]
+    lines = f"a red circle\n{'a star ' * 5000}\na star\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main([*command, "--json", "--profile", str(trace)]) == 1
+    told = json.loads(capsys.readouterr().out)
+    first, refused, second = told["results"]
+    assert first["text"] == said(omni, ("user", "a red circle"))
+    assert second["text"] == said(omni, ("user", "a red circle"), ("assistant", first["text"]), ("user", "a star"))
+    assert [row["prompt"] for row in (first, second)] == ["a red circle", "a star"] and first["tokens"] == 6
+    assert refused["error"]["kind"] == "RequestError" and not refused["text"]
+    assert {len(runs) for name, runs in first["blocks"].items() if name.startswith("model.layers.")} == {6}
+    assert told["seconds"]["draw"] > 0 < told["seconds"]["wait"]
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert {"step 1", "model.layers.0", "aten::linear"} <= names
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("a red circle\na star\n"))
+    assert main([*command, "--plot", str(place)]) == 0
+    plotted = capsys.readouterr()
+    assert plotted.out == f"{first['text']}\n{second['text']}\n"
+    assert re.search(r"^time: imports .*, talking \d", plotted.err, re.MULTILINE)
+    assert re.search(r"^model\.layers\.0 +6 .* [\d.]+ [KMG]iB$", plotted.err, re.MULTILINE)
+    with Image.open(place) as bars:
+        assert bars.height > 3 * 2 * GAP, "three bars, and blocks below them"
+    assert main([*command, "--plot", str(place)]) == 2
+    assert f"--plot {place} is there already; choose another name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "plot"),
     [

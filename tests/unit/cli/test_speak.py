@@ -84,7 +84,7 @@ def test_what_is_said_is_kept_where_there_is_no_room_for_its_recording(
     file = tmp_path / "hello.wav"
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr("omnimuse.observe.profile.merge", Mock(side_effect=full))
+    monkeypatch.setattr("omnimuse.engine.recordings.merge", Mock(side_effect=full))
     assert speak(folder, "a star", "-o", str(file), "--profile", str(tmp_path / "trace.json.gz")) == 1
     out, told = capsys.readouterr()
     assert read_settings(file)["prompt"] == "a star" and str(file) in out
