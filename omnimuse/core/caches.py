@@ -245,6 +245,18 @@ def completed(choice: CacheConfig, fits: Fits, evaluations: int | None = None) -
     return replace(choice, **open_ones)
 
 
+def offered(fits: Fits) -> list[str]:
+    """Every short choice that can be made for a model; none for one that has no step caches."""
+    found = []
+    for name, choice in BY_NAME.items():
+        try:
+            completed(choice, fits)
+        except ConfigError:
+            continue
+        found.append(name)
+    return found
+
+
 def asked_for(text: object, fits: Fits, evaluations: int, usual: CacheConfig = OFF) -> str | None:
     """The choice of a request written out in full, for a model; None for `usual`, that of all which say nothing.
     RequestError for one that makes no sense, leaves no block to skip, or has a mask for other numbers of steps.

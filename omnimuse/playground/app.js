@@ -65,6 +65,7 @@ function fillForm({ kind: wanted, prompt, fields }) {
   chooseKind();
   byId("prompt").value = prompt;
   page.controls.fill(fields);
+  clearError();
   refresh();
 }
 
@@ -136,7 +137,9 @@ async function restoreFrom(file) {
   if (!said || !page.model || !kindsOf(page.model).some(([name]) => !isVideo(name) && !isSound(name))) return false;
   const { images, ...form } = asForm(said);
   fillForm({ ...form, kind: images ? "edit" : "image" });
-  const missing = images ? " Choose the picture that it was drawn from." : "";
+  const lacking = page.controls.lacking(form.fields);
+  const missing = (images ? " Choose the picture that it was drawn from." : "")
+    + (lacking.length ? ` This server lacks the adapters that it was drawn with: ${lacking.join(", ")}.` : "");
   const from = canStart() && (() => start([file]) && sources.add([file]));
   offer(`The settings of ${file.name}.${missing}`, from ? "Start from it instead" : "", from);
   byId("prompt").focus();
@@ -313,6 +316,7 @@ function cancel() {
 }
 
 function submit() {
+  clearError(); // what the form refuses now is told in its place
   const invalid = byId("controls").querySelector(":invalid");
   for (let at = invalid; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   if (!byId("form").reportValidity()) return;

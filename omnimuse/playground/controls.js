@@ -12,6 +12,7 @@ const NUMBERS = [
   ["fps", "Frames per second", 0.01, 1000, "any"],
 ];
 const LIKE = "like";
+const CACHES = ["auto", "careful", "balanced", "fast"]; // that people choose; others are for those who tune them
 const MOST_ADAPTERS = 12; // that have a field of their own here
 const UNSAID = 1024; // pixels a side, for a model that does not say its own size
 const SHAPES = [["Square", 1, 1], ["Portrait", 3, 4], ["Tall", 9, 16], ["Landscape", 4, 3], ["Wide", 16, 9]];
@@ -56,7 +57,7 @@ export class Controls {
       numbers.push(this.number("n", "Pictures", { min: 1, max: can.max_outputs, step: 1, value: 1 }));
     }
     const sizes = isSound(this.kind) ? [] : this.sizes();
-    return [...sizes, ...numbers, this.seed(), this.formats(), this.negative(), ...this.extras(SPOKEN),
+    return [...sizes, ...numbers, this.seed(), this.formats(), this.caches(), this.negative(), ...this.extras(SPOKEN),
       ...this.adapters(), this.finer()];
   }
 
@@ -176,6 +177,18 @@ export class Controls {
     return this.keep("output_format", "Format", h("select", {}, ...options));
   }
 
+  /** What skips work while little changes. */
+  caches() {
+    const there = (this.can.caches ?? []).filter((name) => name !== "none");
+    if (!there.length) return null;
+    const few = there.filter((name) => CACHES.includes(name));
+    const input = h("select", { title: "Skips work while little changes: faster, and a little different" });
+    const kept = this.keep("cache", "Step cache", input);
+    for (const name of ["none", ...(few.length ? few : there)]) input.append(h("option", { value: name }, name));
+    this.set("cache", this.usual("cache"));
+    return kept;
+  }
+
   negative() {
     if (!this.has("negative_prompt")) return null;
     const input = h("input", { maxLength: this.can.max_prompt, autocomplete: "off" });
@@ -240,6 +253,10 @@ export class Controls {
 
   set(name, value) {
     const input = this.inputs.get(name);
+    // A step cache may have settings of its own.
+    if (input && name === "cache" && ![...input.options].some((option) => option.value === value)) {
+      input.append(h("option", { value }, value));
+    }
     if (input && !input.disabled) input.value = value;
     if (input?.type === "range") this.tell(input);
   }
@@ -274,6 +291,7 @@ export class Controls {
   usual(name) {
     if (name === "strength") return ""; // it is always said: nothing else says how the picture is used
     if (name === "output_format") return this.can.formats[0];
+    if (name === "cache") return this.can.defaults.cache ?? "none";
     if (name === "seconds") return String(Math.floor((this.can.defaults.seconds ?? 0) * 100) / 100);
     return name === "n" ? "1" : String(this.can.defaults[name] ?? "");
   }
@@ -291,12 +309,14 @@ export class Controls {
       else input.value = textOf(value);
     }
     if (this.fold && fields.extra_params) this.fold.open = true;
-    const worn = new Map((fields.lora ?? []).map((text) => {
-      const at = text.lastIndexOf(":");
-      return [text.slice(0, at), text.slice(at + 1)];
-    }));
+    const worn = adaptersOf(fields);
     for (const [name, input] of this.worn) input.value = worn.get(name) ?? "";
     if (this.shape && fields.size) this.matchShape();
+  }
+
+  /** The names of adapters in `fields` that this server does not have. */
+  lacking(fields) {
+    return [...adaptersOf(fields).keys()].filter((name) => !this.can.adapters?.includes(name));
   }
 
   /** The settings in a few words. */
@@ -313,6 +333,11 @@ export class Controls {
 function field(input, label, width = "") {
   input.setAttribute("form", "form");
   return h("div", { className: `field ${width}` }, h("label", { htmlFor: input.id }, label), input);
+}
+
+/** The adapters that `fields` name, and how strongly each is worn. */
+function adaptersOf({ lora = [] }) {
+  return new Map(lora.map((text) => [text.slice(0, text.lastIndexOf(":")), text.slice(text.lastIndexOf(":") + 1)]));
 }
 
 /** A value as it is shown in a text field. */

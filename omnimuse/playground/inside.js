@@ -40,9 +40,15 @@ function textOf(chunk) {
 const latin = (bytes, at, length) =>
   String.fromCharCode(...new Uint8Array(bytes.buffer, at, length));
 
-/** Settings as the form has them: {prompt, fields, images}; `images` says that it was drawn from pictures. */
-export function asForm({ prompt = "", width, height, images, extra, model, dtype, device, ...rest }) {
+/** Settings as the form has them: {prompt, fields, images}; `images` says that it was drawn from pictures. Adapters are
+ *  named there by their files, here without the ending. */
+export function asForm({ prompt = "", width, height, images, extra, model, dtype, device, loras, engine, ...rest }) {
   const fields = { ...rest };
+  const named = Array.isArray(loras) ? loras.filter((one) => typeof one?.name === "string") : [];
+  if (named.length) {
+    fields.lora = named.map(({ name, scale = 1 }) => `${name.replace(/^.*\//, "").replace(/\.safetensors$/, "")}:${scale}`);
+  }
+  if (typeof engine?.cache === "string") fields.cache ??= engine.cache; // of the command line: for all of a run
   if (width && height) fields.size = `${width}x${height}`;
   if (extra && Object.keys(extra).length) fields.extra_params = extra;
   return { prompt: String(prompt), model, fields, images: Boolean(images?.length) };

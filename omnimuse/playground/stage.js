@@ -91,6 +91,9 @@ export function showMany(stage, records, choose) {
   fill(stage, grid(frames));
 }
 
+/** An adapter and how strongly it is worn, in words. */
+const worn = (text) => text.replace(/:([^:]*)$/, " at $1");
+
 /** What a record was made with, the model's defaults included, in a few words each. */
 function facts(record) {
   const { kind, settings, seed, width, height, lasts, seconds } = record;
@@ -104,6 +107,8 @@ function facts(record) {
     steps && `${steps} steps`,
     (guidance ?? null) !== null && `guidance ${guidance}`,
     seed && `seed ${seed}`,
+    ...(settings.lora ?? []).map(worn),
+    settings.cache && settings.cache !== "none" && `step cache ${settings.cache}`,
     settings.negative_prompt && `negative prompt ${settings.negative_prompt}`,
     ...Object.entries(settings.extra_params ?? {}).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`),
     settings.model,

@@ -78,6 +78,7 @@ export function openTalk(model, fail) {
   };
   byId("anew").onclick = () => {
     abort?.abort();
+    fail(null);
     said.length = 0;
     hears = false;
     for (const shown of byId("said").querySelectorAll("img, audio, video")) URL.revokeObjectURL(shown.src);

@@ -48,6 +48,7 @@ PICTURES = {
     "fixed": {},
     "formats": ["png", "jpeg", "webp"],
     "extra": {"cfg_normalization": 0.0},
+    "caches": ["none", "careful", "balanced", "fast", "teacache", "dbcache"],
 }
 EDITS = PICTURES | {
     "tasks": ["text-to-image", "image-to-image"],

@@ -11,8 +11,10 @@ import openai
 import pytest
 
 from omnimuse import Config, ModelConfig, explain
+from omnimuse.core.caches import Fits, cache_named
 from omnimuse.core.errors import ConfigError
 from omnimuse.core.params import DiffusionParams
+from omnimuse.core.request import Ask
 from omnimuse.server.options import Clients, ServeOptions
 from omnimuse.server.routes.models import capabilities
 from omnimuse.worker.find import find
@@ -57,9 +59,23 @@ def test_what_a_model_that_speaks_cannot_do_without_is_told(
 ) -> None:
     folder = str(qwen3_tts.build(tmp_path / "tiny", kind=kind))
     can = capabilities(find(Config(ModelConfig(folder))).door)
+    assert can.caches == []
     assert can.needs == needs and {*needs} <= can.extra.keys()
     rows = [(row.name, row.value) for row in explain(folder) if row.topic == "limits"]
     assert told in rows and (("instructions", "needed") in rows) == bool(needs)
+
+
+def test_the_step_caches_that_can_be_chosen_are_told_and_which_is_the_server_s_own() -> None:
+    door = shapes()
+    usual = ["none", "careful", "balanced", "fast", "teacache", "dbcache", "taylorseer"]
+    assert capabilities(door).caches == usual and "cache" not in capabilities(door).defaults
+    measured = replace(door, fits=Fits(ratios=(1.0, 0.9), auto="fast"), cache=cache_named("dbcache,first=2"))
+    assert set(capabilities(measured).caches) == {*usual, "auto", "magcache"}
+    assert capabilities(measured).defaults["cache"] == "dbcache,first=2"
+    assert capabilities(replace(door, fits=Fits(only=("dbcache",)))).caches == ["none", "dbcache", "taylorseer"]
+    assert capabilities(replace(door, fits=Fits(flaw="it is damaged"))).caches == ["none"]
+    for name in capabilities(measured).caches:
+        measured.make_request(Ask("a ring", DiffusionParams(cache=name)), now=0.0, fresh_seed=0)
 
 
 def test_a_model_without_guidance_takes_no_negative_prompt() -> None:

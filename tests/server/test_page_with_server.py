@@ -251,6 +251,17 @@ def test_a_png_that_a_worker_wrote_gives_its_settings_back(page: Any, tmp_path: 
 
 
 @browser_only
+def test_a_picture_of_the_command_line_brings_its_step_cache_and_tells_which_adapters_are_not_here(page: Any) -> None:
+    loras = [{"name": "omnimuse/shapes/night", "scale": 0.5}, {"name": "ink.safetensors", "scale": 1.0}]
+    settings = {"prompt": "a ring", "seed": 7, "loras": loras, "engine": {"cache": "dbcache,threshold=0.1"}}
+    assert "careful" in page.get_by_label("Step cache").inner_text()
+    page.evaluate(DROP, [saved(settings), "old.png", "#prompt"])
+    page.get_by_text("This server lacks the adapters that it was drawn with: night, ink.").wait_for()
+    expect(page.get_by_label("Step cache")).to_have_value("dbcache,threshold=0.1")
+    expect(page.get_by_label("Seed")).to_have_value("7")
+
+
+@browser_only
 def test_a_png_on_the_field_is_started_from_and_one_without_settings_anywhere(page: Any) -> None:
     page.get_by_label("Make", exact=True).select_option("edit")
     page.evaluate(DROP, [saved({"prompt": "x"}), "old.png", "#drop-hint"])

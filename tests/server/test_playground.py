@@ -153,6 +153,47 @@ def test_adapters_are_worn_at_the_strength_that_is_put_in(page: Any, site: Runni
 
 
 @browser_only
+def test_a_step_cache_is_chosen_and_told_with_the_adapters_of_what_was_drawn(page: Any, site: Running) -> None:
+    site.api.capabilities = EDITS | {"adapters": ["night: blue"]}
+    page.reload()
+    choice = page.get_by_label("Step cache")
+    assert choice.locator("option").all_inner_texts() == ["none", "careful", "balanced", "fast"]
+    draw(page, "a ring")
+    expect_picture(page)
+    assert not {"cache", "lora"} & site.api.asked[0].keys()
+    assert "step cache" not in page.locator("figcaption").inner_text()
+    choice.select_option("fast")
+    page.get_by_label("night: blue").fill("0.5")
+    draw(page, "a ring")
+    expect(page.locator("figcaption")).to_contain_text("night: blue at 0.5 · step cache fast")
+    assert (site.api.asked[1]["cache"], site.api.asked[1]["lora"]) == ("fast", ["night: blue:0.5"])
+    choice.select_option("none")
+    page.get_by_role("button", name="Use settings").click()
+    expect(choice).to_have_value("fast")
+
+
+@browser_only
+def test_the_step_cache_of_the_server_is_what_is_chosen_at_first_and_can_be_left_out(page: Any, site: Running) -> None:
+    of_server = {"defaults": cast(dict[str, Any], EDITS["defaults"]) | {"cache": "dbcache,first=2"}}
+    site.api.capabilities = EDITS | of_server | {"caches": ["none", "dbcache"]}
+    page.reload()
+    choice = page.get_by_label("Step cache")
+    expect(choice).to_have_value("dbcache,first=2")
+    assert choice.locator("option").all_inner_texts() == ["none", "dbcache", "dbcache,first=2"]
+    draw(page, "a ring")
+    expect(page.locator("figcaption")).to_contain_text("step cache dbcache,first=2")
+    choice.select_option("none")
+    draw(page, "a ring")
+    expect(page.locator("#thumbs li")).to_have_count(2)
+    assert [asked.get("cache") for asked in site.api.asked] == [None, "none"]
+    assert "step cache" not in page.locator("figcaption").inner_text()
+    site.api.capabilities = EDITS | {"caches": []}
+    page.reload()
+    page.get_by_label("Steps").wait_for()
+    expect(choice).to_have_count(0)
+
+
+@browser_only
 def test_limits_and_defaults_are_the_models_own(page: Any, site: Running) -> None:
     width = page.get_by_label("Width")
     for name, value in {"min": "16", "max": "1024", "step": "16"}.items():
@@ -267,6 +308,10 @@ def test_a_refusal_is_shown_in_the_servers_words_and_the_last_picture_stays(page
     alert = page.get_by_role("alert")
     alert.get_by_text("size=7x7 is too small; use 16x16 (request abc123)").wait_for()
     expect(expect_picture(page)).to_have_attribute("alt", "a ring")
+    page.get_by_label("Steps").fill("0")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(alert).to_have_count(0)  # the form tells of that in its place
+    page.get_by_label("Steps").fill("10")
     site.api.problem = None
     page.get_by_role("button", name="Run again").click()
     expect(page.locator("#thumbs li")).to_have_count(2)

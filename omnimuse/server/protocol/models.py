@@ -50,11 +50,12 @@ class Capabilities(Bounds):
     checkpoint leaves no choice of.
 
     `parameters` are those that are honoured; `fixed` those that take one value only. `qualities` are the steps behind
-    each word of `quality`, `adapters` what can be worn. A model that runs through a `library` has `notes` on what that
-    means. A model that says what it learned has its words by topic in `draws`, and in `only_side` the one side in
-    pixels of what it was shown. Of those of `extra` that are one of a few words, `choices` has them, and `needs` names
-    those without which nothing is made. `takes` and `gives` are the media of what may come with a request and of what
-    comes of it; one that `calls` may ask for tools.
+    each word of `quality`, `adapters` what can be worn, `caches` the names of step caches; one that is among the
+    `defaults` is the server's choice. A model that runs through a `library` has `notes` on what that means. A model
+    that says what it learned has its words by topic in `draws`, and in `only_side` the one side in pixels of what it
+    was shown. Of those of `extra` that are one of a few words, `choices` has them, and `needs` names those without
+    which nothing is made. `takes` and `gives` are the media of what may come with a request and of what comes of it;
+    one that `calls` may ask for tools.
     """
 
     medium: str
@@ -70,6 +71,7 @@ class Capabilities(Bounds):
     qualities: dict[str, int]
     extra: dict[str, Any]
     adapters: list[str]
+    caches: list[str] = []
     choices: dict[str, list[str]] = {}
     needs: list[str] = []
     library: str

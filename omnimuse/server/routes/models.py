@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from omnimuse.core.caches import offered
 from omnimuse.core.effort import EFFORT, steps_of
 from omnimuse.core.messages import MAX_WRITTEN
 from omnimuse.core.params import AnswerParams, DiffusionParams
@@ -99,7 +100,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         max_seconds=sound.seconds if sound is not None else 0.0,
         sample_rate=sound.rate if sound is not None else None,
         parameters=sorted(honoured | ({"negative_prompt"} if _takes_negative(door) else set())),
-        defaults=_chosen(door.defaults),
+        defaults=_chosen(door.defaults) | ({} if door.cache.off else {"cache": str(door.cache)}),
         fixed=_chosen(limits.fixed),
         formats=[format_.lower() for format_ in dict.fromkeys(FORMATS.get(spec.medium, {}).values())],
         qualities={}
@@ -107,6 +108,7 @@ def capabilities(door: Door, taught: Taught | None = None) -> Capabilities:
         else {level: steps_of(level, door.defaults.num_inference_steps) for level in EFFORT},
         extra=extra,
         adapters=sorted(door.adapters or ()),
+        caches=offered(door.fits) if "cache" in honoured else [],
         choices={} if speech is None else speech.choices,
         needs=[] if speech is None else sorted(speech.needed),
         library=spec.library,
