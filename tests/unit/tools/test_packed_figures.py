@@ -33,6 +33,7 @@ def test_what_packed_weights_cost_is_measured_at_tiny_size(
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "%|" not in done.stderr, "no bar of a library runs through the table"
     head, _, *lines = done.stdout.splitlines()
     assert head == f"| at a time | tokens a second | {' | '.join(columns)} |"
     figures = [line.strip("| ").split(" | ") for line in lines]
