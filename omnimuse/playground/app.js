@@ -316,7 +316,6 @@ function cancel() {
 }
 
 function submit() {
-  clearError(); // what the form refuses now is told in its place
   const invalid = byId("controls").querySelector(":invalid");
   for (let at = invalid; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   if (!byId("form").reportValidity()) return;
@@ -394,6 +393,7 @@ function clearError() {
 
 // -- wiring ------------------------------------------------------------------------------------------------
 
+document.addEventListener("invalid", clearError, true); // what a form refuses is told at its field
 byId("form").onsubmit = (event) => (event.preventDefault(), submit());
 byId("draw").onclick = (event) => {
   if (page.run) event.preventDefault(), cancel();
