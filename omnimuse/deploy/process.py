@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -131,7 +131,7 @@ class Worker:
         from omnimuse.deploy.results import Spool
 
         background = self._engine()
-        about = {"model": model_name(self.settings.config), **self.settings.config.model.told, **background.place}
+        about = told_of(self.settings.config) | background.place
         self._spool = Spool(self.settings.spool, self.settings.name, about)
         warm_up(background, self.settings.warm_up)
         self._background = background
@@ -436,6 +436,11 @@ def kind_of(error: BaseException) -> tuple[str, str]:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "MemoryError", str(error).split(". ")[0]
     return "ModelError", f"the result could not be finished: {type(error).__name__}: {error}"
+
+
+def told_of(config: Config) -> dict[str, Any]:
+    """What files that are made say of who made them, but for its dtype and device."""
+    return {"model": model_name(config), **config.model.told}
 
 
 def model_name(config: Config) -> str:

@@ -30,6 +30,7 @@ from omnimuse.core.params import DiffusionParams
 from omnimuse.core.request import Ask, Request
 from omnimuse.deploy.child import read_settings
 from omnimuse.deploy.pool import Pool, PoolPlan
+from omnimuse.deploy.process import told_of
 from omnimuse.deploy.wire import Finished, Form, MadeFile, Previewed, Stepped, Update
 from omnimuse.media.image import read_settings as settings_in
 from omnimuse.worker.find import Found, find
@@ -98,6 +99,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         finally:
             runner.run(pool.close(10.0))
     assert list(spool.glob("*.part")) == []
+
+
+def test_files_of_a_server_say_which_files_and_packages_made_them_by_the_last_part_of_their_names(
+    tmp_path: Path,
+) -> None:
+    model = ModelConfig(str(tmp_path), plugins=("/opt/my_package",), files={"transformer": "/srv/z-Q4_K_M.gguf"})
+    told = {"model": tmp_path.name, "files": {"transformer": "z-Q4_K_M.gguf"}, "plugins": ["my_package"]}
+    assert told_of(Config(model)) == told
+    assert told_of(Config(ModelConfig("omnimuse/shapes"))) == {"model": "omnimuse/shapes"}
 
 
 def test_a_picture_drawn_again_after_a_crash_is_the_same_to_the_byte(served: Served) -> None:
