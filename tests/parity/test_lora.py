@@ -290,8 +290,8 @@ def xlabs(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
 
 
 def dotted(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
-    begin = f"diffusion_model.{name}"
-    return {f"{begin}.lora.down.weight": down, f"{begin}.lora.up.weight": up, f"{begin}.alpha": torch.tensor(3.0)}
+    """As a trainer of Z-Image names them."""
+    return {f"diffusion_model.{name}.lora.down.weight": down, f"diffusion_model.{name}.lora.up.weight": up}
 
 
 def comfy(name: str, down: Tensor, up: Tensor) -> dict[str, Tensor]:
