@@ -57,7 +57,7 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """What `encode` made."""
         return msgspec.json.decode(line, type=Rank, dec_hook=lambda kind, value: kind(value))
 
-    def build(self, gone: Callable[[], str] = lambda: "") -> Engine:
+    def build(self, gone: Callable[[], str] | None = None) -> Engine:
         """The engine of this rank; never returns on ranks other than 0, which follow and end with SystemExit.
 
         Nobody is waited for any more once `gone` tells of a rank that has ended.
@@ -80,7 +80,7 @@ class Rank(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.ranks > 1:
             store = store_at(self.meeting, self.rank, config.parallel)
             join(store, self.rank, config.parallel, backend, gone)
-        return start(config)
+        return start(config, gone)
 
 
 def start_ranks(config: Config) -> Engine:

@@ -39,6 +39,7 @@ from omnimuse.media.sound import Sound, to_sound
 from omnimuse.media.video import to_video
 from omnimuse.observe.parts import log_parts
 from omnimuse.parallel.agree import agree_on_start
+from omnimuse.parallel.meeting import Gone
 from omnimuse.pipeline.pipeline import Pipeline
 from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import Built, build
@@ -53,13 +54,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def start(config: Config) -> Engine:
+def start(config: Config, gone: Gone | None = None) -> Engine:
     """Build the model that `config` names and an engine over it. Takes as long as loading the weights.
 
     Where several ranks share the work, only rank 0 gets an engine. The others follow it until it is closed, and then
-    end their process: what comes after in a script is rank 0's alone.
+    end their process: what comes after in a script is rank 0's alone. `gone` tells of ranks that end meanwhile.
     """
-    mesh = connect(config.parallel)
+    mesh = connect(config.parallel, gone)
     with ExitStack() as opened:
         try:
             built = build(config, mesh)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from omnimuse.core.config import ParallelConfig
 from omnimuse.core.errors import EngineDeadError
-from omnimuse.parallel.meeting import join
+from omnimuse.parallel.meeting import join, watched
 from tests.ranks import play
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
@@ -56,3 +56,24 @@ def test_a_rank_that_has_ended_before_it_came_is_not_waited_for(tmp_path: Path) 
     with pytest.raises(EngineDeadError, match=r"^rank 1 was ended by SIGKILL before all ranks had come; look at"):
         join(store(tmp_path / "meeting"), 0, ParallelConfig(ulysses=2, wait=60.0), "gloo", lambda: next(looks))
     assert time.monotonic() - begun < 30
+
+
+def test_a_rank_that_has_ended_after_it_came_is_not_waited_for_either(tmp_path: Path) -> None:
+    looks, met = iter([*[""] * 9, *["rank 1 was ended by SIGKILL"] * 9]), store(tmp_path / "meeting")
+    met.add("here/1", 1)  # it came, and connects with nobody
+    begun = time.monotonic()
+    with pytest.raises(EngineDeadError, match=r"^rank 1 was ended by SIGKILL before all ranks had connected; look at"):
+        join(met, 0, ParallelConfig(ulysses=2, wait=40.0), "gloo", lambda: next(looks))
+    assert time.monotonic() - begun < 20 and not dist.is_initialized()
+
+
+def test_what_fails_while_ranks_connect_is_blamed_on_the_one_that_has_ended(tmp_path: Path) -> None:
+    def connect() -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    looks = iter(["", "", "rank 2 ended with status 1"])
+    with pytest.raises(EngineDeadError, match="rank 2 ended with status 1 before all ranks had connected"):
+        watched(connect, lambda: next(looks, "rank 2 ended with status 1"))
+    with pytest.raises(RuntimeError, match="reset by peer"):
+        watched(connect, lambda: "")
+    assert watched(lambda: 7, lambda: "") == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -79,6 +80,35 @@ else:
 assert not others()
 print("whole")
 """
+LOST_MEANWHILE = """
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+def come():
+    meetings = Path(tempfile.gettempdir()).glob("omnimuse-ranks-*/meeting")
+    return any(b"here/1" in meeting.read_bytes() for meeting in meetings)
+
+def lose():
+    while not come():
+        time.sleep(0.001)
+    others()[0].send_signal(signal.SIGKILL)
+
+threading.Thread(target=lose).start()
+begun = time.monotonic()
+try:
+    Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2))
+except EngineDeadError as error:
+    assert "rank 1 was ended by SIGKILL before all ranks had" in str(error), error
+else:
+    raise AssertionError("a rank never connected")
+assert not others()
+with Omni("omnimuse/shapes", dtype="float32", device="cpu", parallel=ParallelConfig(ring=2)) as omni:
+    omni.generate("a red circle", **ask)
+assert time.monotonic() - begun < 240
+print("whole")
+"""
 
 
 @pytest.mark.costly
@@ -88,10 +118,12 @@ print("whole")
         pytest.param(SCRIPT, id="ended", marks=pytest.mark.costly(turns=3)),
         pytest.param(LOST, id="lost"),
         pytest.param(LOST_EARLY, id="lost_early"),
+        pytest.param(LOST_MEANWHILE, id="lost_meanwhile"),
     ],
 )
-def test_a_script_starts_its_ranks_and_they_end_with_the_engine(script: str) -> None:
-    done = subprocess.run([sys.executable, "-c", BEGUN + script], capture_output=True, text=True, check=False)
+def test_a_script_starts_its_ranks_and_they_end_with_the_engine(script: str, tmp_path: Path) -> None:
+    own = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", BEGUN + script], capture_output=True, text=True, check=False, env=own)
     assert done.returncode == 0 and done.stdout.strip().endswith("whole"), done.stdout + done.stderr
 
 
