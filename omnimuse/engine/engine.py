@@ -286,7 +286,7 @@ class Engine:
         are decoded in tiles if they fit in no other way. Where something was learnt just now, nobody begins, but for
         one alone that has only read what it wears: who has room beside whom is known in the next tick.
         """
-        if not plan.admit or not self.runner.hand.all:
+        if not plan.admit:
             return plan
         known = self.fitting.learnt
         ways = {request.id: begins(self, request) for request in plan.admit}
@@ -311,7 +311,9 @@ class Engine:
                 self.scheduler.postpone(late, self.clock())
             admit = [] if late else admit
         waits = ways.keys() - {way.id for way in admit}
-        return replace(plan, admit=tuple(admit), run=tuple(id_ for id_ in plan.run if id_.split("/")[0] not in waits))
+        run = tuple(id_ for id_ in plan.run if id_.split("/")[0] not in waits)
+        drop = (*plan.drop, *(event.request_id for event in failed))  # with what has come of them
+        return replace(plan, drop=drop, admit=tuple(admit), run=run)
 
     def reckon(self) -> None:
         """Foretell what all requests take, where more is known than when they came; comes between two ticks."""
@@ -419,8 +421,14 @@ def too_late(scheduler: Scheduler, now: float) -> dict[str, RequestCancelled]:
     return late
 
 
-def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[Heard]] | None) -> list[list[Handed]]:
-    """Learn what requests like this one take here, in a pool; comes between two ticks.
+def try_part(
+    engine: Engine,
+    request: Request,
+    came: Callable[[int], Sequence[Heard]] | None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> list[list[Handed]]:
+    """Learn what requests like this one take here, in a pool; comes between two ticks. Unwanted as soon as it is not
+    `wanted` any more.
 
     `came` gives what came of either of two small ones from the pool before, None if they could not be drawn there.
     Returned is what goes on of both to the next pool; no piece is the last of what cannot be drawn here.
@@ -433,7 +441,7 @@ def try_part(engine: Engine, request: Request, came: Callable[[int], Sequence[He
         if came is None:
             raise NotNow("they could not be drawn in the pool before")
         number = sizes.index(extent.of(small))
-        told = engine.alone(small, came(number))
+        told = engine.alone(small, came(number), wanted)
         left[number] = [event for event in told if isinstance(event, Handed)]
         return drawn(told[-1])
 

@@ -120,11 +120,12 @@ class Fitting:
 
     def learn(self, together: Sequence[Request], space: Space, resting: Need = NOTHING) -> bool:
         """Draw small ones of every kind of which nobody knows, if what is in progress `together`, each in its way,
-        might have no room beside what those need who are `resting`. Whether all were drawn that somebody waits for.
+        might have no room beside what those need who are `resting`; in a pool the front sees to that. Whether all were
+        drawn that somebody waits for.
         """
         known, room = self.foretelling, space.room
         needs = (self._dressed(known.at_most(each, space.coming), each).times(each.outputs) for each in together)
-        if room is None or reduce(Need.and_of, needs, resting).most <= room:
+        if room is None or not self.runner.hand.all or reduce(Need.and_of, needs, resting).most <= room:
             return True
         try:
             for each in together:

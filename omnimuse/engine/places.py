@@ -74,7 +74,7 @@ class Room:
         """Whether `entry` fits; anything fits where nothing is, unless somebody has to go for that who stays there, or
         what is worn already leaves no room for what it wears.
         """
-        if not self._all.wears_beside(entry, self._most):
+        if not self.wearable(entry):
             return False
         states = self._kept.states - entry.kept.states
         most = replace(
@@ -83,6 +83,15 @@ class Room:
             beside=self._most.beside - states - self._kept.finished,
         )
         return (not self._all.outputs and not self._parked) or self._all.has_room(entry, most)
+
+    def wearable(self, entry: Entry) -> bool:
+        """Whether what `entry` wears has room beside what others do."""
+        return self._all.wears_beside(entry, self._most)
+
+    @property
+    def worn(self) -> int:
+        """The bytes of what all wear, each counted once."""
+        return sum(self._all.worn_once().values())
 
     def shared(self, entry: Entry) -> bool:
         """Whether the share of its tenant has room for `entry`; anything fits where the tenant has nothing."""
@@ -150,13 +159,14 @@ class Amount:
         outputs, tokens = self.outputs + len(entry.live), self.tokens + len(entry.live) * entry.tokens
         held, beside = self.bytes + len(entry.live) * entry.bytes, self.beside + len(entry.live) * entry.need.beside
         alone = max([entry.need.beyond, *self.beyond]) + max([entry.need.joined, *self.joined])
-        taken = beside + alone + sum((self._worn() | dict(entry.need.worn)).values())
+        taken = beside + alone + sum((self.worn_once() | dict(entry.need.worn)).values())
         return outputs <= most.outputs and tokens <= most.tokens and held <= most.bytes and taken <= most.beside
 
     def wears_beside(self, entry: Entry, most: Amount) -> bool:
         """Whether there is room for what `entry` wears beside what others do; there is where nobody wears anything."""
-        worn = self._worn()
+        worn = self.worn_once()
         return not worn or not entry.need.worn or sum((worn | dict(entry.need.worn)).values()) <= most.wearable
 
-    def _worn(self) -> dict[str, int]:
+    def worn_once(self) -> dict[str, int]:
+        """What is worn, however many wear it, by its id."""
         return {name: size for (name, size), count in self.worn.items() if count}

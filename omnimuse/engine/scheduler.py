@@ -1,6 +1,7 @@
 """Who runs next: fair between tenants, then by lateness, priority and shortness; bounded, within a budget per tick.
 
-Pure bookkeeping of names and numbers, driven by the engine under its lock, which tells the time. No torch, no events.
+Pure bookkeeping of names and numbers, driven by the engine under its lock, which tells the time. No torch, no events;
+the log has who waits for what others wear.
 
 Between tenants: each is charged for the work done for it, and who has been served least comes first. Whoever was away
 starts level with the least served one present; what a tenant took beyond that is remembered. No tenant holds more than
@@ -13,11 +14,13 @@ request comes after those that will be in time, and nobody joins a tick at the p
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.config import ScheduleConfig
 from omnimuse.core.errors import CapacityError
 from omnimuse.core.request import Request
@@ -25,6 +28,8 @@ from omnimuse.engine.needs import NONE, NOTHING, Kept, Need
 from omnimuse.engine.places import FOREVER, Amount, Entry, Room, States
 from omnimuse.engine.targets import Targets
 from omnimuse.worker.pace import Offer, Party, Price
+
+log = logging.getLogger(__name__)
 
 Company = Callable[[Party, Offer], bool]
 """(states that advance, one more) -> whether it should advance with them, and not in a tick of its own."""
@@ -72,6 +77,7 @@ class Scheduler:
         self._advanced: list[Entry] = []
         self._room = FOREVER
         self._learnt: Hashable = None
+        self._told: set[str] = set()  # who waits for what others wear, and the log says so
         self._states: States = lambda request_id: 0
 
     @property
@@ -117,6 +123,7 @@ class Scheduler:
     def remove(self, request_id: str) -> None:
         """Forget a request: it finished, failed, was cancelled or expired."""
         self.entries.pop(request_id, None)
+        self._told.discard(request_id)
         if not self.entries:
             self._targets.rest()
 
@@ -223,10 +230,21 @@ class Scheduler:
             if entry.request.tenant in content:
                 continue
             if not room.fits(entry):
+                self._tell(entry, room)
                 break
             room.take(entry)
             fitting.append(entry)
         return fitting
+
+    def _tell(self, entry: Entry, room: Room) -> None:
+        """Say once why `entry` waits, if it waits for what others wear."""
+        id_, wears = entry.request.id, sum(entry.need.worn.values())
+        if not room.wearable(entry) and id_ not in self._told:
+            self._told.add(id_)
+            worn, most = told_bytes(room.worn), told_bytes(int(self._wearable))
+            log.info(
+                "request %s wears %s, and waits for others, which wear %s of %s", id_, told_bytes(wears), worn, most
+            )
 
     def _preempted(self, now: float) -> list[Entry]:
         """Active requests that give up their place to the first of those that wait, whose turn it is more than theirs.

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 def begins(engine: Engine, request: Request) -> Request | OmnimuseError:
     """`request` in the way in which it begins now; else why it does not, for which it waits where others only are in
-    its way (CapacityError).
+    its way (CapacityError). In a pool, the front has chosen the way.
     """
     try:
         try_on(engine, engine.fitting.untried(request))
-        return engine.fitting.first_way(request, engine.space)
+        return engine.fitting.first_way(request, engine.space) if engine.runner.hand.all else request
     except Unwanted:
         return CapacityError("nobody waits for it any more")
     except EngineDeadError:
