@@ -355,9 +355,20 @@ class Config:
 
     @property
     def sharing(self) -> int:
-        """How many processes share the machine's memory."""
+        """How many processes share the machine's memory: of a process of a pool, all of the group that are there."""
         replicas, processes = self.host.replicas, self.host.processes
-        return processes if replicas is None else min(processes, replicas * self.parallel.ranks)
+        if (pool := self.deploy.here) is None:
+            return processes if replicas is None else min(processes, replicas * self.parallel.ranks)
+        alike = sum(
+            each.replicas * each.parallel.ranks for each in self.deploy.pools if each.elsewhere == pool.elsewhere
+        )
+        return min(processes, alike * (replicas or processes)) if pool.elsewhere else alike * self.groups
+
+    @property
+    def groups(self) -> int:
+        """How many groups of processes share the machine's memory, each of which is one engine's."""
+        groups = max(1, self.host.processes // self.parallel.ranks)
+        return groups if self.host.replicas is None else min(groups, self.host.replicas)
 
     def of_pool(self, pool: PoolConfig, replica: int) -> Config:
         """What is chosen in a process of that replica of `pool`; ConfigError for a writer that is none."""

@@ -95,10 +95,19 @@ class TryOn(Frame, frozen=True):
     loras: list[Lora]
 
 
+class Share(Frame, frozen=True):
+    """Of no stream: so many bytes of the machine others of the group hold `beside` this process, and `among` so many
+    what they leave is divided.
+    """
+
+    beside: int
+    among: int
+
+
 class Alive(Frame, frozen=True):
     """Of no stream: there is nothing to say."""
 
     stream: str = ""
 
 
-AnyFrame = Open | Put | Credit | Close | Hold | Said | Weigh | Weighed | Try | TryOn | Alive
+AnyFrame = Open | Put | Credit | Close | Hold | Said | Weigh | Weighed | Try | TryOn | Share | Alive

@@ -18,13 +18,14 @@ import zmq.asyncio
 
 from omnimuse.core.config import Config
 from omnimuse.core.errors import ConfigError, EngineDeadError
+from omnimuse.core.machine import resident
 from omnimuse.core.pools import PoolConfig
 from omnimuse.core.spec import Spec
 from omnimuse.deploy.child import EdgeSettings
 from omnimuse.deploy.connectors import Blob, Connector, Listening, Local, kind_of
 from omnimuse.deploy.faults import Faults
 from omnimuse.deploy.folder import PrivateFolder
-from omnimuse.deploy.frames import AnyFrame
+from omnimuse.deploy.frames import AnyFrame, Share
 from omnimuse.deploy.launch import Launcher
 from omnimuse.deploy.launch import Local as LocalLauncher
 from omnimuse.deploy.launchers import opened
@@ -48,6 +49,7 @@ class Seat:
     window: int
     link: Connector | None = None
     replica: Replica | None = None
+    engine: Background | None = None
     streams: dict[str, Any] = field(default_factory=dict)
     holder: str | None = None
 
@@ -60,6 +62,22 @@ class Seat:
     def restarts(self) -> int:
         """How many of its processes were replaced."""
         return 0 if self.replica is None else self.replica.restarts
+
+    @property
+    def ranks(self) -> int:
+        """How many processes it is."""
+        return 1 if self.replica is None else self.replica.plan.config.parallel.ranks
+
+    @property
+    def held(self) -> int:
+        """The bytes that these held when they were ready, in this life or the one before; 0 where it is none."""
+        return 0 if self.replica is None else self.replica.held * self.ranks
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        there = self.replica or self.engine
+        return "" if there is None else there.place.get("device", "")
 
     @property
     def open(self) -> bool:
@@ -126,6 +144,8 @@ class Group:
             await self._news.wait_for(lambda: self._refusal is not None or all(seat.ready for seat in self._all))
         if self._refusal is not None:
             raise self._refusal
+        for seat in self._all:
+            self._share(seat)
 
     @property
     def place(self) -> dict[str, str]:
@@ -229,8 +249,9 @@ class Group:
         except ConfigError as error:
             raise self.config.deploy.wrong_of(pool.name, error) from None
         self._engines.append(background)
+        seat.engine = background
         ours, theirs = Local.pair()
-        Station(background, theirs, Faults(), lambda: None)
+        Station(config, background, theirs, Faults(), lambda: None)
         self._soon(self._join, seat.name, ours)
 
     # -- edges -------------------------------------------------------------------------------------------------------
@@ -242,8 +263,22 @@ class Group:
             return
         seat.link = link
         link.start(partial(self._soon, self._hear, seat, link), partial(self._soon, self._lose, seat, link))
+        self._share(seat)
         self._ears.joined(seat)
         self._tell()
+
+    def _share(self, seat: Seat) -> None:
+        """Tell a seat of this machine what it has of that beside the others, once it is known what all of them hold:
+        before it hears of any request, then, as all are awaited at the start, and what is started anew is known.
+        """
+        here = [each for each in self._all if not self.config.deploy.pools[each.pool].elsewhere]
+        held = [each.held for each in here if each.engine is None]
+        if seat.link is None or seat not in here or not all(held):
+            return
+        alike = [each.ranks if each.device == "cpu" else 1 for each in here if each.device == seat.device]
+        own = resident()  # with all that are in this process
+        beside = sum(held) + (0 if seat.engine is not None else own - seat.held // seat.ranks)
+        seat.link.send(Share("", beside, sum(alike)))
 
     def _soon(self, work: Callable[..., None], *given: Any) -> None:
         if not self._loop.is_closed():

@@ -261,7 +261,7 @@ class Replica:
         self.away, self.adapters = list[str](), (0, 0)
         self.running: dict[str, Attempt] = {}
         self.holder: str | None = None
-        self.restarts = 0
+        self.restarts, self.held = 0, 0
         self.reason = ""
         self.refusal: Exception | None = None
         self._folder, self._launcher, self._changed = folder, launcher, changed
@@ -436,7 +436,7 @@ class Replica:
             case Beat():
                 self._count(report)
             case Ready():
-                self.state, self.place, self.weights = "ready", report.place, report.weights
+                self.state, self.place, self.weights, self.held = "ready", report.place, report.weights, report.held
                 logger.info("%s is ready after %.1f s", self.name, report.seconds)
                 if self.asleep and self._life is not None:  # the one before it slept
                     self._life.send(Sleep(True))
@@ -485,12 +485,13 @@ class Replica:
         """Tell those who wait, and remove what the life has left of their files."""
         why = f"{self.reason}; try again in a moment"
         gone = Ended("", errors.EngineDeadError.__name__, f"worker {self.index}: {why}")
+        for name in (*self.running, *("profile" for kind in self._asked if kind is Profiled)):
+            for path in self.plan.spool.glob(f"*{name}-{life.settings.name}-*"):
+                path.unlink(missing_ok=True)
         for answer in (Profiled("", why), Slept(0, why), TriedOn(gone)):
             self._answered(answer)
         lost, self.running, self.adapters = self.running, {}, (0, 0)
         for attempt in lost.values():
-            for path in self.plan.spool.glob(f"*{attempt.request.id}-{life.settings.name}-*"):
-                path.unlink(missing_ok=True)
             if not attempt.abandoned:
                 attempt.updates.put_nowait(Lost(self.reason))
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from omnimuse.core.config import Config
 from omnimuse.core.errors import EngineDeadError, ModelError, OmnimuseError
 from omnimuse.core.machine import resident
 from omnimuse.core.output import Done, Event, Failed, Handed, Progress, Result
@@ -32,6 +33,7 @@ from omnimuse.deploy.frames import (
     Open,
     Put,
     Said,
+    Share,
     Try,
     TryOn,
     Way,
@@ -56,14 +58,17 @@ COMMAND = (sys.executable, "-P", "-m", "omnimuse.deploy.station")
 class Station:
     """Serves one edge with one engine. Frames are heard on the edge's thread, and obeyed between two ticks, in order.
 
-    `gone` is called when the front is.
+    It was built as `config` says. `gone` is called when the front is.
     """
 
-    def __init__(self, background: Background, edge: Connector, faults: Faults, gone: Callable[[], None]) -> None:
-        self._background, self._edge, self._faults = background, edge, faults
+    def __init__(
+        self, config: Config, background: Background, edge: Connector, faults: Faults, gone: Callable[[], None]
+    ) -> None:
+        self._config, self._background, self._edge, self._faults = config, background, edge, faults
         self._first = background.engine.runner.hand.first
         self._requests: dict[str, Request] = {}
         self._tried: dict[str, tuple[Try, Arrived]] = {}
+        self._wanted: set[str] = set()  # of these, as far as was heard: the engine's thread may be in the midst of one
         self.ticks = 0
         background.engine.moved = self._move
         edge.start(self._hear, gone)
@@ -89,6 +94,10 @@ class Station:
         if isinstance(frame, Weigh):
             self._edge.send(self._weighed(frame))
             return
+        if isinstance(frame, Try):
+            self._wanted.add(frame.stream)
+        elif isinstance(frame, Close):
+            self._wanted.discard(frame.stream)
         try:
             done = self._background.between_ticks(partial(self._obey, frame, blob))
         except EngineDeadError:
@@ -115,6 +124,8 @@ class Station:
                 self._try(stream)
         elif isinstance(frame, TryOn):
             self._try_on(frame)
+        elif isinstance(frame, Share):
+            self._share(frame)
         elif stream in self._tried:
             self._add(frame, blob)
         elif stream not in self._requests:
@@ -146,6 +157,8 @@ class Station:
             arrived.append((frame, blob))
             if sum(put.last for put, _ in arrived) == 2:
                 self._try(frame.stream)
+        elif isinstance(frame, Close):
+            del self._tried[frame.stream]
 
     def _try(self, stream: str) -> None:
         from omnimuse.engine.engine import try_part
@@ -158,12 +171,25 @@ class Station:
             pieces = arrived[first:] if number else arrived[:first]
             return [Heard(stream, put.head, memoryview(b"") if blob is None else blob.view()) for put, blob in pieces]
 
+        def wanted() -> bool:
+            return stream in self._wanted and not engine.stopping
+
         request = replace(unpack(asked.request, engine.door.spec), id=stream)
-        for pieces in try_part(engine, request, None if asked.vain else came):
+        for pieces in try_part(engine, request, None if asked.vain else came, wanted):
             for piece in pieces:
                 self._send(partial(Put, stream, piece.number, piece.last), piece.handover.plain())
-        del self._tried[stream]
-        self._edge.send(Close(stream))
+        self._tried_out(stream)
+
+    def _tried_out(self, stream: str) -> None:
+        self._wanted.discard(stream)
+        if self._tried.pop(stream, None) is not None:
+            self._edge.send(Close(stream))
+
+    def _share(self, frame: Share) -> None:
+        from omnimuse.engine.local import share
+        from omnimuse.worker.place import Portion
+
+        share(self._background.engine, self._config, Portion(self._config.groups, frame.beside, frame.among))
 
     def _try_on(self, frame: TryOn) -> None:
         from omnimuse.engine.wearing import try_on
@@ -227,9 +253,7 @@ class Station:
         if (error := done.exception()) is not None and engine.dead is None:  # then who asked is to blame for nothing
             engine.forget(frame.stream)
             self._end(frame.stream, error)
-            if frame.stream in self._tried:
-                del self._tried[frame.stream]
-                self._edge.send(Close(frame.stream))
+            self._tried_out(frame.stream)
 
     def _end(self, stream: str, error: BaseException) -> None:
         if self._requests.pop(stream, None) is not None:
@@ -277,13 +301,14 @@ class Process:
             edge = kind_of(settings.edge.kind, options=options).connect(
                 settings.edge.address, bytes.fromhex(settings.edge.key), settings.edge.name
             )
-            self._station = Station(background, edge, faults, self._line.end)
+            config = replace(settings.config, host=replace(settings.config.host, processes=settings.seats))
+            self._station = Station(config, background, edge, faults, self._line.end)
         except (OmnimuseError, OSError) as error:
             kind = type(error).__name__ if isinstance(error, OmnimuseError) else ""
             self._give_up(NotStarted(kind, str(error)))
             return
         engine = background.engine
-        self._line.send(Ready(time.monotonic() - began, engine.place, dict(engine.space.weights)))
+        self._line.send(Ready(time.monotonic() - began, engine.place, dict(engine.space.weights), resident()))
 
     def on_thread_death(self, died: threading.ExceptHookArgs) -> None:
         """A thread ended by what nobody expected: the process ends, and another is started."""

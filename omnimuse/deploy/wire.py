@@ -95,12 +95,13 @@ class Stop(Message, frozen=True):
 
 class Ready(Message, frozen=True):
     """The engine is loaded and warm; `place` has its dtype and device, `weights` the bytes of every component and of
-    its largest block that comes in by itself.
+    its largest block that comes in by itself. A process of a pool says how many bytes it has `held` by then.
     """
 
     seconds: float
     place: dict[str, str]
     weights: dict[str, tuple[int, int]] = {}
+    held: int = 0
 
 
 class NotStarted(Message, frozen=True):

@@ -45,7 +45,7 @@ from omnimuse.pipeline.stage import Loop
 from omnimuse.worker.build import Built, build
 from omnimuse.worker.connect import connect
 from omnimuse.worker.pace import Shared
-from omnimuse.worker.place import free_bytes, kept_bytes
+from omnimuse.worker.place import WHOLE, Portion, free_bytes, kept_bytes
 from omnimuse.worker.rest import Rest
 from omnimuse.worker.room import Space
 from omnimuse.worker.runner import Runner
@@ -79,16 +79,30 @@ def start(config: Config, gone: Gone | None = None) -> Engine:
 
 def _running(config: Config, built: Built) -> tuple[Runner, Space]:
     """What carries out the plans for this rank, and the space that it has for that."""
-    ctx, layerwise = built.pipeline.ctx, config.offload.mode == "layers"
-    here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
-    parts = {name: ctx.components.wherever(name) for name in here}
-    there = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise, processes=config.sharing)
-    space = there.within(config.host.room, ctx.device)
-    schedule = bounded(config.schedule, built.pipeline, space, config.sharing)
+    ctx = built.pipeline.ctx
+    space, schedule = measured(config, built.pipeline, Portion(config.sharing))
     runner = Runner(built.pipeline, schedule, built.resources, crew=built.crew)
     runner.rest = Rest(ctx.components, ctx.device, config.offload.folder)
     runner.profiled = config.contract.profile and built.pipeline.spec.library != CONTRACT  # which times its own parts
     return runner, space
+
+
+def measured(config: Config, pipeline: Pipeline, portion: Portion) -> tuple[Space, ScheduleConfig]:
+    """The space that there is now for who has that `portion` of the machine, and the schedule that it allows."""
+    ctx, layerwise = pipeline.ctx, config.offload.mode == "layers"
+    here = [name for name in ctx.components if ctx.lent.get(name, ctx.mesh.rank) == ctx.mesh.rank]
+    parts = {name: ctx.components.wherever(name) for name in here}
+    there = Space.of(parts, ctx.device, ctx.dtype, layerwise=layerwise, portion=portion)
+    space = there.within(config.host.room, ctx.device)
+    return space, bounded(config.schedule, pipeline, space, portion)
+
+
+def share(engine: Engine, config: Config, portion: Portion) -> None:
+    """Have `engine` measure anew what space there is, as it has that `portion`; comes between two ticks."""
+    runner = engine.runner
+    engine.space, schedule = measured(config, runner.pipeline, portion)
+    runner.config = runner.forwards.config = engine.scheduler.config = schedule
+    engine.wake()
 
 
 def finished(engine: Engine, *requests: Request, brief: float = 0.0) -> list[Result]:
@@ -106,7 +120,7 @@ def finished(engine: Engine, *requests: Request, brief: float = 0.0) -> list[Res
     return [found[id_] for id_ in ids]
 
 
-def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space, processes: int = 1) -> ScheduleConfig:
+def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space, portion: Portion = WHOLE) -> ScheduleConfig:
     """`schedule` with no more in one tick than there is `space` for: the rows of others wait for the next one. And with
     what its outputs may remember in all, where nobody chose that and loops that grow remember.
     """
@@ -116,7 +130,7 @@ def bounded(schedule: ScheduleConfig, pipeline: Pipeline, space: Space, processe
     grows = any(isinstance(stage, Loop) and stage.grows for stage in pipeline.own)
     if schedule.running_bytes is not None or not grows:
         return schedule
-    half = max(free_bytes(pipeline.ctx.device, processes), space.room or 0) // 2  # there may be more room, as said
+    half = max(free_bytes(pipeline.ctx.device, portion), space.room or 0) // 2  # there may be more room, as said
     return replace(schedule, running_bytes=max(1, half if space.room is None else min(half, space.room)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -50,14 +51,27 @@ def compute_on(device: torch.device) -> None:
         torch.accelerator.set_device_index(device.index)
 
 
-def free_bytes(device: torch.device, processes: int = 1) -> int:
+class Portion(NamedTuple):
+    """What a process may have of its machine, which so many groups or processes share alike (`of`). Of what one of
+    these has, other processes hold the bytes `beside` it, and `among` so many the rest is divided.
+    """
+
+    of: int = 1
+    beside: int = 0
+    among: int = 1
+
+
+WHOLE = Portion()
+
+
+def free_bytes(device: torch.device, portion: Portion = WHOLE) -> int:
     """The memory of `device` that this process may still take: of a GPU, what no process has, and what torch keeps here
-    for tensors to come; of the machine its part, which is shared by so many `processes`.
+    for tensors to come; of the machine its portion.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return max(0, memory() // processes - resident())
+        return torch.cuda.mem_get_info(device)[0] // portion.among + kept
+    return max(0, memory() // portion.of - portion.beside - resident()) // portion.among
 
 
 def held_bytes(device: torch.device) -> int:

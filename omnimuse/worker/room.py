@@ -19,7 +19,7 @@ from omnimuse.layers.steady import SteadyLinear
 from omnimuse.loader.tensors import stored_tensors
 from omnimuse.offload.visited import block_lists
 from omnimuse.quant.linear import QuantizedLinear
-from omnimuse.worker.place import free_bytes
+from omnimuse.worker.place import WHOLE, Portion, free_bytes
 
 Size = tuple[int, int]
 
@@ -43,16 +43,16 @@ class Space:
         dtype: torch.dtype,
         *,
         layerwise: bool = False,
-        processes: int = 1,
+        portion: Portion = WHOLE,
     ) -> Space:
-        """What there is now, when all weights are where they wait or work, on a machine of so many `processes`."""
+        """What there is now of that `portion` of the machine, when all weights are where they wait or work."""
         modules = {name: part for name, part in components.items() if isinstance(part, nn.Module)}
         blocks = {name: lone_blocks(part) if layerwise else [] for name, part in modules.items()}
         weights = {name: (held(part), max(map(held, blocks[name]), default=0)) for name, part in modules.items()}
         tokens = {name: token_bytes(part, dtype) for name, part in modules.items()}
         coming = max((brought(part, blocks[name]) for name, part in modules.items() if tokens[name]), default=0)
         packing = sum(part.unmade for module in modules.values() for part in few_of(module))
-        return Space(max(0, free_bytes(device, processes) - coming - packing), coming, weights, tokens)
+        return Space(max(0, free_bytes(device, portion) - coming - packing), coming, weights, tokens)
 
     def within(self, room: int | None, device: torch.device) -> Space:
         """The same with so much `room` beside the weights (None: as much as there is): of a GPU no more than is free,

@@ -41,7 +41,7 @@ from omnimuse.parallel.agree import said_by_all
 from omnimuse.parallel.mesh import Mesh
 from omnimuse.parallel.tensor import GatheredLinear, SummedLinear, Summing
 from omnimuse.quant.linear import QuantizedLinear
-from omnimuse.worker.place import free_bytes
+from omnimuse.worker.place import Portion, free_bytes
 from omnimuse.worker.steady_shares import steady_layer
 
 SHORT = 32  # rows; taller ones alone would cost a small request more than the tier may
@@ -140,7 +140,7 @@ def _may_pack(networks: Iterable[Network], config: Config, device: torch.device)
     """Whether the large weights of these may be there twice: they stay on the device, and it has memory left."""
     linears = (module for network in networks for module in network.modules() if isinstance(module, nn.Linear))
     size = sum(4 * linear.weight.numel() for linear in linears if linear.weight.numel() >= LARGE)
-    return config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device, config.sharing)
+    return config.offload.mode == "none" and size <= SHARE_FOR_PACKING * free_bytes(device, Portion(config.sharing))
 
 
 def _keys(networks: Mapping[Network, DtypePolicy]) -> Iterator[Key]:

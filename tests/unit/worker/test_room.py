@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 import omnimuse
+from omnimuse.core.amounts import told_bytes
 from omnimuse.core.caches import cache_named
 from omnimuse.core.config import (
     CompileConfig,
@@ -33,14 +35,14 @@ from omnimuse.core.config import (
 from omnimuse.core.errors import CapacityError, DeadlineError, MemoryShortageError, RequestCancelled, RequestError
 from omnimuse.core.loras import loras_of
 from omnimuse.core.machine import memory
-from omnimuse.core.output import Event, Failed
+from omnimuse.core.output import Event, Failed, Handed
 from omnimuse.core.params import DiffusionParams, FamilyParams, GenerationParams
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask, Request
 from omnimuse.core.sources import Clip, Picture, Recording
 from omnimuse.engine.engine import Engine, try_part
 from omnimuse.engine.foretelling import AGAIN, Line
-from omnimuse.engine.local import bounded, finished, start
+from omnimuse.engine.local import bounded, finished, share, start
 from omnimuse.engine.needs import Need
 from omnimuse.engine.scheduler import Scheduler
 from omnimuse.engine.wearing import try_on
@@ -54,9 +56,9 @@ from omnimuse.models.lumina2.spec import LuminaParams
 from omnimuse.models.qwen_image_edit.spec import EditParams
 from omnimuse.models.z_image.spec import ZImageParams
 from omnimuse.observe.profile import Recorder, allocated, recorded_events
-from omnimuse.worker.place import held_bytes, kept_bytes, most_allocated
-from omnimuse.worker.room import Space, brought, held, lone_blocks, nearest_size
-from tests.carrying import three
+from omnimuse.worker.place import Portion, held_bytes, kept_bytes, most_allocated
+from omnimuse.worker.room import Space, brought, few_of, held, lone_blocks, nearest_size
+from tests.carrying import carried, three
 from tests.checkpoints.adapters import layers_of, peft, write
 from tests.checkpoints.families import FAMILIES, WRITERS
 from tests.invariants.conftest import Subject, drain, outputs, run, submit, taking, tick, with_params
@@ -100,6 +102,8 @@ def test_what_another_process_has_of_a_gpu_is_no_room_and_what_torch_keeps_of_it
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert Space.of({}, torch.device("cuda"), torch.bfloat16).room == 10 + 8
+    two = Portion(among=2)
+    assert Space.of({}, torch.device("cuda"), torch.bfloat16, portion=two).room == 5 + 8, "two pools of one model"
 
 
 def test_what_is_kept_of_a_gpu_has_what_a_step_took(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +117,7 @@ def test_what_is_kept_of_a_gpu_has_what_a_step_took(monkeypatch: pytest.MonkeyPa
 def test_processes_that_share_a_machine_have_each_their_part_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omnimuse.worker.place.memory", lambda: 100)
     monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 10)
-    rooms = [Space.of({}, torch.device("cpu"), torch.float32, processes=count).room for count in (1, 2, 20)]
+    rooms = [Space.of({}, torch.device("cpu"), torch.float32, portion=Portion(count)).room for count in (1, 2, 20)]
     assert rooms == [90, 40, 0]
 
 
@@ -149,6 +153,40 @@ def test_workers_that_come_and_go_take_no_room_of_those_that_stay(subject: Subje
     assert [each.sharing for each in (config, ranks, replace(ranks, host=HostConfig(processes=8)))] == [1, 2, 8]
     few = replace(ranks.host, processes=3, replicas=4)
     assert replace(ranks, host=few).sharing == 3, "of an agent's machine, which has so many seats"
+
+
+def test_processes_of_pools_share_the_machine_that_they_are_on() -> None:
+    three = [PoolConfig(name, (name,), connector="tcp") for name in "abc"]
+    pools = (replace(three[0], replicas=2), replace(three[1], parallel=ParallelConfig(cfg=2)), three[2])
+    away = replace(three[0], name="d", stages=("d",), replicas=3, elsewhere=True)
+    config = Config(SHAPES, deploy=DeployConfig((*pools, away)))
+
+    def sharing(pool: str, processes: int, replicas: int | None = None) -> int:
+        ranks = ParallelConfig(cfg=2) if pool == "b" else ParallelConfig()
+        host, deploy = HostConfig(processes=processes, replicas=replicas), replace(config.deploy, pool=pool)
+        return replace(config, host=host, deploy=deploy, parallel=ranks).sharing
+
+    assert [sharing("a", 1), sharing("b", 2), sharing("c", 1)] == [5, 5, 5], "two, two ranks and one"
+    assert [sharing("a", 8, 2), sharing("b", 16, 2)] == [10, 10], "of two groups that stay"
+    assert [sharing("d", 1), sharing("d", 2, 1), sharing("d", 8, 1)] == [1, 2, 3], "as many as an agent has seats"
+
+
+@pytest.mark.parametrize("said", [None, 2**20])
+def test_what_others_of_a_group_hold_is_no_room_and_the_rest_is_divided(
+    said: int | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("omnimuse.worker.place.memory", lambda: 64 * 2**30)
+    monkeypatch.setattr("omnimuse.worker.place.resident", lambda: 2 * 2**30)
+    model = ModelConfig(str(WRITERS[0].build(tmp_path / "model")), dtype="float32", device="cpu")
+    config = Config(model, host=HostConfig(threads=1, room=said))
+    with contextlib.closing(start(config)) as engine:
+        packed = sum(layer.unmade for part in engine.runner.pipeline.ctx.components.values() for layer in few_of(part))
+        assert engine.space.room == (62 * 2**30 - packed if said is None else said)
+        share(engine, config, Portion(2, 6 * 2**30, 3))
+        room = 8 * 2**30 - packed if said is None else said
+        assert engine.space.room == room, "of half of it, beside 6 GiB of others and 2 GiB of its own"
+        kept, most = engine.runner.config.running_bytes, min(room, 4 * 2**30)
+        assert kept == engine.scheduler.config.running_bytes == most, "what may be remembered changes with it"
 
 
 def test_room_counts_as_it_is_said_but_of_a_gpu_no_more_than_is_free() -> None:
@@ -720,6 +758,9 @@ def test_the_step_cache_of_all_who_choose_none_makes_the_kind_of_theirs(subject:
 
 
 RANK = 64
+BEGIN = ("encode prompt", "encode negative prompt", "encode image", "draw image latents", "init latents")
+BEGINNING = DeployConfig((PoolConfig("begin", (*BEGIN, "denoise")), PoolConfig("rest", ("*",))), pool="begin")
+THREE = DeployConfig((PoolConfig("begin", BEGIN), PoolConfig("draw", ("denoise",)), PoolConfig("rest", ("*",))))
 
 
 @pytest.fixture(scope="module")
@@ -792,14 +833,22 @@ def test_only_the_pool_that_has_compiled_layers_counts_what_they_have_joined(
     assert joined.pop("transformer") > 0 and [*joined.values()] == [0, 0]
 
 
-def test_who_has_no_room_for_what_it_wears_beside_others_waits_and_is_drawn(adapters: tuple[list[str], int]) -> None:
+@pytest.mark.parametrize("deploy", [DeployConfig(), BEGINNING], ids=["whole", "pool"])
+def test_who_has_no_room_for_what_it_wears_beside_others_waits_and_is_drawn(
+    adapters: tuple[list[str], int], deploy: DeployConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     (one, other), size = adapters
     lora, schedule = LoraConfig(memory=size * 3 // 2), ScheduleConfig(company="always")
-    with contextlib.closing(start(Config(SHAPES, lora=lora, schedule=schedule))) as engine:
+    caplog.set_level("INFO", "omnimuse")
+    with contextlib.closing(start(Config(SHAPES, lora=lora, schedule=schedule, deploy=deploy))) as engine:
         request = engine.make_request(Ask("a red circle", replace(LARGE, width=64, height=64, num_inference_steps=3)))
         for _ in range(2):  # of unknown sizes, and of known ones
             pair = wearing(request, "first", one), wearing(request, "second", other)
             assert in_company(engine, *pair) == 1, "neither failed"
+            said = [record.message for record in caplog.records if "waits for others" in record.message]
+            takes, most = told_bytes(size), told_bytes(lora.memory)
+            assert said == [f"request second wears {takes}, and waits for others, which wear {takes} of {most}"]
+            caplog.clear()
         engine.submit(wearing(request, "paused", one))
         tick(engine)
         engine.pause("paused")
@@ -1015,19 +1064,47 @@ def test_a_pool_in_which_nothing_was_tried_goes_by_guesses_and_then_by_what_it_k
 
 def test_what_is_worn_in_a_pool_takes_room_from_when_it_was_read(adapters: tuple[list[str], int]) -> None:
     (one, _), size = adapters
-    begin = ("encode prompt", "encode negative prompt", "encode image", "draw image latents", "init latents", "denoise")
-    pools = PoolConfig("begin", begin), PoolConfig("rest", ("*",))
-    engine = start(Config(SHAPES, deploy=DeployConfig(pools, pool="begin")))
+    engine = start(Config(SHAPES, deploy=BEGINNING))
     request = engine.make_request(Ask("a red circle", replace(LARGE, num_inference_steps=4)))
     for name in ("first", "second"):
         engine.submit(wearing(request, name, one))
     guess = engine.foretelling.extent.guess
     while not engine.runner.states:
         tick(engine)
-    before = engine.scheduler.taken(guess)
-    tick(engine)
+    assert len(engine.runner.jobs) == 2
+    before = guess(request).and_of(guess(request)).most
     assert engine.scheduler.taken(guess) == before + size, "once, though nothing else was learnt"
     engine.close()
+
+
+@pytest.mark.parametrize("why", ["unreadable", "full"])
+def test_what_came_of_one_that_cannot_wear_something_in_a_later_pool_is_forgotten_and_who_waits_keeps_it(
+    adapters: tuple[list[str], int], tmp_path: Path, why: str
+) -> None:
+    (one, other), size = adapters
+    file = shutil.copy(other, tmp_path / "style.safetensors")
+    lora = LoraConfig(memory=size * 3 // 2)
+    with contextlib.ExitStack() as opened:
+        engines = [start(Config(SHAPES, lora=lora, deploy=replace(THREE, pool=pool.name))) for pool in THREE.pools]
+        for engine in engines:
+            opened.callback(engine.close)
+        first, second, _ = engines
+        request = first.make_request(Ask("a red circle", replace(LARGE, width=64, height=64, num_inference_steps=3)))
+        requests = [wearing(request, "worn", one), wearing(request, "asked", str(file))]
+        for each in requests:
+            first.submit(each)
+        handed = [event for event in drain(first) if isinstance(event, Handed)]
+        if why == "unreadable":
+            file.unlink()
+        for each, event in zip(requests, handed, strict=True):
+            second.hear(carried(event, second.runner.pipeline.records))
+            second.submit(each)
+        events = drain(second)
+        failed = [event.request_id for event in events if isinstance(event, Failed)]
+        assert failed == (["asked"] if why == "unreadable" else [])
+        done = [event.request_id for event in events if isinstance(event, Handed)]
+        assert done == (["worn"] if why == "unreadable" else ["worn", "asked"])
+        assert not second.runner.hand._arrived and not second.runner.jobs and not second.scheduler.entries
 
 
 def test_a_pool_forgets_for_what_its_own_stages_take() -> None:
