@@ -9,7 +9,7 @@ they say is the nearest. It asks them as well whether requests can wear adapters
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -44,7 +44,7 @@ class Foretelling:
     def __init__(self, seats: Callable[[], list[list[Seat]]]) -> None:
         self._seats = seats
         self._one = asyncio.Lock()
-        self._joined = asyncio.Event()
+        self._moved = asyncio.Event()
         self._asked: dict[str, Asked] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._names = (f"weighed-{number}" for number in count())
@@ -61,17 +61,19 @@ class Foretelling:
         for task in self._tasks:
             task.cancel()
 
-    async def fitted(self, request: Request, ended: Callable[[int], None]) -> Request:
+    async def fitted(self, request: Request, ended: Callable[[int], None], alone: Container[int] = ()) -> Request:
         """`request` in the first way for which all pools have room; RequestError, with the nearest, if there is none.
-        Who would have to be tried waits for others that are; who is known does not.
+        Who would have to be tried waits for others that are; who is known does not. Where this is cancelled, small ones
+        are drawn no further.
 
-        `ended` hears of a pool that went while small ones were tried in it; they are tried again unless it raises.
+        `ended` hears of a pool that went while small ones were tried in it; they are tried again unless it raises. In
+        pools in which it is to be `alone` nobody else is then, so that it is known whom to blame.
         """
         if (way := _way(await self._answers(request))).doubted:
             async with self._one:
                 while (way := _way(answers := await self._answers(request))).doubted:
                     doubts = [seat for seat, answer in answers if _doubts(answer, way.tile)]
-                    lost = await self._try(replace(request, tile=way.tile), doubts)
+                    lost = await self._try(replace(request, tile=way.tile), doubts, alone)
                     if lost is not None:
                         ended(lost)
         return replace(request, tile=way.tile, needs=way.needs)
@@ -88,7 +90,9 @@ class Foretelling:
             raise EngineDeadError("a pool has no process that is ready; try again in a moment")
         for pool in range(len(self._seats())):
             for asked in await self._say(await self._there(pool), TryOn("", loras)):
-                close = None if asked.answer.exception() else asked.answer.result()  # who is lost is started anew
+                if asked.answer.exception() is not None:
+                    raise EngineDeadError("a process of a pool ended while it read them; try again in a moment")
+                close = asked.answer.result()
                 if isinstance(close, Close) and close.kind:
                     raise of_ended(Ended("", close.kind, close.message, close.param, close.retry_after))
 
@@ -108,9 +112,9 @@ class Foretelling:
             if asked.seat is seat and not asked.answer.done():
                 asked.answer.set_exception(ConnectionError())
 
-    def joined(self) -> None:
-        """A seat is there, again perhaps."""
-        self._joined.set()
+    def moved(self) -> None:
+        """A seat is there, again perhaps, or somebody has left one."""
+        self._moved.set()
 
     async def _answers(self, request: Request) -> list[Answer]:
         """What every replica of every pool says, of which at least one is there."""
@@ -124,15 +128,19 @@ class Foretelling:
             if found := [(seat, answer) for seat, answer in answers if isinstance(answer, Weighed)]:
                 return found
 
-    async def _try(self, request: Request, doubts: Sequence[Seat]) -> int | None:
+    async def _try(self, request: Request, doubts: Sequence[Seat], alone: Container[int]) -> int | None:
         """Have small ones go through all pools, in each through the replicas with `doubts` at the same time; the pool
         that was lost by it, if one was.
         """
         pieces, vain, packed = Pieces(), False, pack(request)
         for pool in range(last := len(self._seats())):
-            there = await self._there(pool)
-            seats = [seat for seat in there if seat in doubts] or there[:1]
-            every = await self._say(seats, Try("", packed, vain), pieces)
+            try:
+                there = await self._free(pool, request.id, pool in alone)
+                seats = [seat for seat in there if seat in doubts] or there[:1]
+                every = await self._say(seats, Try("", packed, vain), pieces)
+            finally:
+                for seat in self._seats()[pool]:
+                    seat.holder = None if seat.holder == request.id else seat.holder
             if any(asked.answer.exception() is not None for asked in every):
                 return pool
             whole = sum(put.last for put, _ in every[0].pieces) == 2
@@ -143,9 +151,23 @@ class Foretelling:
     async def _there(self, pool: int) -> list[Seat]:
         """The replicas of a pool that are there, once one is."""
         while not (seats := [seat for seat in self._seats()[pool] if seat.link is not None]):
-            self._joined.clear()
-            await self._joined.wait()
+            self._moved.clear()
+            await self._moved.wait()
         return seats
+
+    async def _free(self, pool: int, request_id: str, alone: bool) -> list[Seat]:
+        """The same, once none of them is kept for another request; where it is to be `alone`, once they are empty, and
+        kept for it meanwhile.
+        """
+        while True:
+            seats = await self._there(pool)
+            if all(seat.holder in (None, request_id) for seat in seats):
+                for seat in seats if alone else ():
+                    seat.holder = request_id
+                if not alone or not any(seat.streams for seat in seats):
+                    return seats
+            self._moved.clear()
+            await self._moved.wait()
 
     async def _say(
         self, seats: Sequence[Seat], frame: Weigh | Try | TryOn, pieces: Sequence[tuple[Put, Blob | None]] = ()
@@ -161,6 +183,11 @@ class Foretelling:
                 for put, blob in pieces:
                     asked.seat.link.send(msgspec.structs.replace(put, stream=name), blob)
             await asyncio.wait([asked.answer for asked in every])
+        except asyncio.CancelledError:  # nobody waits for it any more
+            for name, asked in zip(names, every, strict=True):
+                if asked.seat.link is not None and not asked.answer.done():
+                    asked.seat.link.send(Close(name))
+            raise
         finally:
             for name in names:
                 del self._asked[name]

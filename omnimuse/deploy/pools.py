@@ -79,6 +79,7 @@ class Job:
     held: bool = False
     alone: set[int] = field(default_factory=set)
     late: asyncio.TimerHandle | None = None
+    fitting: asyncio.Task[None] | None = None
 
     @property
     def order(self) -> tuple[float, float, float]:
@@ -240,12 +241,12 @@ class Pools:
         if (deadline := job.request.deadline) is not None:
             why = DeadlineError("the deadline of the request has passed")
             job.late = self._loop.call_later(deadline - time.monotonic(), self._fail, job, why)
-        self._foretelling.begin(self._fit(job))
+        job.fitting = self._foretelling.begin(self._fit(job))
 
     async def _fit(self, job: Job) -> None:
         """Have it wait for the first pool, in the way in which it fits into all."""
         try:
-            job.request = await self._foretelling.fitted(job.request, partial(self._blame, job))
+            job.request = await self._foretelling.fitted(job.request, partial(self._blame, job), job.alone)
         except OmnimuseError as error:
             self._fail(job, error)
         if self._jobs.get(job.request.id) is job:  # it may have ended meanwhile
@@ -260,6 +261,7 @@ class Pools:
                 if seat is not None:
                     self._waiting[pool].remove(job)
                     self._sit(job, seat)
+        self._foretelling.moved()
 
     def _chosen(self, job: Job, pool: int) -> Seat | None:
         """A seat with room; for who is to be alone, one that is kept free of others and is empty."""
@@ -369,6 +371,8 @@ class Pools:
                 return
         if job.late is not None:
             job.late.cancel()
+        if job.fitting is not None:
+            job.fitting.cancel()  # with what is tried for it
         self._withdraw(job)
         self._deliver(job, event)
         self._feed()
@@ -409,7 +413,6 @@ class Pools:
         self._feed()
 
     def _joined(self, seat: Seat) -> None:
-        self._foretelling.joined()
         self._feed()
 
     def _blame(self, job: Job, lost: int) -> None:

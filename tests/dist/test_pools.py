@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import omnimuse
 from omnimuse.core.config import Config, HostConfig, ModelConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, DeadlineError, ModelError, PoisonError, RequestCancelled, RequestError
 from omnimuse.core.loras import Lora
@@ -25,7 +27,7 @@ from omnimuse.deploy.pools import Pools
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.engine.wearing import try_on
-from tests.checkpoints.adapters import write
+from tests.checkpoints.adapters import layers_of, write
 from tests.invariants.conftest import run
 
 MODEL = "omnimuse/shapes"
@@ -207,6 +209,36 @@ def test_a_pool_that_is_lost_in_mid_drawing_is_started_again_and_the_drawing_is_
     assert len(encoded) == 2, "what the pool before it had made was kept"
     assert group.lost["denoise"] > lost and not group.away
     assert seat.replica.pid != before and [each.pid for each in others if each is not None] == pids
+
+
+@pytest.mark.costly(turns=3)
+def test_a_pool_that_is_killed_while_it_reads_an_adapter_reads_it_again_and_all_are_drawn(
+    whole: Engine, group: Pools, tmp_path: Path
+) -> None:
+    [seat] = group.group.seats[1]
+    assert seat.replica is not None and seat.replica.pid is not None
+    pid, killed, told = seat.replica.pid, list[int](), list[Told]()
+    file = write(tmp_path / "large.safetensors", layers_of(Path(omnimuse.__file__).parent / "bundled/shapes"), rank=512)
+    worn = ask("a red circle", 5, loras=[str(file)])
+
+    def kill() -> None:
+        """As soon as the file is seen in the hands of the process."""
+        while killed == [] and not over.is_set():
+            if str(file) in Path(f"/proc/{pid}/maps").read_text():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    over, killer = threading.Event(), threading.Thread(target=kill)
+    asked = ask("a blue circle", 6, num_inference_steps=30)
+    other = Told(group, asked, at_step(2, lambda: (killer.start(), told.append(Told(group, worn)))))
+    found = other.drawn(), told[0].drawn()
+    over.set()
+    killer.join()
+    assert killed and torch.equal(found[0], expected(whole, asked)) and torch.equal(found[1], expected(whole, worn))
+    late = time.monotonic() + SOON
+    while group.adapters[0] and time.monotonic() < late:
+        time.sleep(0.1)
+    assert group.adapters[0] == 0 < group.adapters[1], "nobody wears it any more"
 
 
 @pytest.mark.costly(turns=3)

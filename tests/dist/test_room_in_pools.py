@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,18 +17,20 @@ import pytest
 import torch
 
 from omnimuse.core.config import HostConfig, ParallelConfig
-from omnimuse.core.errors import OmnimuseError, PoisonError, RequestError
+from omnimuse.core.errors import DeadlineError, OmnimuseError, PoisonError, RequestCancelled, RequestError
+from omnimuse.core.machine import memory, resident
 from omnimuse.core.output import Done, Failed
 from omnimuse.core.pools import DeployConfig, PoolConfig
 from omnimuse.core.request import Ask
 from omnimuse.deploy.connectors import Blob
-from omnimuse.deploy.frames import AnyFrame, Close, Try
+from omnimuse.deploy.frames import AnyFrame, Close, Share, Try
 from omnimuse.deploy.group import Seat
 from omnimuse.deploy.pools import Pools
+from omnimuse.deploy.station import Station
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from tests.checkpoints.families import ANSWERERS
-from tests.dist.test_pools import CONFIG, POOLS, Told, ask
+from tests.dist.test_pools import CONFIG, POOLS, Told, ask, at_step, expected
 from tests.invariants import test_answering
 from tests.invariants.conftest import drain, outputs, submit
 from tests.once import Once
@@ -145,6 +148,92 @@ def test_who_is_known_is_drawn_while_small_ones_of_another_kind_are_tried(
     assert isinstance(unknown.end(), Done | Failed)
 
 
+@pytest.fixture(scope="module")
+def inside() -> Iterator[Pools]:
+    """Three pools in this process."""
+    pools = tuple(replace(pool, replicas=1, connector="local") for pool in POOLS)
+    with closing(Pools(replace(TIGHT, deploy=DeployConfig(pools)))) as group:
+        yield group
+
+
+def within(pools: Pools) -> list[tuple[Station, Engine]]:
+    """Who serves each of them, and its engine."""
+    engines = [seat.engine.engine for seats in pools.group.seats for seat in seats if seat.engine is not None]
+    return [(engine.moved.__self__, engine) for engine in engines]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("pool", "why"), [(0, "cancelled"), (1, "cancelled"), (2, "cancelled"), (1, "late")])
+def test_small_ones_are_drawn_in_pools_no_longer_than_somebody_waits_for_them(
+    inside: Pools, monkeypatch: pytest.MonkeyPatch, pool: int, why: str
+) -> None:
+    stations, request, steps = within(inside), inside.make_request(large()), list[int]()
+    station, engine = stations[pool]
+    before = engine.foretelling.kinds
+    for _, each in stations:
+        each.foretelling._known.clear()
+    if why == "late":
+        request = replace(request, deadline=time.monotonic() + 5)
+
+    def moved() -> None:
+        steps.append(1)
+        if why == "cancelled":
+            inside.cancel(request.id)
+        until(lambda: not station._wanted)
+
+    monkeypatch.setattr(engine, "moved", moved)
+    end = Told(inside, request).end()
+    assert isinstance(end, Failed) and isinstance(end.error, DeadlineError if why == "late" else RequestCancelled)
+    until(lambda: not any(each._wanted or each._tried for each, _ in stations) and engine.idle)
+    assert len(steps) == 1 and engine.foretelling.kinds == before and not engine.runner.hand._arrived
+    monkeypatch.undo()
+    again = Told(inside, replace(request, id="again", deadline=None)).end()
+    assert isinstance(again, Failed) and isinstance(again.error, RequestError)
+    assert engine.foretelling.kinds > before, "the next one of its kind is tried for"
+
+
+def until(true: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until something is `true`, or for long."""
+    late = time.monotonic() + seconds
+    while not true() and time.monotonic() < late:
+        time.sleep(0.01)
+
+
+def test_pools_of_one_machine_share_what_all_of_them_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, sent = ("encode", "denoise", "decode"), list[AnyFrame]()
+    near = replace(POOLS[0], replicas=1), replace(POOLS[1], connector="local"), POOLS[2]
+    config = replace(CONFIG, deploy=DeployConfig(near))
+    with closing(Pools(config)) as group:
+        seats = [seat for seats in group.group.seats for seat in seats]
+        assert [seat.name.partition("-")[0] for seat in seats] == list(names)
+        [held] = [seat.held for seat in seats if seat.engine is None]
+        rooms = [seat.engine.engine.space.room for seat in seats if seat.engine is not None]
+        even = (memory() - held - resident()) // 3
+        assert held > 2**26 and rooms == pytest.approx([even, even], abs=2**28)
+        share, join, heard = group.group._share, group.group._ears.joined, list[AnyFrame]()
+
+        def shared(seat: Seat) -> None:
+            assert seat.link is not None
+            send = seat.link.send
+
+            def watched(frame: AnyFrame, blob: Blob | None = None) -> None:
+                heard.append(frame)
+                send(frame, blob)
+
+            monkeypatch.setattr(seat.link, "send", watched)
+            share(seat)
+
+        def joined(seat: Seat) -> None:
+            sent.extend(heard)
+            join(seat)
+
+        monkeypatch.setattr(group.group, "_share", shared)
+        monkeypatch.setattr(group.group, "_ears", replace(group.group._ears, joined=joined))
+        kill(seats[-1])
+        assert isinstance(Told(group, ask("a red circle")).end(), Done)
+        [again] = sent  # before anything else
+        assert isinstance(again, Share) and again.among == 3 and again.beside == pytest.approx(resident(), abs=2**28)
+
+
 @pytest.mark.costly("room in pools, one of which is lost")
 @pytest.mark.parametrize("pool", [1, 2])
 def test_a_pool_that_comes_back_knows_it_again(group: Pools, pool: int) -> None:
@@ -175,6 +264,32 @@ def test_a_pool_that_is_lost_while_small_ones_are_tried_in_it_tries_them_once_mo
     assert isinstance(end.error, PoisonError) if times == 2 else str(end.error) == said
     monkeypatch.undo()
     assert refused(group, large()) == said
+
+
+@pytest.mark.costly("room in pools, one of which is lost")
+def test_who_is_drawn_where_small_ones_of_another_end_the_pool_twice_is_not_to_blame(
+    whole: Engine, group: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join, pids, told = group._joined, list[int](), list[Told]()
+
+    def end(seat: Seat) -> None:
+        if seat.pool == 1 and len(pids) < 2:
+            pids.append(kill(seat))
+
+    def joined(seat: Seat) -> None:
+        watch(group, monkeypatch, end)
+        join(seat)
+
+    monkeypatch.setattr(group.group, "_ears", replace(group.group._ears, joined=joined))
+    kill(group.group.seats[1][0])  # then it knows nothing
+    asked = ask("a red circle", 5, num_inference_steps=20)
+    good = Told(group, asked, at_step(2, lambda: told.append(Told(group, large()))))
+    assert torch.equal(good.drawn(), expected(whole, asked))
+    last = told[0].end()
+    assert isinstance(last, Failed) and isinstance(last.error, PoisonError) and len(pids) == 2
+    monkeypatch.undo()
+    assert not any(seat.streams or seat.holder for seats in group.group.seats for seat in seats)
+    assert isinstance(Told(group, asked).end(), Done)
 
 
 def kill(seat: Seat) -> int:

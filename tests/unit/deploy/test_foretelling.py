@@ -29,6 +29,18 @@ def test_the_first_tiles_are_taken_for_which_all_pools_have_room() -> None:
     assert _way([(SEAT, one), (SEAT, other)]) == Way(64, False, 7), "the pool that needs most"
 
 
+def test_what_is_set_while_a_pool_ends_is_refused_as_nobody_knows_whether_it_can_be_worn() -> None:
+    seat = mock.Mock(spec=Seat)
+    foretelling = Foretelling(lambda: [[seat]])
+    seat.link.send.side_effect = lambda frame: foretelling.lost(seat)
+
+    async def set_it() -> None:
+        with pytest.raises(EngineDeadError, match="ended while it read them; try again in a moment"):
+            await asyncio.wait_for(foretelling.try_on([Lora("ink")]), 5)
+
+    asyncio.run(set_it())
+
+
 def test_what_is_set_while_a_pool_has_no_process_is_refused_at_once() -> None:
     there, gone = mock.Mock(spec=Seat, link=mock.Mock()), mock.Mock(spec=Seat, link=None)
 

@@ -234,6 +234,30 @@ def test_a_recording_that_nobody_waits_for_leaves_no_file(plan: PoolPlan) -> Non
     asyncio.run(main())
 
 
+def test_a_worker_that_is_killed_while_it_is_recorded_says_so_and_leaves_of_its_recordings_what_it_told_of(
+    plan: PoolPlan,
+) -> None:
+    async def main() -> None:
+        async with opened(plan) as pool:
+            await until(lambda: pool.status()[0].state == "ready")
+            told = await pool.profile(0, 0.1)
+            recorded = asyncio.create_task(pool.profile(0, PATIENCE))
+            await until(lambda: bool(pool._replicas[0]._asked))
+            written = [plan.spool / f"{begun}profile-0-1-halfway.json.gz" for begun in ("", ".part-7-")]
+            for file in written:
+                file.write_bytes(b"half of it")
+            pid = pool.status()[0].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(EngineDeadError, match="its process was ended by SIGKILL"):
+                await recorded
+            assert spooled(plan) == ([] if told in written else [told.name])
+            await until(lambda: pool.status()[0].state == "ready")
+            assert (await pool.profile(0, 0.1)).exists()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("action", "kind"), [("fail", ModelError), ("oom", MemoryError)], ids=["a failing step", "too little memory"]
 )
