@@ -32,7 +32,7 @@ def choose_reading(under: Build) -> None:
         bits = " and ".join(kind for kind in (FOUR, EIGHT) if kind in able.values())
         value, why, rounds = f"{bits} bits read once", "torch's kernels for few rows", _rounds(under, name)
         if rounds:
-            why += f", for which each token is rounded to {_word(READ_IN)}: no dtype was asked for, and {dtype} is slow"
+            why += f", slow in {dtype}: each token is rounded to {_word(READ_IN)} for them, as nobody asked for a dtype"
         elif not _fits(under, name):
             value = "floats"
             instead = "; dtype=auto or bfloat16 reads these as they are" if outputs_together() else ""
