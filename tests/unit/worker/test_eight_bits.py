@@ -103,7 +103,7 @@ def test_a_language_model_writes_what_transformers_writes_of_the_weights_it_stan
         [result] = omni.generate("a red circle", max_tokens=12, temperature=0, progress=False)
     expected = qwen3.generated(floats, "a red circle", 0, {"max_tokens": 12, "temperature": 0})
     assert list(result.written[0].tokens) == expected
-    [told] = [each for each in explain(str(small)) if each.topic == "quantize"]
+    [told] = [each for each in explain(str(small)) if (each.topic, each.name) == ("quantize", "model")]
     assert told.value == ("as floats" if KEPT[kind] == FLOATS else f"12 x {KEPT[kind]}")
 
 
