@@ -18,7 +18,6 @@ from omnimuse.cli.app import option_of, read_options
 from omnimuse.cli.engine import NOTHING, RANKS, engine_names, read_files
 from omnimuse.core.errors import RequestError
 from omnimuse.core.loras import MOST_LORAS, Lora, loras_of
-from omnimuse.loader.adapter_file import find_file
 
 LONGEST = 110
 """Characters of a line that says everything itself; a longer one lets the file speak."""
@@ -146,6 +145,8 @@ def _bundled(loras: object) -> Sequence[Lora]:
 
 def _like(settings: Mapping[str, Any]) -> list[str]:
     """Options for those that come with the model and are called as what was worn."""
+    from omnimuse.loader.adapter_file import find_file
+
     found = []
     for each in _listed(settings.get("loras"), dict):
         try:
