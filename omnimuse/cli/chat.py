@@ -42,11 +42,10 @@ from omnimuse.cli.app import told as why
 from omnimuse.cli.blocks import in_blocks
 from omnimuse.cli.engine import add_engine_options, add_pool_options, read_config, with_pools
 from omnimuse.cli.job import NAMES, Shown, read_size
-from omnimuse.cli.outcome import Record, print_json, print_spent
+from omnimuse.cli.outcome import Record, print_json, print_spent, row_of
 from omnimuse.cli.plot import plot
 from omnimuse.cli.terms import add_adapters, add_deadline, check_adapters, read_adapters, read_deadline
 from omnimuse.cli.timing import Clock, add_told, read_told, recorded
-from omnimuse.cli.writing import row_of
 from omnimuse.core.calls import Call, Splitter
 from omnimuse.core.errors import (
     CapacityError,

@@ -146,6 +146,17 @@ def spent_of(spent: Spent) -> Record:
     }
 
 
+def row_of(result: Result, prompt: str, seed: int) -> Record:
+    """What came of one text, for programs, but for the names of its files."""
+    row: Record = {"prompt": prompt, "seed": seed, "text": "", "files": [], "warnings": result.warnings}
+    row |= spent_of(result)
+    if result.error is not None:
+        return row | {"error": describe(result.error)}
+    [written] = result.written
+    row |= {"text": result.text, "tokens": len(written.tokens), "reason": written.reason, "error": None}
+    return row | {"prompt_tokens": result.prompt_tokens}
+
+
 def keep_longest(row: Record, took: Record) -> None:
     """What another output of a prompt `took`, too: of every stage and block that of the output whose took longest, with
     its steps and bytes.

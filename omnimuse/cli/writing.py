@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
-from omnimuse.cli.app import describe, told
+from omnimuse.cli.app import told
 from omnimuse.cli.job import NAMES, Drawing, Job
-from omnimuse.cli.outcome import print_json, print_spent, spent_of
+from omnimuse.cli.outcome import Record, print_json, print_spent, row_of
 from omnimuse.cli.plot import plot
 from omnimuse.cli.terms import check_adapters
 from omnimuse.cli.timing import Clock, recorded
@@ -25,7 +25,6 @@ from omnimuse.media.destination import free_names, write_whole
 from omnimuse.media.formats import FORMATS, WRITTEN
 from omnimuse.worker.find import Found
 
-Record = dict[str, Any]
 Prepare = Callable[[Config], Callable[[Config], AbstractContextManager[Any]]]
 
 
@@ -121,19 +120,8 @@ def _kept(job: Job) -> bool:
     return job.naming.output is not None and job.drawings[0].file.suffix.lower() == WRITTEN
 
 
-def row_of(result: Result, prompt: str, seed: int) -> Record:
-    """What came of one text, for programs, but for the names of its files."""
-    row: Record = {"prompt": prompt, "seed": seed, "text": "", "files": [], "warnings": result.warnings}
-    row |= spent_of(result)
-    if result.error is not None:
-        return row | {"error": describe(result.error)}
-    [written] = result.written
-    row |= {"text": result.text, "tokens": len(written.tokens), "reason": written.reason, "error": None}
-    return row | {"prompt_tokens": result.prompt_tokens}
-
-
 def _row(job: Job, drawing: Drawing, result: Result) -> Record:
-    """The same, and its files are written."""
+    """What came of one text, for programs; its files are written."""
     row = row_of(result, result.prompt, drawing.seed)
     if row["error"]:
         return row
