@@ -210,7 +210,10 @@ def words_of(settings: Mapping[str, Any], file: Path) -> list[str]:
     if pad := settings.get("pad"):
         words.append(f"--pad={','.join(map(str, pad if isinstance(pad, list) else [pad]))}")
     words += [f"--set={name}={json.dumps(value)}" for name, value in _mapping(settings, "extra", file).items()]
-    engine, known = _mapping(settings, "engine", file), engine_options()
+    engine, known = dict(_mapping(settings, "engine", file)), engine_options()
+    if (cache := settings.get("cache")) is not None:  # of one request of a server, or of a script
+        engine.pop("teacache", None)
+        engine["cache"] = cache
     for name, value in engine.items():
         if name not in known:  # whoever made the file must not choose where files go, or what else is read
             raise RequestError(f"the settings in {file} have the option {name!r}, which chooses no engine", "from")

@@ -354,6 +354,32 @@ class Config:
             )
 
     @property
+    def told(self) -> dict[str, Any]:
+        """What files say of an engine besides its model: options of the command line that change a picture."""
+        attention = [self.attention.default, *(f"{role}={name}" for role, name in self.attention.per_role.items())]
+        schemes = [f"{part}={scheme}" if part else scheme for part, scheme in self.quantize.schemes.items()]
+        said: dict[str, Any] = {
+            "defaults-of": self.model.defaults_of,
+            "load": self.model.load,
+            "attention": ",".join(attention),
+            "cache": str(self.cache),
+            "quantize": ",".join(schemes),
+            "quantize-skip": ",".join(self.quantize.skip),
+            "compile": self.compile.mode == "blocks",
+            "kernels": self.kernels.mode,
+            "tier": self.schedule.tier,
+            "vae-tiles": str(self.parallel.vae_tiles),
+            "vae-tiling": self.decode.tiling,
+            "vae-tile": "" if self.decode.tile is None else str(self.decode.tile),
+            "vae-tile-overlap": "" if self.decode.overlap is None else f"{self.decode.overlap:g}",
+            "vae-slicing": self.contract.slicing,
+            "writer": self.writer.engine,
+        }
+        usual = {"load": "weights", "attention": "auto", "cache": "none", "kernels": "auto", "tier": "auto"}
+        usual |= {"vae-tiles": "1", "writer": "own"}
+        return {name: value for name, value in said.items() if value and value != usual.get(name)}
+
+    @property
     def sharing(self) -> int:
         """How many processes share the machine's memory: of a process of a pool, all of the group that are there."""
         replicas, processes = self.host.replicas, self.host.processes

@@ -440,7 +440,8 @@ def kind_of(error: BaseException) -> tuple[str, str]:
 
 def told_of(config: Config) -> dict[str, Any]:
     """What files that are made say of who made them, but for its dtype and device."""
-    return {"model": model_name(config), **config.model.told}
+    engine = {"engine": config.told} if config.told else {}
+    return {"model": model_name(config), **config.model.told, **engine}
 
 
 def model_name(config: Config) -> str:

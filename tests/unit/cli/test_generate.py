@@ -10,15 +10,15 @@ import shlex
 import signal
 from collections.abc import Sequence
 from contextlib import chdir
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from omnimuse.cli.again import engine_settings, explained, same, words_of
-from omnimuse.cli.app import Terminated, parser_of, stopped, terminable
+from omnimuse.cli.again import engine_options, engine_settings, explained, same, words_of
+from omnimuse.cli.app import Terminated, option_of, parser_of, stopped, terminable
 from omnimuse.cli.engine import read_config
 from omnimuse.cli.generate import draw, unbroken
 from omnimuse.cli.job import Job, plan, read_size
@@ -27,6 +27,8 @@ from omnimuse.cli.plot import GAP, bars_of, line_of, plot, spans
 from omnimuse.core.config import Config
 from omnimuse.core.errors import CapacityError, ConfigError, RequestError
 from omnimuse.core.output import Event, Preview, Progress, Spent
+from omnimuse.core.params import DiffusionParams
+from omnimuse.deploy.process import told_of
 from omnimuse.media.image import read_settings, save_image
 from tests.fake_omni import SIDE, FakeOmni
 
@@ -234,6 +236,45 @@ def test_a_file_tells_which_others_made_it_and_is_not_drawn_again_without_them(t
         name: settings[name] for name in ("files", "plugins")
     }
     assert job([*again, *plugin, "--component", "none"]).config.model.files == {}
+
+
+ENGINES = (
+    "",
+    "--cache dbcache,threshold=0.1,first=2 --quantize transformer=int8,text_encoder=int4 --quantize-skip blocks.0,*.m",
+    "--attention sdpa,cross=reference --compile --kernels plain --exact --load dummy --defaults-of a/b",
+    "--vae-tiling --vae-tile 128 --vae-tile-overlap 0.5 --vae-slicing --vae-patch-parallel-size 2 --ulysses-degree 2",
+    "--quantize int8 --cache none --writer vllm",
+)
+"""Options of an engine: each that changes a picture, at least once."""
+
+
+def served(line: str) -> Config:
+    return read_config(parser_of("serve").read(["m", *line.split()]))
+
+
+@pytest.mark.parametrize("line", ENGINES)
+def test_what_a_server_says_of_its_engine_in_a_file_chooses_the_same_engine(line: str, tmp_path: Path) -> None:
+    save_image(Image.new("RGB", (8, 8)), tmp_path / "a.png", {"prompt": "x", **told_of(served(line))})
+    ranks = ["--ulysses-degree", "2"] if "ulysses" in line else []  # which no file chooses
+    again, asked = job(["--from", f"{tmp_path}/a.png", *ranks]).config, served(line)
+    assert again.told == asked.told and again.model.model == "m"
+    for topic in ("attention", "cache", "quantize", "compile", "kernels", "decode", "contract", "writer"):
+        assert getattr(again, topic) == getattr(asked, topic)
+    assert (again.schedule.tier, again.parallel.vae_tiles) == (asked.schedule.tier, asked.parallel.vae_tiles)
+
+
+def test_what_a_file_says_of_its_request_is_said_by_options(tmp_path: Path) -> None:
+    told = {"prompt": "x", "cache": "dbcache,threshold=0.1", "engine": {"teacache": "0.4", "tier": "exact"}}
+    words = words_of(told, tmp_path / "a.png")
+    assert words == ["--tier=exact", "--cache=dbcache,threshold=0.1"]
+    of_the_call = {"seed", "num_outputs_per_prompt", "output_type", "loras", "extra"}  # and what has a place of its own
+    for name in {part.name for part in fields(DiffusionParams)} - of_the_call:
+        assert words_of({name: 1}, tmp_path / "a.png") == [f"{option_of(name)}=1"]
+
+
+def test_a_server_says_every_option_that_changes_a_picture() -> None:
+    others = {"teacache", "attention-role", "lora-memory"}  # said by others, and what changes none
+    assert {name for line in ENGINES for name in served(line).told} == set(engine_options()) - others
 
 
 def test_no_adapters_are_worn_where_none_is_what_is_named() -> None:
