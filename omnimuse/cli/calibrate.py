@@ -144,7 +144,7 @@ def asks_of(wanted: Wanted, door: Door) -> tuple[list[Ask], list[str]]:
 
 def text(found: Calibration, difference: float, place: str | None, seen: bool = False) -> str:
     """What was found, for people, and where it was written to; without the trials that were `seen` one by one."""
-    rows = [] if seen else [HEAD, *map(_row, found.trials)]
+    rows: list[Sequence[str]] = [] if seen else [HEAD, *map(_row, found.trials)]
     polynomial = ", ".join(f"{value:.4g}" for value in found.fits.tea.coefficients)
     told = [
         (kind, f"threshold {threshold:g}{_doubt(kind, threshold, found.trials, difference)}")
