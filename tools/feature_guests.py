@@ -14,7 +14,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.worker.build import SHAPES, WEIGHTS, Pass
 from tests.compat.guests import FROM_DIFFUSERS, GUESTS, Guest
-from tools.feature_list import ATTENTION, FEATURES, Impossible, Stand
+from tools.feature_list import ATTENTION, FEATURES, Impossible, Stand, Untried
 
 KINDS: Mapping[str, str] = {
     "StableDiffusionXLPipeline": "of diffusers, with a UNet",
@@ -75,10 +75,10 @@ class Visit(Stand):
 
     def packed(self, how: str) -> Stand:
         """The same, whose networks are packed so, where they are components. What a library reads by an extra is not
-        asked, whether that is installed here or not.
+        tried, whether that is installed here or not.
         """
         if how in EXTRAS and "layers" not in self.family.ways:  # its blocks are not declared: they are a library's
-            raise Impossible(f"a library reads its networks, and needs the extra {how} for it")
+            raise Untried(f"a library reads its networks, by the package {how}, which the tests do without")
         if how and not (self.folder / "transformer").exists() and not (self.folder / "unet").exists():
             raise Impossible("nothing packs a checkpoint of its own kind")
         return super().packed(how)

@@ -57,6 +57,10 @@ class Impossible(Exception):
     """Nothing is refused: there is no such thing here. Its text says why."""
 
 
+class Untried(Exception):
+    """It may well work, and no test can have it. Its text says why."""
+
+
 @dataclass(frozen=True)
 class Teller:
     """What writes or speaks, by the names and the attributes that a family which draws has: its tests' first request,
@@ -68,7 +72,6 @@ class Teller:
     build: Callable[[Path], Path]
     wishes: tuple[Wish, ...]
     apart: str = "diffusers has nothing of the kind"
-    lacks: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,8 +222,6 @@ def guided(stand: Stand) -> None:
 
 def compared(stand: Stand) -> None:
     """`omnimuse parity` must have something to compare with."""
-    if stand.family.lacks:
-        raise Impossible(f"diffusers' own pipeline needs {stand.family.lacks}, which the tests do without")
     if stand.family.apart:
         raise ConfigError(f"`omnimuse parity` says: {stand.family.apart}")
 
@@ -269,6 +270,10 @@ def pack_once(folder: Path, made: Path) -> None:
     pack_checkpoint(Config(model, quantize=QuantConfig({"": "int8"})), made)
 
 
+PARITY = (
+    "`omnimuse parity` compares it with diffusers part by part; where that needs torchvision, tests give it what reads "
+    "pictures without"
+)
 PACKED_FILES = {
     "bitsandbytes": "files that bitsandbytes has packed, in 4 bits or 8",
     "GGUF": "a single file in blocks of 4 to 8 bits",
@@ -326,12 +331,13 @@ FEATURES = (
     Feature("shard", "ranks that share tokens keep blocks in parts", axes={"shard": 2}),
     Feature("pipe", "ranks hold some of the blocks each", axes={"pipe": 2}),
     Feature("cfg", "ranks evaluate a branch of the guidance each", axes={"cfg": 2}, also=guided),
+    Feature("teams", "ranks draw one request together, or several in teams", axes={"ulysses": 2, "elastic": True}),
     Feature("pools", "its stages in three pools, the same to the byte (docs/deploy.md)", pooled=True),
     Feature("tiles", "pictures are decoded in tiles", {"decode": DecodeConfig(tiling=True)}),
     Feature("tiles on ranks", "ranks decode some of the tiles each", axes={"vae_tiles": 2}),
     Feature("block timings", "a request is told what every block took", ask={"blocks": True}),
     Feature("recording", "a trace of all that runs meanwhile (docs/profiling.md)", rests=True),
-    Feature("parity", "`omnimuse parity` compares it with diffusers part by part", also=compared, paired=False),
+    Feature("parity", PARITY, also=compared, paired=False),
 )
 ATTENDING = ("reference", "flex", "sdpa_flash", "sdpa_math", "per role")
 """Choices of attention of which pairs are asked: what a CPU has beside `sdpa`, which all other pairs have."""
@@ -359,9 +365,7 @@ ALIKE = (
     *("several", "company", "invariant", "exact", *SCHEMES, *PACKED_FILES),
     *("LoRA", "components", "layers", "sleep"),
 )
-NEITHER = ("bfloat16", "packed once", "block timings", "recording")
-"""What no pairs are asked of where something is told."""
-ALONE = ("ulysses", "ring", "shard", "cfg")
+ALONE = ("ulysses", "ring", "shard", "cfg", "teams")
 """What nothing has that writes or speaks."""
 SKIPS = ("TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks")
 """What nothing has that writes or speaks alone; what draws besides skips steps of its pictures."""
@@ -382,7 +386,8 @@ TOLD = (
     *(feature for feature in FEATURES if feature.name in ALIKE),
     *(replace(each, also=makes("image")) for each in FEATURES if each.name in PICTURES),
     *(feature for feature in FEATURES if feature.name in SKIPS),
-    *(replace(feature, paired=False) for feature in FEATURES if feature.name in (*NEITHER, *ALONE)),
+    *(feature for feature in FEATURES if feature.name in ("bfloat16", "packed once", "block timings", "recording")),
+    *(replace(feature, paired=False) for feature in FEATURES if feature.name in ALONE),
     *(feature for feature in FEATURES if feature.name in ("compile", "tensor", "pipe", "pools")),
     *(replace(each, also=makes("image")) for each in FEATURES if each.name == "tiles"),
     Feature(

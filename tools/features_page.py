@@ -40,6 +40,7 @@ from tools.feature_list import (
     Impossible,
     Stand,
     Teller,
+    Untried,
     from_text,
     measured,
 )
@@ -89,6 +90,8 @@ def attempt(stand: Stand, features: Sequence[Feature]) -> Cell | None:
         stand.door.make_request(asked(stand, features), 0.0, 1)
     except Impossible as reason:
         return Cell("impossible", str(reason))
+    except Untried as reason:
+        return Cell("not tried", str(reason))
     except (ConfigError, ModelError, RequestError) as reason:
         return Cell("refused", stand.told(str(reason)))
     return None
@@ -258,7 +261,7 @@ def of_pair(
 
 @dataclass
 class Reasons:
-    """What is behind the cells of a table: tests, and why something is refused or impossible; numbered, each once."""
+    """What is behind the cells of a table: tests, and why anything else is said; numbered, each once."""
 
     known: dict[str, int] = field(default_factory=dict)
 
@@ -275,9 +278,9 @@ BEGIN = """# Features
 
 Made by `make features` from what the code and its tests declare; do not change it by hand. Rows are tiny checkpoints
 of every family, as the tests have them. Each is asked: a feature that its door or its start refuses is `refused`;
-`impossible` is what it has nothing of, or what tests cannot try. Everything else `works`, as a test of that very
-checkpoint shows, or of one that differs from it in sizes alone. Ranks beside pools are those of each pool
-(docs/deploy.md). The numbers lead to the test, or to what is said, below each table.
+`impossible` is what it has nothing of, and `not tried` what tests have not what they would need for. Everything else
+`works`, as a test of that very checkpoint shows, or of one that differs from it in sizes alone. Ranks beside pools are
+those of each pool (docs/deploy.md). The numbers lead to the test, or to what is said, below each table.
 
 ## What they are
 
@@ -286,7 +289,9 @@ GUESTS = """
 ## Features of guests
 
 Pipelines from elsewhere ([compat.md](compat.md)), one of each kind, on a CPU in float32. Each is asked by all that a
-start does, as what its networks are is known once they are there.
+start does, as what its networks are is known once they are there. No pairs are asked of them; three draw with an
+adapter, `int8` and `DBCache` in company, with blocks that come in one at a time or on two ranks, what they draw with
+all of that alone, and something else without any (`tests/compat/test_features.py`).
 
 """
 PAIRS = """

@@ -131,6 +131,8 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
     """What the reference is called with: every value of the request that it has a parameter for."""
     takes = signature(pipe.__call__).parameters
     region, pictures = request.region, [seen(request, picture) for picture in request.images]
+    if _reads_clearness(pipe):
+        pictures = [picture.convert("RGBA") for picture in pictures]
     last = pictures.pop() if len(pictures) > 1 and "last_image" in takes else None
     extra = asdict(request.extra)
     params = request.params
@@ -172,6 +174,12 @@ def arguments(pipe: Any, request: Request, spec: Spec) -> dict[str, Any]:
     output_type = "latent" if params.output_type == "latent" else "pt"
     seeded = torch.Generator().manual_seed(request.seed(0))
     return {**given, "generator": seeded, "output_type": output_type, "return_dict": False}
+
+
+def _reads_clearness(pipe: Any) -> bool:
+    """Whether its autoencoder has a fourth channel for what of a picture is clear."""
+    autoencoder = pipe.components.get(AUTOENCODER)
+    return autoencoder is not None and autoencoder.config.get("input_channels") == 4
 
 
 def _opened(picture: Picture) -> Image.Image:

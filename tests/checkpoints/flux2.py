@@ -7,7 +7,8 @@ layers, of which the 9th, 18th and 27th are read, and a VAE with 8 channels, fac
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -229,6 +230,12 @@ def reference_dev(
     return [call(pipe, wish, output_type, {}) for wish in wishes]
 
 
+@contextmanager
+def lent(folder: Path, wish: Wish) -> Iterator[dict[str, Any]]:
+    """As `wishes.Lent`."""
+    yield {"tokenizer": TextsOnly(PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"))}
+
+
 def reference(
     folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
@@ -393,6 +400,6 @@ FAMILIES = (
         ),
         reference=reference_dev,
         unable=BY_SIZE,
-        lacks="torchvision",
+        lent=lent,
     ),
 )

@@ -5,8 +5,10 @@ The networks are those of `longcat_image.py`; the text encoder is one that sees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -56,10 +58,22 @@ def reference(
     )
     results = []
     for wish in wishes:
-        size = wish.params.width, wish.params.height
-        with mock.patch.object(module, "calculate_dimensions", return_value=size):
+        with sized(wish):
             results.append(drawn(pipe, wish, output_type))
     return results
+
+
+def sized(wish: Wish) -> AbstractContextManager[Any]:
+    """The reference draws in the size that was asked for, whatever that of the picture."""
+    size = wish.params.width, wish.params.height
+    return mock.patch.object(pipeline_longcat_image_edit, "calculate_dimensions", return_value=size)
+
+
+@contextmanager
+def lent(folder: Path, wish: Wish) -> Iterator[dict[str, Any]]:
+    """As `wishes.Lent`."""
+    with sized(wish):
+        yield seeing.corrected(folder, "text_processor")
 
 
 FAMILIES = (
@@ -73,6 +87,6 @@ FAMILIES = (
         ),
         reference=reference,
         unable=EULER,
-        lacks="torchvision",
+        lent=lent,
     ),
 )

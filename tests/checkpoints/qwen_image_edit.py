@@ -5,7 +5,8 @@ The networks are those of `qwen_image.py`; the text encoder is one that sees.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,21 @@ def in_other_areas(sized: Any, areas: Mapping[int, int], area: int, ratio: float
     return sized(areas[area], ratio)
 
 
+def sizes_of(module: Any, wish: Wish) -> Any:
+    """The same with the areas that a wish names."""
+    chosen = dict(wish.params.extra or {})  # type: ignore[call-overload]
+    areas = {area: chosen.get(name, area) for name, area in AREAS.items()}
+    return partial(in_other_areas, module.calculate_dimensions, areas)
+
+
+@contextmanager
+def lent(folder: Path, wish: Wish, *, plus: bool = False) -> Iterator[dict[str, Any]]:
+    """As `wishes.Lent`."""
+    module: Any = pipeline_qwenimage_edit_plus if plus else pipeline_qwenimage_edit
+    with mock.patch.object(module, "calculate_dimensions", sizes_of(module, wish)):
+        yield seeing.corrected(folder, "processor")
+
+
 def reference(
     folder: Path, wishes: Sequence[Wish], output_type: str, dtype: torch.dtype = torch.float32, *, plus: bool = False
 ) -> list[Tensor]:
@@ -82,9 +98,7 @@ def reference(
     keeping = inpainting.QwenImageEditInpaintPipeline(**held)
     results = []
     for wish in qwen_image.guided(wishes):
-        chosen = dict(wish.params.extra or {})  # type: ignore[call-overload]
-        areas = {area: chosen.get(name, area) for name, area in AREAS.items()}
-        sized = partial(in_other_areas, module.calculate_dimensions, areas)
+        sized = sizes_of(module, wish)
         if len(wish.filled) > 1:
             means = partial(inpainting.retrieve_latents, sample_mode="argmax")
             with mock.patch.multiple(inpainting, calculate_dimensions=sized, retrieve_latents=means):
@@ -132,7 +146,7 @@ def several(kind: str, *, still: bool) -> Family:
         reference=partial(reference, plus=True),
         least_steps=2,
         unable=EULER,
-        lacks="torchvision",
+        lent=partial(lent, plus=True),
     )
 
 
@@ -162,7 +176,7 @@ FAMILIES = (
         reference=reference,
         least_steps=2,
         unable=EULER,
-        lacks="torchvision",
+        lent=lent,
     ),
     several("2509", still=False),
     several("2511", still=True),

@@ -5,7 +5,8 @@ The networks are those of `qwen_image.py`, with positions in layers and pixels o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def reference(
     )
     results = []
     for wish in qwen_image.guided(wishes):
-        size, left = (wish.params.width, wish.params.height), []
+        size, left = (wish.params.width, wish.params.height), list[Tensor]()
 
         def see(pipe: Any, step: int, time: Any, given: dict[str, Tensor], left: list[Tensor] = left) -> Any:
             left[:] = [given["latents"]]
@@ -68,12 +69,25 @@ def reference(
 
         assert wish.image is not None
         clear = {"image": wish.image.convert("RGBA"), "callback_on_step_end": see}
-        with mock.patch.object(module, "calculate_dimensions", return_value=size):
+        with sized(wish):
             layers = drawn(pipe, wish, "pt", **clear)
         if output_type == "latent":
             layers = pipe._unpack_latents(left[0], size[1], size[0], len(layers), pipe.vae_scale_factor)[0]
         results.append(layers)
     return results
+
+
+def sized(wish: Wish) -> AbstractContextManager[Any]:
+    """The reference draws in the size that was asked for, whatever that of the picture."""
+    size = wish.params.width, wish.params.height
+    return mock.patch.object(pipeline_qwenimage_layered, "calculate_dimensions", return_value=size)
+
+
+@contextmanager
+def lent(folder: Path, wish: Wish) -> Iterator[dict[str, Any]]:
+    """As `wishes.Lent`."""
+    with sized(wish):
+        yield seeing.corrected(folder, "processor")
 
 
 def layered(scale: float, steps: int, height: int, width: int, seed: int, **extra: int) -> DiffusionParams:
@@ -98,6 +112,6 @@ FAMILIES = (
         reference=reference,
         least_steps=2,
         unable=EULER,
-        lacks="torchvision",
+        lent=lent,
     ),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,6 +138,10 @@ class Reference(Protocol):
     ) -> list[Tensor]: ...
 
 
+Lent = Callable[[Path, Wish], AbstractContextManager[Mapping[str, Any]]]
+"""(checkpoint, wish) -> components that stand in for those that need torchvision, while sizes are those of the wish."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A tiny checkpoint and requests, at least three, that differ in prompt, size, steps, seed and guidance.
@@ -144,8 +149,8 @@ class Family:
     `kind` tells the checkpoints of one architecture apart; a schedule needs `least_steps`; `sounds` is set where sound
     comes out; `unable` are schedulers that the reference cannot be given, and why. `long` are parameters with which
     every loop has a middle, where the wishes' own leave one a single step. `apart` is why `omnimuse parity` has nothing
-    to compare with, in words of what it says (`tests/parity` gives the reference what it needs), `lacks` the library
-    without which the reference does not start, and which the tests do without.
+    to compare with, in words of what it says (`tests/parity` gives the reference what it needs). `lent` is what the
+    reference is given where it does not start without torchvision, which the tests do without.
     """
 
     arch: str
@@ -158,7 +163,7 @@ class Family:
     sounds: bool = False
     long: Mapping[str, int] = field(default_factory=dict)
     apart: str = ""
-    lacks: str = ""
+    lent: Lent | None = None
 
     @property
     def tolerance(self) -> float:

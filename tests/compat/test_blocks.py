@@ -218,7 +218,11 @@ def packed(folder: Path) -> Path:
     ("trouble", "told", "why"),
     [
         (torch.OutOfMemoryError("the GPU is full"), torch.OutOfMemoryError, "the GPU is full"),
-        (ValueError("odd"), ModelError, r"cannot be made \(odd\); the weights of transformer are packed: if a library"),
+        (
+            ValueError("odd"),
+            ModelError,
+            r"cannot be made \(odd\); the weights of text_encoder, text_encoder_2, transformer are packed: if a",
+        ),
     ],
 )
 def test_a_pipeline_that_cannot_be_made_says_why_and_what_is_packed_but_where_memory_lacks(

@@ -5,10 +5,11 @@ its name. A feature of `docs/features.md` of a guest there is a case here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnimuse.core.config import Config, HostConfig, ScheduleConfig
+from omnimuse.core.errors import ModelError
 from omnimuse.core.output import Done, Preview, Result
 from omnimuse.core.request import Ask
 from omnimuse.engine.engine import Engine
@@ -36,7 +38,7 @@ from tests.invariants.conftest import check_attention, drain, modules, nap, outp
 from tests.invariants.test_quantized import FAR
 from tests.ranks import play
 from tests.unit.tools.test_features_page import told as told_on_page
-from tools.feature_guests import ASKED_OF_GUESTS, VISITING, Visit
+from tools.feature_guests import ASKED_OF_GUESTS, EVERY, VISITING, Visit
 from tools.feature_list import ATTENTION, PACKED_FILES, SCHEMES, Feature, measured
 from tools.features_page import Cell, asked, attempt, ranks, topics
 
@@ -118,9 +120,9 @@ class Visitor:
         return found
 
     @contextmanager
-    def engine(self, feature: Feature | None = None) -> Iterator[Engine]:
-        """One that is started with the feature."""
-        with closing(start(self.config({} if feature is None else topics([feature])))) as made:
+    def engine(self, *features: Feature) -> Iterator[Engine]:
+        """One that is started with these."""
+        with closing(start(self.config(topics(features)))) as made:
             yield made
             assert not made.runner.forwards.retries
 
@@ -130,6 +132,8 @@ LASTING = {"num_inference_steps": LONG["num_inference_steps"]}
 
 
 LARGE = {"height": 96, "width": 128}
+TOGETHER = ("DocumentedStepPipeline", "TwoListsStepPipeline", "ComposedSmallPipeline")
+"""Guests that have several features at once."""
 RANKED = [each for each in ASKED_OF_GUESTS if each.axes]
 """What two ranks are for."""
 
@@ -152,6 +156,8 @@ def test_a_guest_has_a_feature_or_is_refused_it_by_its_name(visitor: Visitor, fe
     check_page(visitor, feature, refused)
     if refused is None:
         TRIED[feature.name](visitor, feature, tmp_path)
+    elif refused.word == "not tried":
+        lacks(visitor, feature, tmp_path)
     else:
         assert refused.word == "impossible" or any(word in refused.why for word in words(feature)), refused.why
 
@@ -186,6 +192,38 @@ def test_two_ranks_draw_what_one_draws_or_are_refused_by_their_name(
         expected = replace(visitor, plain=visitor.in_tiles()) if "vae_tiles" in feature.axes else visitor
         same(expected, [found[str(number)] for number in range(len(found))], NEAR)
         assert {"tensor", "shard"}.isdisjoint(feature.axes) or held.item() < visitor.held, "a part of the weights"
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("visitor", [EVERY[name] for name in TOGETHER], ids=TOGETHER, indirect=True)
+def test_an_adapter_packed_weights_a_step_cache_and_blocks_elsewhere_or_two_ranks_go_together(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    named = {each.name: each for each in ASKED_OF_GUESTS}
+    lora, int8, cached, layers, cfg = (named[name] for name in ("LoRA", "int8", "DBCache", "layers", "cfg"))
+    for besides in (layers, cfg):
+        assert attempt(visitor.visit, [lora, int8, cached, besides]) is None
+    adapter = write(tmp_path / "worn.safetensors", worn_by(visitor.visit.folder))
+    bare, last = visitor.asks(cached)
+    asks = [with_params(bare, loras=[f"{adapter}:0.8"]), last]
+
+    def drawn(*features: Feature, asks: Sequence[Ask] = asks) -> list[Tensor]:
+        with visitor.engine(*features) as made:
+            return run(made, *asks)
+
+    expected = replace(visitor, plain=[drawn(int8, cached, asks=[ask])[0] for ask in asks])
+    same(expected, drawn(int8, cached, layers), NEAR)
+    file = tmp_path / "ranks.safetensors"
+    play(
+        on_rank, [(visitor.config(topics([int8, cached]), parallel=ranks([cfg])), asks, file)], tmp_path / "m", ranks=2
+    )
+    found = load_file(file)
+    same(expected, [found[str(number)] for number in range(len(asks))], NEAR)
+    for lacking in (drawn(cached), drawn(int8)):
+        assert all(distance(*pair) > NEAR for pair in zip(lacking, expected.plain, strict=True))
+    worn, beside = zip(drawn(int8, cached, asks=[bare, last]), expected.plain, strict=True)
+    assert distance(*worn) > NEAR >= distance(*beside)
 
 
 @cache
@@ -350,6 +388,16 @@ def reads_packed(visitor: Visitor, feature: Feature, folder: Path) -> None:
     expected, made = (replace(visitor, visit=replace(visitor.visit, folder=each)).drawn() for each in (floats, packed))
     same(replace(visitor, plain=expected), made, NEAR)
     assert all(distance(*pair) > NEAR for pair in zip(made, visitor.plain, strict=True))
+
+
+def lacks(visitor: Visitor, feature: Feature, folder: Path) -> None:
+    """Without the package by which its library would read them, the start says what to install."""
+    if find_spec(feature.name) is not None:
+        pytest.skip(f"{feature.name} is there, and what it draws is compared with nothing")
+    FILES[feature.name](visitor.visit.folder, folder / "packed")
+    packed = replace(visitor, visit=replace(visitor.visit, folder=folder / "packed"))
+    with pytest.raises(ModelError, match=rf'pip install "omnimuse\[{feature.name}\]"'):
+        start(packed.config({}))
 
 
 def cuts_tiles(visitor: Visitor, feature: Feature, folder: Path) -> None:

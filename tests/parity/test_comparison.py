@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from omnimuse.core.request import Ask
 from omnimuse.engine.local import start
 from omnimuse.layers.network import Network
 from omnimuse.loader.checkpoint import Checkpoint
+from omnimuse.parity import run as compared
 from omnimuse.parity.compare import SORTED, UNLIKE, Part, compare, first_apart, likeness
 from omnimuse.parity.notes import Trail
 from omnimuse.parity.ours import our_trail
@@ -37,17 +42,32 @@ def config(folder: Path) -> Config:
 
 
 @pytest.mark.crossed
-@pytest.mark.shows("parity", families=[family.name for family in FAMILIES if not (family.apart or family.lacks)])
+@pytest.mark.shows("parity", families=[family.name for family in FAMILIES if not family.apart])
 @pytest.mark.parametrize("family", [*FAMILIES, *ALLROUNDERS], ids=lambda family: family.name)
 def test_every_family_agrees_part_by_part_or_says_what_cannot_be_compared(
     family: Family, tiny: Callable[[str], Path]
 ) -> None:
     folder, wish = tiny(family.name), family.wishes[0]
-    if family.apart or (family.lacks and find_spec(family.lacks) is None):
+    if family.apart or (family.lent and find_spec("torchvision") is None):
         with pytest.raises(ModelError, match=re.escape(family.apart) or "diffusers cannot open|requires the Torchvis"):
             parity(config(folder), Ask(wish.asked, wish.params))
-        return
-    agrees(family, folder, wish)
+    if family.lent:
+        with family.lent(folder, wish) as lent, mock.patch.object(compared, "load_theirs", partial(made_of, lent)):
+            agrees(family, folder, wish)
+    elif not family.apart:
+        agrees(family, folder, wish)
+
+
+def made_of(lent: Mapping[str, Any], checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The pipeline that the checkpoint names, of its components but for those that are lent."""
+    parts = dict(lent)
+    for name, (library, kind) in checkpoint.components.items():
+        if name not in parts:
+            how = {"torch_dtype": dtype} if checkpoint.has_weights(name) else {}
+            parts[name] = getattr(import_module(library), kind).from_pretrained(checkpoint.path(name), **how)
+    pipe = getattr(import_module("diffusers"), checkpoint.arch)(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def agrees(family: Family, folder: Path, wish: Wish) -> None:

@@ -22,7 +22,7 @@ from omnimuse.compat.contract.passes import refuse_whole_weights, room_for, tran
 from omnimuse.compat.contract.spec import NETWORK, PIPELINE
 from omnimuse.compat.contract.surroundings import Surroundings, within
 from omnimuse.compat.contract.weights import fill, sourced
-from omnimuse.compat.diffusers.read import packed_in, taken_for_floats
+from omnimuse.compat.diffusers.read import packed_in, taken_for_floats, to_install
 from omnimuse.compat.diffusers.stepcache import FITS, settings
 from omnimuse.compat.door import Place, Wardrobe
 from omnimuse.compat.vllm_omni.diffusion.cache.cache_dit_backend import CacheDiTBackend
@@ -106,16 +106,20 @@ def _made(cls: Any, name: str, config: OmniDiffusionConfig, place: Place) -> Any
         with _default_dtype(place.dtype), room_for(place):
             return cls(od_config=config, prefix="")
     except ImportError as problem:
+        how = to_install(map(place.checkpoint.path, packed_in(place.checkpoint)))
         raise ModelError(
-            f"{name} needs a package that is not here ({problem}); install it, or mend what it imports"
+            f"{name} needs a package that is not here ({problem}); {how or 'install it, or mend what it imports'}"
         ) from problem
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError) as problem:
         if packed := packed_in(place.checkpoint):
+            unread = (
+                "if a library reads them for it that does not unpack them here, use the checkpoint they were made from"
+            )
+            how = to_install(map(place.checkpoint.path, packed)) or unread
             raise ModelError(
-                f"{name} cannot be made ({problem}); the weights of {', '.join(packed)} are packed: if a library reads "
-                "them for it that does not unpack them here, use the checkpoint they were made from"
+                f"{name} cannot be made ({problem}); the weights of {', '.join(packed)} are packed: {how}"
             ) from problem
         raise
 

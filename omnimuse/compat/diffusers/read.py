@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +115,8 @@ def _stored(cls: Any, folder: Path, dtype: torch.dtype, of_transformers: bool) -
             f"the weights of the {cls.__name__} in {folder} are packed, and its library would take what is stored for "
             "floats; use the checkpoint that they were made from"
         )
+    if how := to_install([folder]):
+        raise ModelError(f"the {cls.__name__} in {folder} needs a package that is not here, which packed it; {how}")
     files = weight_files(folder).paths
     chosen = {"ignore_mismatched_sizes": True} if of_transformers else {"variant": _variant(files[0])}
     try:
@@ -121,7 +124,9 @@ def _stored(cls: Any, folder: Path, dtype: torch.dtype, of_transformers: bool) -
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True, **chosen
         )
     except ImportError as problem:
-        raise ModelError(_lacking(cls, folder, problem)) from problem
+        raise ModelError(
+            f"the {cls.__name__} in {folder} needs a package that is not here ({problem}); install it"
+        ) from problem
     except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"the {cls.__name__} in {folder} cannot be read ({problem}); {AGAIN}") from problem
     _refuse_gaps(cls, folder, info)
@@ -155,11 +160,12 @@ def _packing(folder: Path) -> str | None:
     return str(said.get("quant_method")) if isinstance(said, Mapping) else None
 
 
-def _lacking(cls: Any, folder: Path, problem: ImportError) -> str:
-    """What to say where a library of weights that are packed is not here; our families read theirs themselves."""
-    packed = _packing(folder)
-    how = f'pip install "omnimuse[{packed}]"' if packed in PACKERS else "install it"
-    return f"the {cls.__name__} in {folder} needs a package that is not here ({problem}); {how}"
+def to_install(folders: Iterable[Path]) -> str:
+    """How to get the libraries that have packed these components and are not here; our families read theirs
+    themselves.
+    """
+    lacking = {packed for folder in folders if (packed := _packing(folder)) in PACKERS and find_spec(packed) is None}
+    return f'pip install "omnimuse[{",".join(sorted(lacking))}]"' if lacking else ""
 
 
 def _variant(file: Path) -> str | None:
