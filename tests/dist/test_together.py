@@ -78,7 +78,6 @@ def shown(axis: str) -> pytest.MarkDecorator:
     return pytest.mark.shows("LoRA", "int8", "TeaCache", axis, families=["ZImagePipeline"])
 
 
-@pytest.mark.costly("two ranks of a server", turns=3)
 @pytest.mark.parametrize("server", ["cfg"], indirect=True)
 def test_every_way_in_draws_the_same_picture(server: WholeServer, tmp_path: Path) -> None:
     """All at a time: each is a start."""
