@@ -7,8 +7,8 @@ taken; together the cases have every pair that goes together and that no other t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -57,7 +57,7 @@ PICTURE, SOUND, VIDEO = "ZImagePipeline", "StableAudioPipeline", "WanVACEPipelin
 HARMLESS = frozenset(
     {
         *("several", "previews", "company", "components", "layers", "sleep", "compile"),
-        *("tensor", "ulysses", "ring", "shard", "pipe", "cfg"),
+        *("tensor", "ulysses", "ring", "shard", "pipe", "cfg", "teams"),
         *("pools", "block timings", "recording"),
     }
 )
@@ -182,7 +182,7 @@ class Case:
         """The scheme that rounds inputs, where others add up in another order: a last bit rounds some input otherwise,
         and from there on all are others.
         """
-        reordered = {"tensor", "ring", "compile", *ATTENDING} & set(self.names) and not self.steady
+        reordered = {"tensor", "ring", "teams", "compile", *ATTENDING} & set(self.names) and not self.steady
         return next((name for name in self.names if name.endswith("-dynamic") and reordered), "")
 
     @property
@@ -223,7 +223,9 @@ class Case:
         return [start(replace(config, deploy=replace(deploy, pool=pool.name))) for pool in deploy.pools]
 
     def asks(self) -> list[Ask]:
-        """What is asked for, and what is in flight with it."""
+        """What is asked for, and what is in flight with it; of one size where ranks divide for that."""
+        if "teams" in self.names:
+            return [self.ask(), with_params(self.ask(), seed=99, num_outputs_per_prompt=1)]
         wish = self.stand.family.wishes[-1]
         return [self.ask(), with_params(Ask(wish.asked, wish.params), output_type="pt", **LONG)]
 
@@ -242,6 +244,7 @@ class Case:
         assert skipping == {any(each.cache or each.name == "auto" for each in self.features)}
         assert any(isinstance(event, Preview) for event in events) == ("previews" in self.names)
         assert not any(engine.runner.forwards.retries for engine in engines)
+        assert any(2 in engine.runner.forwards.divided for engine in engines) == ("teams" in self.names)
         [result] = [event.result for event in events if isinstance(event, Done) and event.request_id == mine]
         assert bool(result.blocks) == ("block timings" in self.names)
         return list(outputs(events, mine))
@@ -255,12 +258,18 @@ class Case:
         [engine] = engines
         for request in requests:
             engine.submit(request)
-        if "recording" not in self.names:
+        with self.recorded(engine):
             return self.events(engine), ids
+
+    @contextmanager
+    def recorded(self, engine: Engine) -> Iterator[None]:
+        """A trace is left of what runs meanwhile, if that is asked for."""
+        if "recording" not in self.names:
+            yield
+            return
         engine.recordings.begin()
-        events = self.events(engine)
+        yield
         assert all(trace.stat().st_size for trace in engine.recordings.end(self.results.with_suffix(".json.gz")))
-        return events, ids
 
     def events(self, engine: Engine) -> list[Event]:
         """All that comes of what is in flight, of which some has begun when the weights leave."""

@@ -27,7 +27,7 @@ from omnimuse.engine.local import start
 from omnimuse.pipeline.generate import CHUNK
 from tests.checkpoints import calling, qwen3, qwen3_omni, talk_and_draw
 from tests.checkpoints.adapters import layers_telling, peft, write
-from tests.checkpoints.packed import FILES, IN_ONE_FILE
+from tests.checkpoints.packed import IN_ONE_FILE
 from tests.compiling import Counter, compile_with
 from tests.dist.test_all_at_once import Case, files_of, shown
 from tests.invariants.conftest import drain, nap, submit, tick, with_params
@@ -35,7 +35,7 @@ from tests.invariants.test_pools import through
 from tests.once import Once
 from tests.ranks import play
 from tests.skipping import counting
-from tools.feature_list import PACKED_FILES, SCHEMES, TELLING, TOLD, Feature, measured
+from tools.feature_list import PACKED_FILES, PACKS, SCHEMES, TELLING, TOLD, Feature, measured
 from tools.features_page import asked, attempt
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -51,7 +51,8 @@ OWN = frozenset(
         *("text out", "sound out", "picture out", "pictures shown", "videos shown", "sounds heard", "tools"),
         *(*SCHEMES, "LoRA", "tiles"),
         *("scheduler", "TeaCache", "DBCache", "MagCache", "TaylorSeer", "step masks"),
-        *PACKED_FILES,
+        *PACKS,
+        "bfloat16",
     }
 )
 """What all else promises not to change."""
@@ -116,19 +117,16 @@ SKIPPING_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     for skips in (SKIPS, ("DBCache",), ("TeaCache",))
 )
 ROUNDING = ("int8-dynamic", "fp8", "fp8-dynamic")
-ROUNDED_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
-    (family, (*names, scheme))
-    for scheme in ROUNDING
-    for family, names in (
-        (WRITES, (*TEXT, "exact", "layers", "sleep")),
-        (WRITES, (*TEXT, "invariant", "components")),
-        (WRITES, (*TEXT, "exact", "compile")),
-        (WRITES, (*(name for name in TEXT if name != "streams"), "exact", "pools")),
-        (ANSWERS, (*ALOUD, "exact")),
-        *((DRAWS, (*DRAWN, *CHOSEN, *skips, "exact")) for skips in (SKIPS, ("DBCache",), ("TeaCache",))),
-    )
+STEADY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (WRITES, (*TEXT, "exact", "layers", "sleep")),
+    (WRITES, (*TEXT, "invariant", "components")),
+    (WRITES, (*TEXT, "exact", "compile")),
+    (WRITES, (*(name for name in TEXT if name != "streams"), "exact", "pools")),
+    (ANSWERS, (*ALOUD, "exact")),
+    *((DRAWS, (*DRAWN, *CHOSEN, *skips, "exact")) for skips in (SKIPS, ("DBCache",), ("TeaCache",))),
 )
 """Where inputs are rounded, too, a last bit changes tokens: each has a forward of its own, or bits that stay."""
+ROUNDED_ALONE = tuple((family, (*names, scheme)) for scheme in ROUNDING for family, names in STEADY)
 ROUNDED_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     (WRITES, (*TEXT, "pipe", "exact", scheme)) for scheme in ROUNDING
 )
@@ -143,6 +141,20 @@ FILES_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
 FILES_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
     (DRAWS, (*DRAWN, axis, files)) for files in PACKED_FILES for axis in ("tensor", "pipe")
 )
+SEEN = ("block timings", "recording")
+"""What nothing is told otherwise by; a pool is not recorded by itself."""
+NARROW_ALONE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    *(
+        (family, (*names, "bfloat16", "packed once", *(SEEN[:1] if "pools" in names else SEEN)))
+        for family, names in STEADY
+    ),
+    *((WRITES, (*TEXT, "exact", scheme, "bfloat16", *SEEN)) for scheme in SCHEMES),
+    *((DRAWS, (*DRAWN, "exact", files, "bfloat16", *SEEN)) for files in PACKED_FILES),
+)
+NARROW_SHARED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (WRITES, (*TEXT, "pipe", "exact", "bfloat16", "packed once", *SEEN)),
+    (WRITES, (*TEXT, "tensor", "packed once", *SEEN)),
+)
 LONG = "one two three " * 60
 """What is read in more than one step, so that there is a beginning to be read once."""
 
@@ -155,8 +167,8 @@ class Told(Case):
 
     @property
     def plain(self) -> Told:
-        """Where inputs are rounded, too, with the same forwards: a last bit tips their rounding."""
-        rounded = any(name.endswith("-dynamic") for name in self.names)
+        """Where inputs are rounded, too, or all is, with the same forwards: a last bit tips their rounding."""
+        rounded = any(name.endswith("-dynamic") or name == "bfloat16" for name in self.names)
         kept = OWN | {"exact", "invariant"} if rounded else OWN
         return replace(self, names=tuple(name for name in self.names if name in kept))
 
@@ -210,8 +222,11 @@ class Told(Case):
                 events = through(engines, [engines[0].make_request(ask) for ask in asks])
             else:
                 submit(engines[0], *asks)
-                events = self.events(engines[0]) if len(asks) > 1 else drain(engines[0])
-        drawn = any(len(event.result.tensors.get("image", ())) for event in events if isinstance(event, Done))
+                with self.recorded(engines[0]):
+                    events = self.events(engines[0]) if len(asks) > 1 else drain(engines[0])
+        found = [event.result for event in events if isinstance(event, Done)]
+        assert {bool(result.blocks) for result in found} <= {"block timings" in self.names}
+        drawn = any(len(result.tensors.get("image", ())) for result in found)
         assert any(any(each.values()) for each in skipped) == (drawn and self.skips)
         assert any(isinstance(event, Preview) for event in events) == (drawn and "previews" in self.names)
         failed = [event.error for event in events if isinstance(event, Failed)]
@@ -278,7 +293,7 @@ def built(once: Once, family: str, files: str = "") -> Path:
     folder = once.folder(f"told at once {family}", lambda made: measured(BUILD[family](made)))
     if not files:
         return folder
-    return once.folder(f"told at once {family} {files}", lambda made: (FILES[files](folder, made), measured(made)))
+    return once.folder(f"told at once {family} {files}", lambda made: (PACKS[files](folder, made), measured(made)))
 
 
 def marked(case: Told, home: Path) -> Told:
@@ -322,7 +337,7 @@ def on_rank(rank: int, several: list[Told], meeting: Path) -> None:
     "asked",
     [
         *(*ALONE, *SHARED, *COMPILED, *POOLED, *SKIPPING, *SKIPPING_SHARED),
-        *(*ROUNDED_ALONE, *ROUNDED_SHARED, *FILES_ALONE, *FILES_SHARED),
+        *(*ROUNDED_ALONE, *ROUNDED_SHARED, *FILES_ALONE, *FILES_SHARED, *NARROW_ALONE, *NARROW_SHARED),
     ],
     ids=lambda asked: " ".join(asked[1]),
 )
@@ -348,6 +363,10 @@ def test_what_is_tried_is_let_in(asked: tuple[str, tuple[str, ...]], once: Once,
             pytest.param(asked, id=f"skips-{number}", marks=[pytest.mark.costly("skips told"), *shown([asked])])
             for number, asked in enumerate(SKIPPING)
         ),
+        *(
+            pytest.param(asked, id=f"narrow-{number}", marks=[pytest.mark.costly, *shown([asked])])
+            for number, asked in enumerate(NARROW_ALONE)
+        ),
     ],
 )
 def test_what_changes_nothing_changes_nothing_of_what_is_told(
@@ -366,6 +385,10 @@ def test_what_changes_nothing_changes_nothing_of_what_is_told(
         pytest.param(FILES_SHARED, id="files", marks=[pytest.mark.costly("files told"), *shown(FILES_SHARED)]),
         pytest.param(SKIPPING_SHARED, id="skips", marks=[pytest.mark.costly("skips told"), *shown(SKIPPING_SHARED)]),
         pytest.param(ROUNDED_SHARED, id="rounded", marks=[pytest.mark.costly("rounded told"), *shown(ROUNDED_SHARED)]),
+        *(
+            pytest.param([asked], id=f"narrow-{number}", marks=[pytest.mark.costly, *shown([asked])])
+            for number, asked in enumerate(NARROW_SHARED)
+        ),
         pytest.param(COMPILED, id="compiled", marks=[pytest.mark.costly("compiled at once"), *shown(COMPILED)]),
     ],
 )
