@@ -71,12 +71,14 @@ def said_by_all(mesh: Mesh, said: str) -> list[str]:
 
 
 def most_of_all(mesh: Mesh, numbers: Sequence[int]) -> list[int]:
-    """The largest that any rank has of each of these numbers; EngineDeadError if one is gone."""
-    if mesh.size == 1:
+    """The largest that any rank has of each of these numbers, where there are others to talk to; EngineDeadError if
+    one is gone.
+    """
+    if (control := mesh.axis(ALL).control) is None:
         return [int(number) for number in numbers]
     most = torch.tensor([int(number) for number in numbers])
     try:
-        dist.all_reduce(most, dist.ReduceOp.MAX, group=mesh.axis(ALL).control)
+        dist.all_reduce(most, dist.ReduceOp.MAX, group=control)
     except RuntimeError as error:
         raise EngineDeadError(f"a rank is gone ({error}); start the engine again") from error
     return [int(number) for number in most]

@@ -239,10 +239,13 @@ def test_packed_weights_that_ranks_share_tell_what_those_of_one_do(
     check(load_file(file), told(folder, asks, ParallelConfig(), packed))
 
 
-def thought(folder: Path, asks: list[Ask], parallel: ParallelConfig, packed: QuantConfig = FLOATS) -> dict[str, Tensor]:
+def thought(
+    folder: Path, asks: list[Ask], parallel: ParallelConfig, packed: QuantConfig = FLOATS, dtype: str = "float32"
+) -> dict[str, Tensor]:
     """What the network makes of the first that it reads of each, by chance; SystemExit on ranks that follow."""
-    engine, found = start(replace(shared(folder, parallel), quantize=packed)), dict[str, Tensor]()
-    network, made = engine.runner.pipeline.ctx.network("model"), list[Tensor]()
+    chosen = shared(folder, parallel)
+    engine = start(replace(chosen, model=replace(chosen.model, dtype=dtype), quantize=packed))
+    network, found, made = engine.runner.pipeline.ctx.network("model"), dict[str, Tensor](), list[Tensor]()
     network.register_forward_hook(lambda network, given, logits: made.append(logits[0].clone()))
     for number, ask in enumerate(asks):
         submit(engine, replace(ask, params=make_params(ask.params, {"temperature": 1.0})))
@@ -267,6 +270,27 @@ def test_weights_that_round_inputs_and_that_ranks_share_make_nearly_what_floats_
     assert found.keys() == expected.keys() and len(found) == len(asks)
     for name, logits in expected.items():
         assert 0 < distance(found[name], logits) < FAR[scheme]
+
+
+@pytest.mark.crossed
+@pytest.mark.slow
+@pytest.mark.shows("tensor", "bfloat16")
+@pytest.mark.parametrize(
+    ("teller", "ranks"),
+    [each for each in CROWDED if each[0].name.startswith("writes-")],
+    ids=lambda each: each.name if isinstance(each, Teller) else "",
+)
+def test_ranks_that_share_weights_make_in_bfloat16_nearly_what_float32_makes(
+    teller: Teller, ranks: int, once: Once, tmp_path: Path
+) -> None:
+    """They add up in another order than one does: a last bit makes another token, by chance."""
+    folder = once.folder(f"crowded {teller.name}", teller.build)
+    asks, file, tell = teller.asks(folder), tmp_path / "thought.safetensors", partial(thought, dtype="bfloat16")
+    play(on_rank, ParallelConfig(tensor=ranks), folder, asks, file, FLOATS, tell, ranks=ranks)
+    found, expected = load_file(file), thought(folder, asks, ParallelConfig())
+    assert found.keys() == expected.keys() and len(found) == len(asks)
+    for name, logits in expected.items():
+        assert 0 < distance(found[name], logits) < FAR["fp8"], "which has fewer bits"
 
 
 def one_layer(rank: int, scheme: str, meeting: Path) -> None:
