@@ -74,11 +74,20 @@ def _check_elastic(under: Build) -> None:
             "how many ranks add up depends on who else is drawn",
         ),
         f"a library that runs {spec.arch}": (bool(spec.library), "its ranks are its own"),
-        f"{spec.family}, which writes first": (grows, "every rank must have read what is written"),
     }
     for name, (given, why) in chosen.items():
         if given:
             raise ConfigError(f"parallel elastic cannot be with {name}: {why}; leave one of them out")
+    if grows:
+        raise _writing_first(under)
+
+
+def _writing_first(under: Build) -> ConfigError:
+    """What is remembered of tokens is on the ranks that have read them, which are some of those that divide."""
+    return ConfigError(
+        f"parallel elastic cannot be with {under.found.spec.family}, which writes first: every rank must have read "
+        "what is written; leave one of them out"
+    )
 
 
 def lend(under: Build) -> None:
@@ -122,6 +131,8 @@ def _together(under: Build, names: set[str]) -> list[list[str]]:
 def sequence(under: Build) -> None:
     """Every attention site learns to attend across the ranks that share a row's tokens."""
     axis, parallel = under.mesh.axis(SEQUENCE), under.found.config.parallel
+    if parallel.elastic and any(network.packing == "tokens" for network in under.networks.values()):
+        raise _writing_first(under)
     if axis.size == 1:
         return
     from omnimuse.parallel.sequence import bind as bind_across  # it imports torch's compiler, which takes a second

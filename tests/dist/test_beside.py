@@ -1,5 +1,6 @@
 """What changes how all is computed or where it stands is switched on beside everything else: a backend of attention,
-bfloat16, a step cache that was measured, a folder that was packed once, pools, timings of blocks and a recording.
+bfloat16, a step cache that was measured, a folder that was packed once, pools, ranks that divide into teams, timings of
+blocks and a recording.
 
 Cases are those of `test_all_at_once.py`: together they have every pair with these.
 """
@@ -34,7 +35,7 @@ from tests.dist.test_all_at_once import (
     wrong_on_two,
 )
 from tests.invariants.conftest import told
-from tools.feature_list import ATTENDING, PACKED_FILES
+from tools.feature_list import ATTENDING, PACKED_FILES, SCHEMES
 from tools.features_page import attempt
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
@@ -60,6 +61,24 @@ ALL_SHARED: tuple[Asked, ...] = (
     (PICTURE, (*ASKED, "cfg")),
 )
 """All ways to share work."""
+TOLD = ("block timings", "recording")
+TEAMS: Mapping[str, tuple[Asked, ...]] = {
+    "teams": (
+        (
+            PICTURE,
+            (*ASKED, "teams", "components", "tiles on ranks", "sleep", "reference", "block timings", "recording"),
+        ),
+        (PICTURE, (*ASKED, "teams", "layers", "tiles", "sleep", "flex")),
+        (PICTURE, (*ASKED, "teams", "bfloat16", "packed once")),
+        (SOUND, ("sound in", "several", "company", "teams", "sdpa_flash")),
+        (VIDEO, ("video in", "mask", "several", "company", "LoRA", "teams", "sdpa_math")),
+    ),
+    "packed teams": tuple(
+        (PICTURE, (*ASKED, "teams", scheme, *(["per role"] if scheme == "int8" else []))) for scheme in SCHEMES
+    ),
+    "teams of files": tuple((PICTURE, (*ASKED, "teams", files)) for files in PACKED_FILES),
+}
+"""All that goes together with ranks that divide between two steps."""
 CACHES = ("TeaCache", "DBCache", *SKIPS)
 PACKED = ("int8", "int4", "fp8", "int8-dynamic", "fp8-dynamic", *PACKED_FILES)
 
@@ -95,9 +114,11 @@ ALONE: Mapping[str, tuple[Asked, ...]] = {
 }
 SHARED: Mapping[str, tuple[Asked, ...]] = {
     **{backend: beside(ALL_SHARED, backend, without=WITHOUT.get(backend, ())) for backend in ATTENDING},
+    **TEAMS,
     "others": (*beside(ALL_SHARED, *EVERYTHING[:2], "block timings"), *beside(ALL_SHARED, *EVERYTHING[2:])),
 }
-POOLED = beside(ALL_SHARED, "pools")
+IN_TEAMS: Asked = (PICTURE, (*ASKED, "teams"))
+POOLED = beside((*ALL_SHARED, IN_TEAMS), "pools")
 
 
 @pytest.mark.crossed
@@ -153,7 +174,7 @@ def on_two(case: Case) -> DeployConfig:
     "asked",
     [
         pytest.param(asked, id="-".join(alone[1][len(ASKED) :]), marks=[pytest.mark.costly, *shown([asked])])
-        for asked, alone in zip(POOLED, ALL_SHARED, strict=True)
+        for asked, alone in zip(POOLED, (*ALL_SHARED, IN_TEAMS), strict=True)
     ],
 )
 def test_nor_in_pools_of_two_ranks(asked: Asked, fitted: Fitted, tmp_path: Path) -> None:

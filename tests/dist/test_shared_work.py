@@ -38,6 +38,9 @@ from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.loader.fits import NAME, write_fits
 from omnimuse.models import REGISTRY
+from omnimuse.pipeline.picture_codes import WriteCodes
+from omnimuse.pipeline.stage import Loop
+from omnimuse.worker.find import pipeline_for
 from tests.checkpoints.adapters import layers_of, write
 from tests.checkpoints.families import SHARING
 from tests.invariants.conftest import Subject, run, with_params
@@ -67,6 +70,7 @@ class Feature:
     adapters: bool = False
     quantize: QuantConfig = QuantConfig()
     compile: CompileConfig = CompileConfig()
+    twice: bool = False
 
 
 def cached(threshold: float) -> Feature:
@@ -88,6 +92,9 @@ PACKED = Feature("int8", quantize=QuantConfig({"": "int8"}))
 PACKED_AND_WORN = Feature("int8 and LoRA", quantize=QuantConfig({"": "int8"}), adapters=True)
 PACKED_DUMMY = Feature("int8 dummy", quantize=QuantConfig({"": "int8"}), load="dummy")
 TILED = Feature("tiles", decode=DecodeConfig(tiling=True), output="pt")
+
+TEAMS = Feature("teams", twice=True)
+"""Each request comes with another one of its size, so that it pays to divide."""
 
 Z, FLUX, FLUX2, WAN, QWEN = "ZImagePipeline", "FluxPipeline-dev", "Flux2Pipeline", "WanPipeline-5B", "QwenImagePipeline"
 VACE = "WanVACEPipeline"
@@ -196,6 +203,8 @@ class Job:
             asks = asks_of(subject, engine, *self.feature.caches)
         else:
             asks = subject.asks(**({} if self.feature.cache.off else ENOUGH))
+        if self.feature.twice:
+            asks += [with_params(ask, seed=99) for ask in asks]
         if self.feature.adapters:
             asks[-1] = with_params(asks[-1], loras=[f"{self.adapter}:0.8"])
         return [with_params(ask, output_type=self.feature.output) for ask in asks]
@@ -208,6 +217,7 @@ class Job:
         assert not engine.runner.forwards.retries
         skips = {bool(self.feature.caches) or not self.feature.cache.off}
         assert {count > 0 for count in skipped.values()} == skips, "each skips a step, or none does"
+        assert (2 in engine.runner.forwards.divided) == parallel.elastic
         engine.close()
         return found
 
@@ -223,6 +233,7 @@ def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     for name, parallel, feature in asked:
         axes = [axis for axis in AXES if getattr(parallel, axis) > 1]
         named = ["tiles on ranks" if axis == "vae_tiles" else axis for axis in axes]
+        named += ["teams"] if parallel.elastic else []
         also = [each for each in feature.name.split(" and ") if each in known]
         if feature.caches:
             found += [pytest.mark.shows(*named, kind, "company", families=[name]) for kind in KINDS]
@@ -231,6 +242,15 @@ def shown(asked: Sequence[Asked]) -> list[pytest.MarkDecorator]:
     return found
 
 
+WRITING = [
+    family.name
+    for family in SHARING
+    if any(
+        isinstance(stage, WriteCodes) or (isinstance(stage, Loop) and stage.grows)
+        for stage in pipeline_for(REGISTRY.spec(family.arch)).stages
+    )
+]
+"""What writes before it draws: of that every rank has all, and none divide."""
 TILING = [family.name for family in SHARING if REGISTRY.spec(family.arch).medium in ("image", "video")]
 
 
@@ -249,7 +269,8 @@ def otherwise(name: str) -> list[Asked]:
     besides = [asked for asked in BESIDES if asked[0] == name]
     ulysses, pipe = ParallelConfig(ulysses=2), ParallelConfig(pipe=2)
     both = [(name, parallel, feature) for parallel in (ulysses, pipe) for feature in (PLAIN, ALL_CACHES)]
-    return [*both, (name, ring, TILED if tiles else PLAIN), *besides]
+    teams = [] if name in WRITING else [(name, ParallelConfig(ulysses=2, elastic=True), TEAMS)]
+    return [*both, (name, ring, TILED if tiles else PLAIN), *teams, *besides]
 
 
 BESIDES: list[Asked] = [

@@ -18,8 +18,9 @@ from omnimuse.core.output import Failed
 from omnimuse.engine.engine import Engine
 from omnimuse.engine.local import start
 from omnimuse.parallel.mesh import Mesh
+from omnimuse.worker.build import SHAPES, check
 from omnimuse.worker.build import begin as begin_build
-from omnimuse.worker.build import check
+from omnimuse.worker.build import run as run_passes
 from omnimuse.worker.pace import Offer
 from tests.checkpoints.families import FAMILIES
 from tests.invariants.conftest import Subject, drain, outputs, run, submit
@@ -30,6 +31,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 STEPS = (3, 3, 5, 7)
 """All four step together, then two, then one."""
 NAMES = ("Lumina2Pipeline", "StableAudioPipeline")
+GLM = "GlmImagePipeline"
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ def test_ranks_that_divide_give_what_one_rank_gives(tiny: Callable[[str], Path],
         assert len(found) == 7
         for index, tensor in enumerate([*alone, *[alone[0]] * 3]):
             assert (found[str(index)] - tensor).norm() <= 1e-5 * tensor.norm(), f"{job.name}, request {index}"
+
+
+def test_what_writes_codes_of_a_picture_first_cannot_be_where_ranks_divide(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """What it remembers of them is on the ranks that have read them."""
+    elastic = ParallelConfig(ulysses=2, elastic=True)
+    config = Job(GLM, tiny(GLM), tmp_path).config(elastic)
+    with pytest.raises(ConfigError, match="which writes first: every rank must have read what is written"):
+        run_passes(begin_build(config, Mesh.planned(elastic)), SHAPES)
 
 
 @pytest.mark.parametrize(
