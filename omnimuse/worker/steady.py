@@ -99,9 +99,9 @@ def choose_tier(config: Config, device: torch.device, networks: dict[Network, Dt
         return _choice("fast", f"default, not invariant: {why}")
     for network, policy in networks.items():
         make_steady(network, policy, heights, few if isinstance(network, Decoder) else {})
-    decoders = [network for network in networks if isinstance(network, Decoder)]
-    for decoder, fewest in zip(decoders, most_of_all(mesh, [each.fewest for each in decoders]), strict=True):
-        decoder.fewest = fewest  # a rank that has other parts of weights would read fewer
+    if decoders := [network for network in networks if isinstance(network, Decoder)]:
+        for decoder, fewest in zip(decoders, most_of_all(mesh, [each.fewest for each in decoders]), strict=True):
+            decoder.fewest = fewest  # a rank that has other parts of weights would read fewer
     how = f"products in tiles of {_spoken(heights)} rows, tried on this machine"
     if any(each.packed for each in few.values()):
         how += "; large weights are there a second time, packed for tokens that are written"
