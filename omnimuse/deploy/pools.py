@@ -294,9 +294,8 @@ class Pools:
             self._release(job)
 
     def _release(self, job: Job) -> None:
-        for seats in self.group.seats:
-            for seat in seats:
-                seat.holder = None if seat.holder == job.request.id else seat.holder
+        for seat in (seat for seats in self.group.seats for seat in seats if seat.holder == job.request.id):
+            seat.holder = None
 
     def _hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
         job: Job | None = seat.streams.get(frame.stream)
@@ -369,10 +368,9 @@ class Pools:
         with self._lock:
             if self._jobs.pop(job.request.id, None) is None:
                 return
-        if job.late is not None:
-            job.late.cancel()
-        if job.fitting is not None:
-            job.fitting.cancel()  # with what is tried for it
+        for awaited in (job.late, job.fitting):  # with what is tried for it
+            if awaited is not None:
+                awaited.cancel()
         self._withdraw(job)
         self._deliver(job, event)
         self._feed()

@@ -158,9 +158,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _leave() -> None:
     """This process is a rank no longer, and may become one again."""
     import torch.distributed as dist
+    from torch.distributed import distributed_c10d
 
     if dist.is_initialized():
         dist.destroy_process_group()
+    distributed_c10d._world.group_count = 0  # by which ranks find a group; torch leaves it where one was never made
 
 
 # -- in a process of the others ---------------------------------------------------------------------------------------

@@ -485,7 +485,7 @@ class Replica:
         """Tell those who wait, and remove what the life has left of their files."""
         why = f"{self.reason}; try again in a moment"
         gone = Ended("", errors.EngineDeadError.__name__, f"worker {self.index}: {why}")
-        for name in (*self.running, *("profile" for kind in self._asked if kind is Profiled)):
+        for name in (*self.running, "?profile"):  # of recordings what is before their names: those are whole, and told
             for path in self.plan.spool.glob(f"*{name}-{life.settings.name}-*"):
                 path.unlink(missing_ok=True)
         for answer in (Profiled("", why), Slept(0, why), TriedOn(gone)):

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from omnimuse.core.config import ParallelConfig
-from omnimuse.core.errors import EngineDeadError
+from omnimuse.core.errors import EngineDeadError, OmnimuseError
 
 PAUSE = 0.05  # seconds between two looks for the others
 LATER = 20  # such looks, since who ends is told of a little after its connections break
@@ -84,8 +84,10 @@ def watched(connect: Callable[[], T], gone: Gone | None) -> T:
             if device is not None:
                 torch.cuda.set_device(device)  # each thread has its own
             made.set_result(connect())
-        except BaseException as error:  # of any kind: who waits for it raises it
+        except (OmnimuseError, OSError, RuntimeError, ValueError) as error:  # who waits for it raises it
             made.set_exception(error)
+        finally:
+            made.cancel()  # by what nobody expected, if it is not done
 
     thread = threading.Thread(target=work, name="omnimuse-connect", daemon=True)
     thread.start()
