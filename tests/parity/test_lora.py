@@ -407,7 +407,6 @@ def test_an_adapter_for_a_text_encoder_is_what_the_reference_makes_of_it(
         ("ChromaPipeline", "text_encoder", ("text_encoder.", "lora_te3_", "text_encoders.t5xxl.transformer.")),
         ("StableDiffusion3Pipeline-3", "text_encoder", ("lora_te1_", CLIP_L)),
         ("StableDiffusion3Pipeline-3", "text_encoder_2", ("lora_te2_", "text_encoders.clip_g.transformer.")),
-        ("StableDiffusion3Pipeline-3", "text_encoder_3", ("text_encoder_3.", "lora_te3_")),
     ],
 )
 def test_what_the_reference_does_not_take_for_a_text_encoder_is_what_weights_with_it_in_them_make(
