@@ -207,8 +207,12 @@ def read_shown(args: argparse.Namespace, task: Task) -> dict[str, str]:
     return {medium: file if (medium, file) == ("image", MADE) else _file(medium, file) for medium, file in said.items()}
 
 
+ENDINGS = {".webp": "image/webp", ".mkv": "video/x-matroska", ".ts": "video/mp2t"}
+"""What systems do not know of, or take for something else."""
+
+
 def _file(medium: str, file: str) -> str:
-    kind = mimetypes.guess_type(file)[0] or ""
+    kind = ENDINGS.get(Path(file).suffix.lower()) or mimetypes.guess_type(file)[0] or ""
     if not kind.startswith(f"{medium}/"):
         raise RequestError(f"--{medium} {file} does not end as a file of that kind does", medium)
     try:

@@ -271,9 +271,10 @@ def talk(
     params: DiffusionParams | GenerationParams,
     lines: TextIO,
     out: TextIO,
-    setting: Setting = Setting(),
+    setting: Setting | None = None,
 ) -> int:
     """Answer every line of `lines` on `out`, with all that was said before it; the exit code."""
+    setting = setting or Setting()
     begun: list[Mapping[str, Any]] = [{"role": "system", "content": setting.system}] if setting.system else []
     said, shown, waiting, refused = list(begun), setting.shown, list[Call](), 0
     while True:

@@ -65,7 +65,7 @@ async def _kind(asker: Asker, entry: Entry) -> tuple[Kind, float]:
     """One kind, and what its steps take in company, of what they take alone."""
     if entry.width is None or entry.height is None or entry.frames or entry.steps is None or entry.steps < 2:
         raise RequestError(
-            f"--mix {entry.name}: to be measured a kind needs a size and steps, such as 128x128@10", "mix"
+            f"--mix {entry.name}: to be measured a kind needs a size and steps and no frames, such as 128x128@10", "mix"
         )
     few = replace(entry, name=f"{entry.name} in few steps", steps=max(1, entry.steps // 4))
     assert few.steps is not None

@@ -41,7 +41,9 @@ class Lora:
 
     def __str__(self) -> str:
         """The text that `read_lora` reads."""
-        return f"{self.component}{'=' if self.component else ''}{self.source}:{self.scale:g}"
+        scale = f"{self.scale:g}"
+        exact = scale if float(scale) == self.scale else repr(self.scale)
+        return f"{self.component}{'=' if self.component else ''}{self.source}:{exact}"
 
     @property
     def bundled(self) -> bool:

@@ -39,10 +39,12 @@ class Asked:
 
 
 class Foretelling:
-    """For one front, on its event loop. One kind is tried at a time: others of it are known then."""
+    """For one front, on its event loop. One kind is tried at a time: others of it are known then. `freed` is called when
+    seats are kept for it no longer.
+    """
 
-    def __init__(self, seats: Callable[[], list[list[Seat]]]) -> None:
-        self._seats = seats
+    def __init__(self, seats: Callable[[], list[list[Seat]]], freed: Callable[[], None]) -> None:
+        self._seats, self._freed = seats, freed
         self._one = asyncio.Lock()
         self._moved = asyncio.Event()
         self._asked: dict[str, Asked] = {}
@@ -139,8 +141,10 @@ class Foretelling:
                 seats = [seat for seat in there if seat in doubts] or there[:1]
                 every = await self._say(seats, Try("", packed, vain), pieces)
             finally:
-                for seat in self._seats()[pool]:
-                    seat.holder = None if seat.holder == request.id else seat.holder
+                if kept := [seat for seat in self._seats()[pool] if seat.holder == request.id]:
+                    for seat in kept:
+                        seat.holder = None
+                    self._freed()
             if any(asked.answer.exception() is not None for asked in every):
                 return pool
             whole = sum(put.last for put, _ in every[0].pieces) == 2

@@ -189,7 +189,7 @@ def _attention(entry: Mapping[str, Any], where: str, key: str, name: str = "") -
         raise ConfigError(f"{where}{key} and {name} choose the same; leave one out")
     if one is not None:
         return attention_of({"default": one}, f"{where}{name}: ")
-    return attention_of(said or {}, f"{where}{key}: ")
+    return attention_of({} if said is None else said, f"{where}{key}: ")
 
 
 def _parallel(given: Mapping[str, Any], where: str) -> ParallelConfig:

@@ -111,7 +111,7 @@ class Pools:
         self._thread = threading.Thread(target=self._loop.run_forever, name="omnimuse-pools", daemon=True)
         self._thread.start()
         self._group: Group | None = None
-        self._foretelling = Foretelling(lambda: self.group.seats)
+        self._foretelling = Foretelling(lambda: self.group.seats, self._feed)
         try:
             asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
         except BaseException:
@@ -219,6 +219,8 @@ class Pools:
     def _hold(self, request_id: str, held: bool) -> None:
         def hold(job: Job) -> None:
             job.held = held
+            if held and not job.seats:  # it keeps no seat from others meanwhile
+                self._release(job)
             for seat in job.seats.values():
                 if seat.link is not None:
                     seat.link.send(Hold(job.stream, held))

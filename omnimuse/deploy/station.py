@@ -69,6 +69,8 @@ class Station:
         self._requests: dict[str, Request] = {}
         self._tried: dict[str, tuple[Try, Arrived]] = {}
         self._wanted: set[str] = set()  # of these, as far as was heard: the engine's thread may be in the midst of one
+        self._sharing: Future[None] = Future()
+        self._sharing.set_result(None)
         self.ticks = 0
         background.engine.moved = self._move
         edge.start(self._hear, gone)
@@ -92,7 +94,7 @@ class Station:
 
     def _hear(self, frame: AnyFrame, blob: Blob | None) -> None:
         if isinstance(frame, Weigh):
-            self._edge.send(self._weighed(frame))
+            self._sharing.add_done_callback(lambda _: self._edge.send(self._weighed(frame)))
             return
         if isinstance(frame, Try):
             self._wanted.add(frame.stream)
@@ -102,6 +104,8 @@ class Station:
             done = self._background.between_ticks(partial(self._obey, frame, blob))
         except EngineDeadError:
             return  # it is being closed
+        if isinstance(frame, Share):  # by which all is weighed that is heard of behind it
+            self._sharing = done
         done.add_done_callback(partial(self._tell_failure, frame))
 
     def _weighed(self, frame: Weigh) -> Weighed:

@@ -51,7 +51,7 @@ class Bound:
 
 def once(source: str, bound: Mapping[str, Bound]) -> dict[str, Bound]:
     """What is `bound`, every output of a layer by one name of the file: a name of what others name part by part, as
-    some trainers write it beside those, is left out, and of two for the same the one that is longer stays.
+    some trainers write it beside those, is left out, and of two for the same one with dots stays, then the longer.
 
     RequestError where two overlap otherwise.
     """

@@ -139,7 +139,7 @@ async function restoreFrom(file) {
   fillForm({ ...form, kind: images ? "edit" : "image" });
   const lacking = page.controls.lacking(form.fields);
   const missing = (images ? " Choose the picture that it was drawn from." : "")
-    + (lacking.length ? ` This server lacks the adapters that it was drawn with: ${lacking.join(", ")}.` : "");
+    + (lacking.length ? ` Here is no field for the adapters that it was drawn with: ${lacking.join(", ")}.` : "");
   const from = canStart() && (() => start([file]) && sources.add([file]));
   offer(`The settings of ${file.name}.${missing}`, from ? "Start from it instead" : "", from);
   byId("prompt").focus();

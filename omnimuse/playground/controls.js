@@ -230,7 +230,7 @@ export class Controls {
     });
     if (!fields.length) return [];
     const more = names.length > MOST_ADAPTERS ? ` ${names.length - MOST_ADAPTERS} more can be named over the API.` : "";
-    const hint = `Adapters: 1 is as trained, less is weaker, empty is without.${more}`;
+    const hint = `Adapters: 1 is as trained, less is weaker, 0 is without; empty is as the server has it.${more}`;
     return [h("p", { className: "hint wide" }, hint), ...fields];
   }
 
@@ -314,9 +314,9 @@ export class Controls {
     if (this.shape && fields.size) this.matchShape();
   }
 
-  /** The names of adapters in `fields` that this server does not have. */
+  /** The names of adapters in `fields` that the form has no field for. */
   lacking(fields) {
-    return [...adaptersOf(fields).keys()].filter((name) => !this.can.adapters?.includes(name));
+    return [...adaptersOf(fields).keys()].filter((name) => !this.worn.has(name));
   }
 
   /** The settings in a few words. */

@@ -46,7 +46,8 @@ export function asForm({ prompt = "", width, height, images, extra, model, dtype
   const fields = { ...rest };
   const named = Array.isArray(loras) ? loras.filter((one) => typeof one?.name === "string") : [];
   if (named.length) {
-    fields.lora = named.map(({ name, scale = 1 }) => `${name.replace(/^.*\//, "").replace(/\.safetensors$/, "")}:${scale}`);
+    fields.lora = named.map(({ name, scale = 1, component }) =>
+      `${component ? `${component}=` : ""}${name.replace(/^.*\//, "").replace(/\.safetensors$/, "")}:${scale}`);
   }
   if (typeof engine?.cache === "string") fields.cache ??= engine.cache; // of the command line: for all of a run
   if (width && height) fields.size = `${width}x${height}`;

@@ -84,11 +84,13 @@ LOST_MEANWHILE = """
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 def come():
     meetings = Path(tempfile.gettempdir()).glob("omnimuse-ranks-*/meeting")
-    return any(b"here/1" in meeting.read_bytes() for meeting in meetings)
+    with suppress(FileNotFoundError):
+        return any(b"here/1" in meeting.read_bytes() for meeting in meetings)
 
 def lose():
     while not come():

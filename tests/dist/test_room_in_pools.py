@@ -33,6 +33,7 @@ from tests.dist.test_pools import CONFIG, POOLS, Told, ask, at_step, expected
 from tests.invariants import test_answering
 from tests.invariants.conftest import drain, outputs, submit
 from tests.once import Once
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.dist, pytest.mark.costly("room in pools"), pytest.mark.timeout(400)]
 
@@ -171,30 +172,23 @@ def test_small_ones_are_drawn_in_pools_no_longer_than_somebody_waits_for_them(
     for _, each in stations:
         each.foretelling._known.clear()
     if why == "late":
-        request = replace(request, deadline=time.monotonic() + 5)
+        request = replace(request, deadline=time.monotonic() + 20)
 
     def moved() -> None:
         steps.append(1)
         if why == "cancelled":
             inside.cancel(request.id)
-        until(lambda: not station._wanted)
+        wait_until(lambda: not station._wanted)
 
     monkeypatch.setattr(engine, "moved", moved)
     end = Told(inside, request).end()
     assert isinstance(end, Failed) and isinstance(end.error, DeadlineError if why == "late" else RequestCancelled)
-    until(lambda: not any(each._wanted or each._tried for each, _ in stations) and engine.idle)
+    wait_until(lambda: not any(each._wanted or each._tried for each, _ in stations) and engine.idle)
     assert len(steps) == 1 and engine.foretelling.kinds == before and not engine.runner.hand._arrived
     monkeypatch.undo()
     again = Told(inside, replace(request, id="again", deadline=None)).end()
     assert isinstance(again, Failed) and isinstance(again.error, RequestError)
     assert engine.foretelling.kinds > before, "the next one of its kind is tried for"
-
-
-def until(true: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait until something is `true`, or for long."""
-    late = time.monotonic() + seconds
-    while not true() and time.monotonic() < late:
-        time.sleep(0.01)
 
 
 def test_pools_of_one_machine_share_what_all_of_them_leave_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +203,7 @@ def test_pools_of_one_machine_share_what_all_of_them_leave_of_it(monkeypatch: py
         assert [seat.name.partition("-")[0] for seat in seats] == list(names)
         [held] = [seat.held for seat in seats if seat.engine is None]
         room = (2**36 - held - 2**28) // 3
-        until(lambda: all(engine.space.room == room for _, engine in within(group)))  # they obey between two ticks
+        wait_until(lambda: all(engine.space.room == room for _, engine in within(group)))  # they obey between two ticks
         assert held > 2**26 and [engine.space.room for _, engine in within(group)] == [room, room]
         share, join, heard = group.group._share, group.group._ears.joined, list[AnyFrame]()
 

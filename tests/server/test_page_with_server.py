@@ -256,7 +256,7 @@ def test_a_picture_of_the_command_line_brings_its_step_cache_and_tells_which_ada
     settings = {"prompt": "a ring", "seed": 7, "loras": loras, "engine": {"cache": "dbcache,threshold=0.1"}}
     assert "careful" in page.get_by_label("Step cache").inner_text()
     page.evaluate(DROP, [saved(settings), "old.png", "#prompt"])
-    page.get_by_text("This server lacks the adapters that it was drawn with: night, ink.").wait_for()
+    page.get_by_text("Here is no field for the adapters that it was drawn with: night, ink.").wait_for()
     expect(page.get_by_label("Step cache")).to_have_value("dbcache,threshold=0.1")
     expect(page.get_by_label("Seed")).to_have_value("7")
 

@@ -481,7 +481,18 @@ def test_a_file_cannot_tell_what_every_block_took(tmp_path: Path) -> None:
 def test_a_bench_of_videos_counts_the_jobs_that_were_done_and_leaves_none(tmp_path: Path, words: Sequence[str]) -> None:
     async def act(parts: Rig) -> None:
         async with listening(parts.app) as url:
-            asked = ("--task", "videos", "--mix", "64x32x9@4", "--image", "made", "--requests", "3", "--blocks", *words)
+            asked = (
+                "--task",
+                "videos",
+                "--mix",
+                "64x32x9@20",
+                "--image",
+                "made",
+                "--requests",
+                "3",
+                "--blocks",
+                *words,
+            )
             figures = await asyncio.to_thread(measured, url, *asked)
             wrong = await asyncio.to_thread(measured, url, "--task", "videos", "--requests", "1")
         assert (figures["ok"], figures["first_preview"]["count"]) == (3, 3 * len(words)), figures["messages"]
@@ -492,14 +503,14 @@ def test_a_bench_of_videos_counts_the_jobs_that_were_done_and_leaves_none(tmp_pa
         assert (wrong["ok"], wrong["errors"]) == (0, {"missing_parameter": 1}), "no picture came with it"
         assert (parts.spooled(), parts.kept()) == ([], [])
 
-    run(tmp_path, act, pictures=(1, 1))
+    run(tmp_path, act, pictures=(1, 1), pace=SLOW if words else 0.0)
 
 
 def test_a_bench_tells_a_job_that_failed_from_one_that_takes_too_long(tmp_path: Path) -> None:
     async def act(parts: Rig) -> None:
         async with listening(parts.app) as url:
             asked = (url, "--task", "videos", "--requests", "1")
-            late = await asyncio.to_thread(measured, *asked, "--steps", "900", "--timeout", "0.5")
+            late = await asyncio.to_thread(measured, *asked, "--steps", "900", "--timeout", "3")
             assert not parts.workers.running, "what nobody waits for is stopped"
             parts.workers.fail["background"] = NumericalError("the output is NaN")
             failed = [await asyncio.to_thread(measured, *asked, *words) for words in ((), ("--stream",))]

@@ -119,16 +119,6 @@ def test_a_repeated_prompt_and_n_outputs_are_encoded_once() -> None:
     assert coder.calls == ["same", "other"]
 
 
-def test_new_weights_make_remembered_outputs_stale() -> None:
-    subject = engine()
-    submit(subject, ask("same"))
-    finish(subject)
-    subject.runner.pipeline.ctx.version += 1
-    submit(subject, ask("same"))
-    finish(subject)
-    assert subject.runner.pipeline.ctx.components["coder"].calls == ["same", "same"]
-
-
 @pytest.mark.parametrize("trouble", ["broken", "undecided", "poisoned"])
 def test_a_failing_request_fails_alone(trouble: str) -> None:
     subject = engine()
