@@ -39,8 +39,8 @@ class Asked:
 
 
 class Foretelling:
-    """For one front, on its event loop. One kind is tried at a time: others of it are known then. `freed` is called when
-    seats are kept for it no longer.
+    """For one front, on its event loop. One kind is tried at a time: others of it are known then. `freed` is called
+    when seats are kept for it no longer.
     """
 
     def __init__(self, seats: Callable[[], list[list[Seat]]], freed: Callable[[], None]) -> None:

@@ -147,6 +147,11 @@ class Group:
         for seat in self._all:
             self._share(seat)
 
+    def release(self, request_id: str) -> None:
+        """No seat is kept any longer for a request."""
+        for seat in self._all:
+            seat.holder = None if seat.holder == request_id else seat.holder
+
     @property
     def place(self) -> dict[str, str]:
         """The dtypes and devices that the pools compute with."""

@@ -220,7 +220,7 @@ class Pools:
         def hold(job: Job) -> None:
             job.held = held
             if held and not job.seats:  # it keeps no seat from others meanwhile
-                self._release(job)
+                self.group.release(job.request.id)
             for seat in job.seats.values():
                 if seat.link is not None:
                     seat.link.send(Hold(job.stream, held))
@@ -293,11 +293,7 @@ class Pools:
     def _leave(self, job: Job, pool: int) -> None:
         if (seat := job.seats.pop(pool, None)) is not None:
             seat.streams.pop(job.stream, None)
-            self._release(job)
-
-    def _release(self, job: Job) -> None:
-        for seat in (seat for seats in self.group.seats for seat in seats if seat.holder == job.request.id):
-            seat.holder = None
+            self.group.release(job.request.id)
 
     def _hear(self, seat: Seat, frame: AnyFrame, blob: Blob | None) -> None:
         job: Job | None = seat.streams.get(frame.stream)
@@ -384,7 +380,7 @@ class Pools:
             if seat.link is not None:
                 seat.link.send(Close(job.stream))
         job.seats = {}
-        self._release(job)
+        self.group.release(job.request.id)
         for waiting in self._waiting:
             if job in waiting:
                 waiting.remove(job)
