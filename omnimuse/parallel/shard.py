@@ -116,14 +116,15 @@ def _cut_up(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def share_blocks(
-    network: Network, axis: Axis, cuts: Mapping[str, Slices]
+    network: Network, axis: Axis, cuts: Mapping[str, Slices], read_as: Mapping[str, str]
 ) -> tuple[dict[nn.Module, list[Shard]], dict[str, Slices]]:
     """Leave this rank (on meta) its part of every parameter of the blocks that run at every step.
 
-    `cuts` is what it has of the tensors by now. What each block's weights are made of, and what this rank then has.
+    `cuts` is what it has of the tensors by now; parameters that are `read_as` others are called so there. What each
+    block's weights are made of, and what this rank then has.
     """
     part, found, shards = Cut(axis.index, axis.size), dict(cuts), dict[nn.Module, list[Shard]]()
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = {id(parameter): read_as.get(name, name) for name, parameter in network.named_parameters()}
     for block in network.all_blocks():
         shards[block] = []
         for module in block.modules():

@@ -33,6 +33,7 @@ from omnimuse.pipeline.decode import DecodeImage
 from omnimuse.pipeline.stage import Loop
 from omnimuse.pipeline.tiles import Tiling
 from omnimuse.pipeline.video import DecodeVideo
+from omnimuse.quant.linear import HELD, quantized_layers
 from omnimuse.worker.find import pipeline_for
 
 if TYPE_CHECKING:
@@ -210,7 +211,8 @@ def shard(under: Build) -> None:
     if config.parallel.shard == 1:
         return
     for name, network in under.drawing.items():
-        shards, under.held.cuts[name] = keep_parts(network, axis, under.held.cuts.get(name, {}))
+        codes = {f"{path}.{HELD}": f"{path}.weight" for path in quantized_layers(network)}  # by which they are read
+        shards, under.held.cuts[name] = keep_parts(network, axis, under.held.cuts.get(name, {}), codes)
         for label, stack in network.stacks().items():
             stack.runner = ShardRunner({block: shards[block] for block in held_blocks(under, name, label)}, axis)
             how = f"1/{axis.size} of every block, put together while it runs"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omnimuse.ar.kv import Decoder
 from omnimuse.attention.layer import Attention
 from omnimuse.attention.layout import Layout
-from omnimuse.core.config import Config, ModelConfig, OffloadConfig, ParallelConfig, ScheduleConfig
+from omnimuse.core.config import Config, ModelConfig, OffloadConfig, ParallelConfig, QuantConfig, ScheduleConfig
 from omnimuse.core.errors import ConfigError, ModelError
 from omnimuse.core.plans import Columns, Cut, Cutting, Grouped, Rows, Slices, Widths
 from omnimuse.layers.network import Network
@@ -30,6 +30,7 @@ from omnimuse.parallel.pipe import share_blocks as share_out
 from omnimuse.parallel.sequence import bind
 from omnimuse.parallel.shard import share_blocks as keep_parts
 from omnimuse.parallel.tensor import share_weights
+from omnimuse.worker.build import SHAPES, begin, load, offload, run
 from omnimuse.worker.explain import explain
 
 PLACES = {
@@ -248,7 +249,7 @@ def test_parts_of_blocks_on_all_ranks_are_the_blocks_also_of_those_that_were_cut
             network = Toy(PLAN)
         shapes = {name: each.shape for name, each in network.named_parameters()}
         cuts = share_weights(network, mesh.axis("tensor")) if tensor > 1 else {}
-        _, cuts = keep_parts(network, mesh.axis("sequence"), cuts)
+        _, cuts = keep_parts(network, mesh.axis("sequence"), cuts, {})
         for name, parameter in network.named_parameters():
             assert parameter.shape[cuts[name].dim] == cuts[name].held
             assert cuts[name].whole == shapes[name][cuts[name].dim]
@@ -256,6 +257,25 @@ def test_parts_of_blocks_on_all_ranks_are_the_blocks_also_of_those_that_were_cut
     whole_on_both = "stack.0.out.bias"  # the tensor axis has it on every rank
     assert {count for (name, _), count in held.items() if name != whole_on_both} == {1}
     assert len(held) == 50 + 50 + 12 + (12 if tensor == 1 else 19)
+
+
+def read(folder: Path, parallel: ParallelConfig, scheme: str, rank: int) -> dict[str, nn.Parameter]:
+    """What a rank has of a network whose layers are packed by `scheme`, read by that rank alone."""
+    config = replace(asked(folder, parallel), quantize=QuantConfig.of(scheme))
+    under = begin(config, Mesh.planned(parallel, rank))
+    with run(under, (*SHAPES, offload, load)).resources:
+        return dict(under.networks["transformer"].named_parameters())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int8-dynamic"])
+def test_parts_of_blocks_whose_layers_are_packed_are_read_as_such(z_image_folder: Path, scheme: str) -> None:
+    whole = read(z_image_folder, ParallelConfig(), scheme, 0)
+    parts = [read(z_image_folder, ParallelConfig(ulysses=2, shard=2), scheme, rank) for rank in range(2)]
+    cut = {name for name, each in whole.items() if len(parts[0][name]) < len(each)}
+    assert any(name.endswith("weight_packed") for name in cut) and any(name.endswith("_scale") for name in cut)
+    for name, tensor in whole.items():
+        both = [part[name] for part in parts]
+        assert torch.equal(torch.cat(both) if name in cut else both[1], tensor), name
 
 
 def asked(folder: Path, parallel: ParallelConfig) -> Config:
