@@ -157,7 +157,7 @@ def test_a_step_cache_is_chosen_and_told_with_the_adapters_of_what_was_drawn(pag
     site.api.capabilities = EDITS | {"adapters": ["night: blue"]}
     page.reload()
     choice = page.get_by_label("Step cache")
-    assert choice.locator("option").all_inner_texts() == ["none", "careful", "balanced", "fast"]
+    expect(choice.locator("option")).to_have_text(["none", "careful", "balanced", "fast"])
     draw(page, "a ring")
     expect_picture(page)
     assert not {"cache", "lora"} & site.api.asked[0].keys()

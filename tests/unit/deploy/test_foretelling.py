@@ -31,7 +31,7 @@ def test_the_first_tiles_are_taken_for_which_all_pools_have_room() -> None:
 
 def test_what_is_set_while_a_pool_ends_is_refused_as_nobody_knows_whether_it_can_be_worn() -> None:
     seat = mock.Mock(spec=Seat)
-    foretelling = Foretelling(lambda: [[seat]])
+    foretelling = Foretelling(lambda: [[seat]], lambda: None)
     seat.link.send.side_effect = lambda frame: foretelling.lost(seat)
 
     async def set_it() -> None:
@@ -46,6 +46,6 @@ def test_what_is_set_while_a_pool_has_no_process_is_refused_at_once() -> None:
 
     async def set_it() -> None:
         with pytest.raises(EngineDeadError, match="a pool has no process that is ready; try again in a moment"):
-            await asyncio.wait_for(Foretelling(lambda: [[there], [gone]]).try_on([Lora("ink")]), 5)
+            await asyncio.wait_for(Foretelling(lambda: [[there], [gone]], lambda: None).try_on([Lora("ink")]), 5)
 
     asyncio.run(set_it())
