@@ -61,7 +61,7 @@ def told(engine: Engine, asks: list[Ask]) -> list[dict[str, torch.Tensor]]:
         made = results(engine, events, ids)
         found.append(spread(made))
         written = [note for result in made for note in result.written if result.steps.get("generate")]
-        spoken = any("audio" in result.tensors for result in made)
+        spoken = any(name.endswith((".audio", ".sound")) for name in found[-1])
         assert (
             spoken or not written or engine.runner.forwards.count - before < max(len(note.tokens) for note in written)
         )
