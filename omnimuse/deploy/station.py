@@ -94,7 +94,10 @@ class Station:
 
     def _hear(self, frame: AnyFrame, blob: Blob | None) -> None:
         if isinstance(frame, Weigh):
-            self._sharing.add_done_callback(lambda _: self._edge.send(self._weighed(frame)))
+            if self._sharing.done():
+                self._edge.send(self._weighed(frame))
+            else:
+                self._sharing.add_done_callback(lambda _: self._edge.send(self._weighed(frame)))
             return
         if isinstance(frame, Try):
             self._wanted.add(frame.stream)
