@@ -5,11 +5,9 @@ The networks are those of `longcat_image.py`; the text encoder is one that sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, LongCatImageTransformer2DModel
@@ -58,22 +56,9 @@ def reference(
     )
     results = []
     for wish in wishes:
-        with sized(wish):
+        with seeing.sized(module, wish):
             results.append(drawn(pipe, wish, output_type))
     return results
-
-
-def sized(wish: Wish) -> AbstractContextManager[Any]:
-    """The reference draws in the size that was asked for, whatever that of the picture."""
-    size = wish.params.width, wish.params.height
-    return mock.patch.object(pipeline_longcat_image_edit, "calculate_dimensions", return_value=size)
-
-
-@contextmanager
-def lent(folder: Path, wish: Wish) -> Iterator[dict[str, Any]]:
-    """As `wishes.Lent`."""
-    with sized(wish):
-        yield seeing.corrected(folder, "text_processor")
 
 
 FAMILIES = (
@@ -87,6 +72,6 @@ FAMILIES = (
         ),
         reference=reference,
         unable=EULER,
-        lent=lent,
+        lent=partial(seeing.lent, module=pipeline_longcat_image_edit, processor="text_processor"),
     ),
 )

@@ -5,12 +5,11 @@ The networks are those of `qwen_image.py`, with positions in layers and pixels o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
@@ -69,25 +68,12 @@ def reference(
 
         assert wish.image is not None
         clear = {"image": wish.image.convert("RGBA"), "callback_on_step_end": see}
-        with sized(wish):
+        with seeing.sized(module, wish):
             layers = drawn(pipe, wish, "pt", **clear)
         if output_type == "latent":
             layers = pipe._unpack_latents(left[0], size[1], size[0], len(layers), pipe.vae_scale_factor)[0]
         results.append(layers)
     return results
-
-
-def sized(wish: Wish) -> AbstractContextManager[Any]:
-    """The reference draws in the size that was asked for, whatever that of the picture."""
-    size = wish.params.width, wish.params.height
-    return mock.patch.object(pipeline_qwenimage_layered, "calculate_dimensions", return_value=size)
-
-
-@contextmanager
-def lent(folder: Path, wish: Wish) -> Iterator[dict[str, Any]]:
-    """As `wishes.Lent`."""
-    with sized(wish):
-        yield seeing.corrected(folder, "processor")
 
 
 def layered(scale: float, steps: int, height: int, width: int, seed: int, **extra: int) -> DiffusionParams:
@@ -112,6 +98,6 @@ FAMILIES = (
         reference=reference,
         least_steps=2,
         unable=EULER,
-        lent=lent,
+        lent=partial(seeing.lent, module=pipeline_qwenimage_layered, processor="processor"),
     ),
 )

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from omnimuse.pipeline.reading import PLACE
 from tests.checkpoints import parts
+from tests.checkpoints.wishes import Wish
 
 MEDIA = ("<|vision_start|>", "<|vision_end|>", PLACE, "<|video_pad|>")
 PIXELS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 12}
@@ -82,3 +85,16 @@ def corrected(folder: Path, processor: str, dtype: torch.dtype = torch.float32) 
         "tokenizer": words,
         processor: Processor(words, Qwen2VLImageProcessorPil.from_pretrained(folder / processor)),
     }
+
+
+def sized(module: Any, wish: Wish) -> AbstractContextManager[Any]:
+    """The reference in `module` draws in the size that was asked for, whatever that of the picture."""
+    size = wish.params.width, wish.params.height
+    return mock.patch.object(module, "calculate_dimensions", return_value=size)
+
+
+@contextmanager
+def lent(folder: Path, wish: Wish, *, module: Any, processor: str) -> Iterator[dict[str, Any]]:
+    """As `wishes.Lent`, for a reference in `module` that is `sized`."""
+    with sized(module, wish):
+        yield corrected(folder, processor)
