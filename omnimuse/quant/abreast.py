@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from omnimuse.layers.steady import agreeing, trial, trial_row
-from omnimuse.quant.schemes import Packing, Parts, Product, Reading
+from omnimuse.quant.schemes import Packing, Parts, Reading
 
 TOGETHER = {"AVX512": 64, "AVX2": 32}
 """How many outputs lie beside each other for the kernel of each kind of processor; elsewhere it is slow."""
@@ -69,9 +69,6 @@ class Abreast(Packing, Reading):
             halves[:, 0], halves[:, 1] = both & 15, both >> 4
             floats.unflatten(1, (-1, self.group)).mul_(steps[..., None]).add_(least[..., None])
         return found
-
-    def multiply(self, x: Tensor, parts: Parts, product: Product) -> Tensor:
-        return product(x, self.unpack(parts).to(x.dtype))
 
     def most(self, inputs: int) -> int:
         return MOST
