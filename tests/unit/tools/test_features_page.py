@@ -46,6 +46,7 @@ FEATURE = {feature.name: feature for feature in FEATURES}
 @pytest.mark.crossed
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")  # the compiler's own
 def test_the_page_is_what_make_features_writes() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make features`"
 
